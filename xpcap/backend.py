@@ -1,0 +1,243 @@
+"""Where arrays live: NumPy on the CPU or CuPy on a GPU, behind one array namespace `xp`.
+
+Layers call `namespace(x, W, ...)` once and compute with what they get; they never name a library.
+`Backend` objects exist only at the edges, where data are handed over, parameters are created and
+files are written. Random numbers are always drawn on the host, so that a seed means the same
+on every device; hence a `Backend` has no generator of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import os
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy
+
+from xpcap.errors import BackendError
+
+Array: TypeAlias = Any
+"""An n-dimensional array of NumPy or CuPy; no static type names both."""
+
+Namespace: TypeAlias = Any
+"""The module `numpy` or `cupy`, or anything that behaves like it."""
+
+
+def _library(array: Array) -> Namespace | None:
+    """Return the namespace an object belongs to, or None for a scalar, which fits any of them."""
+    if isinstance(array, numpy.ndarray):
+        return numpy
+    if array is None or isinstance(array, (numbers.Number, numpy.generic)):
+        return None
+    cupy = sys.modules.get("cupy")  # an array of a library that was not imported cannot exist
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    raise BackendError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """Return the array namespace that all `arrays` belong to.
+
+    Parameters
+    ----------
+    *arrays
+        Arrays of any shape and dtype; Python and NumPy scalars and None are ignored.
+
+    Returns
+    -------
+    module
+        `numpy` or `cupy`.
+
+    Raises
+    ------
+    BackendError
+        If two libraries are mixed, an argument is no array, or all are scalars.
+    """
+    found: Namespace | None = None
+    for array in arrays:
+        xp = _library(array)
+        if xp is None or xp is found:
+            continue
+        if found is not None:
+            raise BackendError(
+                f"arrays of {found.__name__} and {xp.__name__} in one call; move them to one"
+                " device first (Backend.to_device, to_host, model.to)"
+            )
+        found = xp
+    if found is None:
+        raise BackendError("expected at least one NumPy or CuPy array, got only scalars")
+    return found
+
+
+def is_host(xp: Namespace) -> bool:
+    """Whether values can be read without waiting for a device, as bounds checks need."""
+    return xp is numpy
+
+
+def to_host(array: Array) -> Array:
+    """Return `array` as a NumPy array; a NumPy array is returned as it is, not copied."""
+    xp = namespace(array)
+    return array if is_host(xp) else xp.asnumpy(array)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One device and the array namespace that computes on it.
+
+    Parameters
+    ----------
+    name
+        `"cpu"` or `"gpu:K"`.
+    xp
+        The namespace, `numpy` or `cupy`.
+    device
+        The GPU's number, or None on the CPU.
+    remark
+        Why this one was taken, where `auto` had to decide; else empty.
+    """
+
+    name: str
+    xp: Namespace
+    device: int | None = None
+    remark: str = ""
+
+    def to_device(self, array: Array, dtype: Any = None) -> Array:
+        """Return `array` (NumPy, or already this backend's) as this backend's array."""
+        with self.activate():
+            return self.xp.asarray(array, dtype=dtype)
+
+    def to_host(self, array: Array) -> Array:
+        """Return `array` as a NumPy array."""
+        return to_host(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device is not None:
+            self.xp.cuda.Device(self.device).synchronize()
+
+    def activate(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context inside which this backend's device is the current one."""
+        if self.device is None:
+            return contextlib.nullcontext()
+        return self.xp.cuda.Device(self.device)  # type: ignore[no-any-return]
+
+
+CPU = Backend("cpu", numpy)
+
+
+def _open_gpu(spec: str, number: int) -> Backend:
+    try:
+        import cupy
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        reason = "is not installed" if missing else f"cannot be imported ({_first_line(error)})"
+        raise BackendError(
+            f"device '{spec}' needs CuPy, which {reason}; install it with"
+            " pip install 'xpcap[gpu]' (CUDA 12) or 'xpcap[gpu13]' (CUDA 13)"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's own error class exists only where it could be imported
+        raise BackendError(
+            f"device '{spec}': CuPy is installed, but no NVIDIA driver or GPU answers"
+            f" ({_first_line(error)})"
+        ) from error
+    if number >= count:
+        raise BackendError(f"device '{spec}': this machine has {count} GPU(s), numbered from 0")
+    return Backend(f"gpu:{number}", cupy, number)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" \t=")]
+    return lines[0] if lines else type(error).__name__
+
+
+def open_backend(spec: str = "auto") -> Backend:
+    """Open a device by name.
+
+    Parameters
+    ----------
+    spec
+        `"cpu"`, `"gpu"` (the first), `"gpu:K"` or `"auto"` (a GPU where one answers, else the
+        CPU, with the reason in `Backend.remark`).
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown, or the GPU cannot be had: it says what is missing and never falls
+        back by itself.
+    """
+    kind, _, number = spec.partition(":")
+    if spec == "cpu":
+        return CPU
+    if spec == "gpu" or (kind == "gpu" and number.isdecimal()):
+        return _open_gpu(spec, int(number or 0))
+    if spec == "auto":
+        try:
+            return _open_gpu("gpu", 0)
+        except BackendError as error:
+            return Backend("cpu", numpy, remark=str(error))
+    raise BackendError(f"device '{spec}' is unknown; expected auto, cpu, gpu or gpu:K")
+
+
+_default: Backend | None = None
+
+
+def default_backend() -> Backend:
+    """Return where new models and data go: as `use_backend` says, or `XPCAP_DEVICE`, or the CPU."""
+    global _default
+    if _default is None:
+        _default = open_backend(os.environ.get("XPCAP_DEVICE") or "cpu")
+    return _default
+
+
+def as_backend(backend: Backend | str | None) -> Backend:
+    """Return a `Backend` from one, from a device name, or the default one from None."""
+    if backend is None:
+        return default_backend()
+    return open_backend(backend) if isinstance(backend, str) else backend
+
+
+class use_backend:
+    """Choose where new models and data go, from now on or inside a `with` block.
+
+    The choice belongs to the process, not to a thread.
+
+    Parameters
+    ----------
+    backend
+        A device name as `open_backend` takes it, or a `Backend`.
+
+    Examples
+    --------
+    >>> import xpcap
+    >>> with xpcap.use_backend("cpu") as backend:
+    ...     print(backend.name)
+    cpu
+    """
+
+    def __init__(self, backend: Backend | str) -> None:
+        global _default
+        self._previous = _default
+        self.backend = _default = as_backend(backend)
+        self._device = self.backend.activate()
+        self._device.__enter__()
+
+    def __enter__(self) -> Backend:
+        return self.backend
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _default
+        _default = self._previous
+        self._device.__exit__(kind, error, trace)

@@ -1,0 +1,80 @@
+"""Writing files and folders so that they are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from xpcap.errors import DataError
+
+
+@contextlib.contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn an operating-system error inside the block into a `DataError` that names `path`.
+
+    Parameters
+    ----------
+    path
+        What was being read or written.
+    doing
+        The verb of the message: `"write"`, `"read"`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            reason = "no space left on the device"
+        raise DataError(f"cannot {doing} {path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it, in one step, when the block succeeds.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written to or is full; `path` then stays as it was.
+    """
+    with explained(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` when the block succeeds.
+
+    Raises
+    ------
+    DataError
+        If `path` exists and is not an empty folder, or cannot be written; nothing is left behind.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise DataError(f"{path} exists and is not an empty folder; expected a new name")
+    with explained(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,207 @@
+"""Numerical gradients: trust in a backward pass comes from comparing it with its forward pass.
+
+Central differences, (f(x + h) - f(x - h)) / 2h, are right to order h^2; use float64. The functions
+take arrays of either library and know nothing of xpcap's layers, so that they can judge any code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from xpcap.backend import Array, namespace, to_host
+
+
+def rel_error(x: Array, y: Array) -> float:
+    """Return the largest relative difference, max |x - y| / max(1e-8, |x| + |y|).
+
+    Parameters
+    ----------
+    x, y
+        Arrays of one shape, on any device, or numbers.
+    """
+    x, y = _host(x), _host(y)
+    return float(numpy.max(abs(x - y) / numpy.maximum(1e-8, abs(x) + abs(y)), initial=0.0))
+
+
+def eval_numerical_gradient(
+    f: Callable[[Array], Any], x: Array, verbose: bool = True, h: float = 1e-5
+) -> Array:
+    """Return the numerical gradient of a function with one number as its value.
+
+    Parameters
+    ----------
+    f
+        Takes `x` and returns a number (a 0-d array will do).
+    x
+        Where to differentiate; its elements are moved in place by `h` and put back.
+    verbose
+        Print each element's index and slope.
+    h
+        The step.
+
+    Returns
+    -------
+    array
+        Of `x`'s shape, float64, on its device.
+    """
+
+    def slope(plus: Any, minus: Any) -> float:
+        return (float(plus) - float(minus)) / (2 * h)
+
+    return _differentiate(f, x, h, slope, verbose)
+
+
+def eval_numerical_gradient_array(
+    f: Callable[[Array], Array], x: Array, df: Array, h: float = 1e-5
+) -> Array:
+    """Return the numerical gradient of sum(f(x) df), for a function with an array as its value.
+
+    Parameters
+    ----------
+    f
+        Takes `x` and returns an array.
+    x
+        Where to differentiate; its elements are moved in place by `h` and put back.
+    df
+        The gradient of some loss with respect to `f(x)`, of the same shape.
+    h
+        The step.
+
+    Returns
+    -------
+    array
+        Of `x`'s shape, float64, on its device.
+    """
+
+    def slope(plus: Array, minus: Array) -> float:
+        return float(((plus - minus) * df).sum()) / (2 * h)
+
+    return _differentiate(f, x, h, slope, verbose=False)
+
+
+def _differentiate(
+    f: Callable[[Array], Any],
+    x: Array,
+    h: float,
+    slope: Callable[[Any, Any], float],
+    verbose: bool,
+) -> Array:
+    gradient = numpy.zeros(x.shape)
+    for index in numpy.ndindex(*x.shape):
+        old = x[index].copy()
+        x[index] = old + h
+        plus = _detached(f(x), x)
+        x[index] = old - h
+        minus = _detached(f(x), x)
+        x[index] = old
+        gradient[index] = slope(plus, minus)
+        if verbose:
+            print(index, gradient[index])
+    return namespace(x).asarray(gradient)
+
+
+def _detached(value: Any, x: Array) -> Any:
+    """Copy `f(x)` if it is `x` itself, which is about to be moved again."""
+    return value.copy() if value is x or getattr(value, "base", None) is x else value
+
+
+def gradcheck(
+    forward: Callable[..., tuple[Any, ...]],
+    backward: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    differentiable: Sequence[str],
+    seed: int = 0,
+    h: float = 1e-5,
+) -> dict[str, float]:
+    """Compare a backward pass with central differences of its forward pass, element by element.
+
+    Parameters
+    ----------
+    forward
+        Takes `arguments` by name; returns one or more arrays and then a cache.
+    backward
+        Takes a gradient for each of those arrays and the cache; returns the gradients of the
+        differentiable arguments in their order (or one array, if there is one).
+    arguments
+        Float64 arrays, and whatever else `forward` takes.
+    differentiable
+        The names of those with a gradient.
+    seed
+        Of the random gradients that come from above.
+    h
+        The step of the differences.
+
+    Returns
+    -------
+    dict
+        For each differentiable argument the relative error, by `rel_error`.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> from xpcap.layers import rnn_step_forward, rnn_step_backward
+    >>> draw = numpy.random.default_rng(0).standard_normal
+    >>> arguments = dict(x=draw((2, 3)), prev_h=draw((2, 4)), Wx=draw((3, 4)), Wh=draw((4, 4)),
+    ...                  b=draw(4))
+    >>> errors = gradcheck(rnn_step_forward, rnn_step_backward, arguments, list(arguments))
+    >>> max(errors.values()) < 1e-7
+    True
+    """
+    *outputs, cache = forward(**arguments)
+    gradients_above = [_random_like(output, seed + k) for k, output in enumerate(outputs)]
+    gradients = backward(*gradients_above, cache)
+    if not isinstance(gradients, tuple):
+        gradients = (gradients,)
+    errors = {}
+    for name, gradient in zip(differentiable, gradients, strict=True):
+        numerical = sum(
+            eval_numerical_gradient_array(
+                lambda x, k=k, name=name: forward(**{**arguments, name: x})[k],  # type: ignore[misc]
+                arguments[name].copy(),
+                above,
+                h,
+            )
+            for k, above in enumerate(gradients_above)
+        )
+        errors[name] = rel_error(numerical, gradient)
+    return errors
+
+
+def directional_error(
+    f: Callable[[Array], Any], x: Array, gradient: Array, seed: int = 0, h: float = 1e-6
+) -> float:
+    """Compare a gradient with the slope of `f` in one random direction; cheap at any size.
+
+    Parameters
+    ----------
+    f
+        Takes an array like `x` and returns a number.
+    x, gradient
+        Where, and the gradient there, of one shape, float64.
+    seed
+        Of the direction, which has length 1.
+    h
+        The step.
+
+    Returns
+    -------
+    float
+        |numerical - gradient · direction| relative to the gradient's norm.
+    """
+    direction = _random_like(x, seed)
+    direction /= float((direction * direction).sum()) ** 0.5
+    slope = (float(f(x + h * direction)) - float(f(x - h * direction))) / (2 * h)
+    norm = float((gradient * gradient).sum()) ** 0.5
+    return float(abs(slope - (gradient * direction).sum())) / max(norm, 1e-8)
+
+
+def _random_like(array: Array, seed: int) -> Array:
+    draw = numpy.random.default_rng(seed).standard_normal(array.shape)
+    return namespace(array).asarray(draw)
+
+
+def _host(value: Any) -> Any:
+    return to_host(value) if hasattr(value, "shape") else value

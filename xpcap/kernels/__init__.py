@@ -1,0 +1,54 @@
+"""The few hot operations: each a reference in array mathematics, and faster versions beneath it.
+
+A kernel is called as `name(xp, ...)`. NumPy, CuPy and anything like them can run the reference.
+A faster version for one library registers itself with `@name.override("numpy")`; it must agree
+with the reference, and one test holds every override of `KERNELS` to that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from xpcap.backend import Namespace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kernel(Generic[P, R]):
+    """One operation `f(xp, ...)`: its reference, and its overrides by the namespace's name."""
+
+    def __init__(self, reference: Callable[Concatenate[Namespace, P], R]) -> None:
+        self.reference = reference
+        self.overrides: dict[str, Callable[Concatenate[Namespace, P], R]] = {}
+        functools.update_wrapper(self, reference)
+
+    def __call__(self, xp: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the version for `xp`."""
+        chosen = self.overrides.get(xp.__name__, self.reference)
+        return chosen(xp, *args, **kwargs)
+
+    def override(
+        self, library: str
+    ) -> Callable[[Callable[Concatenate[Namespace, P], R]], Callable[Concatenate[Namespace, P], R]]:
+        """Register the decorated function as the version that runs on `library`."""
+
+        def register(
+            function: Callable[Concatenate[Namespace, P], R],
+        ) -> Callable[Concatenate[Namespace, P], R]:
+            self.overrides[library] = function
+            return function
+
+        return register
+
+
+KERNELS: dict[str, Kernel[Any, Any]] = {}
+
+
+def kernel(reference: Callable[Concatenate[Namespace, P], R]) -> Kernel[P, R]:
+    """Make a kernel of its reference."""
+    made = Kernel(reference)
+    KERNELS[reference.__name__] = made
+    return made

@@ -1,0 +1,44 @@
+"""The layers of a captioner: each a pair of plain functions, forward and backward by hand.
+
+`*_forward(...)` returns `(out, cache)`; `*_backward(dout, cache)` returns the gradients of the
+forward arguments, in their order. N is the batch, T time steps, D inputs, H hidden units, W the
+word vector, V the vocabulary; arrays are `(N, T, D)` and weights stand on the right, `x @ Wx`.
+The library of the arguments, NumPy or CuPy, computes.
+"""
+
+from xpcap.layers.affine import (
+    affine_backward,
+    affine_forward,
+    temporal_affine_backward,
+    temporal_affine_forward,
+)
+from xpcap.layers.dropout import dropout_backward, dropout_forward
+from xpcap.layers.embedding import word_embedding_backward, word_embedding_forward
+from xpcap.layers.gru import gru_backward, gru_forward, gru_step_backward, gru_step_forward
+from xpcap.layers.loss import temporal_softmax_loss
+from xpcap.layers.lstm import lstm_backward, lstm_forward, lstm_step_backward, lstm_step_forward
+from xpcap.layers.rnn import rnn_backward, rnn_forward, rnn_step_backward, rnn_step_forward
+
+__all__ = [
+    "affine_backward",
+    "affine_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "gru_backward",
+    "gru_forward",
+    "gru_step_backward",
+    "gru_step_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]

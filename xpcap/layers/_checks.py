@@ -1,0 +1,59 @@
+"""Checks that every public layer makes once, before it computes."""
+
+from __future__ import annotations
+
+from xpcap.backend import Array, Namespace, is_host
+from xpcap.errors import ShapeError
+
+
+def check_shapes(function: str, **arrays: tuple[Array, str]) -> dict[str, int]:
+    """Check arrays against shapes written in letters, and return the size of each letter.
+
+    Parameters
+    ----------
+    function
+        Whose arguments they are, for the message.
+    **arrays
+        By name, an array and its shape as words: `"N T D"`; a size may be a multiple, `"4H"`,
+        if the plain letter stands in an earlier one.
+
+    Raises
+    ------
+    ShapeError
+        It names every array with the shape expected and the shape given.
+    """
+    sizes: dict[str, int] = {}
+    for array, layout in arrays.values():
+        letters = layout.split()
+        fits = len(letters) == len(array.shape)
+        for letter, size in zip(letters, array.shape, strict=False):
+            factor, symbol = int(letter[:-1] or 1), letter[-1]
+            fits = fits and size == factor * sizes.setdefault(symbol, size)
+        if not fits:
+            wanted = ", ".join(f"{name} ({_commas(shape)})" for name, (_, shape) in arrays.items())
+            given = ", ".join(f"{name} {tuple(a.shape)}" for name, (a, _) in arrays.items())
+            raise ShapeError(f"{function}: expected {wanted}; got {given}")
+    return sizes
+
+
+def _commas(layout: str) -> str:
+    return ", ".join(layout.split()) + ("," if len(layout.split()) == 1 else "")
+
+
+def check_indices(xp: Namespace, function: str, indices: Array, size: int) -> None:
+    """Check that indices are integers and, where reading them costs nothing, in 0..size-1.
+
+    On a GPU the values are not looked at, for that would stop it; data sets are checked on the
+    host when they are opened.
+
+    Raises
+    ------
+    ShapeError
+        It names the range found and the range expected.
+    """
+    if indices.dtype.kind not in "iu":
+        raise ShapeError(f"{function}: expected integer indices, got {indices.dtype}")
+    if is_host(xp) and indices.size:
+        low, high = indices.min(), indices.max()
+        if low < 0 or high >= size:
+            raise ShapeError(f"{function}: indices {low} to {high} do not all lie in 0..{size - 1}")

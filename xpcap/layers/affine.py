@@ -1,0 +1,125 @@
+"""The affine layer: out = x w + b."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from xpcap.backend import Array, namespace
+from xpcap.errors import ShapeError
+from xpcap.layers._checks import check_shapes
+
+
+class AffineCache(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    x: Array
+    w: Array
+
+
+class AffineGradients(NamedTuple):
+    """Gradients in the order of the forward arguments."""
+
+    dx: Array
+    dw: Array
+    db: Array
+
+
+def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
+    """Multiply each input by a matrix and add a bias.
+
+    Parameters
+    ----------
+    x
+        Inputs `(N, d1, ..., dk)`, flattened to `(N, D)`.
+    w, b
+        Weights `(D, M)` and biases `(M,)`.
+
+    Returns
+    -------
+    out, cache
+        `x w + b`, `(N, M)`; and what `affine_backward` needs.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit together.
+    """
+    namespace(x, w, b)
+    check_shapes("affine_forward", w=(w, "D M"), b=(b, "M"))
+    if math.prod(x.shape[1:]) != w.shape[0]:
+        raise ShapeError(
+            f"affine_forward: expected x (N, ...) with {w.shape[0]} numbers a row as w"
+            f" {tuple(w.shape)} has rows; got x {tuple(x.shape)}"
+        )
+    return x.reshape(x.shape[0], w.shape[0]) @ w + b, AffineCache(x, w)
+
+
+def affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
+    """Gradients of `affine_forward`.
+
+    With X the flattened input: dX = dout w^T, dw = X^T dout, db = the sum of dout's rows.
+
+    Parameters
+    ----------
+    dout
+        Gradient of the output, `(N, M)`.
+    cache
+        From the forward pass.
+
+    Returns
+    -------
+    dx, dw, db
+        Of the shapes of `x`, `w` and `b`.
+    """
+    x, w = cache
+    namespace(dout, x, w)
+    rows = x.reshape(x.shape[0], w.shape[0])
+    return AffineGradients((dout @ w.T).reshape(x.shape), rows.T @ dout, dout.sum(axis=0))
+
+
+def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
+    """Apply one affine layer to every step of a sequence.
+
+    Parameters
+    ----------
+    x
+        Inputs `(N, T, D)`.
+    w, b
+        Weights `(D, M)` and biases `(M,)`.
+
+    Returns
+    -------
+    out, cache
+        Outputs `(N, T, M)`; and what `temporal_affine_backward` needs.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit together.
+    """
+    namespace(x, w, b)
+    size = check_shapes("temporal_affine_forward", x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
+    out = x.reshape(-1, size["D"]) @ w + b
+    return out.reshape(size["N"], size["T"], size["M"]), AffineCache(x, w)
+
+
+def temporal_affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
+    """Gradients of `temporal_affine_forward`: those of the affine layer on all steps at once.
+
+    Parameters
+    ----------
+    dout
+        Gradient of the output, `(N, T, M)`.
+    cache
+        From the forward pass.
+
+    Returns
+    -------
+    dx, dw, db
+        `(N, T, D)`, `(D, M)` and `(M,)`.
+    """
+    x, w = cache
+    rows = AffineCache(x.reshape(-1, x.shape[2]), w)
+    dx, dw, db = affine_backward(dout.reshape(-1, w.shape[1]), rows)
+    return AffineGradients(dx.reshape(x.shape), dw, db)

@@ -1,0 +1,70 @@
+"""Inverted dropout, with masks that are a function of the seed and the step alone.
+
+Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting" (JMLR 2014).
+"Inverted": what is kept is scaled up in training, so that nothing changes when it is switched off.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpcap.backend import Array, namespace
+from xpcap.errors import ConfigurationError
+from xpcap.kernels.random import keep_mask
+
+
+class DropoutCache(NamedTuple):
+    """What the backward pass needs: 0 where an element was dropped, else the scale."""
+
+    mask: Array
+
+
+def dropout_forward(
+    x: Array, rate: float, seed: int, stream: int = 0
+) -> tuple[Array, DropoutCache]:
+    """Set a random share of the elements to zero and scale the others up.
+
+    Parameters
+    ----------
+    x
+        Inputs of any shape.
+    rate
+        The share that is dropped, in [0, 1), taken to the nearest of 65,536 levels.
+    seed, stream
+        Which mask: the same two numbers (64 bits each) give the same mask on every device; another
+        stream, the number of a training step say, gives an independent one.
+
+    Returns
+    -------
+    out, cache
+        `x mask` with mask = 0 or 1 / (1 - rate); and what `dropout_backward` needs.
+
+    Raises
+    ------
+    ConfigurationError
+        If `rate` is not in [0, 1).
+    """
+    xp = namespace(x)
+    check_rate(rate)
+    threshold = min(round(rate * 65536), 65535)
+    kept = keep_mask(xp, x.size, threshold, seed, stream).reshape(x.shape)
+    mask = kept.astype(x.dtype) * (65536 / (65536 - threshold))
+    return x * mask, DropoutCache(mask)
+
+
+def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
+    """Gradient of `dropout_forward` with respect to `x`: `dout mask`."""
+    namespace(dout, cache.mask)
+    return dout * cache.mask
+
+
+def check_rate(rate: float) -> None:
+    """Check a dropout rate.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not in [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ConfigurationError(f"dropout rate {rate} is not in [0, 1)")

@@ -1,0 +1,61 @@
+"""Word embedding: each word gets its vector, and each vector the gradients of all its places."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpcap.backend import Array, namespace
+from xpcap.kernels.scatter import add_rows
+from xpcap.layers._checks import check_indices, check_shapes
+
+
+class EmbeddingCache(NamedTuple):
+    """What the backward pass needs: the words and how many there can be."""
+
+    x: Array
+    V: int
+
+
+def word_embedding_forward(x: Array, W: Array) -> tuple[Array, EmbeddingCache]:
+    """Give each word its vector.
+
+    Parameters
+    ----------
+    x
+        Word indices `(N, T)`, integers in 0..V-1.
+    W
+        A vector for each word, `(V, D)`.
+
+    Returns
+    -------
+    out, cache
+        `W[x]`, `(N, T, D)`; and what `word_embedding_backward` needs.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit, or an index lies outside the vocabulary (seen on the CPU only).
+    """
+    xp = namespace(x, W)
+    size = check_shapes("word_embedding_forward", x=(x, "N T"), W=(W, "V D"))
+    check_indices(xp, "word_embedding_forward", x, size["V"])
+    return W[x], EmbeddingCache(x, size["V"])
+
+
+def word_embedding_backward(dout: Array, cache: EmbeddingCache) -> Array:
+    """Gradient of `word_embedding_forward`: each word's row is the sum over all its places.
+
+    Parameters
+    ----------
+    dout
+        Gradient of the output, `(N, T, D)`.
+    cache
+        From the forward pass.
+
+    Returns
+    -------
+    dW
+        `(V, D)`; the same bits every time, since the order of summation is fixed.
+    """
+    xp = namespace(dout, cache.x)
+    return add_rows(xp, cache.x.reshape(-1), dout.reshape(-1, dout.shape[2]), cache.V)
