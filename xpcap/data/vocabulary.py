@@ -1,0 +1,162 @@
+"""Words and their numbers: cutting a caption into words, encoding it, and reading it back."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy
+
+from xpcap.backend import Array, to_host
+from xpcap.errors import DataError
+from xpcap.files import explained, new_file
+
+NULL, START, END, UNK = "<NULL>", "<START>", "<END>", "<UNK>"
+SPECIAL = (NULL, START, END, UNK)
+
+
+def tokenize(caption: str) -> list[str]:
+    """Cut a caption into words: lower case, `-` as a space, only a-z and 0-9 kept.
+
+    Examples
+    --------
+    >>> tokenize("Two T-shirts, on a bed.")
+    ['two', 't', 'shirts', 'on', 'a', 'bed']
+    """
+    return re.sub(r"[^a-z0-9\s]", "", caption.lower().replace("-", " ")).split()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A list of words, each known by its place; `<NULL>`, `<START>`, `<END>`, `<UNK>` come first.
+
+    Parameters
+    ----------
+    idx_to_word
+        The words, all different.
+    """
+
+    idx_to_word: Sequence[str]
+
+    @cached_property
+    def word_to_idx(self) -> dict[str, int]:
+        """The place of each word."""
+        return {word: index for index, word in enumerate(self.idx_to_word)}
+
+    def __len__(self) -> int:
+        return len(self.idx_to_word)
+
+    @classmethod
+    def build(cls, captions: Iterable[Sequence[str]], min_count: int = 1) -> Vocabulary:
+        """Make one from tokenized captions: words seen `min_count` times, the frequent first."""
+        counts = collections.Counter(word for words in captions for word in words)
+        kept = [word for word, count in counts.items() if count >= min_count]
+        return cls([*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+    def encode(self, words: Sequence[str], length: int) -> numpy.ndarray:
+        """Return `<START> words <END>` padded with `<NULL>`, as int32 `(length,)`.
+
+        A word that is not in the vocabulary becomes `<UNK>`.
+
+        Raises
+        ------
+        DataError
+            If `words` and the two marks do not fit in `length`.
+        """
+        if len(words) + 2 > length:
+            raise DataError(f"a caption of {len(words)} words does not fit in {length} places")
+        places = self.word_to_idx
+        row = numpy.full(length, places[NULL], numpy.int32)
+        row[0] = places[START]
+        row[1 : len(words) + 1] = [places.get(word, places[UNK]) for word in words]
+        row[len(words) + 1] = places[END]
+        return row
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Read a `coco2014_vocab.json`: an object with `idx_to_word` and `word_to_idx`.
+
+        Raises
+        ------
+        DataError
+            If the file is missing, no such JSON, or its two halves disagree.
+        """
+        with explained(path, "read"):
+            text = path.read_bytes()
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+        words = content.get("idx_to_word") if isinstance(content, dict) else None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{path}: expected 'idx_to_word', a list of words")
+        vocabulary = cls(words)
+        if len(vocabulary.word_to_idx) != len(words):
+            raise DataError(f"{path}: 'idx_to_word' holds a word twice; expected each word once")
+        if content.get("word_to_idx") != vocabulary.word_to_idx:
+            raise DataError(f"{path}: 'word_to_idx' is not the inverse of 'idx_to_word'")
+        for mark in SPECIAL:
+            if mark not in vocabulary.word_to_idx:
+                raise DataError(f"{path}: 'idx_to_word' lacks {mark}")
+        return vocabulary
+
+    def write(self, path: Path) -> None:
+        """Write the file that `read` reads."""
+        with new_file(path) as temporary:
+            temporary.write_text(
+                json.dumps(
+                    {"idx_to_word": list(self.idx_to_word), "word_to_idx": self.word_to_idx}
+                ),
+                encoding="utf-8",
+            )
+
+
+def decode_captions(captions: Array, idx_to_word: Sequence[str]) -> str | list[str]:
+    """Turn word indices back into text.
+
+    Parameters
+    ----------
+    captions
+        Integers `(T,)` for one caption, `(N, T)` for many, on any device.
+    idx_to_word
+        The word of each index.
+
+    Returns
+    -------
+    str or list of str
+        The words up to and with `<END>`, `<NULL>` left out; a list for many captions.
+
+    Raises
+    ------
+    DataError
+        If an index is not that of a word.
+    """
+    rows = to_host(captions)
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(idx_to_word):
+        raise DataError(
+            f"captions hold word indices {rows.min()} to {rows.max()};"
+            f" the vocabulary has 0 to {len(idx_to_word) - 1}"
+        )
+    sentences = [_sentence(row, idx_to_word) for row in numpy.atleast_2d(rows)]
+    return sentences if rows.ndim > 1 else sentences[0]
+
+
+def _sentence(row: Iterable[int], idx_to_word: Sequence[str]) -> str:
+    words = []
+    for index in row:
+        word = idx_to_word[index]
+        if word != NULL:
+            words.append(word)
+        if word == END:
+            break
+    return " ".join(words)
+
+
+def plain(sentence: str) -> str:
+    """Return a decoded caption without its `<START>` and `<END>`, as a person would read it."""
+    return " ".join(word for word in sentence.split() if word not in (START, END))

@@ -1,0 +1,1 @@
+"""Proving an installation: every layer's gradients and the worked cases, on any device."""

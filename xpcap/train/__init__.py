@@ -1,0 +1,1 @@
+"""Training: the loop, its schedule and events, validation, and the solver of the course."""
