@@ -81,9 +81,9 @@ def is_host(xp: Namespace) -> bool:
 
 
 def to_host(array: Array) -> Array:
-    """Return `array` as a NumPy array; a NumPy array is returned as it is, not copied."""
-    xp = namespace(array)
-    return array if is_host(xp) else xp.asnumpy(array)
+    """Return `array` as a NumPy array; a NumPy array or a scalar is returned as it is."""
+    xp = _library(array)
+    return array if xp is None or is_host(xp) else xp.asnumpy(array)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ class Backend:
     remark: str = ""
 
     def to_device(self, array: Array, dtype: Any = None) -> Array:
-        """Return `array` (NumPy, or already this backend's) as this backend's array."""
+        """Return `array`, of whatever backend, as this backend's array."""
+        if _library(array) not in (None, self.xp):
+            array = to_host(array)
         with self.activate():
             return self.xp.asarray(array, dtype=dtype)
 

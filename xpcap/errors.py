@@ -27,3 +27,7 @@ class CheckpointError(XpcapError, ValueError):
 
 class ConfigurationError(XpcapError, ValueError):
     """An option has a value that xpcap does not know or cannot use."""
+
+
+class DivergedError(XpcapError, ArithmeticError):
+    """Training went wrong: a loss is no longer a finite number."""

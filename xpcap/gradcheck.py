@@ -195,7 +195,7 @@ def directional_error(
     direction /= float((direction * direction).sum()) ** 0.5
     slope = (float(f(x + h * direction)) - float(f(x - h * direction))) / (2 * h)
     norm = float((gradient * gradient).sum()) ** 0.5
-    return float(abs(slope - (gradient * direction).sum())) / max(norm, 1e-8)
+    return float(abs(slope - float((gradient * direction).sum())) / max(norm, 1e-8))
 
 
 def _random_like(array: Array, seed: int) -> Array:

@@ -17,6 +17,10 @@ Config: TypeAlias = dict[str, Any]
 Rule: TypeAlias = Callable[[Array, Array, "Config | None"], "tuple[Array, Config]"]
 
 
+LEARNING_RATES = {"sgd": 1e-2, "sgd_momentum": 1e-2, "rmsprop": 1e-2, "adam": 1e-3, "adamw": 1e-3}
+"""Where a config does not say."""
+
+
 def _with_defaults(config: Config | None, **defaults: Any) -> Config:
     config = {} if config is None else config
     for name, value in defaults.items():
@@ -39,7 +43,7 @@ def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Confi
     next_w, config
         The new parameter, and the same config.
     """
-    config = _with_defaults(config, learning_rate=1e-2)
+    config = _with_defaults(config, learning_rate=LEARNING_RATES["sgd"])
     return w - config["learning_rate"] * dw, config
 
 
@@ -58,7 +62,7 @@ def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Arr
     next_w, config
         The new parameter, and the config with the new velocity.
     """
-    config = _with_defaults(config, learning_rate=1e-2, momentum=0.9)
+    config = _with_defaults(config, learning_rate=LEARNING_RATES["sgd_momentum"], momentum=0.9)
     velocity = config.get("velocity")
     if velocity is None:
         velocity = namespace(w).zeros_like(w)
@@ -83,7 +87,9 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
     next_w, config
         The new parameter, and the config with the new cache.
     """
-    config = _with_defaults(config, learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
+    config = _with_defaults(
+        config, learning_rate=LEARNING_RATES["rmsprop"], decay_rate=0.99, epsilon=1e-8
+    )
     xp = namespace(w, dw)
     decay = config["decay_rate"]
     cache = config.get("cache")
@@ -113,6 +119,7 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
     next_w, config
         The new parameter, and the config with the new moments and count.
     """
+    config = _with_defaults(config, learning_rate=LEARNING_RATES["adam"])
     direction, config = _adam_direction(w, dw, config)
     return w - config["learning_rate"] * direction, config
 
@@ -134,15 +141,13 @@ def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Con
     next_w, config
         The new parameter, and the config with the new moments and count.
     """
-    config = _with_defaults(config, weight_decay=1e-2)
+    config = _with_defaults(config, learning_rate=LEARNING_RATES["adamw"], weight_decay=1e-2)
     direction, config = _adam_direction(w, dw, config)
     return w - config["learning_rate"] * (direction + config["weight_decay"] * w), config
 
 
-def _adam_direction(w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
-    config = _with_defaults(
-        config, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, m=None, v=None, t=0
-    )
+def _adam_direction(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
+    config = _with_defaults(config, beta1=0.9, beta2=0.999, epsilon=1e-8, m=None, v=None, t=0)
     xp = namespace(w, dw)
     b1, b2 = config["beta1"], config["beta2"]
     m = xp.zeros_like(w) if config["m"] is None else config["m"]
@@ -173,6 +178,56 @@ def find_rule(name: str) -> Rule:
     if name not in RULES:
         raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
     return RULES[name]
+
+
+class Optimizer:
+    """One update rule for many parameters, each with a config of its own.
+
+    Parameters
+    ----------
+    rule
+        The name of an update rule.
+    **settings
+        What every parameter's config starts from: `beta1=0.8`, say.
+
+    Attributes
+    ----------
+    learning_rate
+        Of all parameters, before a schedule's factor: `settings`' or the rule's own default.
+    configs
+        By parameter, what the rule remembers of it.
+
+    Raises
+    ------
+    ConfigurationError
+        If the rule is unknown, or the learning rate not a finite positive number.
+    """
+
+    def __init__(self, rule: str, **settings: Any) -> None:
+        self._rule = find_rule(rule)
+        self._settings = {"learning_rate": LEARNING_RATES[rule], **settings}
+        self.learning_rate: float = self._settings["learning_rate"]
+        check_positive("learning rate", self.learning_rate)
+        self.configs: dict[str, Config] = {}
+
+    def update(
+        self, params: dict[str, Array], gradients: dict[str, Array], factor: float = 1.0
+    ) -> None:
+        """Replace every parameter by its next value.
+
+        Parameters
+        ----------
+        params
+            By name; the arrays are replaced, not changed.
+        gradients
+            With the same keys.
+        factor
+            What a schedule multiplies the learning rate by in this step.
+        """
+        for name, gradient in gradients.items():
+            config = self.configs.setdefault(name, dict(self._settings))
+            config["learning_rate"] = self.learning_rate * factor
+            params[name], self.configs[name] = self._rule(params[name], gradient, config)
 
 
 def clip_by_global_norm(

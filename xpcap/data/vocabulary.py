@@ -100,9 +100,8 @@ class Vocabulary:
             raise DataError(f"{path}: 'idx_to_word' holds a word twice; expected each word once")
         if content.get("word_to_idx") != vocabulary.word_to_idx:
             raise DataError(f"{path}: 'word_to_idx' is not the inverse of 'idx_to_word'")
-        for mark in SPECIAL:
-            if mark not in vocabulary.word_to_idx:
-                raise DataError(f"{path}: 'idx_to_word' lacks {mark}")
+        if tuple(words[: len(SPECIAL)]) != SPECIAL:
+            raise DataError(f"{path}: 'idx_to_word' does not begin with {', '.join(SPECIAL)}")
         return vocabulary
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,245 @@
+"""A data set as training uses it: captions, features and words, opened from a data folder."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap.data import folder as layout
+from xpcap.data.features import Features, LazyFeatures, read_features
+from xpcap.data.hdf5 import open_hdf5, read_array
+from xpcap.data.vocabulary import NULL, START, Vocabulary, decode_captions, plain
+from xpcap.errors import DataError
+from xpcap.files import explained
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the validation part, on the host.
+
+    Parameters
+    ----------
+    captions
+        Word indices `(M, T)` int32.
+    image_idxs
+        The image of each caption `(M,)` int32, a row of `features` and `urls`.
+    features
+        `(images, D)`: an array, or a `LazyFeatures` that reads rows when indexed.
+    urls
+        A line an image.
+    """
+
+    captions: numpy.ndarray
+    image_idxs: numpy.ndarray
+    features: Features
+    urls: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open data folder.
+
+    Parameters
+    ----------
+    folder
+        Where it is.
+    vocabulary
+        Its words.
+    splits
+        `"train"` and `"val"`.
+    kind
+        Which features were opened: `"pca"` or `"fc7"`.
+    description
+        What `dataset.json` says: `name`, `features` in words, `extractor` if there is one.
+    """
+
+    folder: Path
+    vocabulary: Vocabulary
+    splits: Mapping[str, Split]
+    kind: str
+    description: Mapping[str, Any]
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the numbers an image has."""
+        return self.splits["train"].features.shape[1]
+
+    @cached_property
+    def references(self) -> dict[str, list[list[str]]]:
+        """For each image of each split all its captions, as text.
+
+        From `references.json` where there is one, else the encoded captions read back.
+        """
+        stored = _read_json(self.folder / layout.REFERENCES)
+        return {name: self._references_of(name, stored) for name in self.splits}
+
+    def _references_of(self, name: str, stored: Any) -> list[list[str]]:
+        split = self.splits[name]
+        images = split.features.shape[0]
+        if stored is None:
+            by_image = collections.defaultdict(list)
+            sentences = decode_captions(split.captions, self.vocabulary.idx_to_word)
+            for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
+                by_image[image].append(plain(sentence))
+            return [by_image[image] for image in range(images)]
+        try:
+            captions = [list(map(str, image["captions"])) for image in stored[name]]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.folder / layout.REFERENCES}: expected '{name}', a list of objects with"
+                " 'captions'"
+            ) from error
+        if len(captions) != images:
+            raise DataError(
+                f"{self.folder / layout.REFERENCES}: '{name}' has {len(captions)} images;"
+                f" expected {images} as the features have"
+            )
+        return captions
+
+
+def open_dataset(
+    folder: Path,
+    features: str = "auto",
+    *,
+    lazy: bool = False,
+    dtype: str = "float32",
+    max_train: int | None = None,
+    rng: numpy.random.Generator | None = None,
+) -> Dataset:
+    """Open a data folder: the CS231n one as it comes, or one that xpcap made.
+
+    Parameters
+    ----------
+    folder
+        Holds the files that `xpcap.data.folder` names.
+    features
+        `"pca"`, `"fc7"`, or `"auto"`: pca where there is one, else fc7.
+    lazy
+        Leave the features in their files and read rows when they are needed.
+    dtype
+        Of the features in memory: `"float32"` or `"float16"`.
+    max_train
+        Keep only so many training captions, drawn at random.
+    rng
+        Where that draw comes from; needed with `max_train`.
+
+    Raises
+    ------
+    DataError
+        It names the file, the key, what was found and what was expected.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
+    kind = _choose_features(folder, features)
+    vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
+    splits = {}
+    with open_hdf5(folder / layout.CAPTIONS) as file:
+        for name in layout.SPLITS:
+            captions, image_idxs = _read_captions(file, folder / layout.CAPTIONS, name, vocabulary)
+            path = folder / layout.features_file(name, kind)
+            values = LazyFeatures(path, dtype) if lazy else read_features(path, dtype)
+            _check_images(folder, name, image_idxs, path, values.shape[0])
+            urls = _read_urls(folder / layout.urls_file(name), values.shape[0])
+            splits[name] = Split(captions, image_idxs, values, urls)
+    sizes = {name: split.features.shape[1] for name, split in splits.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"{folder}: features have {sizes} numbers an image; expected one size")
+    if max_train is not None:
+        splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
+    description = _read_json(folder / layout.DESCRIPTION)
+    if not isinstance(description, dict):
+        description = {"name": folder.resolve().name}
+    return Dataset(folder, vocabulary, splits, kind, description)
+
+
+def _choose_features(folder: Path, features: str) -> str:
+    there = [
+        kind
+        for kind in layout.FEATURE_KINDS
+        if (folder / layout.features_file("train", kind)).exists()
+    ]
+    if features == "auto":
+        return there[0] if there else "pca"
+    if features not in layout.FEATURE_KINDS:
+        raise DataError(f"features '{features}' are unknown; expected auto, pca or fc7")
+    if there and features not in there:
+        wanted = layout.features_file("train", features)
+        raise DataError(f"{folder} has no {features} features ({wanted}), only {there[0]}")
+    return features
+
+
+def _read_captions(
+    file: Any, path: Path, name: str, vocabulary: Vocabulary
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    key = f"{name}_captions"
+    captions = read_array(file, path, key, 2, "iu")
+    image_idxs = read_array(file, path, f"{name}_image_idxs", 1, "iu")
+    if len(captions) != len(image_idxs):
+        raise DataError(
+            f"{path}: '{key}' has {len(captions)} rows and '{name}_image_idxs' {len(image_idxs)};"
+            " expected as many"
+        )
+    if captions.size == 0 or captions.shape[1] < 2:
+        raise DataError(
+            f"{path}: '{key}' is {captions.shape}; expected at least one caption of two words"
+        )
+    if captions.min() < 0 or captions.max() >= len(vocabulary):
+        raise DataError(
+            f"{path}: '{key}' holds word indices {captions.min()} to {captions.max()}; expected"
+            f" 0 to {len(vocabulary) - 1} as {layout.VOCABULARY} has {len(vocabulary)} words"
+        )
+    places = vocabulary.word_to_idx
+    if (captions[:, 0] != places[START]).any():
+        row = int(numpy.argmax(captions[:, 0] != places[START]))
+        raise DataError(f"{path}: '{key}' row {row} does not begin with {START}, as all must")
+    if (captions[:, 1:] == places[NULL]).all(axis=1).any():
+        row = int(numpy.argmax((captions[:, 1:] == places[NULL]).all(axis=1)))
+        raise DataError(f"{path}: '{key}' row {row} has no word after {START}")
+    return captions.astype(numpy.int32), image_idxs.astype(numpy.int32)
+
+
+def _check_images(
+    folder: Path, name: str, image_idxs: numpy.ndarray, path: Path, images: int
+) -> None:
+    if image_idxs.min() < 0 or image_idxs.max() >= images:
+        raise DataError(
+            f"{path} has {images} rows, but '{name}_image_idxs' in {folder / layout.CAPTIONS}"
+            f" names images {image_idxs.min()} to {image_idxs.max()}"
+        )
+
+
+def _read_urls(path: Path, images: int) -> list[str]:
+    with explained(path, "read"):
+        urls = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if len(urls) != images:
+        raise DataError(f"{path} has {len(urls)} lines; expected {images}, one an image")
+    return [url.strip() for url in urls]
+
+
+def _read_json(path: Path) -> Any:
+    """Read an optional JSON file; None where there is none."""
+    if not path.exists():
+        return None
+    with explained(path, "read"):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def _draw(split: Split, count: int, rng: numpy.random.Generator) -> Split:
+    if not 1 <= count <= len(split):
+        raise DataError(f"max-train {count} is not in 1..{len(split)}, the training captions")
+    rows = numpy.sort(rng.choice(len(split), count, replace=False))
+    return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)

@@ -1,0 +1,115 @@
+"""Image features in an HDF5 file: read whole, or row by row as they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+
+from xpcap.data.hdf5 import find_array, open_hdf5
+from xpcap.errors import DataError
+
+BLOCK_BYTES = 64 * 2**20
+FEATURE_DTYPES = ("float32", "float16")
+
+
+class Features(Protocol):
+    """What a data set needs of its features; a NumPy array has it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images, D."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return the features of the images `rows`."""
+
+
+def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
+    """Read a whole feature file.
+
+    Parameters
+    ----------
+    path
+        An HDF5 file with the floating array `features (images, D)`.
+    dtype
+        `"float32"`, or `"float16"` for half the memory and about three digits.
+
+    Returns
+    -------
+    array
+        `(images, D)` of that dtype.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, truncated, holds something else, or a number in it is not finite
+        (or too large for `dtype`).
+    """
+    lazy = LazyFeatures(path, dtype)
+    out = numpy.empty(lazy.shape, dtype)
+    block = max(1, BLOCK_BYTES // (4 * max(1, lazy.shape[1])))
+    for first in range(0, len(out), block):
+        out[first : first + block] = lazy[slice(first, first + block)]
+    lazy.close()
+    return out
+
+
+class LazyFeatures:
+    """Features that stay in their file; indexing reads the rows asked for.
+
+    Parameters
+    ----------
+    path
+        An HDF5 file with the floating array `features (images, D)`.
+    dtype
+        Of what is returned: `"float32"` or `"float16"`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, truncated or holds something else.
+    """
+
+    def __init__(self, path: Path, dtype: str = "float32") -> None:
+        if dtype not in FEATURE_DTYPES:
+            raise DataError(f"feature dtype '{dtype}' is unknown; expected {FEATURE_DTYPES}")
+        self.path = path
+        self.dtype = numpy.dtype(dtype)
+        self._file = open_hdf5(path)
+        self._array = find_array(self._file, path, "features", 2, "f")
+        self.shape: tuple[int, int] = self._array.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> numpy.ndarray:
+        """Read rows: a slice, or integers `(N,)` in any order, repeated ones too.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read there, or a number is not finite.
+        """
+        if isinstance(rows, slice):
+            return self._read(rows)
+        distinct, places = numpy.unique(rows, return_inverse=True)
+        return self._read(distinct)[places]
+
+    def _read(self, rows: Any) -> numpy.ndarray:
+        try:
+            found = self._array[rows]
+        except OSError as error:
+            raise DataError(f"{self.path}: 'features' cannot be read ({error})") from error
+        with numpy.errstate(over="ignore"):
+            found = found.astype(self.dtype, copy=False)
+        if not numpy.isfinite(found).all():
+            raise DataError(
+                f"{self.path}: 'features' holds NaN or infinite numbers (as {self.dtype});"
+                " expected finite ones"
+            )
+        return found  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

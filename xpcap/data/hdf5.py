@@ -1,0 +1,88 @@
+"""Opening HDF5 files that may be missing, truncated or something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xpcap.errors import DataError
+from xpcap.files import explained
+
+KINDS = {"f": "floating", "iu": "integer"}
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open an HDF5 file for reading.
+
+    Returns
+    -------
+    h5py.File
+        Close it when done.
+
+    Raises
+    ------
+    DataError
+        If it is missing, no HDF5 file, or shorter than its header says.
+    """
+    import h5py
+
+    with explained(path, "read"):
+        path.stat()
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file"
+        raise DataError(f"{path} {reason}; expected a whole HDF5 file") from error
+
+
+def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+    """Find an array in an open file and check what it is.
+
+    Parameters
+    ----------
+    file, path
+        The open file and its path.
+    key
+        The array's name.
+    ndim
+        How many axes it must have.
+    kinds
+        Which NumPy kinds of dtype it may have: `"f"` floating, `"iu"` integer.
+
+    Returns
+    -------
+    h5py.Dataset
+        Not read yet.
+
+    Raises
+    ------
+    DataError
+        It names the file, the key, what was found and what was expected.
+    """
+    import h5py
+
+    expected = f"expected an {ndim}-dimensional {KINDS[kinds]} array"
+    if key not in file:
+        keys = ", ".join(sorted(file)) or "nothing"
+        raise DataError(f"{path}: no '{key}' in it, only {keys}; {expected}")
+    found = file[key]
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(f"{path}: '{key}' is a group; {expected}")
+    if found.ndim != ndim or found.dtype.kind not in kinds:
+        raise DataError(f"{path}: '{key}' is {found.dtype} of shape {found.shape}; {expected}")
+    return found
+
+
+def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+    """Read an array of an open file whole, with the checks of `find_array`.
+
+    Raises
+    ------
+    DataError
+        As `find_array`, and if its bytes cannot be read.
+    """
+    found = find_array(file, path, key, ndim, kinds)
+    try:
+        return found[...]
+    except OSError as error:
+        raise DataError(f"{path}: '{key}' cannot be read ({error})") from error

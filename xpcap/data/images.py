@@ -1,0 +1,84 @@
+"""Fetching a picture from the web, carefully."""
+
+from __future__ import annotations
+
+import io
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import numpy
+
+from xpcap.errors import DataError
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but only to http and https."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str) -> None:
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(f"{url} is not an http or https address")
+
+
+def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
+    """Fetch a picture.
+
+    Parameters
+    ----------
+    url
+        An http or https address.
+    timeout
+        Seconds to wait for the server each time.
+    max_bytes
+        The largest file accepted.
+
+    Returns
+    -------
+    array
+        `(height, width, 3)` uint8, red, green, blue.
+
+    Raises
+    ------
+    DataError
+        If the address is of another kind, the server does not answer in time or refuses, the
+        file is too large, or it is no picture.
+    """
+    _check_scheme(url)
+    opener = urllib.request.build_opener(_WebOnly)
+    request = urllib.request.Request(url, headers={"User-Agent": "xpcap"})
+    try:
+        with opener.open(request, timeout=timeout) as answer:
+            content = answer.read(max_bytes + 1)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # URLError, time-outs and broken connections are OSErrors
+        raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
+    if len(content) > max_bytes:
+        raise DataError(f"{url} is larger than {max_bytes} bytes")
+    return _decode(content, url)
+
+
+def _decode(content: bytes, url: str) -> numpy.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DataError(f"{url} has {picture.width}x{picture.height} pixels, too many")
+            return numpy.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{url} is not a picture that can be read") from error

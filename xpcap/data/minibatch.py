@@ -1,0 +1,115 @@
+"""Minibatches: drawn at random as the assignment does, or every caption once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy
+
+from xpcap.backend import Array, namespace, to_host
+from xpcap.data.dataset import Split
+from xpcap.errors import ConfigurationError, DataError
+
+
+def sample_coco_minibatch(
+    data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
+) -> tuple[Array, Array, numpy.ndarray]:
+    """Draw captions at random, with replacement, by NumPy's global generator.
+
+    Parameters
+    ----------
+    data
+        From `load_coco_data`.
+    batch_size
+        N, how many.
+    split
+        `"train"` or `"val"`.
+
+    Returns
+    -------
+    captions, features, urls
+        `(N, T)` int32 and `(N, D)`, where `data` lives; and text `(N,)`.
+
+    Raises
+    ------
+    DataError
+        If `data` has no such split.
+    """
+    if f"{split}_captions" not in data:
+        raise DataError(f"split '{split}' is unknown; expected train or val")
+    all_captions = data[f"{split}_captions"]
+    xp = namespace(all_captions)
+    drawn = xp.asarray(numpy.random.choice(all_captions.shape[0], batch_size))
+    image_idxs = data[f"{split}_image_idxs"][drawn]
+    urls = numpy.asarray(data[f"{split}_urls"])[to_host(image_idxs)]
+    return all_captions[drawn], data[f"{split}_features"][image_idxs], urls
+
+
+class Batch(NamedTuple):
+    """What one training step sees, on the host.
+
+    `captions (N, T)` and `features (N, D)`; `rows (N,)` are the captions' places in the split;
+    `words` is how many words the loss counts.
+    """
+
+    captions: Any
+    features: Any
+    rows: Any
+    words: int
+
+
+class EpochBatches:
+    """Every caption of a split once an epoch, shuffled; the last batch holds what remains.
+
+    Parameters
+    ----------
+    split
+        Where captions and features come from.
+    batch_size
+        N.
+    seed
+        Of the order, which is a function of the seed and the epoch alone; None keeps the order
+        of the file.
+
+    Raises
+    ------
+    ConfigurationError
+        If the batch size is not in 1..len(split).
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int | None = None) -> None:
+        if not 1 <= batch_size <= len(split):
+            raise ConfigurationError(
+                f"batch size {batch_size} is not in 1..{len(split)}, the captions of the split"
+            )
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return -(-len(self.split) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0."""
+        order = numpy.arange(len(self.split))
+        if self.seed is not None:
+            numpy.random.default_rng((self.seed, number)).shuffle(order)
+        for first in range(0, len(order), self.batch_size):
+            yield gather(self.split, order[first : first + self.batch_size])
+
+
+def gather(split: Split, rows: numpy.ndarray) -> Batch:
+    """Return captions `rows (N,)` of a split and their images' features."""
+    captions = split.captions[rows]
+    features = split.features[split.image_idxs[rows]]
+    return Batch(captions, features, rows, count_words(captions))
+
+
+def count_words(captions: Array) -> int:
+    """Count what a loss counts in captions `(N, T)`: all after the first place but padding.
+
+    `<NULL>` is index 0 in every data folder.
+    """
+    return int(numpy.count_nonzero(to_host(captions)[:, 1:]))
