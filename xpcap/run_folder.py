@@ -1,0 +1,195 @@
+"""A run: the folder that training leaves behind, and everything needed to caption with it.
+
+config.json     format, xpcap's version, the model's sizes, where the data came from, options
+vocab.json      idx_to_word, word_to_idx
+history.jsonl   an object a step, and one an epoch with the validation figures
+best.npz        the parameters of the epoch with the lowest validation loss
+last.npz        the parameters at the end
+pca.h5          where features are reduced: the transform, so that new pictures can follow
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap.backend import Backend
+from xpcap.checkpoint import load_parameters
+from xpcap.data.extractors import load_image, open_extractor
+from xpcap.data.pca import PCA
+from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
+from xpcap.errors import CheckpointError
+from xpcap.files import explained, new_folder
+from xpcap.models import CaptioningRNN
+
+FORMAT = 1
+CONFIG, VOCABULARY, HISTORY = "config.json", "vocab.json", "history.jsonl"
+BEST, LAST, TRANSFORM = "best.npz", "last.npz", "pca.h5"
+BATCH = 256
+
+
+def create_run(
+    folder: Path,
+    config: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    transform: Path | None = None,
+) -> None:
+    """Begin a run: make its folder with everything that is known before the first step.
+
+    Parameters
+    ----------
+    folder
+        A new name.
+    config
+        With `model` (the arguments of `CaptioningRNN`) and `data`.
+    vocabulary
+        The words.
+    transform
+        The `pca.h5` of the data set, if its features are reduced by one.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds another run.
+    DataError
+        If it holds something else, or cannot be written.
+    """
+    check_new_run(folder)
+    with new_folder(folder) as temporary:
+        vocabulary.write(temporary / VOCABULARY)
+        with explained(folder / CONFIG, "write"):
+            (temporary / CONFIG).write_text(json.dumps({"format": FORMAT, **config}, indent=2))
+        if transform is not None:
+            shutil.copyfile(transform, temporary / TRANSFORM)
+
+
+def check_new_run(folder: Path) -> None:
+    """Check that a folder does not hold a run already.
+
+    Raises
+    ------
+    CheckpointError
+        If it does.
+    """
+    if (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} holds another run; expected a new name")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run.
+
+    Parameters
+    ----------
+    folder
+        Where it is.
+    config
+        What `config.json` says.
+    vocabulary
+        Its words.
+    model
+        With the parameters of the best epoch.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    vocabulary: Vocabulary
+    model: CaptioningRNN
+
+    def caption(self, features: numpy.ndarray) -> list[str]:
+        """Caption images greedily.
+
+        Parameters
+        ----------
+        features
+            `(N, D)` of the kind the run was trained on, on the host.
+
+        Returns
+        -------
+        list of str
+            N sentences without `<START>` and `<END>`.
+        """
+        sentences: list[str] = []
+        for first in range(0, len(features), BATCH):
+            rows = self.model.backend.to_device(features[first : first + BATCH])
+            sentences += decode_captions(self.model.sample(rows), self.vocabulary.idx_to_word)
+        return [plain(sentence) for sentence in sentences]
+
+    def features_of(self, pictures: Sequence[Path]) -> numpy.ndarray:
+        """Compute the features of pictures as those of the training set were.
+
+        Parameters
+        ----------
+        pictures
+            Files that Pillow can open.
+
+        Returns
+        -------
+        array
+            `(N, D)` float32.
+
+        Raises
+        ------
+        CheckpointError
+            If the run was trained on features that xpcap cannot compute from pixels.
+        DataError
+            If a file is no picture.
+        """
+        data = self.config["data"]
+        if not data.get("extractor"):
+            raise CheckpointError(
+                f"{self.folder} was trained on features that xpcap cannot compute from a picture"
+                f" ({data.get('features') or 'no extractor in its data set'})"
+            )
+        extractor = open_extractor(data["extractor"])
+        pixels = numpy.stack([load_image(path, extractor.size) for path in pictures])
+        features: numpy.ndarray = extractor(pixels)
+        if data["kind"] == "pca":
+            features = PCA.read(self.folder / TRANSFORM).transform(features)
+        return features
+
+
+def open_run(folder: Path, backend: Backend | str | None = None) -> Run:
+    """Open a run to caption with it.
+
+    Parameters
+    ----------
+    folder
+        Made by `xpcap train`.
+    backend
+        Where the model shall live: a device name, a `Backend`, or None for the default one.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no run, one of another format, or a file of it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise CheckpointError(f"{folder} is not a run; expected a folder made by xpcap train")
+    with explained(path, "read"):
+        text = path.read_bytes()
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected a run of format {FORMAT}")
+    vocabulary = Vocabulary.read(folder / VOCABULARY)
+    try:
+        model = CaptioningRNN(vocabulary.word_to_idx, **config["model"], backend="cpu")
+        config["data"]["kind"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected 'model' with its sizes, and 'data'") from error
+    if not (folder / BEST).exists():
+        raise CheckpointError(f"{folder} has no {BEST}; its training ended before the first epoch")
+    model.params = load_parameters(folder / BEST, model.params)
+    if backend is not None:
+        model.to(backend)
+    return Run(folder, config, vocabulary, model)

@@ -1,0 +1,176 @@
+"""One whole run: open the data, train, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+import xpcap
+from xpcap.backend import Backend
+from xpcap.checkpoint import save_parameters
+from xpcap.data import folder as layout
+from xpcap.data.dataset import Dataset, Split, open_dataset
+from xpcap.data.minibatch import EpochBatches
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer
+from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run
+from xpcap.train.history import History
+from xpcap.train.trainer import Schedule, Trainer
+
+EVALUATED_TRAINING_CAPTIONS = 2500
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is made of, besides its data and its place.
+
+    Parameters
+    ----------
+    features
+        `"pca"`, `"fc7"` or `"auto"`.
+    lazy
+        Leave the features in their files.
+    feature_dtype
+        `"float32"` or `"float16"`.
+    max_train
+        Train on so many captions, drawn at random; None takes all.
+    cell, hidden, wordvec, dropout, dtype
+        Of the model, see `CaptioningRNN`.
+    batch_size, rule, lr
+        Captions a step; the update rule and its learning rate.
+    schedule
+        See `Schedule`.
+    seed
+        Of initial parameters, dropout, order and draws.
+    """
+
+    features: str = "auto"
+    lazy: bool = False
+    feature_dtype: str = "float32"
+    max_train: int | None = None
+    cell: str = "lstm"
+    hidden: int = 512
+    wordvec: int = 256
+    dropout: float = 0.0
+    dtype: str = "float32"
+    batch_size: int = 128
+    rule: str = "adam"
+    lr: float = 1e-3
+    schedule: Schedule = field(default_factory=Schedule)
+    seed: int = 0
+
+
+def train_run(
+    data: Path,
+    out: Path,
+    options: RunOptions,
+    backend: Backend,
+    watch: Callable[[Trainer], None] | None = None,
+) -> tuple[Trainer, Dataset]:
+    """Train a captioner and write its run folder.
+
+    Parameters
+    ----------
+    data
+        A data folder.
+    out
+        The run folder, a new name.
+    options
+        What to train.
+    backend
+        Where.
+    watch
+        Called with the trainer before the first step, to add callbacks.
+
+    Returns
+    -------
+    trainer, dataset
+        After the last epoch; the model has the best epoch's parameters.
+
+    Raises
+    ------
+    XpcapError
+        One line that names what is wrong; before the first epoch is whole, no folder is left.
+    """
+    check_new_run(out)
+    dataset = open_dataset(
+        data,
+        options.features,
+        lazy=options.lazy,
+        dtype=options.feature_dtype,
+        max_train=options.max_train,
+        rng=numpy.random.default_rng(options.seed),
+    )
+    config = _configuration(dataset, options)
+    model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    trainer = Trainer(
+        model,
+        EpochBatches(train, options.batch_size, options.seed),
+        Optimizer(options.rule, learning_rate=options.lr),
+        options.schedule,
+        {"train": _evaluated(_some_of(train), options), "val": _evaluated(val, options)},
+    )
+    reduced = dataset.kind == "pca" and "extractor" in dataset.description
+    create_run(out, config, dataset.vocabulary, data / layout.PCA if reduced else None)
+    history = History(out / HISTORY)
+    history.follow(trainer)
+    trainer.on("epoch", lambda trainer: _save(trainer, out))
+    if watch is not None:
+        watch(trainer)
+    try:
+        with backend.activate():
+            trainer.run()
+    except BaseException:
+        if not (out / BEST).exists():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    model.params = dict(trainer.best_params)
+    return trainer, dataset
+
+
+def _configuration(dataset: Dataset, options: RunOptions) -> dict[str, Any]:
+    training = asdict(options)
+    model = {
+        "input_dim": dataset.feature_dim,
+        "wordvec_dim": training.pop("wordvec"),
+        "hidden_dim": training.pop("hidden"),
+        "cell_type": training.pop("cell"),
+        "dropout": training.pop("dropout"),
+        "dtype": training.pop("dtype"),
+        "seed": options.seed,
+    }
+    return {
+        "xpcap": xpcap.__version__,
+        "model": model,
+        "data": {
+            "folder": str(dataset.folder.resolve()),
+            "kind": dataset.kind,
+            "name": dataset.description["name"],
+            "features": dataset.description.get("features"),
+            "extractor": dataset.description.get("extractor"),
+        },
+        "training": training,
+    }
+
+
+def _some_of(split: Split) -> Split:
+    """Take evenly spaced captions, as many as are worth measuring after each epoch."""
+    count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
+    rows = numpy.linspace(0, len(split) - 1, count).astype(int)
+    return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)
+
+
+def _evaluated(split: Split, options: RunOptions) -> EpochBatches:
+    return EpochBatches(split, min(options.batch_size, len(split)))
+
+
+def _save(trainer: Trainer, out: Path) -> None:
+    save_parameters(out / LAST, trainer.model.params)
+    if trainer.best_epoch == trainer.epoch:
+        save_parameters(out / BEST, trainer.best_params)

@@ -1,0 +1,59 @@
+"""Captions beside their images and what people said of them, ready to be printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.errors import DataError
+from xpcap.run_folder import Run
+
+
+def caption_dataset(run: Run, dataset: Dataset, split: str, count: int) -> list[dict[str, Any]]:
+    """Caption evenly spaced images of a split.
+
+    Returns
+    -------
+    list of dict
+        For each image `image` (its address), `caption` and `references`.
+    """
+    part = dataset.splits[split]
+    images = part.features.shape[0]
+    rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
+    captions = run.caption(part.features[rows])
+    return [
+        {
+            "image": part.urls[row],
+            "caption": caption,
+            "references": dataset.references[split][row],
+        }
+        for row, caption in zip(rows, captions, strict=True)
+    ]
+
+
+def caption_split(run: Run, split: str, count: int, data: Path | None) -> list[dict[str, Any]]:
+    """Caption images of the run's own data set, from `data` if it has moved.
+
+    Raises
+    ------
+    DataError
+        If the data set is not there, or is not the one the run was trained on.
+    """
+    folder = data or Path(run.config["data"]["folder"])
+    dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
+    if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
+        raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
+    return caption_dataset(run, dataset, split, count)
+
+
+def caption_pictures(run: Run, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+    """Caption pictures from files; for each `image` and `caption`."""
+    captions = run.caption(run.features_of(pictures))
+    return [
+        {"image": str(picture), "caption": caption}
+        for picture, caption in zip(pictures, captions, strict=True)
+    ]

@@ -1,0 +1,122 @@
+"""The trainer under the name and with the arguments of the CS231n assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from xpcap.data.minibatch import Batch, count_words, sample_coco_minibatch
+from xpcap.errors import ConfigurationError
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer
+from xpcap.train.trainer import Schedule, Trainer
+
+
+class _Sampled:
+    """Random minibatches of a `load_coco_data` dictionary, as many an epoch as fit in it."""
+
+    def __init__(self, data: Mapping[str, Any], batch_size: int) -> None:
+        self.data = data
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return max(int(self.data["train_captions"].shape[0]) // self.batch_size, 1)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, "train")
+            yield Batch(captions, features, None, count_words(captions))
+
+
+class CaptioningSolver:
+    """Train a captioner on the dictionary that `load_coco_data` returns.
+
+    Parameters
+    ----------
+    model
+        A `CaptioningRNN`.
+    data
+        From `load_coco_data`.
+    update_rule
+        `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
+    optim_config
+        The rule's settings, `learning_rate` among them.
+    updater_config
+        Another name for `optim_config`.
+    lr_decay
+        What every learning rate is multiplied by after each epoch.
+    batch_size, num_epochs
+        N; and how many times `max(N_train // batch_size, 1)` iterations are made.
+    print_every
+        Print the loss at every so many iterations.
+    verbose
+        Print at all.
+
+    Attributes
+    ----------
+    loss_history
+        A loss per iteration, in nats a caption.
+    optim_configs
+        By parameter, what the rule remembers.
+    epoch
+        How many are done.
+
+    Raises
+    ------
+    ConfigurationError
+        If the rule is unknown, both names of its settings are used, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningRNN,
+        data: Mapping[str, Any],
+        *,
+        update_rule: str = "sgd",
+        optim_config: Mapping[str, Any] | None = None,
+        updater_config: Mapping[str, Any] | None = None,
+        lr_decay: float = 1.0,
+        batch_size: int = 100,
+        num_epochs: int = 10,
+        print_every: int = 10,
+        verbose: bool = True,
+    ) -> None:
+        if optim_config and updater_config:
+            raise ConfigurationError("optim_config and updater_config are one setting; give one")
+        if batch_size < 1:
+            raise ConfigurationError(f"batch size must be at least 1, got {batch_size}")
+        self.model = model
+        self.data = data
+        self.print_every = print_every
+        self.verbose = verbose
+        self.loss_history: list[float] = []
+        self._trainer = Trainer(
+            model,
+            _Sampled(data, batch_size),
+            Optimizer(update_rule, **(optim_config or updater_config or {})),
+            Schedule(epochs=num_epochs, lr_decay=lr_decay),
+        )
+        self._trainer.on("step", self._record)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self._trainer.epoch
+
+    @property
+    def optim_configs(self) -> dict[str, dict[str, Any]]:
+        """What the update rule remembers of each parameter."""
+        return self._trainer.optimizer.configs
+
+    def train(self) -> None:
+        """Run the optimization."""
+        self._trainer.run()
+
+    def _record(self, trainer: Trainer) -> None:
+        self.loss_history.append(float(trainer.loss))
+        if self.verbose and (trainer.step - 1) % self.print_every == 0:
+            total = trainer.schedule.epochs * len(trainer.batches)
+            print(f"(Iteration {trainer.step} / {total}) loss: {self.loss_history[-1]:f}")
+
+
+CaptioningTrainer = CaptioningSolver

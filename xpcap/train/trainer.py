@@ -1,0 +1,218 @@
+"""The training loop: minibatch -> loss and gradients -> clip -> update; then look at held-out data.
+
+The whole loop stands in `Trainer.run`. What happens besides (history, progress, files) is done by
+callbacks, by event: `"step"` after each update, `"epoch"` after each validation, `"end"`.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from xpcap.backend import Array
+from xpcap.data.minibatch import Batch
+from xpcap.errors import ConfigurationError, DivergedError
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer, check_positive, clip_by_global_norm, cosine
+
+EVENTS = ("step", "epoch", "end")
+
+
+class Batches(Protocol):
+    """Where minibatches come from: `len` of them an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, /) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how the learning rate falls.
+
+    Parameters
+    ----------
+    epochs
+        How many times through the data.
+    lr_decay
+        What the learning rate is multiplied by after each epoch.
+    cosine
+        Let it fall to zero besides, on half a cosine over all steps.
+    clip_norm
+        The largest joint norm of all gradients; None leaves them as they are.
+    patience
+        Stop after so many epochs without a better validation loss; None never does.
+
+    Raises
+    ------
+    ConfigurationError
+        If a number is not positive.
+    """
+
+    epochs: int = 10
+    lr_decay: float = 1.0
+    cosine: bool = False
+    clip_norm: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigurationError(f"epochs must be at least 1, got {self.epochs}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigurationError(f"patience must be at least 1, got {self.patience}")
+        check_positive("learning-rate decay", self.lr_decay)
+        if self.clip_norm is not None:
+            check_positive("gradient clipping", self.clip_norm)
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return what the learning rate is multiplied by in a step, counted from 0."""
+        factor = self.lr_decay ** (step // steps_per_epoch)
+        return factor * cosine(step / (self.epochs * steps_per_epoch)) if self.cosine else factor
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How well a model predicts some captions.
+
+    Parameters
+    ----------
+    loss
+        Cross entropy in nats a word, `<END>` counted.
+    """
+
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """e^loss: among how many equally likely words the model hesitates."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
+    """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
+    total: Any = 0.0
+    words = 0
+    for batch in batches.epoch(0):
+        captions, features = _on_device(model, batch)
+        total = total + model.evaluate(features, captions) * len(batch.captions)
+        words += batch.words
+    return Figures(float(total) / words)
+
+
+def _on_device(model: CaptioningRNN, batch: Batch) -> tuple[Array, Array]:
+    to_device = model.backend.to_device
+    return to_device(batch.captions), to_device(batch.features)
+
+
+class Trainer:
+    """Trains a captioner.
+
+    Parameters
+    ----------
+    model
+        What is trained; its `params` are replaced at each step.
+    batches
+        Where minibatches come from.
+    optimizer
+        The update rule and what it remembers.
+    schedule
+        How long, and with which learning rates.
+    validation
+        By name (`"train"`, `"val"`), captions to measure after each epoch. Of `"val"` the best
+        epoch is remembered.
+
+    Attributes
+    ----------
+    step, epoch
+        How many are done.
+    batch, loss, learning_rate, gradient_norm
+        Of the last step: what it saw; nats a caption and the norm before clipping (0-d arrays on
+        the device; the norm is None without clipping); the rate used.
+    figures
+        Of the last epoch, by name.
+    best_loss, best_epoch, best_params
+        The validation loss of the best epoch so far, which it was, and its parameters.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningRNN,
+        batches: Batches,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        validation: dict[str, Batches] | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.validation = validation or {}
+        self.step = self.epoch = 0
+        self.loss: Array = None
+        self.gradient_norm: Array = None
+        self.learning_rate = optimizer.learning_rate
+        self.batch: Batch | None = None
+        self.figures: dict[str, Figures] = {}
+        self.best_loss = math.inf
+        self.best_epoch = 0
+        self.best_params = dict(model.params)
+        self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
+
+    def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
+        """Have `callback(trainer)` called at each `event`: `"step"`, `"epoch"` or `"end"`."""
+        if event not in EVENTS:
+            raise ConfigurationError(f"event '{event}' is unknown; expected {', '.join(EVENTS)}")
+        self._callbacks[event].append(callback)
+
+    def run(self) -> None:
+        """Train until the last epoch, or until no epoch has been better for `patience` of them.
+
+        Raises
+        ------
+        DivergedError
+            If a loss measured after an epoch is not finite.
+        """
+        while self.epoch < self.schedule.epochs and not self._out_of_patience():
+            for batch in self.batches.epoch(self.epoch):
+                self._take_step(batch)
+                self._tell("step")
+            self.epoch += 1
+            self._validate()
+            self._tell("epoch")
+        self._tell("end")
+
+    def _take_step(self, batch: Batch) -> None:
+        captions, features = _on_device(self.model, batch)
+        self.batch = batch
+        self.loss, gradients = self.model.loss(features, captions, self.step)
+        if self.schedule.clip_norm is not None:
+            gradients, self.gradient_norm = clip_by_global_norm(gradients, self.schedule.clip_norm)
+        factor = self.schedule.factor(self.step, len(self.batches))
+        self.learning_rate = self.optimizer.learning_rate * factor
+        self.optimizer.update(self.model.params, gradients, factor)
+        self.step += 1
+
+    def _validate(self) -> None:
+        self.figures = {name: evaluate(self.model, held) for name, held in self.validation.items()}
+        for name, figures in self.figures.items():
+            if not math.isfinite(figures.loss):
+                raise DivergedError(
+                    f"the {name} loss is {figures.loss} after epoch {self.epoch}, step {self.step};"
+                    f" try a learning rate below {self.optimizer.learning_rate}"
+                )
+        if "val" in self.figures and self.figures["val"].loss < self.best_loss:
+            self.best_loss = self.figures["val"].loss
+            self.best_epoch = self.epoch
+            self.best_params = dict(self.model.params)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.schedule.patience
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def _tell(self, event: str) -> None:
+        for callback in self._callbacks[event]:
+            callback(self)
