@@ -1,0 +1,75 @@
+"""The group of all commands, and how their errors end."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+import xpcap
+from xpcap.cli.caption import caption
+from xpcap.cli.data import data
+from xpcap.cli.info import info
+from xpcap.cli.selfcheck import selfcheck
+from xpcap.cli.train import train
+from xpcap.errors import XpcapError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Commands(click.Group):
+    """A group that ends every mistake of the user with one line on standard error and exit 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; in standalone mode, exit with its status."""
+        run: Callable[[], Any] = functools.partial(
+            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+        )
+        if not standalone_mode:
+            return run()
+        try:
+            result = run()
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(USER_ERROR)
+        except click.ClickException as error:
+            _end(error.format_message(), USER_ERROR)
+        except XpcapError as error:
+            _end(str(error), USER_ERROR)
+        except (click.Abort, KeyboardInterrupt):
+            _end("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            sys.stdout = None  # nobody reads on: say no more
+            sys.exit(0)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    click.echo(f"xpcap: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(xpcap.__version__, prog_name="xpcap")
+def main() -> None:
+    """Teach a recurrent network to caption images, on a CPU or an NVIDIA GPU.
+
+    `xpcap train` needs nothing else: it draws its own pictures and learns to describe them.
+    """
+
+
+for command in (train, caption, data, selfcheck, info):
+    main.add_command(command)

@@ -1,0 +1,57 @@
+"""Options that several commands share, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def device_option(default: str = "auto") -> Callable[[F], F]:
+    """Make `--device`."""
+    return click.option(
+        "--device",
+        metavar="auto|cpu|gpu|gpu:K",
+        default=default,
+        envvar="XPCAP_DEVICE",
+        help="Where to compute; auto takes a GPU if one answers. Also XPCAP_DEVICE.",
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+
+ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
+AnyPath = click.Path(path_type=Path)
+
+
+def talk(message: str) -> None:
+    """Say something that is no result."""
+    click.echo(message, err=True)
+
+
+def open_device(name: str) -> Any:
+    """Open a device and say which it is, and why where `auto` chose."""
+    from xpcap.backend import open_backend
+
+    backend = open_backend(name)
+    talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
+    return backend
+
+
+def show_json(value: Any) -> None:
+    """Print a result for a program."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def show_captions(shown: Sequence[dict[str, Any]]) -> None:
+    """Print captions, each with its image and with what people said, if known."""
+    for entry in shown:
+        click.echo(entry["image"])
+        click.echo(f"  xpcap   {entry['caption']}")
+        for sentence in entry.get("references", []):
+            click.echo(f"  people  {sentence}")

@@ -1,0 +1,93 @@
+"""Progress bars, on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from xpcap.cli._options import talk
+
+if TYPE_CHECKING:
+    from xpcap.train import Trainer
+
+REFRESH_SECONDS = 0.5
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `show(what, done, total)`, which draws a bar for each thing that is being done."""
+    progress = _bars("{task.completed}/{task.total}")
+    tasks: dict[str, Any] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
+
+    with progress:
+        yield show
+
+
+@contextmanager
+def training() -> Iterator[Callable[[Trainer], None]]:
+    """Yield `watch(trainer)`: a bar an epoch with loss and captions/s, and a line after each."""
+    progress = _bars("{task.fields[figures]}")
+    with progress:
+        yield lambda trainer: _TrainingBar(progress, trainer).follow()
+
+
+class _TrainingBar:
+    """One bar that starts again at each epoch; the loss is fetched a few times a second at most."""
+
+    def __init__(self, progress: Any, trainer: Trainer) -> None:
+        self.progress = progress
+        self.trainer = trainer
+        self.task = progress.add_task("epoch 1", total=len(trainer.batches), figures="")
+        self.begun = self.shown = time.perf_counter()
+        self.seen = 0
+
+    def follow(self) -> None:
+        self.trainer.on("step", self._step)
+        self.trainer.on("epoch", self._epoch)
+
+    def _step(self, trainer: Trainer) -> None:
+        assert trainer.batch is not None
+        self.seen += len(trainer.batch.captions)
+        now = time.perf_counter()
+        self.progress.update(self.task, advance=1)
+        if now - self.shown >= REFRESH_SECONDS:
+            self.shown = now
+            loss = float(trainer.loss) * len(trainer.batch.captions) / trainer.batch.words
+            rate = self.seen / (now - self.begun)
+            self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
+
+    def _epoch(self, trainer: Trainer) -> None:
+        rate = self.seen / (time.perf_counter() - self.begun)
+        total = trainer.schedule.epochs
+        losses = "  ".join(f"{name} {f.loss:.4f}" for name, f in trainer.figures.items())
+        perplexity = trainer.figures["val"].perplexity
+        talk(
+            f"epoch {trainer.epoch}/{total}: nats a word: {losses};"
+            f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s"
+        )
+        description = f"epoch {min(trainer.epoch + 1, total)}"
+        self.progress.reset(self.task, description=description, figures="")
+        self.begun, self.seen = time.perf_counter(), 0
+
+
+def _bars(figures: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(figures),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,69 @@
+"""`xpcap info`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import click
+
+from xpcap.cli._options import json_option, show_json
+
+PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "cupy-cuda12x", "cupy-cuda13x")
+
+
+@click.command()
+@json_option
+def info(as_json: bool) -> None:
+    """Show versions, devices, memory and the BLAS in use."""
+    found = _gather()
+    if as_json:
+        show_json(found)
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _gather() -> dict[str, Any]:
+    import numpy
+
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    found["blas"] = f"{blas.get('name')} {blas.get('version')}"
+    found["cpu"] = f"{os.cpu_count()} cores"
+    found["memory"] = _memory()
+    found.update(_gpus())
+    return found
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+def _gpus() -> dict[str, str]:
+    from xpcap.backend import open_backend
+    from xpcap.errors import BackendError
+
+    try:
+        xp = open_backend("gpu").xp
+    except BackendError as error:
+        return {"gpu": f"none: {error}"}
+    found = {}
+    for number in range(xp.cuda.runtime.getDeviceCount()):
+        properties = xp.cuda.runtime.getDeviceProperties(number)
+        memory = properties["totalGlobalMem"] / 2**30
+        found[f"gpu:{number}"] = f"{properties['name'].decode()}, {memory:.1f} GiB"
+    return found

@@ -1,0 +1,152 @@
+"""`xpcap train`."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xpcap.cli._options import (
+    AnyPath,
+    device_option,
+    json_option,
+    open_device,
+    show_captions,
+    show_json,
+    talk,
+)
+from xpcap.cli._progress import stages, training
+
+if TYPE_CHECKING:
+    from xpcap.train.trainer import Trainer
+
+SHOWN = 8
+
+
+@click.command()
+@click.option(
+    "--data", default="scenes", metavar="scenes|DIR", help="The built-in set, or a data folder."
+)
+@click.option(
+    "--features",
+    type=click.Choice(["auto", "pca", "fc7"]),
+    default="auto",
+    help="Which features; auto takes pca where there is one.",
+)
+@click.option("--lazy", is_flag=True, help="Leave features in their files, reading as needed.")
+@click.option(
+    "--feature-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    help="Of the features in memory.",
+)
+@click.option("--cell", default="lstm", metavar="rnn|lstm|gru", help="The recurrent cell.")
+@click.option("--hidden", type=click.IntRange(min=1), default=512, help="Size of the hidden state.")
+@click.option("--wordvec", type=click.IntRange(min=1), default=256, help="Size of a word vector.")
+@click.option("--dropout", type=float, default=0.0, help="Share of elements dropped, in [0, 1).")
+@click.option("--batch-size", type=int, default=128, help="Captions a step.")
+@click.option("--epochs", type=int, default=6, help="Times through the captions.")
+@click.option(
+    "--rule", default="adam", metavar="sgd|sgd_momentum|rmsprop|adam|adamw", help="The update rule."
+)
+@click.option("--lr", type=float, default=1e-3, help="The learning rate.")
+@click.option("--lr-decay", type=float, default=1.0, help="Its factor after each epoch.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "cosine"]),
+    default="cosine",
+    help="Whether it falls to zero on half a cosine besides.",
+)
+@click.option("--clip", type=float, default=5.0, help="Largest joint norm of the gradients.")
+@click.option(
+    "--patience",
+    type=int,
+    show_default=False,
+    help="Stop after so many epochs without a better validation loss.",
+)
+@click.option(
+    "--max-train", type=int, show_default=False, help="Train on so many captions, drawn at random."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    default="float32",
+    help="Of the parameters.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Of parameters, order, dropout and draws."
+)
+@click.option("--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="The run folder.")
+@device_option()
+@json_option
+def train(data: str, out: Path | None, device: str, as_json: bool, **options: Any) -> None:
+    """Train a captioner and leave a run folder.
+
+    With no options: draws the built-in scenes once, trains an LSTM on them, and prints the
+    validation loss and eight validation captions beside people's own.
+    """  # fmt: skip
+    from xpcap.run_folder import Run, check_new_run
+    from xpcap.train import Schedule
+    from xpcap.train.run import RunOptions, train_run
+    from xpcap.train.showing import caption_dataset
+
+    schedule = Schedule(
+        epochs=options.pop("epochs"),
+        lr_decay=options.pop("lr_decay"),
+        cosine=options.pop("schedule") == "cosine",
+        clip_norm=options.pop("clip"),
+        patience=options.pop("patience"),
+    )
+    chosen = RunOptions(schedule=schedule, **options)
+    if out is not None:
+        check_new_run(out)
+    backend = open_device(device)
+    folder = _data_folder(data)
+    out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
+    talk(f"data: {folder}; run: {out}")
+    with training() as watch:
+        trainer, dataset = train_run(folder, out, chosen, backend, watch)
+    run = Run(out, {}, dataset.vocabulary, trainer.model)
+    shown = caption_dataset(run, dataset, "val", SHOWN)
+    if as_json:
+        show_json({"run": str(out), **_figures(trainer), "captions": shown})
+    else:
+        show_captions(shown)
+        figures = _figures(trainer)
+        click.echo(
+            f"validation loss {figures['val_loss']:.4f} nats a word, perplexity"
+            f" {figures['val_perplexity']:.2f} (epoch {figures['epoch']}); run: {out}"
+        )
+
+
+def _data_folder(data: str) -> Path:
+    """Return the data folder; the built-in one is made if it is not there yet."""
+    from xpcap.data.locations import scenes_folder
+    from xpcap.data.scenes import make_scenes
+
+    if data != "scenes":
+        return Path(data)
+    folder = scenes_folder()
+    if not folder.exists():
+        talk(f"drawing the built-in scenes, once, in {folder}")
+        with stages() as progress:
+            make_scenes(folder, progress=progress)
+    return folder
+
+
+def _next_run(parent: Path, name: str) -> Path:
+    return next(path for k in itertools.count(1) if not (path := parent / f"{name}-{k}").exists())
+
+
+def _figures(trainer: Trainer) -> dict[str, Any]:
+    from xpcap.train import Figures
+
+    best = Figures(trainer.best_loss)
+    return {
+        "epoch": trainer.best_epoch,
+        "steps": trainer.step,
+        "val_loss": best.loss,
+        "val_perplexity": best.perplexity,
+    }
