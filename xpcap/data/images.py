@@ -22,13 +22,17 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        _check_scheme(newurl)
+        if not _is_web(newurl):
+            raise urllib.error.HTTPError(req.full_url, code, _not_web(newurl), headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _check_scheme(url: str) -> None:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url} is not an http or https address")
+def _is_web(url: str) -> bool:
+    return urllib.parse.urlsplit(url).scheme in ("http", "https")
+
+
+def _not_web(url: str) -> str:
+    return f"{url} is not an http or https address"
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
@@ -54,17 +58,18 @@ def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) 
         If the address is of another kind, the server does not answer in time or refuses, the
         file is too large, or it is no picture.
     """
-    _check_scheme(url)
+    if not _is_web(url):
+        raise DataError(_not_web(url))
     opener = urllib.request.build_opener(_WebOnly)
     request = urllib.request.Request(url, headers={"User-Agent": "xpcap"})
     try:
         with opener.open(request, timeout=timeout) as answer:
             content = answer.read(max_bytes + 1)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # URLError, time-outs and broken connections are OSErrors
-        raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
+    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise DataError(f"cannot fetch {url}: {reason}") from error
     if len(content) > max_bytes:
         raise DataError(f"{url} is larger than {max_bytes} bytes")
     return _decode(content, url)

@@ -1,0 +1,81 @@
+import http.server
+import io
+import threading
+import time
+
+import numpy
+import pytest
+from PIL import Image
+
+from xpcap.data.images import image_from_url
+from xpcap.errors import DataError
+
+
+def png(size=(4, 3)):
+    file = io.BytesIO()
+    Image.fromarray(numpy.arange(size[0] * size[1] * 3, dtype=numpy.uint8).reshape(*size, 3)).save(
+        file, "PNG"
+    )
+    return file.getvalue()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(1)
+            return
+        elsewhere = {"/away": "/png", "/file": "file:///etc/passwd", "/ftp": "ftp://localhost/x"}
+        if self.path in elsewhere:
+            self.send_response(302)
+            self.send_header("Location", elsewhere[self.path])
+            self.end_headers()
+            return
+        body = {"/png": png(), "/text": b"hello", "/large": b"x" * 5000}.get(self.path)
+        self.send_response(200 if body else 404)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/png", "/away"])
+def test_a_picture_is_fetched(server, path):
+    expected = numpy.arange(36, dtype=numpy.uint8).reshape(4, 3, 3)
+    numpy.testing.assert_array_equal(image_from_url(server + path), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/text", "is not a picture"),
+        ("/none", "Not Found|404"),
+        ("/large", "larger than 1000 bytes"),
+        ("/file", "'file:///etc/passwd' is not allowed"),
+        ("/ftp", "ftp://localhost/x is not an http or https address"),
+        ("/slow", "timed out"),
+    ],
+)
+def test_anything_else_is_one_line(server, path, message):
+    with pytest.raises(DataError, match=message) as caught:
+        image_from_url(server + path, timeout=0.3, max_bytes=1000)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://localhost/a.png", "a.png", ""])
+def test_only_the_web_is_asked(url):
+    with pytest.raises(DataError, match="is not an http or https address"):
+        image_from_url(url)
+
+
+def test_nobody_answers():
+    with pytest.raises(DataError, match=r"cannot fetch http://127.0.0.1:9/"):
+        image_from_url("http://127.0.0.1:9/x.png", timeout=1)

@@ -1,0 +1,44 @@
+"""A data folder small enough to be made in a test: features that give their caption away."""
+
+from pathlib import Path
+
+import numpy
+
+from xpcap.data import folder as layout
+from xpcap.data.vocabulary import Vocabulary
+
+COLOURS = ("red", "green", "blue", "grey")
+SHAPES = ("circle", "square", "star")
+
+
+def make_tiny(
+    path: Path, train: int = 24, val: int = 12, kinds: tuple[str, ...] = ("fc7",)
+) -> Path:
+    """Write a data folder: two captions an image, features one-hot in colour and shape."""
+    combinations = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
+    vocabulary = Vocabulary.build(
+        [["a", COLOURS[c], SHAPES[s]] for c, s in combinations] + [["there", "is", "one"]]
+    )
+    splits = {}
+    for name, images in (("train", train), ("val", val)):
+        features = numpy.zeros((images, len(COLOURS) + len(SHAPES)), numpy.float32)
+        captions, owners, references = [], [], []
+        for image in range(images):
+            c, s = combinations[image % len(combinations)]
+            features[image, [c, len(COLOURS) + s]] = 1
+            said = [["a", COLOURS[c], SHAPES[s]], ["there", "is", "a", COLOURS[c], SHAPES[s]]]
+            references.append([" ".join(words) for words in said])
+            for words in said:
+                captions.append(vocabulary.encode(words, 8))
+                owners.append(image)
+        splits[name] = layout.SplitContents(
+            captions=numpy.array(captions),
+            image_idxs=numpy.array(owners),
+            features={kind: features for kind in kinds},
+            urls=[f"http://localhost/{name}/{image}.png" for image in range(images)],
+            ids=range(images),
+            references=references,
+        )
+    path.mkdir(parents=True)
+    layout.write_contents(path, vocabulary, splits, {"name": "tiny", "features": "given away"})
+    return path
