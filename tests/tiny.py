@@ -34,7 +34,7 @@ def make_tiny(
         splits[name] = layout.SplitContents(
             captions=numpy.array(captions),
             image_idxs=numpy.array(owners),
-            features={kind: features for kind in kinds},
+            features=dict.fromkeys(kinds, features),
             urls=[f"http://localhost/{name}/{image}.png" for image in range(images)],
             ids=range(images),
             references=references,

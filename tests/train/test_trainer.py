@@ -1,0 +1,160 @@
+import json
+import math
+
+import numpy
+import pytest
+from tiny import make_tiny
+
+from xpcap.data.dataset import open_dataset
+from xpcap.data.minibatch import EpochBatches
+from xpcap.errors import ConfigurationError, DivergedError
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer, adam, clip_by_global_norm
+from xpcap.train import Schedule, Trainer, evaluate
+from xpcap.train.history import History
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return open_dataset(make_tiny(tmp_path / "tiny"))
+
+
+def build(dataset, backend=None, *, schedule=None, lr=0.02, cell="lstm", dropout=0.0):
+    model = CaptioningRNN(
+        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
+        seed=1, dropout=dropout, backend=backend,
+    )  # fmt: skip
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    return Trainer(
+        model,
+        EpochBatches(train, 10, seed=0),
+        Optimizer("adam", learning_rate=lr),
+        schedule or Schedule(epochs=3, cosine=True, clip_norm=5.0),
+        {"train": EpochBatches(train, 7), "val": EpochBatches(val, 7)},
+    )
+
+
+def test_the_loop_is_the_one_written_out(dataset):
+    trainer = build(dataset, schedule=Schedule(epochs=2, lr_decay=0.5, cosine=True, clip_norm=1.0))
+    rates = []
+    trainer.on("step", lambda t: rates.append(t.learning_rate))
+    model, steps = build(dataset).model, 2 * 5
+    trainer.run()
+
+    params, configs, step, expected_rates = model.params, {}, 0, []
+    for epoch in range(2):
+        for batch in EpochBatches(dataset.splits["train"], 10, seed=0).epoch(epoch):
+            _, grads = model.loss(batch.features, batch.captions, step)
+            grads, _ = clip_by_global_norm(grads, 1.0)
+            rate = 0.02 * 0.5**epoch * (1 + math.cos(math.pi * step / steps)) / 2
+            expected_rates.append(rate)
+            for name, grad in grads.items():
+                config = configs.setdefault(name, {})
+                config["learning_rate"] = rate
+                params[name], configs[name] = adam(params[name], grad, config)
+            step += 1
+    assert rates == pytest.approx(expected_rates)
+    for name, value in params.items():
+        numpy.testing.assert_array_equal(trainer.model.params[name], value)
+
+
+def test_it_learns_and_keeps_the_best_epoch(dataset):
+    trainer = build(dataset, schedule=Schedule(epochs=12, clip_norm=5.0))
+    losses = []
+    trainer.on("epoch", lambda t: losses.append(t.figures["val"].loss))
+    trainer.run()
+    assert losses[-1] < 0.5 < losses[0]
+    assert trainer.best_loss == min(losses) == losses[trainer.best_epoch - 1]
+    trainer.model.params = trainer.best_params
+    val = EpochBatches(dataset.splits["val"], 24)
+    assert evaluate(trainer.model, val).loss == pytest.approx(trainer.best_loss, rel=1e-5)
+
+
+def test_a_loss_a_word_is_the_sum_over_words(dataset):
+    trainer = build(dataset)
+    split = dataset.splits["val"]
+    total = words = 0.0
+    for caption, image in zip(split.captions, split.image_idxs, strict=True):
+        total += float(trainer.model.evaluate(split.features[image][None], caption[None]))
+        words += (caption[1:] != 0).sum()
+    figures = evaluate(trainer.model, EpochBatches(split, 7))
+    assert figures.loss == pytest.approx(total / words, rel=1e-5)
+    assert figures.perplexity == pytest.approx(math.exp(total / words), rel=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_every_backend_trains_alike(dataset, backend, cell):
+    def losses(where):
+        trainer = build(dataset, where, cell=cell, dropout=0.3)
+        found = []
+        trainer.on("step", lambda t: found.append(float(t.loss)))
+        trainer.run()
+        return found
+
+    assert losses(backend) == pytest.approx(losses("cpu"), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits(dataset):
+    first, second = build(dataset, dropout=0.2), build(dataset, dropout=0.2)
+    first.run()
+    second.run()
+    for name, value in first.model.params.items():
+        numpy.testing.assert_array_equal(value, second.model.params[name])
+
+
+def test_patience_ends_training_early(dataset):
+    trainer = build(dataset, schedule=Schedule(epochs=50, patience=2), lr=1e-9)
+    trainer.model.evaluate = lambda features, captions: numpy.float32(1)
+    trainer.run()
+    assert (trainer.best_epoch, trainer.epoch) == (1, 3)
+
+
+def test_a_loss_that_is_not_finite_ends_training(dataset):
+    trainer = build(dataset)
+    trainer.model.params["b_vocab"][0] = numpy.nan
+    with pytest.raises(DivergedError, match="train loss is nan after epoch 1, step 5"):
+        trainer.run()
+
+
+def test_history_has_an_object_a_step_and_one_an_epoch(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
+    trainer = build(dataset)
+    losses = []
+    trainer.on("step", lambda t: losses.append(float(t.loss) * len(t.batch.rows) / t.batch.words))
+    History(tmp_path / "history.jsonl").follow(trainer)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    epochs = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 16))
+    assert [line["epoch"] for line in steps] == [1] * 5 + [2] * 5 + [3] * 5
+    assert [line["loss"] for line in steps] == pytest.approx(losses, rel=1e-5)
+    assert steps[0]["lr"] == 0.02 > steps[-1]["lr"] > 0
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(5, 1), (10, 2), (15, 3)]
+    assert epochs[-1]["val_loss"] == trainer.figures["val"].loss
+    assert epochs[-1]["train_perplexity"] == trainer.figures["train"].perplexity
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"lr_decay": 0.0}, "learning-rate decay must be a finite positive number, got 0.0"),
+        ({"clip_norm": math.inf}, "gradient clipping must be a finite positive number, got inf"),
+    ],
+)
+def test_a_schedule_is_checked(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Schedule(**settings)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_a_learning_rate_is_checked(rate):
+    with pytest.raises(ConfigurationError, match="learning rate must be a finite positive number"):
+        Optimizer("sgd", learning_rate=rate)
+
+
+def test_an_unknown_event_is_refused(dataset):
+    with pytest.raises(ConfigurationError, match="expected step, epoch, end"):
+        build(dataset).on("batch", print)
