@@ -47,10 +47,10 @@ def load_parameters(path: Path, expected: Mapping[str, Array]) -> dict[str, nump
         It names the file, the parameter, what was found and what was expected.
     """
     with explained(path, "read"):
-        path.stat()
+        file = open(path, "rb")  # noqa: SIM115 - closed below
     try:
-        with numpy.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        with file, numpy.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is not a whole parameter file (.npz)") from error
     if set(found) != set(expected):

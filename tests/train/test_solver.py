@@ -63,5 +63,5 @@ def test_both_names_are_one_thing(data, backend):
         ConfigurationError, match="'adagrad' is unknown; expected sgd, sgd_momentum"
     ):
         CaptioningSolver(model, data, update_rule="adagrad")
-    with pytest.raises(ConfigurationError, match="batch size must be at least 1"):
+    with pytest.raises(ConfigurationError, match="batch_size must be at least 1"):
         CaptioningSolver(model, data, batch_size=0)

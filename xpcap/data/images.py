@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import urllib.error
-import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -28,7 +28,7 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _is_web(url: str) -> bool:
-    return urllib.parse.urlsplit(url).scheme in ("http", "https")
+    return url.lower().startswith(("http://", "https://"))
 
 
 def _not_web(url: str) -> str:
@@ -61,11 +61,11 @@ def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) 
     if not _is_web(url):
         raise DataError(_not_web(url))
     opener = urllib.request.build_opener(_WebOnly)
-    request = urllib.request.Request(url, headers={"User-Agent": "xpcap"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "xpcap"})
         with opener.open(request, timeout=timeout) as answer:
             content = answer.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # time-outs are OSErrors
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = " ".join(str(getattr(error, "reason", error)).split())

@@ -17,6 +17,7 @@ from xpcap.layers.embedding import word_embedding_backward, word_embedding_forwa
 from xpcap.layers.gru import gru_backward, gru_forward, gru_step_backward, gru_step_forward
 from xpcap.layers.loss import temporal_softmax_loss
 from xpcap.layers.lstm import lstm_backward, lstm_forward, lstm_step_backward, lstm_step_forward
+from xpcap.layers.relu import relu_backward, relu_forward
 from xpcap.layers.rnn import rnn_backward, rnn_forward, rnn_step_backward, rnn_step_forward
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "lstm_forward",
     "lstm_step_backward",
     "lstm_step_forward",
+    "relu_backward",
+    "relu_forward",
     "rnn_backward",
     "rnn_forward",
     "rnn_step_backward",

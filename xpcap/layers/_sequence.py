@@ -5,12 +5,12 @@ Inside a layer a sequence is time-major, `(T, N, ·)`, so that each step is one 
 
 from __future__ import annotations
 
-from xpcap.backend import Array, Namespace
+from xpcap.backend import Array
 
 
-def time_major(xp: Namespace, sequence: Array) -> Array:
+def time_major(sequence: Array) -> Array:
     """Copy `(N, T, K)` to `(T, N, K)`, or back."""
-    return xp.ascontiguousarray(sequence.transpose(1, 0, 2))
+    return sequence.transpose(1, 0, 2).copy()
 
 
 def project_inputs(steps: Array, Wx: Array, b: Array) -> Array:
@@ -20,14 +20,12 @@ def project_inputs(steps: Array, Wx: Array, b: Array) -> Array:
 
 
 def weight_gradients(
-    xp: Namespace, steps: Array, Wx: Array, prev_h: Array, dax: Array, dah: Array
+    steps: Array, Wx: Array, prev_h: Array, dax: Array, dah: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Turn the gradients of all pre-activations into those of input and weights.
 
     Parameters
     ----------
-    xp
-        The namespace.
     steps, Wx
         The inputs `(T, N, D)` and their weights `(D, K)`.
     prev_h
@@ -42,7 +40,7 @@ def weight_gradients(
     """
     T, N, D = steps.shape
     rows = dax.reshape(T * N, -1)
-    dx = time_major(xp, (rows @ Wx.T).reshape(T, N, D))
+    dx = time_major((rows @ Wx.T).reshape(T, N, D))
     dWx = steps.reshape(T * N, D).T @ rows
     dWh = prev_h.reshape(T * N, -1).T @ dah.reshape(T * N, -1)
     return dx, dWx, dWh, rows.sum(axis=0)

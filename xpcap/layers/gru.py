@@ -166,7 +166,7 @@ def gru_forward(
         bn=(bn, "H"),
     )  # fmt: skip
     T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(xp, x)
+    steps = time_major(x)
     gates = project_inputs(steps, Wx, b)  # pre-activations, until the loop activates them
     states = xp.empty((T + 1, N, H), dtype=gates.dtype)
     ah_n = xp.empty_like(states[1:])
@@ -176,7 +176,7 @@ def gru_forward(
         ah[:, 2 * H :] += bn
         ah_n[t] = ah[:, 2 * H :]
         gates[t], states[t + 1] = gru_cell(xp, gates[t], ah, states[t])
-    return time_major(xp, states[1:]), GRUCache(steps, states, gates, ah_n, Wx, Wh)
+    return time_major(states[1:]), GRUCache(steps, states, gates, ah_n, Wx, Wh)
 
 
 def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
@@ -197,7 +197,7 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
     """
     steps, states, gates, ah_n, Wx, Wh = cache
     xp = namespace(dh, states)
-    above = time_major(xp, dh)
+    above = time_major(dh)
     dax, dah = xp.empty_like(gates), xp.empty_like(gates)
     dstate = xp.zeros_like(states[0])
     for t in reversed(range(above.shape[0])):
@@ -205,6 +205,6 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
             xp, above[t] + dstate, gates[t], ah_n[t], states[t]
         )
         dstate = through + dah[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(xp, steps, Wx, states[:-1], dax, dah)
+    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], dax, dah)
     dbn = dah[:, :, 2 * states.shape[2] :].sum(axis=(0, 1))
     return GRUGradients(dx, dstate, dWx, dWh, db, dbn)

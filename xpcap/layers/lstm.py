@@ -148,7 +148,7 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
     T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(xp, x)
+    steps = time_major(x)
     gates = project_inputs(steps, Wx, b)  # pre-activations, until the loop activates them
     states = xp.empty((T + 1, N, H), dtype=gates.dtype)
     cells, tanh_c = xp.zeros_like(states), xp.empty_like(states[1:])
@@ -156,7 +156,7 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
     for t in range(T):
         a = gates[t] + states[t] @ Wh
         gates[t], cells[t + 1], tanh_c[t], states[t + 1] = lstm_cell(xp, a, cells[t])
-    return time_major(xp, states[1:]), LSTMCache(steps, states, cells, gates, tanh_c, Wx, Wh)
+    return time_major(states[1:]), LSTMCache(steps, states, cells, gates, tanh_c, Wx, Wh)
 
 
 def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
@@ -177,7 +177,7 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
     """
     steps, states, cells, gates, tanh_c, Wx, Wh = cache
     xp = namespace(dh, states)
-    above = time_major(xp, dh)
+    above = time_major(dh)
     da = xp.empty_like(gates)
     dstate, dcell = xp.zeros_like(states[0]), xp.zeros_like(cells[0])
     for t in reversed(range(above.shape[0])):
@@ -185,5 +185,5 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
             xp, above[t] + dstate, dcell, gates[t], cells[t], tanh_c[t]
         )
         dstate = da[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(xp, steps, Wx, states[:-1], da, da)
+    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], da, da)
     return LSTMGradients(dx, dstate, dWx, dWh, db)

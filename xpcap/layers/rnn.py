@@ -131,13 +131,13 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
     T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(xp, x)
+    steps = time_major(x)
     projected = project_inputs(steps, Wx, b)
     states = xp.empty((T + 1, N, H), dtype=projected.dtype)
     states[0] = h0
     for t in range(T):
         states[t + 1] = rnn_cell(xp, projected[t] + states[t] @ Wh)
-    return time_major(xp, states[1:]), RNNCache(steps, states, Wx, Wh)
+    return time_major(states[1:]), RNNCache(steps, states, Wx, Wh)
 
 
 def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
@@ -158,11 +158,11 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
     """
     steps, states, Wx, Wh = cache
     xp = namespace(dh, states)
-    above = time_major(xp, dh)
+    above = time_major(dh)
     da = xp.empty_like(above)
     dstate = xp.zeros_like(states[0])
     for t in reversed(range(above.shape[0])):
         da[t] = rnn_cell_gradient(xp, above[t] + dstate, states[t + 1])
         dstate = da[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(xp, steps, Wx, states[:-1], da, da)
+    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], da, da)
     return RNNGradients(dx, dstate, dWx, dWh, db)

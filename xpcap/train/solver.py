@@ -83,8 +83,9 @@ class CaptioningSolver:
     ) -> None:
         if optim_config and updater_config:
             raise ConfigurationError("optim_config and updater_config are one setting; give one")
-        if batch_size < 1:
-            raise ConfigurationError(f"batch size must be at least 1, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("print_every", print_every)):
+            if value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
         self.model = model
         self.data = data
         self.print_every = print_every

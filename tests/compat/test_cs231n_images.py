@@ -1,0 +1,175 @@
+"""The picture helpers of the CS231n assignment."""
+
+import numpy
+import pytest
+from PIL import Image
+
+from xpcap.compat import cs231n
+from xpcap.compat.cs231n import (
+    SQUEEZENET_MEAN,
+    SQUEEZENET_STD,
+    blur_image,
+    deprocess_image,
+    image_from_url,
+    load_image,
+    preprocess_image,
+)
+from xpcap.errors import ConfigurationError, DataError, ShapeError
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_blur_is_a_weighted_mean_of_nine_pixels(backend, dtype):
+    X = numpy.random.RandomState(0).rand(2, 3, 4, 5).astype(dtype)
+    kernel = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
+    expected = numpy.zeros((2, 3, 4, 5))
+    for n, c, i, j in numpy.ndindex(*X.shape):
+        for k in (-1, 0, 1):
+            for m in (-1, 0, 1):
+                if 0 <= i + k < 4 and 0 <= j + m < 5:
+                    expected[n, c, i, j] += X[n, c, i + k, j + m] * kernel[k + 1][m + 1] / 200
+    blurred = blur_image(backend.to_device(X))
+    assert blurred.dtype == dtype
+    numpy.testing.assert_allclose(
+        backend.to_host(blurred), expected, rtol=0, atol=8 * numpy.finfo(dtype).eps
+    )
+
+
+def test_blur_refuses_a_single_picture(backend):
+    with pytest.raises(ShapeError, match=r"expected X \(N, C, height, width\), got \(3, 4, 5\)"):
+        blur_image(backend.to_device(numpy.zeros((3, 4, 5))))
+
+
+def test_the_mean_and_the_deviation_are_single_precision():
+    for constant, values in (
+        (SQUEEZENET_MEAN, [0.485, 0.456, 0.406]),
+        (SQUEEZENET_STD, [0.229, 0.224, 0.225]),
+    ):
+        assert constant.dtype == numpy.float32
+        numpy.testing.assert_allclose(constant, values, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_preprocessing_centres_and_scales_each_colour(backend, dtype):
+    img = numpy.array([[[0, 128, 255], [255, 0, 51]]], dtype=dtype)
+    out = preprocess_image(backend.to_device(img))
+    expected = [
+        [
+            [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225],
+            [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225],
+        ]
+    ]
+    assert out.dtype == numpy.float32
+    numpy.testing.assert_allclose(backend.to_host(out), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deprocessing_undoes_preprocessing(backend, dtype):
+    img = numpy.random.RandomState(0).randint(256, size=(6, 5, 3)).astype(numpy.uint8)
+    out = deprocess_image(preprocess_image(backend.to_device(img)).astype(dtype))
+    assert out.dtype == numpy.uint8
+    difference = backend.to_host(out).astype(int) - img
+    assert abs(difference).max() <= 1  # the fraction is cut off
+
+
+def test_deprocessing_cuts_off_what_is_outside(backend):
+    img = (numpy.array([[[-1.0, 0.5, 2.0]]]) - SQUEEZENET_MEAN) / SQUEEZENET_STD
+    assert backend.to_host(deprocess_image(backend.to_device(img))).tolist() == [[[0, 127, 255]]]
+
+
+def test_deprocessing_with_rescale_uses_the_whole_range(backend):
+    img = (numpy.array([[[-1.0, 0.5, 3.0]]]) - SQUEEZENET_MEAN) / SQUEEZENET_STD
+    out = backend.to_host(deprocess_image(backend.to_device(img), rescale=True))
+    # 255 * 1.5 / 4 = 95.625; the largest may lose a unit in rounding
+    assert out[0, 0, :2].tolist() == [0, 95]
+    assert out[0, 0, 2] >= 254
+
+
+def test_deprocessing_with_rescale_of_a_flat_picture_is_black(backend, monkeypatch):
+    monkeypatch.setattr(cs231n, "SQUEEZENET_MEAN", numpy.zeros(3, numpy.float32))
+    monkeypatch.setattr(cs231n, "SQUEEZENET_STD", numpy.ones(3, numpy.float32))
+    flat = deprocess_image(backend.to_device(numpy.full((2, 2, 3), 0.5)), rescale=True)
+    assert backend.to_host(flat).tolist() == numpy.zeros((2, 2, 3)).tolist()
+
+
+def test_a_picture_from_the_web(monkeypatch):
+    picture = numpy.zeros((2, 3, 3), numpy.uint8)
+    monkeypatch.setattr(cs231n.images, "image_from_url", lambda url: picture)
+    assert image_from_url("http://localhost/cat.jpg") is picture
+
+
+def test_no_picture_from_the_web_is_printed_not_raised(monkeypatch, capsys):
+    def refuse(url):
+        raise DataError(f"cannot fetch {url}: gone")
+
+    monkeypatch.setattr(cs231n.images, "image_from_url", refuse)
+    assert image_from_url("http://localhost/cat.jpg") is None
+    assert capsys.readouterr().out == "cannot fetch http://localhost/cat.jpg: gone\n"
+
+
+def test_an_address_that_is_no_web_address_is_printed(capsys):
+    assert image_from_url("file:///etc/hostname") is None
+    assert "file:///etc/hostname" in capsys.readouterr().out
+
+
+def test_loading_a_picture_gives_its_pixels(tmp_path):
+    pixels = numpy.random.RandomState(0).randint(256, size=(4, 6, 3)).astype(numpy.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    numpy.testing.assert_array_equal(load_image(tmp_path / "picture.png"), pixels)
+    numpy.testing.assert_array_equal(load_image(str(tmp_path / "picture.png")), pixels)
+
+
+def test_loading_a_grey_picture_gives_three_equal_colours(tmp_path):
+    pixels = numpy.arange(12, dtype=numpy.uint8).reshape(3, 4)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    numpy.testing.assert_array_equal(
+        load_image(tmp_path / "grey.png"), numpy.repeat(pixels[:, :, None], 3, axis=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "expected"),
+    [(40, 60, 20, (20, 30, 3)), (60, 40, 20, (30, 20, 3)), (10, 10, 25, (25, 25, 3))],
+)
+def test_size_is_that_of_the_shorter_side(tmp_path, height, width, size, expected):
+    Image.new("RGB", (width, height), (200, 100, 50)).save(tmp_path / "plain.png")
+    img = load_image(tmp_path / "plain.png", size=size)
+    assert (img.shape, img.dtype) == (expected, numpy.uint8)
+    assert numpy.unique(img.reshape(-1, 3), axis=0).tolist() == [[200, 100, 50]]
+
+
+def test_a_size_that_is_not_positive_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="size 0 is not positive"):
+        load_image(tmp_path / "any.png", size=0)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*none\.png"):
+        load_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kept", [0, 20, 60, 120])
+def test_a_broken_picture_is_named(tmp_path, kept):
+    pixels = numpy.random.RandomState(0).randint(256, size=(8, 8, 3)).astype(numpy.uint8)
+    whole = tmp_path / "whole.png"
+    Image.fromarray(pixels).save(whole)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(whole.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"broken\.png"):
+        load_image(broken)
+
+
+def test_a_picture_with_a_false_checksum_is_named(tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.new("RGB", (8, 8)).save(whole)
+    content = bytearray(whole.read_bytes())
+    content[29] ^= 255  # in the checksum of the header
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.png"):
+        load_image(tmp_path / "broken.png")
+
+
+def test_a_picture_too_large_to_be_opened_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"large\.png is not a picture that can be read: "):
+        load_image(tmp_path / "large.png")

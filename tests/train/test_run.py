@@ -1,0 +1,152 @@
+import json
+
+import numpy
+import pytest
+from tiny import make_tiny
+
+from xpcap.backend import CPU
+from xpcap.checkpoint import load_parameters, save_parameters
+from xpcap.data.minibatch import EpochBatches
+from xpcap.errors import CheckpointError, DataError, DivergedError, XpcapError
+from xpcap.run_folder import open_run
+from xpcap.train import Schedule, evaluate
+from xpcap.train.run import RunOptions, train_run
+from xpcap.train.showing import caption_pictures, caption_split
+
+OPTIONS = {"hidden": 16, "wordvec": 8, "batch_size": 10, "lr": 0.02}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path / "tiny")
+
+
+def run(tiny, out, backend=CPU, epochs=2, **options):
+    chosen = RunOptions(schedule=Schedule(epochs=epochs), **{**OPTIONS, **options})
+    return train_run(tiny, out, chosen, backend)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
+    trainer, dataset = run(tiny, tmp_path / "run", backend, cell=cell, epochs=30)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.json", "vocab.json", "history.jsonl", "best.npz", "last.npz",
+    }  # fmt: skip
+    opened = open_run(tmp_path / "run")
+    assert opened.config["data"]["name"] == "tiny"
+    assert opened.config["training"]["schedule"]["epochs"] == 30
+    figures = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
+    assert figures.loss == pytest.approx(trainer.best_loss, rel=1e-4)
+    shown = caption_split(opened, "val", 3, None)
+    assert [entry["image"][-6:] for entry in shown] == ["/0.png", "/5.png", "11.png"]
+    assert all(entry["caption"] in entry["references"] for entry in shown)
+    assert len(caption_split(opened, "val", 99, None)) == 12
+
+
+def test_a_moved_data_set_is_named(tiny, tmp_path):
+    run(tiny, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    moved = tiny.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="tiny is not a folder"):
+        caption_split(opened, "val", 3, None)
+    assert len(caption_split(opened, "val", 3, moved)) == 3
+    words = json.loads((moved / "coco2014_vocab.json").read_text())["idx_to_word"]
+    words[-1] = "other"
+    (moved / "coco2014_vocab.json").write_text(
+        json.dumps({"idx_to_word": words, "word_to_idx": {w: k for k, w in enumerate(words)}})
+    )
+    with pytest.raises(DataError, match="another vocabulary"):
+        caption_split(opened, "val", 3, moved)
+
+
+def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
+    run(tiny, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"cannot compute from a picture \(given away\)"):
+        caption_pictures(open_run(tmp_path / "run"), [tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "mlp"}, "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
+        ({"rule": "adagrad"}, "update rule 'adagrad' is unknown"),
+        ({"lr": float("nan")}, "learning rate must be a finite positive number, got nan"),
+        ({"batch_size": 49}, r"batch size 49 is not in 1\.\.48"),
+        ({"max_train": 49}, r"max-train 49 is not in 1\.\.48"),
+        ({"max_train": 5, "batch_size": 10}, r"batch size 10 is not in 1\.\.5"),
+        ({"dropout": 1.0}, r"dropout rate 1.0 is not in \[0, 1\)"),
+        ({"features": "pca"}, "has no pca features"),
+    ],
+)
+def test_a_mistake_leaves_no_folder(tiny, tmp_path, options, message):
+    with pytest.raises(XpcapError, match=message):
+        run(tiny, tmp_path / "runs" / "run", **options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_that_fails_before_its_first_epoch_leaves_no_folder(tiny, tmp_path):
+    with pytest.raises(DivergedError), numpy.errstate(all="ignore"):
+        run(tiny, tmp_path / "run", rule="sgd", lr=1e30)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_never_overwritten(tiny, tmp_path):
+    run(tiny, tmp_path / "run")
+    before = (tmp_path / "run" / "best.npz").read_bytes()
+    with pytest.raises(CheckpointError, match="run holds another run; expected a new name"):
+        run(tiny, tmp_path / "run")
+    assert (tmp_path / "run" / "best.npz").read_bytes() == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(DataError, match="is not an empty folder"):
+        run(tiny, tmp_path / "full")
+
+
+def test_lazy_and_half_features_train_too(tiny, tmp_path):
+    whole, _ = run(tiny, tmp_path / "whole")
+    lazy, _ = run(tiny, tmp_path / "lazy", lazy=True)
+    half, _ = run(tiny, tmp_path / "half", feature_dtype="float16")
+    assert whole.best_loss == lazy.best_loss == half.best_loss  # the features are zeros and ones
+
+
+def test_parameters_in_a_file(tmp_path, backend):
+    host = {"W": numpy.arange(6.0).reshape(2, 3), "b": numpy.zeros(3, numpy.float32)}
+    path = tmp_path / "p.npz"
+    save_parameters(path, {name: backend.to_device(value) for name, value in host.items()})
+    loaded = load_parameters(path, host)
+    for name, value in host.items():
+        assert loaded[name].dtype == value.dtype
+        numpy.testing.assert_array_equal(loaded[name], value)
+    with pytest.raises(CheckpointError, match="holds W, b; expected W"):
+        load_parameters(path, {"W": host["W"]})
+    with pytest.raises(CheckpointError, match=r"'b' is float32 of shape \(3,\); expected .*\(4,\)"):
+        load_parameters(path, {**host, "b": numpy.zeros(4)})
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="is not a whole parameter file"):
+        load_parameters(path, host)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    numpy.savez(tmp_path / "p.npz", W=numpy.array([{"a": 1}], dtype=object))
+    with pytest.raises(CheckpointError, match="is not a whole parameter file"):
+        load_parameters(tmp_path / "p.npz", {"W": numpy.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, "is not a run; expected a folder made by xpcap train"),
+        ("config.json", "{", "is not JSON"),
+        ("config.json", '{"format": 9}', "expected a run of format 1"),
+        ("config.json", '{"format": 1, "model": {"depth": 2}}', "expected 'model' with its sizes"),
+        ("best.npz", None, "has no best.npz"),
+        ("best.npz", "zip", "is not a whole parameter file"),
+    ],
+)
+def test_a_damaged_run_is_named(tiny, tmp_path, file, content, message):
+    run(tiny, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / file).unlink()
+    if content is not None:
+        (tmp_path / "run" / file).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        open_run(tmp_path / "run")

@@ -1,0 +1,400 @@
+"""The names of Stanford's CS231n, assignment 3, so that its notebooks run on xpcap.
+
+`from xpcap.compat.cs231n import *` stands in for the imports of the assignment's modules
+`rnn_layers`, `layers`, `layer_utils`, `classifiers.rnn`, `captioning_solver`, `coco_utils`,
+`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; defined here is
+what only the notebooks need. Arrays may be NumPy's or CuPy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy
+
+from xpcap.backend import Array, namespace
+from xpcap.data import images
+from xpcap.data.coco import load_coco_data
+from xpcap.data.minibatch import sample_coco_minibatch
+from xpcap.data.vocabulary import decode_captions
+from xpcap.errors import ConfigurationError, DataError, ShapeError, XpcapError
+from xpcap.files import explained
+from xpcap.gradcheck import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
+from xpcap.kernels import pointwise
+from xpcap.layers import (
+    affine_backward,
+    affine_forward,
+    gru_backward,
+    gru_forward,
+    gru_step_backward,
+    gru_step_forward,
+    lstm_backward,
+    lstm_forward,
+    lstm_step_backward,
+    lstm_step_forward,
+    relu_backward,
+    relu_forward,
+    rnn_backward,
+    rnn_forward,
+    rnn_step_backward,
+    rnn_step_forward,
+    temporal_affine_backward,
+    temporal_affine_forward,
+    temporal_softmax_loss,
+    word_embedding_backward,
+    word_embedding_forward,
+)
+from xpcap.layers.affine import AffineCache, AffineGradients
+from xpcap.layers.relu import ReLUCache
+from xpcap.models import CaptioningRNN
+from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
+from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
+
+__all__ = [
+    "SQUEEZENET_MEAN",
+    "SQUEEZENET_STD",
+    "CaptioningRNN",
+    "CaptioningSolver",
+    "CaptioningTrainer",
+    "adam",
+    "affine_backward",
+    "affine_forward",
+    "affine_relu_backward",
+    "affine_relu_forward",
+    "blur_image",
+    "decode_captions",
+    "deprocess_image",
+    "eval_numerical_gradient",
+    "eval_numerical_gradient_array",
+    "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net",
+    "grad_check_sparse",
+    "gru_backward",
+    "gru_forward",
+    "gru_step_backward",
+    "gru_step_forward",
+    "image_from_url",
+    "load_coco_data",
+    "load_image",
+    "lstm_backward",
+    "lstm_forward",
+    "lstm_step_backward",
+    "lstm_step_forward",
+    "preprocess_image",
+    "rel_error",
+    "relu_backward",
+    "relu_forward",
+    "rmsprop",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_step_backward",
+    "rnn_step_forward",
+    "sample_coco_minibatch",
+    "sgd",
+    "sgd_momentum",
+    "sigmoid",
+    "temporal_affine_backward",
+    "temporal_affine_forward",
+    "temporal_softmax_loss",
+    "word_embedding_backward",
+    "word_embedding_forward",
+]
+
+SQUEEZENET_MEAN = numpy.array([0.485, 0.456, 0.406], dtype=numpy.float32)
+"""The mean of red, green and blue that a SqueezeNet's inputs are centred by, from 0 to 1."""
+
+SQUEEZENET_STD = numpy.array([0.229, 0.224, 0.225], dtype=numpy.float32)
+"""The deviation of red, green and blue that a SqueezeNet's inputs are divided by."""
+
+BLUR = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
+"""The weights of a pixel and its neighbours in a blurred picture, in two hundredths."""
+
+
+def sigmoid(x: Array) -> Array:
+    """Logistic function 1 / (1 + e^-x) of an array of any shape; it never overflows."""
+    return pointwise.sigmoid(namespace(x), x)
+
+
+class AffineReLUCache(NamedTuple):
+    """The caches of the two layers."""
+
+    affine: AffineCache
+    relu: ReLUCache
+
+
+def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineReLUCache]:
+    """Apply an affine layer and then a rectifier.
+
+    Parameters
+    ----------
+    x
+        Inputs `(N, d1, ..., dk)`, flattened to `(N, D)`.
+    w, b
+        Weights `(D, M)` and biases `(M,)`.
+
+    Returns
+    -------
+    out, cache
+        `max(x w + b, 0)`, `(N, M)`; and what `affine_relu_backward` needs.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit together.
+    """
+    a, affine = affine_forward(x, w, b)
+    out, relu = relu_forward(a)
+    return out, AffineReLUCache(affine, relu)
+
+
+def affine_relu_backward(dout: Array, cache: AffineReLUCache) -> AffineGradients:
+    """Gradients of `affine_relu_forward`.
+
+    Parameters
+    ----------
+    dout
+        Gradient of the output, `(N, M)`.
+    cache
+        From the forward pass.
+
+    Returns
+    -------
+    dx, dw, db
+        Of the shapes of `x`, `w` and `b`.
+    """
+    affine, relu = cache
+    return affine_backward(relu_backward(dout, relu), affine)
+
+
+def grad_check_sparse(
+    f: Callable[[Array], Any],
+    x: Array,
+    analytic_grad: Array,
+    num_checks: int = 10,
+    h: float = 1e-5,
+) -> None:
+    """Print the numerical slope beside the analytic one at a few random places.
+
+    Parameters
+    ----------
+    f
+        Takes `x` and returns a number.
+    x
+        Where to differentiate; its elements are moved in place by `h` and put back.
+    analytic_grad
+        The gradient to judge, of `x`'s shape.
+    num_checks
+        How many places, drawn by NumPy's global generator.
+    h
+        The step of the central differences.
+    """
+    for _ in range(num_checks):
+        place = tuple(int(numpy.random.randint(size)) for size in x.shape)
+        old = x[place].copy()
+        x[place] = old + h
+        plus = float(f(x))
+        x[place] = old - h
+        minus = float(f(x))
+        x[place] = old
+        numerical, analytic = (plus - minus) / (2 * h), float(analytic_grad[place])
+        error = rel_error(numerical, analytic)
+        print(f"numerical: {numerical:f} analytic: {analytic:f}, relative error: {error:e}")
+
+
+class Blob(Protocol):
+    """Values and their gradients: what a layer of the course's networks reads and fills in."""
+
+    vals: Array
+    diffs: Array
+
+
+def eval_numerical_gradient_blobs(
+    f: Callable[..., Any], inputs: Sequence[Blob], output: Blob, h: float = 1e-5
+) -> list[Array]:
+    """Return the numerical gradients of a function that writes into a blob.
+
+    Parameters
+    ----------
+    f
+        Called as `f(*inputs, output)`; reads the inputs' `vals` and writes `output.vals`.
+    inputs
+        Where to differentiate; each element of their `vals` is moved in place by `h` and put back.
+    output
+        Its `diffs` hold the gradient of some loss with respect to its `vals`.
+    h
+        The step of the central differences.
+
+    Returns
+    -------
+    list of array
+        For each input a gradient of the shape of its `vals`.
+    """
+
+    def written(_: Array) -> Array:
+        f(*inputs, output)
+        return output.vals.copy()
+
+    return [eval_numerical_gradient_array(written, blob.vals, output.diffs, h) for blob in inputs]
+
+
+class Net(Protocol):
+    """A network that reads its inputs' blobs and fills its output's when run."""
+
+    def forward(self) -> Any:
+        """Run the network."""
+        ...
+
+
+def eval_numerical_gradient_net(
+    net: Net, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
+) -> list[Array]:
+    """Return the numerical gradients of a network whose `forward()` reads and writes blobs.
+
+    Parameters
+    ----------
+    net
+        Its `forward()` reads the `vals` of `inputs` and writes `output.vals`.
+    inputs, output, h
+        As for `eval_numerical_gradient_blobs`.
+
+    Returns
+    -------
+    list of array
+        For each input a gradient of the shape of its `vals`.
+    """
+    return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h)
+
+
+def blur_image(X: Array) -> Array:
+    """Blur pictures very gently: each pixel keeps 94% of itself, its neighbours share the rest.
+
+    Parameters
+    ----------
+    X
+        Pictures `(N, C, height, width)`, floating; beyond the border all is zero.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `X`.
+
+    Raises
+    ------
+    ShapeError
+        If `X` has not four axes.
+    """
+    if X.ndim != 4:
+        raise ShapeError(f"blur_image: expected X (N, C, height, width), got {X.shape}")
+    height, width = X.shape[2:]
+    padded = namespace(X).pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    return sum(
+        padded[:, :, i : i + height, j : j + width] * (weight / 200)
+        for i, row in enumerate(BLUR)
+        for j, weight in enumerate(row)
+    )
+
+
+def preprocess_image(img: Array) -> Array:
+    """Turn a picture into what a SqueezeNet reads: 0 to 1, then centred and scaled by colour.
+
+    Parameters
+    ----------
+    img
+        `(..., 3)`, red, green, blue from 0 to 255.
+
+    Returns
+    -------
+    array
+        `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32.
+    """
+    xp = namespace(img)
+    mean, deviation = xp.asarray(SQUEEZENET_MEAN), xp.asarray(SQUEEZENET_STD)
+    return (img.astype(numpy.float32) / 255 - mean) / deviation
+
+
+def deprocess_image(img: Array, rescale: bool = False) -> Array:
+    """Undo `preprocess_image`, for looking at the picture.
+
+    Parameters
+    ----------
+    img
+        `(..., 3)` floating.
+    rescale
+        Stretch the picture so that its least value becomes 0 and its largest 255; else what lies
+        outside is cut off.
+
+    Returns
+    -------
+    array
+        `(..., 3)` uint8.
+    """
+    xp = namespace(img)
+    mean = xp.asarray(SQUEEZENET_MEAN, dtype=img.dtype)
+    img = img * xp.asarray(SQUEEZENET_STD, dtype=img.dtype) + mean
+    if rescale:
+        low = img.min()
+        spread = img.max() - low
+        img = (img - low) / xp.where(spread > 0, spread, img.dtype.type(1))
+    return xp.clip(255 * img, 0, 255).astype(numpy.uint8)
+
+
+def image_from_url(url: str) -> numpy.ndarray | None:
+    """Fetch a picture; if it cannot be had, print why and return None.
+
+    Parameters
+    ----------
+    url
+        An http or https address.
+
+    Returns
+    -------
+    array or None
+        `(height, width, 3)` uint8, red, green, blue.
+    """
+    try:
+        return images.image_from_url(url)
+    except XpcapError as error:
+        print(error)
+        return None
+
+
+def load_image(filename: str | Path, size: int | None = None) -> numpy.ndarray:
+    """Read a picture from a file.
+
+    Parameters
+    ----------
+    filename
+        Where it is.
+    size
+        Scale the picture so that its shorter side has so many pixels; None leaves it as it is.
+
+    Returns
+    -------
+    array
+        `(height, width, 3)` uint8, red, green, blue.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is no picture.
+    ConfigurationError
+        If `size` is not positive.
+    """
+    from PIL import Image
+
+    if size is not None and size < 1:
+        raise ConfigurationError(f"load_image: size {size} is not positive")
+    try:
+        with explained(Path(filename), "read"), Image.open(filename) as picture:
+            img = picture.convert("RGB")
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{filename} is not a picture that can be read: {error}") from error
+    if size is not None:
+        scale = size / min(img.size)
+        width, height = (round(side * scale) for side in img.size)
+        img = img.resize((width, height), Image.Resampling.BILINEAR)
+    return numpy.asarray(img)

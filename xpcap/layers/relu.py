@@ -1,0 +1,56 @@
+"""The rectifier: out = max(x, 0)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpcap.backend import Array, namespace
+from xpcap.errors import ShapeError
+
+
+class ReLUCache(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    x: Array
+
+
+def relu_forward(x: Array) -> tuple[Array, ReLUCache]:
+    """Set what is negative to zero.
+
+    Parameters
+    ----------
+    x
+        Inputs of any shape.
+
+    Returns
+    -------
+    out, cache
+        `max(x, 0)`, of the shape of `x`; and what `relu_backward` needs.
+    """
+    return namespace(x).maximum(x, 0), ReLUCache(x)
+
+
+def relu_backward(dout: Array, cache: ReLUCache) -> Array:
+    """Gradient of `relu_forward`: `dout` where `x > 0`, else 0.
+
+    Parameters
+    ----------
+    dout
+        Gradient of the output, of the shape of `x`.
+    cache
+        From the forward pass.
+
+    Returns
+    -------
+    dx
+        Of the shape of `x`.
+
+    Raises
+    ------
+    ShapeError
+        If `dout` has not the shape of `x`.
+    """
+    xp = namespace(dout, cache.x)
+    if dout.shape != cache.x.shape:
+        raise ShapeError(f"relu_backward: expected dout {cache.x.shape}, as x; got {dout.shape}")
+    return xp.where(cache.x > 0, dout, dout.dtype.type(0))
