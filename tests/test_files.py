@@ -39,6 +39,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         with new_folder(tmp_path / "bad") as folder:
             (folder / "x").touch()
             full()
+    with pytest.raises(DataError, match=r"cannot write .*[/\\]bad[/\\]y: no space left"):
+        with new_folder(tmp_path / "bad") as folder, new_file(folder / "y"):
+            full()
     assert [p.name for p in tmp_path.iterdir()] == ["good"]
     assert [p.name for p in (tmp_path / "good").iterdir()] == ["x"]
 

@@ -70,6 +70,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             temporary.replace(path)
+        except DataError as error:  # name the folder that was asked for
+            raise DataError(str(error).replace(str(temporary), str(path))) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

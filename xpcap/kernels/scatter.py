@@ -26,7 +26,7 @@ def _add_rows_sorted(xp: Namespace, indices: Array, rows: Array, size: int) -> A
     order = numpy.argsort(indices, kind="stable")
     gathered = rows[order]
     distinct, starts = numpy.unique(indices[order], return_index=True)
-    ends = numpy.append(starts[1:], len(order))
+    ends = numpy.append(starts, len(order))[1:]
     for index, start, end in zip(distinct, starts, ends, strict=True):
         numpy.add.reduce(gathered[start:end], axis=0, out=out[index])
     return out

@@ -1,1 +1,83 @@
 """Proving an installation: every layer's gradients and the worked cases, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy
+
+from xpcap.backend import CPU, Backend
+from xpcap.gradcheck import gradcheck
+from xpcap.models.captioner import CELLS
+from xpcap.selfcheck.cases import (
+    LAYERS,
+    SMALL,
+    SMALL_SEED,
+    captioner_gradients,
+    on_device,
+    run_layer,
+)
+from xpcap.selfcheck.check import Check, scaled_difference
+from xpcap.selfcheck.reference import reference_checks
+
+__all__ = ["Check", "run"]
+
+OUTPUT_LIMIT = 1e-10
+GRADIENT_LIMIT = 1e-7
+
+
+def run(backend: Backend) -> list[Check]:
+    """Check gradients, worked cases and agreement with NumPy on a backend, in float64.
+
+    Parameters
+    ----------
+    backend
+        What is checked.
+
+    Returns
+    -------
+    list of Check
+        Every comparison; all should have `passed`.
+    """
+    with backend.activate():
+        return [
+            *_layer_gradients(backend),
+            *_captioner_gradients(backend),
+            *reference_checks(backend),
+            *_agreement(backend),
+        ]
+
+
+def _layer_gradients(backend: Backend) -> Iterator[Check]:
+    for case in LAYERS:
+        drawn = case.make_args(numpy.random.default_rng(SMALL_SEED), SMALL)
+        arguments = on_device(backend, drawn)
+        errors = gradcheck(case.forward, case.backward, arguments, case.differentiable(arguments))
+        for name, error in errors.items():
+            yield Check(f"gradient {case.name} d{name}", error, case.limit)
+
+
+def _captioner_gradients(backend: Backend) -> Iterator[Check]:
+    """Check whole captioners; relative to each parameter's largest gradient, for some are tiny."""
+    for cell_type in CELLS:
+        for dropout in (0.0, 0.25):
+            pairs = captioner_gradients(
+                backend, cell_type, dropout,
+                N=2, T=4, input_dim=2, wordvec_dim=3, hidden_dim=2, h=1e-5,
+            )  # fmt: skip
+            for name, (numerical, own) in pairs.items():
+                what = f"gradient captioner {cell_type} dropout={dropout} d{name}"
+                yield Check(what, scaled_difference(own, numerical), GRADIENT_LIMIT)
+
+
+def _agreement(backend: Backend) -> Iterator[Check]:
+    for case in LAYERS:
+        drawn = case.make_args(numpy.random.default_rng(SMALL_SEED), SMALL)
+        ours, expected = run_layer(case, on_device(backend, drawn)), run_layer(case, drawn)
+        for name, value in expected.items():
+            limit = OUTPUT_LIMIT if name.startswith("out") else GRADIENT_LIMIT
+            yield Check(
+                f"agreement with {CPU.name} {case.name} {name}",
+                scaled_difference(ours[name], value),
+                limit,
+            )

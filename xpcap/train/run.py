@@ -22,7 +22,7 @@ from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run
 from xpcap.train.history import History
 from xpcap.train.trainer import Schedule, Trainer
 
-EVALUATED_TRAINING_CAPTIONS = 2500
+EVALUATED_TRAINING_CAPTIONS = 1000
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+import os
+from pathlib import Path
+
+import pytest
+from guard import open_guard
+
+import xpcap.backend
+from xpcap.backend import CPU, Backend, Namespace, open_backend
+from xpcap.errors import BackendError
+
+
+def _open_cupy() -> Backend:
+    """Open the GPU; without one skip, or fail where XPCAP_REQUIRE_GPU=1 says it must be there."""
+    try:
+        return open_backend("gpu")
+    except BackendError as error:
+        if os.environ.get("XPCAP_REQUIRE_GPU") == "1":
+            pytest.fail(f"XPCAP_REQUIRE_GPU=1, but {error}")
+        pytest.skip(str(error))
+
+
+OPEN = {"numpy": lambda: CPU, "guard": open_guard, "cupy": _open_cupy}
+
+
+@pytest.fixture(params=list(OPEN))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return OPEN[request.param]()
+
+
+@pytest.fixture
+def gpu() -> Backend:
+    return _open_cupy()
+
+
+@pytest.fixture
+def xp(backend: Backend) -> Namespace:
+    return backend.xp
+
+
+@pytest.fixture(autouse=True)
+def _no_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test begin without a default backend, and leave none behind."""
+    monkeypatch.setattr(xpcap.backend, "_default", None)
+    monkeypatch.delenv("XPCAP_DEVICE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def coco_dir() -> Path:
+    """Return the folder with COCO's own caption and box files."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("XPCAP_COCO_DIR") or default)
+    if not (folder / "captions_val2017.json").is_file():
+        pytest.skip(f"no captions_val2017.json in {folder}; XPCAP_COCO_DIR names its folder")
+    return folder

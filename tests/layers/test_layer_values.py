@@ -1,0 +1,358 @@
+"""Layers against plain loops written here, one number at a time, and against PyTorch."""
+
+import math
+
+import numpy
+import pytest
+
+from xpcap import layers
+from xpcap.backend import CPU, to_host
+from xpcap.errors import ShapeError
+from xpcap.selfcheck.cases import LAYERS, Sizes, on_device
+
+CASES = {case.name: case for case in LAYERS}
+N, T, D, H, V = 3, 4, 5, 2, 6
+
+
+def draw(name):
+    return CASES[name].make_args(numpy.random.default_rng(3), Sizes(N, T, D, H, V))
+
+
+def close(ours, expected):
+    ours = numpy.asarray(to_host(ours))
+    assert ours.shape == numpy.shape(expected)
+    numpy.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def sigma(a):
+    return 1 / (1 + math.exp(-a))
+
+
+def test_relu(backend):
+    x, dout = numpy.array([[-2.0, 0.0, 3.0]]), numpy.array([[5.0, 6.0, 7.0]])
+    out, cache = layers.relu_forward(backend.to_device(x))
+    close(out, [[0.0, 0.0, 3.0]])
+    close(layers.relu_backward(backend.to_device(dout), cache), [[0.0, 0.0, 7.0]])
+
+
+def pre_activation(x, h, Wx, Wh, b, column):
+    """One number of x Wx + h Wh + b, for one row."""
+    return (
+        sum(x[d] * Wx[d, column] for d in range(len(x)))
+        + sum(h[j] * Wh[j, column] for j in range(len(h)))
+        + b[column]
+    )
+
+
+def rnn_row(x, h, Wx, Wh, b):
+    return [math.tanh(pre_activation(x, h, Wx, Wh, b, k)) for k in range(len(h))]
+
+
+def lstm_row(x, h, c, Wx, Wh, b):
+    next_h, next_c = [], []
+    for k in range(len(h)):
+        i, f, o, g = (pre_activation(x, h, Wx, Wh, b, gate * len(h) + k) for gate in range(4))
+        next_c.append(sigma(f) * c[k] + sigma(i) * math.tanh(g))
+        next_h.append(sigma(o) * math.tanh(next_c[-1]))
+    return next_h, next_c
+
+
+def gru_row(x, h, Wx, Wh, b, bn):
+    next_h = []
+    for k in range(len(h)):
+        r = sigma(pre_activation(x, h, Wx, Wh, b, k))
+        z = sigma(pre_activation(x, h, Wx, Wh, b, len(h) + k))
+        column = 2 * len(h) + k
+        from_x = sum(x[d] * Wx[d, column] for d in range(len(x))) + b[column]
+        from_h = sum(h[j] * Wh[j, column] for j in range(len(h))) + bn[k]
+        n = math.tanh(from_x + r * from_h)
+        next_h.append((1 - z) * n + z * h[k])
+    return next_h
+
+
+def test_affine(backend):
+    a = draw("affine")
+    out, _ = layers.affine_forward(**on_device(backend, a))
+    rows = [[x for step in row for x in step] for row in a["x"]]
+    close(
+        out,
+        [
+            [sum(x * a["w"][d, m] for d, x in enumerate(row)) + a["b"][m] for m in range(H)]
+            for row in rows
+        ],
+    )
+
+
+def test_affine_backward(backend):
+    a = draw("affine")
+    _, cache = layers.affine_forward(**on_device(backend, a))
+    dout = numpy.random.default_rng(4).standard_normal((N, H))
+    dx, dw, db = layers.affine_backward(backend.to_device(dout), cache)
+    flat = a["x"].reshape(N, -1)
+    close(
+        to_host(dx).reshape(N, -1),
+        [
+            [sum(dout[n, m] * a["w"][d, m] for m in range(H)) for d in range(T * D)]
+            for n in range(N)
+        ],
+    )
+    close(
+        dw,
+        [[sum(flat[n, d] * dout[n, m] for n in range(N)) for m in range(H)] for d in range(T * D)],
+    )
+    close(db, [sum(dout[n, m] for n in range(N)) for m in range(H)])
+
+
+def test_temporal_affine(backend):
+    a = draw("temporal_affine")
+    out, _ = layers.temporal_affine_forward(**on_device(backend, a))
+    expected = numpy.empty((N, T, H))
+    for n, t, m in numpy.ndindex(N, T, H):
+        expected[n, t, m] = sum(a["x"][n, t, d] * a["w"][d, m] for d in range(D)) + a["b"][m]
+    close(out, expected)
+
+
+def test_rnn(backend):
+    a = draw("rnn_step")
+    next_h, _ = layers.rnn_step_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"]
+    close(next_h, [rnn_row(a["x"][n], a["prev_h"][n], *weights) for n in range(N)])
+
+    a = draw("rnn")
+    h, _ = layers.rnn_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"]
+    expected = numpy.empty((N, T, H))
+    for n in range(N):
+        state = a["h0"][n]
+        for t in range(T):
+            expected[n, t] = state = rnn_row(a["x"][n, t], state, *weights)
+    close(h, expected)
+
+
+def test_lstm(backend):
+    a = draw("lstm_step")
+    next_h, next_c, _ = layers.lstm_step_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"]
+    rows = [lstm_row(a["x"][n], a["prev_h"][n], a["prev_c"][n], *weights) for n in range(N)]
+    close(next_h, [row[0] for row in rows])
+    close(next_c, [row[1] for row in rows])
+
+    a = draw("lstm")
+    h, _ = layers.lstm_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"]
+    expected = numpy.empty((N, T, H))
+    for n in range(N):
+        state, cell = a["h0"][n], [0.0] * H
+        for t in range(T):
+            state, cell = lstm_row(a["x"][n, t], state, cell, *weights)
+            expected[n, t] = state
+    close(h, expected)
+
+
+def test_gru(backend):
+    a = draw("gru_step")
+    next_h, _ = layers.gru_step_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"], a["bn"]
+    close(next_h, [gru_row(a["x"][n], a["prev_h"][n], *weights) for n in range(N)])
+
+    a = draw("gru")
+    h, _ = layers.gru_forward(**on_device(backend, a))
+    weights = a["Wx"], a["Wh"], a["b"], a["bn"]
+    expected = numpy.empty((N, T, H))
+    for n in range(N):
+        state = a["h0"][n]
+        for t in range(T):
+            expected[n, t] = state = gru_row(a["x"][n, t], state, *weights)
+    close(h, expected)
+
+
+def test_word_embedding_with_repeated_words(backend):
+    x = numpy.array([[1, 1, 4], [4, 1, 0]])
+    W = numpy.random.default_rng(0).standard_normal((V, D))
+    dout = numpy.random.default_rng(1).standard_normal((2, 3, D))
+    out, cache = layers.word_embedding_forward(backend.to_device(x), backend.to_device(W))
+    expected_dW = numpy.zeros((V, D))
+    for n, t in numpy.ndindex(2, 3):
+        close(out[n, t], W[x[n, t]])
+        for d in range(D):
+            expected_dW[x[n, t], d] += dout[n, t, d]
+    close(layers.word_embedding_backward(backend.to_device(dout), cache), expected_dW)
+
+
+@pytest.mark.parametrize("dtype", [numpy.int32, numpy.int64, numpy.uint16])
+def test_word_embedding_takes_every_integer(dtype, backend):
+    x = backend.to_device(numpy.array([[1, 0, 1]], dtype))
+    out, cache = layers.word_embedding_forward(x, backend.to_device(numpy.eye(3)))
+    close(out[0], numpy.eye(3)[[1, 0, 1]])
+    dW = layers.word_embedding_backward(out, cache)
+    close(dW, numpy.diag([1.0, 2.0, 0.0]))
+
+
+def softmax_loss(x, y, mask):
+    """The loss and its gradient from their definition, one number at a time."""
+    N, T, V = x.shape
+    loss, dx = 0.0, numpy.zeros(x.shape)
+    for n, t in numpy.ndindex(N, T):
+        if mask[n, t]:
+            total = sum(math.exp(x[n, t, v]) for v in range(V))
+            loss -= math.log(math.exp(x[n, t, y[n, t]]) / total) / N
+            for v in range(V):
+                dx[n, t, v] = (math.exp(x[n, t, v]) / total - (v == y[n, t])) / N
+    return loss, dx
+
+
+def test_temporal_softmax_loss(backend):
+    a = draw("temporal_softmax_loss")
+    assert 0 < a["mask"].sum() < N * T
+    loss, dx = layers.temporal_softmax_loss(**on_device(backend, a))
+    expected_loss, expected_dx = softmax_loss(**a)
+    close(loss, expected_loss)
+    close(dx, expected_dx)
+
+
+def test_temporal_softmax_loss_without_a_word(backend):
+    a = draw("temporal_softmax_loss")
+    a["mask"][:] = False
+    loss, dx = layers.temporal_softmax_loss(**on_device(backend, a))
+    assert float(loss) == 0.0
+    assert (to_host(dx) == 0).all()
+
+
+def test_temporal_softmax_loss_takes_a_numeric_mask(backend):
+    a = on_device(backend, draw("temporal_softmax_loss"))
+    expected, _ = layers.temporal_softmax_loss(**a)
+    loss, _ = layers.temporal_softmax_loss(a["x"], a["y"], a["mask"].astype(numpy.float64))
+    assert float(loss) == float(expected)
+
+
+def test_temporal_softmax_loss_prints_only_when_asked(capsys):
+    a = draw("temporal_softmax_loss")
+    layers.temporal_softmax_loss(**a)
+    assert capsys.readouterr().out == ""
+    layers.temporal_softmax_loss(**a, verbose=True)
+    assert str((N, T, V)) in capsys.readouterr().out
+
+
+def permuted(blocks, order):
+    """Reorder the blocks of H columns of a weight or bias."""
+    parts = numpy.split(blocks, len(order), axis=-1)
+    return numpy.concatenate([parts[k] for k in order], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("rnn", [0]), ("lstm", [0, 1, 3, 2]), ("gru", [0, 1, 2])]
+)
+def test_sequences_against_pytorch(name, order, backend):
+    """PyTorch's gates are i, f, g, o and r, z, n; its weights stand on the left."""
+    torch = pytest.importorskip("torch")
+    case = CASES[name]
+    a = case.make_args(numpy.random.default_rng(8), Sizes(N=4, T=6, D=5, H=3))
+    dh = numpy.random.default_rng(9).standard_normal((4, 6, 3))
+
+    net = getattr(torch.nn, name.upper())(5, 3, batch_first=True, dtype=torch.float64)
+    hidden_bias = numpy.zeros(3 * len(order))
+    if name == "gru":
+        hidden_bias[6:] = a["bn"]
+    with torch.no_grad():
+        net.weight_ih_l0.copy_(torch.tensor(permuted(a["Wx"], order).T))
+        net.weight_hh_l0.copy_(torch.tensor(permuted(a["Wh"], order).T))
+        net.bias_ih_l0.copy_(torch.tensor(permuted(a["b"], order)))
+        net.bias_hh_l0.copy_(torch.tensor(hidden_bias))
+    x = torch.tensor(a["x"], requires_grad=True)
+    h0 = torch.tensor(a["h0"][None], requires_grad=True)
+    state = (h0, torch.zeros_like(h0)) if name == "lstm" else h0
+    expected, _ = net(x, state)
+    expected.backward(torch.tensor(dh))
+
+    h, cache = case.forward(**on_device(backend, a))
+    gradients = case.backward(backend.to_device(dh), cache)
+    close(h, expected.detach().numpy())
+    close(gradients.dx, x.grad.numpy())
+    close(gradients.dh0, h0.grad.numpy()[0])
+    close(permuted(to_host(gradients.dWx), order), net.weight_ih_l0.grad.numpy().T)
+    close(permuted(to_host(gradients.dWh), order), net.weight_hh_l0.grad.numpy().T)
+    close(permuted(to_host(gradients.db), order), net.bias_ih_l0.grad.numpy())
+    if name == "gru":
+        close(gradients.dbn, net.bias_hh_l0.grad.numpy()[6:])
+
+
+# where one more on the last axis fits: a longer sentence, longer vectors, more words
+FITS = {("word_embedding", "x"), ("word_embedding", "W"), ("temporal_softmax_loss", "x")}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("dropout", "relu")])
+def test_wrong_shapes_are_named(name, backend):
+    """Each array in turn gets a last axis that is one too long, and one axis too many."""
+    case = CASES[name]
+    arguments = on_device(backend, draw(name))
+    function = name if name == "temporal_softmax_loss" else case.forward.__name__
+    for argument, value in arguments.items():
+        longer = backend.xp.concatenate([value, value[..., :1]], axis=-1)
+        for wrong in [value[None]] if (name, argument) in FITS else [value[None], longer]:
+            with pytest.raises(ShapeError) as caught:
+                case.forward(**{**arguments, argument: wrong})
+            assert str(caught.value).startswith(f"{function}: expected")
+            assert str(tuple(wrong.shape)) in str(caught.value)
+
+
+def test_a_shape_message_names_every_array():
+    a = draw("lstm")
+    a["Wh"] = a["Wh"][:, 1:]
+    with pytest.raises(ShapeError) as caught:
+        layers.lstm_forward(**a)
+    assert str(caught.value) == (
+        "lstm_forward: expected x (N, T, D), h0 (N, H), Wx (D, 4H), Wh (H, 4H), b (4H,);"
+        " got x (3, 4, 5), h0 (3, 2), Wx (5, 8), Wh (2, 7), b (8,)"
+    )
+
+
+def test_an_affine_message_says_how_many_numbers_a_row():
+    a = draw("affine")
+    a["x"] = a["x"][:, 1:]
+    with pytest.raises(ShapeError, match=r"20 numbers a row.* x \(3, 3, 5\)"):
+        layers.affine_forward(**a)
+
+
+@pytest.mark.parametrize("bad", [-1, V])
+def test_indices_out_of_range(bad):
+    x = numpy.array([[0, bad, 1]])
+    with pytest.raises(ShapeError, match=rf"do not all lie in 0\.\.{V - 1}"):
+        layers.word_embedding_forward(x, numpy.zeros((V, D)))
+    mask = numpy.ones((1, 3), bool)
+    with pytest.raises(ShapeError, match=rf"do not all lie in 0\.\.{V - 1}"):
+        layers.temporal_softmax_loss(numpy.zeros((1, 3, V)), x, mask)
+
+
+@pytest.mark.parametrize("dtype", [numpy.float64, bool])
+def test_indices_must_be_integers(dtype, backend):
+    x = backend.to_device(numpy.ones((1, 3), dtype))
+    with pytest.raises(ShapeError, match="integer indices"):
+        layers.word_embedding_forward(x, backend.to_device(numpy.zeros((V, D))))
+    mask = backend.to_device(numpy.ones((1, 3), bool))
+    with pytest.raises(ShapeError, match="integer indices"):
+        layers.temporal_softmax_loss(backend.to_device(numpy.zeros((1, 3, V))), x, mask)
+
+
+def test_arguments_must_be_arrays():
+    with pytest.raises(TypeError, match="got list"):
+        layers.affine_forward([[1.0]], numpy.ones((1, 1)), numpy.ones(1))
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "temporal_softmax_loss"])
+def test_large_inputs_stay_finite(name, scale, backend):
+    a = draw(name)
+    a["x"] = a["x"] * scale
+    case = CASES[name]
+    *outputs, cache = case.forward(**on_device(backend, a))
+    gradients = case.backward(*outputs, cache)
+    for value in [*outputs, *(gradients if isinstance(gradients, tuple) else [gradients])]:
+        assert numpy.isfinite(to_host(value)).all()
+
+
+def test_the_embedding_gradient_repeats_to_the_bit():
+    x = numpy.random.default_rng(0).integers(V, size=(50, 20))
+    dout = numpy.random.default_rng(1).standard_normal((50, 20, D)).astype(numpy.float32)
+    _, cache = layers.word_embedding_forward(x, CPU.to_device(numpy.zeros((V, D), numpy.float32)))
+    first = layers.word_embedding_backward(dout, cache)
+    assert (layers.word_embedding_backward(dout, cache) == first).all()

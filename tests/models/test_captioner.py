@@ -1,0 +1,392 @@
+"""The whole captioner against plain loops written here, and its promises."""
+
+import itertools
+import math
+
+import numpy
+import pytest
+from guard import counters, open_guard
+
+from xpcap import CaptioningRNN
+from xpcap.backend import CPU, namespace, to_host
+from xpcap.errors import BackendError, ConfigurationError, ShapeError
+from xpcap.layers import dropout_forward
+from xpcap.selfcheck.cases import captioner_gradients
+from xpcap.selfcheck.check import scaled_difference
+
+WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
+NULL, START, END = 0, 1, 2
+D, W, H = 4, 3, 5
+CELLS = ("rnn", "lstm", "gru")
+every_cell = pytest.mark.parametrize("cell_type", CELLS)
+FEATURES = numpy.random.default_rng(5).standard_normal((3, D))
+CAPTIONS = numpy.array([[1, 3, 5, 2, 0], [1, 4, 2, 0, 0], [1, 4, 4, 5, 2]], numpy.int32)
+
+
+def build(cell_type, backend=CPU, dtype=numpy.float64, seed=0, words=WORDS, **options):
+    return CaptioningRNN(words, D, W, H, cell_type, dtype, seed=seed, backend=backend, **options)
+
+
+def lively(cell_type, backend=CPU, seed=0, scale=1.5, **options):
+    """Build a captioner whose biases and word vectors are not nearly zero."""
+    model = build(cell_type, backend, **options)
+    rng = numpy.random.default_rng(seed)
+    for name, value in model.params.items():
+        model.params[name] = backend.to_device(scale * rng.standard_normal(value.shape))
+    return model
+
+
+def sigma(a):
+    return 1 / (1 + numpy.exp(-a))
+
+
+def plain_step(cell_type, p, word, h, c, x_mask=1.0, h_mask=1.0):
+    """One step of one caption: a word and the state in, scores and the state out."""
+    x = p["W_embed"][word] * x_mask
+    if cell_type == "rnn":
+        h = numpy.tanh(x @ p["Wx"] + h @ p["Wh"] + p["b"])
+    elif cell_type == "lstm":
+        i, f, o, g = numpy.split(x @ p["Wx"] + h @ p["Wh"] + p["b"], 4)
+        c = sigma(f) * c + sigma(i) * numpy.tanh(g)
+        h = sigma(o) * numpy.tanh(c)
+    else:
+        xr, xz, xn = numpy.split(x @ p["Wx"] + p["b"], 3)
+        hr, hz, hn = numpy.split(h @ p["Wh"], 3)
+        r, z = sigma(xr + hr), sigma(xz + hz)
+        h = (1 - z) * numpy.tanh(xn + r * (hn + p["bn"])) + z * h
+    return (h * h_mask) @ p["W_vocab"] + p["b_vocab"], h, c
+
+
+def plain_loss(cell_type, p, features, captions, masks=None):
+    """Take the loss; `masks`, of word vectors `(N, T, W)` and hidden states `(N, T, H)`, scale."""
+    loss = 0.0
+    for n, (image, caption) in enumerate(zip(features, captions, strict=True)):
+        h, c = image @ p["W_proj"] + p["b_proj"], numpy.zeros(H)
+        for t, (word, target) in enumerate(itertools.pairwise(caption)):
+            x_mask, h_mask = (1.0, 1.0) if masks is None else (masks[0][n, t], masks[1][n, t])
+            scores, h, c = plain_step(cell_type, p, word, h, c, x_mask, h_mask)
+            if target != NULL:
+                loss += math.log(numpy.exp(scores).sum()) - scores[target]
+    return loss / len(features)
+
+
+def plain_sample(cell_type, p, features, max_length):
+    captions = numpy.full((len(features), max_length), NULL)
+    for n, image in enumerate(features):
+        h, c, word = image @ p["W_proj"] + p["b_proj"], numpy.zeros(H), START
+        for t in range(max_length):
+            scores, h, c = plain_step(cell_type, p, word, h, c)
+            captions[n, t] = word = int(numpy.argmax(scores))
+            if word == END:
+                break
+    return captions
+
+
+def on_host(model):
+    return {name: to_host(value) for name, value in model.params.items()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@every_cell
+def test_numerical_gradients(cell_type, dropout, backend):
+    sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2}
+    pairs = captioner_gradients(backend, cell_type, dropout, **sizes, h=1e-5)
+    expected = {"W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab"}
+    assert set(pairs) == expected | ({"bn"} if cell_type == "gru" else set())
+    for name, (numerical, own) in pairs.items():
+        assert abs(to_host(numerical)).max() > 1e-4, name
+        assert scaled_difference(own, numerical) < 1e-7, name
+
+
+@every_cell
+def test_the_loss_of_plain_loops(cell_type, backend):
+    model = lively(cell_type, backend)
+    loss, gradients = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
+    expected = plain_loss(cell_type, on_host(model), FEATURES, CAPTIONS)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert gradients.keys() == model.params.keys()
+    for name, gradient in gradients.items():
+        assert gradient.shape == model.params[name].shape
+        assert gradient.dtype == model.params[name].dtype
+    evaluated = model.evaluate(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
+    assert float(evaluated) == float(loss)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@every_cell
+def test_samples_are_those_of_a_plain_loop(cell_type, seed, backend):
+    model = lively(cell_type, backend, seed)
+    features = numpy.random.default_rng(seed).standard_normal((20, D))
+    found = to_host(model.sample(backend.to_device(features), max_length=9))
+    assert found.shape == (20, 9)
+    assert found.dtype.kind == "i"
+    numpy.testing.assert_array_equal(
+        found, plain_sample(cell_type, on_host(model), features, max_length=9)
+    )
+
+
+def test_some_of_those_samples_end_and_some_do_not():
+    """Otherwise the test above would not show what happens after <END>."""
+    features = numpy.random.default_rng(0).standard_normal((20, D))
+    ended = [(plain_sample(cell, on_host(lively(cell, seed=seed)), features, 9) == END).any(axis=1)
+             for cell in CELLS for seed in range(4)]  # fmt: skip
+    assert 0.1 < numpy.mean(ended) < 0.9
+
+
+def test_after_end_all_is_null(backend):
+    model = build("rnn", backend)
+    p = {name: numpy.zeros(value.shape) for name, value in on_host(model).items()}
+    p["b_vocab"][END] = 1.0
+    model.params = {name: backend.to_device(value) for name, value in p.items()}
+    found = to_host(model.sample(backend.to_device(FEATURES), max_length=4))
+    assert found.tolist() == [[END, NULL, NULL, NULL]] * 3
+
+
+@pytest.mark.parametrize("max_length", [0, 1, 30])
+def test_max_length(max_length, backend):
+    model = build("lstm", backend)
+    found = model.sample(backend.to_device(FEATURES), max_length=max_length)
+    assert found.shape == (3, max_length)
+    assert build("lstm").sample(FEATURES).shape == (3, 30)
+
+
+def test_without_end_sampling_goes_on():
+    words = {"<NULL>": 0, "<START>": 1, "cat": 2}
+    model = build("rnn", words=words)
+    model.params["b_vocab"] = numpy.array([0.0, 0.0, 9.0])
+    assert model.sample(FEATURES, max_length=3).tolist() == [[2, 2, 2]] * 3
+
+
+def test_without_start_there_is_no_sample_but_a_loss():
+    model = build("rnn", words={"<NULL>": 0, "cat": 2, "dog": 1})
+    assert numpy.isfinite(model.loss(FEATURES, numpy.array([[1, 2, 0]] * 3))[0])
+    with pytest.raises(ConfigurationError, match="<START>"):
+        model.sample(FEATURES)
+
+
+@every_cell
+def test_float64_parameters_in_a_float32_model(cell_type, backend):
+    """What counts is the dtype of the parameters at the time."""
+    model = build(cell_type, backend, dtype=numpy.float32)
+    assert {value.dtype for value in model.params.values()} == {numpy.dtype(numpy.float32)}
+    double = lively(cell_type, backend)
+    model.params.update(double.params)
+    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    loss, gradients = model.loss(features, captions)
+    expected = plain_loss(cell_type, on_host(double), FEATURES, CAPTIONS)
+    assert abs(float(loss) - expected) < 1e-10
+    assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float64)}
+
+
+@pytest.mark.parametrize("dtype", [numpy.float16, numpy.float32, numpy.float64])
+@every_cell
+def test_features_of_any_floating_dtype(cell_type, dtype, backend):
+    """They are taken to the parameters' dtype: float16 features cost their own rounding only."""
+    model = build(cell_type, backend, dtype=numpy.float32)
+    features = backend.to_device(FEATURES, dtype)
+    loss, gradients = model.loss(features, backend.to_device(CAPTIONS))
+    assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float32)}
+    rounded = FEATURES.astype(dtype).astype(numpy.float64)
+    expected = plain_loss(cell_type, on_host(model), rounded, CAPTIONS)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert model.sample(features, 3).shape == (3, 3)
+    assert features.dtype == dtype
+
+
+def test_padding_counts_nothing():
+    """More padding changes neither the loss nor a gradient."""
+    model = lively("lstm")
+    padded = numpy.concatenate([CAPTIONS, numpy.zeros((3, 2), numpy.int32)], axis=1)
+    one, grads_one = model.loss(FEATURES, CAPTIONS)
+    other, grads_other = model.loss(FEATURES, padded)
+    assert one == pytest.approx(other, rel=1e-14)
+    for name in grads_one:
+        assert scaled_difference(grads_other[name], grads_one[name]) < 1e-12
+
+
+def test_dropout_follows_the_step_and_evaluate_has_none(backend):
+    model = lively("lstm", backend, dropout=0.5)
+    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    losses = [float(model.loss(features, captions, step=step)[0]) for step in (0, 1, 2, 0)]
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 3
+    expected = plain_loss("lstm", on_host(model), FEATURES, CAPTIONS)
+    assert float(model.evaluate(features, captions)) == pytest.approx(expected, rel=1e-12)
+
+
+@every_cell
+def test_dropout_scales_word_vectors_and_hidden_states(cell_type, backend, monkeypatch):
+    """But not what passes from step to step; and no mask is drawn from a stream used before."""
+    masks, streams = [], []
+
+    def recorded(x, rate, seed, stream):
+        out, cache = dropout_forward(x, rate, seed, stream)
+        masks.append(to_host(cache.mask))
+        streams.append((seed, stream))
+        return out, cache
+
+    monkeypatch.setattr("xpcap.models.captioner.dropout_forward", recorded)
+    model = lively(cell_type, backend, dropout=0.5)
+    for step in range(3):
+        loss, _ = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS), step)
+        expected = plain_loss(cell_type, on_host(model), FEATURES, CAPTIONS, masks[-2:])
+        assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert [mask.shape for mask in masks] == [(3, 4, W), (3, 4, H)] * 3
+    assert len(set(streams)) == 6
+
+
+def test_dropout_is_the_same_on_every_device(backend):
+    here, there = (lively("gru", b, dropout=0.5) for b in (CPU, backend))
+    expected, expected_grads = here.loss(FEATURES, CAPTIONS, step=7)
+    loss, grads = there.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS), step=7)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    for name, gradient in grads.items():
+        assert scaled_difference(gradient, expected_grads[name]) < 1e-10
+
+
+@every_cell
+def test_a_seed_gives_the_same_parameters_everywhere(cell_type, backend):
+    here, there = build(cell_type, seed=3), build(cell_type, backend, seed=3)
+    for name, value in here.params.items():
+        numpy.testing.assert_array_equal(to_host(there.params[name]), value)
+    assert not numpy.array_equal(build(cell_type, seed=4).params["Wx"], here.params["Wx"])
+
+
+def test_without_a_seed_numpys_global_one_counts():
+    drawn = []
+    for _ in range(2):
+        numpy.random.seed(12)
+        drawn.append([build("rnn", seed=None).params["Wx"] for _ in range(2)])
+    numpy.testing.assert_array_equal(drawn[0][0], drawn[1][0])
+    assert not numpy.array_equal(drawn[0][0], drawn[0][1])
+
+
+@pytest.mark.parametrize(("cell_type", "gates"), [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_initial_parameters(cell_type, gates):
+    words = {"<NULL>": 0, **{str(k): k for k in range(1, 50)}}
+    model = CaptioningRNN(words, 300, 200, 100, cell_type, seed=0)
+    shapes = {
+        "W_proj": (300, 100), "b_proj": (100,), "W_embed": (50, 200), "Wx": (200, gates * 100),
+        "Wh": (100, gates * 100), "b": (gates * 100,), "W_vocab": (100, 50), "b_vocab": (50,),
+    }  # fmt: skip
+    if cell_type == "gru":
+        shapes["bn"] = (100,)
+    assert {name: value.shape for name, value in model.params.items()} == shapes
+    spread = {"W_proj": 300**-0.5, "W_embed": 0.01, "Wx": 200**-0.5, "Wh": 0.1, "W_vocab": 0.1}
+    for name, value in model.params.items():
+        assert value.dtype == numpy.float32
+        if name in spread:
+            assert value.std() == pytest.approx(spread[name], rel=0.05)
+            assert abs(value.mean()) < 4 * spread[name] / value.size**0.5
+        else:
+            assert (value == 0).all()
+
+
+@every_cell
+def test_mixed_devices_are_named(cell_type):
+    guard = open_guard()
+    model, moved = build(cell_type), build(cell_type, guard)
+    features, captions = guard.to_device(FEATURES), guard.to_device(CAPTIONS)
+    for call in (
+        lambda: model.loss(features, captions),
+        lambda: model.loss(FEATURES, captions),
+        lambda: model.loss(features, CAPTIONS),
+        lambda: model.sample(features),
+        lambda: moved.loss(FEATURES, CAPTIONS),
+        lambda: moved.loss(FEATURES, captions),
+        lambda: moved.evaluate(features, CAPTIONS),
+        lambda: moved.sample(FEATURES),
+    ):
+        with pytest.raises(BackendError) as caught:
+            call()
+        assert "numpy" in str(caught.value)
+        assert "guard" in str(caught.value)
+
+
+def test_a_model_moves_to_another_device(backend):
+    model = lively("gru")
+    expected, _ = model.loss(FEATURES, CAPTIONS)
+    before = on_host(model)
+    assert model.to(backend) is model
+    assert model.backend is backend
+    assert namespace(*model.params.values()) is backend.xp
+    loss, _ = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    model.to("cpu")
+    for name, value in model.params.items():
+        numpy.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@every_cell
+def test_the_device_never_waits(cell_type, dropout):
+    guard = open_guard()
+    model = build(cell_type, guard, dtype=numpy.float32, dropout=dropout)
+    features = guard.to_device(FEATURES, numpy.float16)
+    captions = guard.to_device(CAPTIONS)
+    counters.reset()
+    model.loss(features, captions, step=3)
+    model.evaluate(features, captions)
+    model.sample(features, max_length=5)
+    assert counters.synchronizations == 0
+
+
+@every_cell
+def test_nothing_given_is_changed(cell_type, backend):
+    model = lively(cell_type, backend, dropout=0.3)
+    before = {name: value.copy() for name, value in on_host(model).items()}
+    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    model.loss(features, captions)
+    model.sample(features)
+    numpy.testing.assert_array_equal(to_host(features), FEATURES)
+    numpy.testing.assert_array_equal(to_host(captions), CAPTIONS)
+    for name, value in on_host(model).items():
+        numpy.testing.assert_array_equal(value, before[name])
+
+
+@every_cell
+def test_one_caption_of_one_word(cell_type, backend):
+    model = lively(cell_type, backend)
+    captions = numpy.array([[START, END]])
+    loss, gradients = model.loss(backend.to_device(FEATURES[:1]), backend.to_device(captions))
+    expected = plain_loss(cell_type, on_host(model), FEATURES[:1], captions)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert all(numpy.isfinite(to_host(value)).all() for value in gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("features", "captions", "message"),
+    [
+        (FEATURES, CAPTIONS[:, :1], r"captions \(N, T\+1\) with T > 0, got \(3, 1\)"),
+        (FEATURES, CAPTIONS[:, :0], r"captions \(N, T\+1\) with T > 0, got \(3, 0\)"),
+        (FEATURES, CAPTIONS[0], r"captions \(N, T\+1\) with T > 0, got \(5,\)"),
+        (FEATURES[:, :3], CAPTIONS, r"affine_forward: .*4 numbers a row.* x \(3, 3\)"),
+        (FEATURES[:2], CAPTIONS, r"h0 \(2, 5\)"),
+        (FEATURES, CAPTIONS + 4, r"indices 4 to 9 do not all lie in 0\.\.5"),
+        (FEATURES, CAPTIONS.astype(float), "integer indices, got float64"),
+    ],
+)
+def test_arguments_that_do_not_fit(features, captions, message):
+    with pytest.raises(ShapeError, match=message):
+        build("lstm").loss(features, captions)
+
+
+def test_settings_that_are_refused():
+    with pytest.raises(ConfigurationError, match="'elman' is unknown; expected rnn, lstm, gru"):
+        build("elman")
+    with pytest.raises(ConfigurationError, match="lacks <NULL>"):
+        build("rnn", words={"<START>": 0, "cat": 1})
+    with pytest.raises(ConfigurationError, match=r"dropout rate 1\.0 is not in \[0, 1\)"):
+        build("rnn", dropout=1.0)
+    with pytest.raises(BackendError, match="nowhere"):
+        build("rnn", backend="nowhere")
+
+
+def test_the_null_word_may_have_any_index():
+    words = {"cat": 0, "<NULL>": 1, "<START>": 2, "<END>": 3}
+    model = build("rnn", words=words)
+    model.params["b_vocab"] = numpy.array([0.0, 0.0, 0.0, 9.0])
+    assert model.sample(FEATURES, 3).tolist() == [[3, 1, 1]] * 3
+    loss, _ = model.loss(FEATURES, numpy.array([[2, 1, 1]] * 3))
+    assert loss == 0.0
+    assert model.idx_to_word[1] == "<NULL>"

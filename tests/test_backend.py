@@ -1,0 +1,205 @@
+import subprocess
+import sys
+
+import numpy
+import pytest
+from guard import open_guard
+from guard import xp as guard_xp
+
+import xpcap
+import xpcap.backend
+from xpcap.backend import (
+    CPU,
+    Backend,
+    as_backend,
+    default_backend,
+    is_host,
+    namespace,
+    open_backend,
+    to_host,
+    use_backend,
+)
+from xpcap.errors import BackendError, XpcapError
+
+no_gpu = pytest.mark.skipif(
+    open_backend("auto").name != "cpu", reason="a GPU is there; the test is of its absence"
+)
+
+
+def test_namespace(backend):
+    x = backend.xp.ones(3)
+    assert namespace(x) is backend.xp
+    assert namespace(x, 2.0, None, x, True, numpy.float32(1)) is backend.xp
+    assert is_host(namespace(x)) == (backend.xp is numpy)
+
+
+def test_mixed_arrays_name_both_libraries():
+    device = guard_xp.ones(3)
+    with pytest.raises(BackendError, match="numpy and guard in one call; move them to one device"):
+        namespace(numpy.ones(3), device)
+    with pytest.raises(BackendError, match="guard and numpy"):
+        namespace(device, 1.0, numpy.ones(3))
+
+
+@pytest.mark.parametrize("value", [[1.0], "text", (1,), object()])
+def test_what_is_no_array(value):
+    with pytest.raises(BackendError, match=f"got {type(value).__name__}"):
+        namespace(numpy.ones(1), value)
+
+
+@pytest.mark.parametrize("values", [(), (1.0, None), (numpy.float64(1),)])
+def test_only_scalars(values):
+    with pytest.raises(BackendError, match="only scalars"):
+        namespace(*values)
+
+
+def test_backend_errors_are_type_errors():
+    assert issubclass(BackendError, XpcapError)
+    assert issubclass(BackendError, TypeError)
+
+
+def test_there_and_back(backend):
+    x = numpy.arange(6.0).reshape(2, 3)
+    there = backend.to_device(x)
+    assert namespace(there) is backend.xp
+    assert there.dtype == x.dtype
+    numpy.testing.assert_array_equal(backend.to_host(there), x)
+    numpy.testing.assert_array_equal(to_host(there), x)
+    assert backend.to_device(there) is there
+
+
+def test_to_device_converts_the_dtype(backend):
+    there = backend.to_device(numpy.arange(3), dtype=numpy.float32)
+    assert there.dtype == numpy.float32
+
+
+def test_to_device_takes_another_backends_array():
+    x = numpy.arange(3.0)
+    numpy.testing.assert_array_equal(CPU.to_device(open_guard().to_device(x)), x)
+
+
+def test_to_host_leaves_host_values_alone():
+    x = numpy.ones(3)
+    assert to_host(x) is x
+    assert to_host(numpy.float64(2)) == 2.0
+    with pytest.raises(BackendError):
+        to_host([1.0])
+
+
+def test_synchronize_and_activate(backend):
+    with backend.activate():
+        backend.synchronize()
+
+
+def test_open_cpu():
+    assert open_backend("cpu") is CPU
+    assert (CPU.name, CPU.xp, CPU.device, CPU.remark) == ("cpu", numpy, None, "")
+
+
+@pytest.mark.parametrize("spec", ["", "cuda", "gpu:", "gpu:x", "gpu:-1", "cpu:0", "GPU"])
+def test_unknown_devices(spec):
+    with pytest.raises(BackendError, match=r"is unknown; expected auto, cpu, gpu or gpu:K"):
+        open_backend(spec)
+
+
+def test_open_gpu(gpu):
+    assert gpu.name == "gpu:0"
+    assert gpu.device == 0
+    with pytest.raises(BackendError, match="numbered from 0"):
+        open_backend("gpu:99")
+
+
+@no_gpu
+@pytest.mark.parametrize("spec", ["gpu", "gpu:1"])
+def test_a_gpu_that_is_not_there_is_an_error(spec):
+    with pytest.raises(BackendError, match=f"device '{spec}'.*(install it with|driver or GPU)"):
+        open_backend(spec)
+
+
+@no_gpu
+def test_auto_falls_back_and_says_why():
+    backend = open_backend("auto")
+    assert backend.xp is numpy
+    assert "device 'gpu'" in backend.remark
+
+
+@no_gpu
+def test_where_a_gpu_is_required_its_absence_is_a_failure(monkeypatch, request):
+    monkeypatch.setenv("XPCAP_REQUIRE_GPU", "1")
+    with pytest.raises(pytest.fail.Exception, match="XPCAP_REQUIRE_GPU=1, but device 'gpu'"):
+        request.getfixturevalue("gpu")
+
+
+def test_a_missing_cupy_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match=r"pip install 'xpcap\[gpu\]'"):
+        open_backend("gpu")
+
+
+def test_the_first_default_is_the_cpu():
+    assert default_backend() is CPU
+    assert as_backend(None) is CPU
+
+
+def test_the_environment_names_the_default(monkeypatch):
+    monkeypatch.setenv("XPCAP_DEVICE", "nowhere")
+    with pytest.raises(BackendError, match="nowhere"):
+        default_backend()
+    monkeypatch.setenv("XPCAP_DEVICE", "")
+    assert default_backend() is CPU
+
+
+def test_use_backend_from_now_on():
+    guard = open_guard()
+    use_backend(guard)
+    assert default_backend() is guard
+    use_backend("cpu")
+    assert default_backend() is CPU
+
+
+def test_use_backend_in_a_block():
+    guard = open_guard()
+    with use_backend(guard) as outer:
+        assert outer is default_backend() is guard
+        with use_backend("cpu"):
+            assert default_backend() is CPU
+        assert default_backend() is guard
+    assert default_backend() is CPU
+
+
+def test_use_backend_is_undone_after_an_error():
+    with pytest.raises(ZeroDivisionError), use_backend(open_guard()):
+        raise ZeroDivisionError
+    assert default_backend() is CPU
+
+
+def test_an_unknown_backend_changes_nothing():
+    guard = open_guard()
+    use_backend(guard)
+    with pytest.raises(BackendError):
+        use_backend("nowhere")
+    assert default_backend() is guard
+
+
+def test_as_backend():
+    guard = open_guard()
+    assert as_backend(guard) is guard
+    assert as_backend("cpu") is CPU
+
+
+def test_new_models_go_to_the_default_backend(backend):
+    with use_backend(backend):
+        model = xpcap.CaptioningRNN({"<NULL>": 0, "cat": 1}, 2, 2, 2, seed=0)
+    assert model.backend is backend
+    assert namespace(*model.params.values()) is backend.xp
+
+
+def test_backends_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        CPU.name = "gpu"
+    assert Backend("cpu", numpy) == CPU
+
+
+def test_importing_xpcap_does_not_import_cupy():
+    code = "import sys, xpcap, xpcap.selfcheck; sys.exit('cupy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

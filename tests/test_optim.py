@@ -1,0 +1,231 @@
+"""Update rules against loops written here, one number at a time, and against PyTorch."""
+
+import math
+
+import numpy
+import pytest
+from guard import counters, open_guard
+
+from xpcap.backend import to_host
+from xpcap.errors import ConfigurationError
+from xpcap.optim import (
+    RULES,
+    Optimizer,
+    adam,
+    check_positive,
+    clip_by_global_norm,
+    cosine,
+    find_rule,
+    rmsprop,
+    sgd,
+    sgd_momentum,
+)
+
+STEPS = 5
+RNG = numpy.random.default_rng(0)
+W = RNG.standard_normal((3, 4))
+GRADIENTS = [RNG.standard_normal((3, 4)) for _ in range(STEPS)]
+
+
+def plain_sgd(w, gradients, rate):
+    for g in gradients:
+        w -= rate * g
+    return w
+
+
+def plain_momentum(w, gradients, rate, momentum):
+    v = 0.0
+    for g in gradients:
+        v = momentum * v - rate * g
+        w += v
+    return w
+
+
+def plain_rmsprop(w, gradients, rate, decay, epsilon):
+    s = 0.0
+    for g in gradients:
+        s = decay * s + (1 - decay) * g**2
+        w -= rate * g / (math.sqrt(s) + epsilon)
+    return w
+
+
+def plain_adam(w, gradients, rate, b1, b2, epsilon, weight_decay):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        step = (m / (1 - b1**t)) / (math.sqrt(v / (1 - b2**t)) + epsilon)
+        w -= rate * (step + weight_decay * w)
+    return w
+
+
+# the rule, its config, and the same in plain numbers: defaults are those of the specification
+RUNS = {
+    "sgd": ({}, plain_sgd, (1e-2,)),
+    "sgd_momentum": ({}, plain_momentum, (1e-2, 0.9)),
+    "rmsprop": ({}, plain_rmsprop, (1e-2, 0.99, 1e-8)),
+    "adam": ({}, plain_adam, (1e-3, 0.9, 0.999, 1e-8, 0.0)),
+    "adamw": ({}, plain_adam, (1e-3, 0.9, 0.999, 1e-8, 1e-2)),
+}
+OTHER_RUNS = {
+    "sgd": ({"learning_rate": 0.3}, plain_sgd, (0.3,)),
+    "sgd_momentum": ({"learning_rate": 0.3, "momentum": 0.5}, plain_momentum, (0.3, 0.5)),
+    "rmsprop": (
+        {"learning_rate": 0.3, "decay_rate": 0.8, "epsilon": 0.01}, plain_rmsprop, (0.3, 0.8, 0.01)
+    ),
+    "adam": (
+        {"learning_rate": 0.3, "beta1": 0.5, "beta2": 0.7, "epsilon": 0.01},
+        plain_adam, (0.3, 0.5, 0.7, 0.01, 0.0),
+    ),
+    "adamw": (
+        {"learning_rate": 0.3, "beta1": 0.5, "beta2": 0.7, "epsilon": 0.01, "weight_decay": 0.2},
+        plain_adam, (0.3, 0.5, 0.7, 0.01, 0.2),
+    ),
+}  # fmt: skip
+
+
+def run(rule, backend, config, dtype=numpy.float64):
+    w = backend.to_device(W, dtype)
+    for gradient in GRADIENTS:
+        w, config = rule(w, backend.to_device(gradient, dtype), config)
+    return w
+
+
+@pytest.mark.parametrize("runs", [RUNS, OTHER_RUNS], ids=["defaults", "settings"])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_take_the_steps_of_plain_loops(name, runs, backend):
+    config, plain, settings = runs[name]
+    found = to_host(run(RULES[name], backend, dict(config) or None))
+    for index in numpy.ndindex(W.shape):
+        expected = plain(W[index], [g[index] for g in GRADIENTS], *settings)
+        assert found[index] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "settings"),
+    [
+        ("sgd", "SGD", {"lr": 0.01}),
+        ("adam", "Adam", {"lr": 0.001}),
+        ("adamw", "AdamW", {"lr": 0.001, "weight_decay": 0.01}),
+        ("rmsprop", "RMSprop", {"lr": 0.01, "alpha": 0.99}),
+    ],
+)
+def test_rules_take_the_steps_of_pytorch(name, optimizer, settings, backend):
+    torch = pytest.importorskip("torch")
+    w = torch.tensor(W, requires_grad=True)
+    theirs = getattr(torch.optim, optimizer)([w], **settings)
+    for gradient in GRADIENTS:
+        w.grad = torch.tensor(gradient)
+        theirs.step()
+    ours = to_host(run(RULES[name], backend, None))
+    numpy.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_keep_the_dtype_and_change_nothing_given(name, dtype, backend):
+    w, dw = backend.to_device(W, dtype), backend.to_device(GRADIENTS[0], dtype)
+    next_w, config = RULES[name](w, dw, None)
+    after, config = RULES[name](next_w, dw, config)
+    assert after.dtype == dtype
+    assert all(v.dtype == dtype for v in config.values() if hasattr(v, "shape"))
+    numpy.testing.assert_array_equal(to_host(w), W.astype(dtype))
+    numpy.testing.assert_array_equal(to_host(dw), GRADIENTS[0].astype(dtype))
+    assert not numpy.array_equal(to_host(next_w), W.astype(dtype))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_do_not_wait_for_the_device(name):
+    guard = open_guard()
+    w, dw = guard.to_device(W), guard.to_device(GRADIENTS[0])
+    counters.reset()
+    RULES[name](*RULES[name](w, dw, None)[:1], dw, None)
+    clip_by_global_norm({"w": dw}, 1.0)
+    assert counters.synchronizations == 0
+
+
+@pytest.mark.parametrize("rule", [sgd, sgd_momentum, rmsprop, adam])
+def test_a_config_is_filled_and_returned(rule):
+    config = {"learning_rate": 0.5}
+    _, returned = rule(W, GRADIENTS[0], config)
+    assert returned["learning_rate"] == 0.5
+    if rule is not sgd:
+        assert len(returned) > 1
+
+
+def test_find_rule():
+    assert find_rule("adam") is adam
+    with pytest.raises(ConfigurationError, match=r"'lion' is unknown; expected sgd, sgd_momentum"):
+        find_rule("lion")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_optimizer_keeps_a_config_for_each_parameter(name, backend):
+    """Two parameters in one optimizer move as each does by itself."""
+    settings, plain, numbers = OTHER_RUNS[name]
+    optimizer = Optimizer(name, **settings)
+    params = {"one": backend.to_device(W), "two": backend.to_device(2 * W)}
+    for gradient in GRADIENTS:
+        g = backend.to_device(gradient)
+        optimizer.update(params, {"one": g, "two": -g})
+    for index in numpy.ndindex(W.shape):
+        g = [gradient[index] for gradient in GRADIENTS]
+        one, two = plain(W[index], g, *numbers), plain(2 * W[index], [-v for v in g], *numbers)
+        assert to_host(params["one"])[index] == pytest.approx(one, rel=1e-12, abs=1e-15)
+        assert to_host(params["two"])[index] == pytest.approx(two, rel=1e-12, abs=1e-15)
+
+
+def test_the_optimizers_factor_scales_one_step():
+    optimizer = Optimizer("sgd", learning_rate=0.5)
+    params = {"w": numpy.zeros(1)}
+    for factor in (1.0, 0.1, 1.0):
+        optimizer.update(params, {"w": numpy.ones(1)}, factor)
+    assert params["w"][0] == pytest.approx(-0.5 * 2.1)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_optimizers_default_rate_is_the_rules(name):
+    _, config = RULES[name](W, W, None)
+    assert Optimizer(name).learning_rate == config["learning_rate"]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
+def test_bad_learning_rates(rate):
+    with pytest.raises(ConfigurationError, match="learning rate must be a finite positive"):
+        Optimizer("adam", learning_rate=rate)
+    with pytest.raises(ConfigurationError, match="max norm must be"):
+        check_positive("max norm", rate)
+
+
+def test_clipping_shrinks_to_the_norm(backend):
+    host = {"a": numpy.array([3.0, 0.0]), "b": numpy.array([[0.0], [4.0]])}
+    gradients = {name: backend.to_device(value) for name, value in host.items()}
+    clipped, norm = clip_by_global_norm(gradients, 2.5)
+    assert float(norm) == pytest.approx(5.0)
+    assert to_host(clipped["a"]).tolist() == pytest.approx([1.5, 0.0])
+    assert to_host(clipped["b"])[:, 0].tolist() == pytest.approx([0.0, 2.0])
+    for name, value in host.items():
+        numpy.testing.assert_array_equal(to_host(gradients[name]), value)
+
+
+@pytest.mark.parametrize("max_norm", [5.0, 7.0])
+def test_clipping_leaves_short_gradients(max_norm, backend):
+    gradients = {"a": backend.to_device(numpy.array([3.0, 4.0]))}
+    clipped, norm = clip_by_global_norm(gradients, max_norm)
+    assert float(norm) == pytest.approx(5.0)
+    assert to_host(clipped["a"]).tolist() == [3.0, 4.0]
+
+
+def test_clipping_keeps_single_precision_and_takes_zeros(backend):
+    zeros = {"a": backend.to_device(numpy.zeros(3, numpy.float32))}
+    clipped, norm = clip_by_global_norm(zeros, 1.0)
+    assert clipped["a"].dtype == numpy.float32
+    assert to_host(clipped["a"]).tolist() == [0.0] * 3
+    assert float(norm) == 0.0
+
+
+def test_cosine():
+    assert cosine(0.0) == 1.0
+    assert cosine(0.5) == pytest.approx(0.5)
+    assert cosine(1 / 3) == pytest.approx(0.75)
+    assert cosine(1.0) == pytest.approx(0.0, abs=1e-16)

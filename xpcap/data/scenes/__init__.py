@@ -1,0 +1,22 @@
+"""The built-in data set: drawn scenes with captions whose truth can be checked.
+
+A scene is decided first (`world`), then drawn (`drawing`) and described (`grammar`), so for each
+picture it is known what may truly be said of it. `build` makes the data folder.
+"""
+
+from xpcap.data.scenes.build import make_scenes, read_picture, read_scenes
+from xpcap.data.scenes.drawing import draw
+from xpcap.data.scenes.grammar import captions, is_true
+from xpcap.data.scenes.world import Scene, Thing, random_scene
+
+__all__ = [
+    "Scene",
+    "Thing",
+    "captions",
+    "draw",
+    "is_true",
+    "make_scenes",
+    "random_scene",
+    "read_picture",
+    "read_scenes",
+]

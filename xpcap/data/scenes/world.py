@@ -1,0 +1,89 @@
+"""The small world of the scenes: one or two things with a shape, a colour, a size and a place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+SIZES = ("small", "large")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "middle", "right")
+
+
+class Place(NamedTuple):
+    """One of the nine places of a picture: a row and a column, each 0, 1 or 2."""
+
+    row: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+PLACES = {str(Place(row, column)): Place(row, column) for row in range(3) for column in range(3)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What can be said of one thing in a picture.
+
+    Parameters
+    ----------
+    shape
+        One of `SHAPES`.
+    colour
+        One of `COLOURS`.
+    size
+        One of `SIZES`.
+    place
+        Where in the picture it stands.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The truth about one picture.
+
+    Parameters
+    ----------
+    things
+        One or two things.
+    """
+
+    things: tuple[Thing, ...]
+
+
+def random_scene(rng: numpy.random.Generator, count: int) -> Scene:
+    """Draw a scene of `count` (1 or 2) things, all scenes of that count being equally likely.
+
+    Two things differ in colour and place, and two large ones do not stand side by side, where
+    they would touch.
+    """
+    while True:
+        things = tuple(_random_thing(rng) for _ in range(count))
+        if count == 1 or _fit_together(*things):
+            return Scene(things)
+
+
+def _random_thing(rng: numpy.random.Generator) -> Thing:
+    return Thing(
+        SHAPES[rng.integers(len(SHAPES))],
+        COLOURS[rng.integers(len(COLOURS))],
+        SIZES[rng.integers(len(SIZES))],
+        Place(int(rng.integers(3)), int(rng.integers(3))),
+    )
+
+
+def _fit_together(one: Thing, other: Thing) -> bool:
+    steps = abs(one.place.row - other.place.row) + abs(one.place.column - other.place.column)
+    needed = 2 if one.size == other.size == "large" else 1
+    return one.colour != other.colour and steps >= needed

@@ -1,0 +1,42 @@
+"""One comparison of the self-check, and the measures it uses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy
+
+from xpcap.backend import Array, to_host
+
+
+class Check(NamedTuple):
+    """What was compared, how far apart the two were, and how far they may be."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit; NaN is not."""
+        return self.error <= self.limit
+
+
+def scaled_difference(ours: Array, expected: Array) -> float:
+    """Return the largest difference of two arrays relative to the largest expected value.
+
+    Parameters
+    ----------
+    ours, expected
+        Arrays of one shape, each on any device, or numbers.
+    """
+    ours, expected = numpy.asarray(_host(ours)), numpy.asarray(_host(expected))
+    if ours.shape != expected.shape:
+        return float("inf")
+    scale = numpy.max(abs(expected), initial=0.0)
+    difference = numpy.max(abs(ours - expected), initial=0.0)
+    return float(difference / scale if scale > 0 else difference)
+
+
+def _host(value: Array) -> Array:
+    return to_host(value) if getattr(value, "shape", ()) else float(value)
