@@ -109,12 +109,14 @@ def train_run(
     config = _configuration(dataset, options)
     model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
     train, val = dataset.splits["train"], dataset.splits["val"]
+    measured = _some_of(train)
+    model.params["W_proj"] /= _feature_scale(measured)
     trainer = Trainer(
         model,
         EpochBatches(train, options.batch_size, options.seed),
         Optimizer(options.rule, learning_rate=options.lr),
         options.schedule,
-        {"train": _evaluated(_some_of(train), options), "val": _evaluated(val, options)},
+        {"train": _evaluated(measured, options), "val": _evaluated(val, options)},
     )
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     create_run(out, config, dataset.vocabulary, data / layout.PCA if reduced else None)
@@ -164,6 +166,16 @@ def _some_of(split: Split) -> Split:
     count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
     rows = numpy.linspace(0, len(split) - 1, count).astype(int)
     return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)
+
+
+def _feature_scale(split: Split) -> float:
+    """Return the root mean square of a split's features, or 1 if they are all zero.
+
+    The initial `W_proj`, N(0, 1) / sqrt(D), gives h0 unit variance if features have mean square 1.
+    Whatever their unit is, dividing it by their scale does that too.
+    """
+    features = split.features[split.image_idxs].astype(numpy.float64)
+    return float(numpy.sqrt((features**2).mean())) or 1.0
 
 
 def _evaluated(split: Split, options: RunOptions) -> EpochBatches:
