@@ -44,6 +44,12 @@ def _no_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XPCAP_DEVICE", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep what tests draw out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def coco_dir() -> Path:
     """Return the folder with COCO's own caption and box files."""

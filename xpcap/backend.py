@@ -152,7 +152,17 @@ def _open_gpu(spec: str, number: int) -> Backend:
         ) from error
     if number >= count:
         raise BackendError(f"device '{spec}': this machine has {count} GPU(s), numbered from 0")
-    return Backend(f"gpu:{number}", cupy, number)
+    backend = Backend(f"gpu:{number}", cupy, number)
+    try:
+        with backend.activate():
+            ones = cupy.ones((2, 2), dtype=cupy.float32)
+            float((ones @ ones).sum())
+    except Exception as error:
+        raise BackendError(
+            f"device '{spec}': the GPU answers but cannot compute ({_first_line(error)});"
+            " CuPy needs CUDA's libraries: a CUDA toolkit, or pip install 'cupy-cuda12x[ctk]'"
+        ) from error
+    return backend
 
 
 def _first_line(error: BaseException) -> str:

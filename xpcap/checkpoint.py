@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def save_parameters(path: Path, params: Mapping[str, Array]) -> None:
     """
     host = {name: to_host(value) for name, value in params.items()}
     with new_file(path) as temporary, open(temporary, "wb") as file:
-        numpy.savez(file, allow_pickle=False, **host)
+        numpy.savez(file, **host)
 
 
 def load_parameters(path: Path, expected: Mapping[str, Array]) -> dict[str, numpy.ndarray]:
@@ -51,7 +50,7 @@ def load_parameters(path: Path, expected: Mapping[str, Array]) -> dict[str, nump
     try:
         with file, numpy.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip and array headers fail in many ways where bytes make no sense
         raise CheckpointError(f"{path} is not a whole parameter file (.npz)") from error
     if set(found) != set(expected):
         raise CheckpointError(
@@ -59,9 +58,13 @@ def load_parameters(path: Path, expected: Mapping[str, Array]) -> dict[str, nump
             f" expected {', '.join(sorted(expected))}"
         )
     for name, value in found.items():
+        if not isinstance(value, numpy.ndarray):
+            raise CheckpointError(f"{path}: '{name}' is no array")
         if value.shape != expected[name].shape or value.dtype.kind != "f":
             raise CheckpointError(
                 f"{path}: '{name}' is {value.dtype} of shape {value.shape};"
                 f" expected floating of shape {tuple(expected[name].shape)}"
             )
+        if not numpy.isfinite(value).all():
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite numbers")
     return found

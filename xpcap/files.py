@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from xpcap.errors import DataError
 
@@ -31,6 +33,22 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         if error.errno == errno.ENOSPC or "No space left" in str(error):
             reason = "no space left on the device"
         raise DataError(f"cannot {doing} {path}: {reason}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is not JSON.
+    """
+    with explained(path, "read"):
+        content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -61,9 +79,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     DataError
         If `path` exists and is not an empty folder, or cannot be written; nothing is left behind.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError(f"{path} exists and is not an empty folder; expected a new name")
     with explained(path, "write"):
+        path = path.absolute()
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise DataError(f"{path} exists and is not an empty folder; expected a new name")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:

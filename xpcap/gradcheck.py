@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
+from xpcap.errors import ShapeError
 
 
 def rel_error(x: Array, y: Array) -> float:
@@ -21,8 +22,15 @@ def rel_error(x: Array, y: Array) -> float:
     ----------
     x, y
         Arrays of one shape, on any device, or numbers.
+
+    Raises
+    ------
+    ShapeError
+        If they have two shapes.
     """
     x, y = _host(x), _host(y)
+    if numpy.shape(x) != numpy.shape(y):
+        raise ShapeError(f"rel_error: expected one shape, got {numpy.shape(x)}, {numpy.shape(y)}")
     return float(numpy.max(abs(x - y) / numpy.maximum(1e-8, abs(x) + abs(y)), initial=0.0))
 
 

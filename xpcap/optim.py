@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy
+
 from xpcap.backend import Array, namespace
 from xpcap.errors import ConfigurationError
 
@@ -205,7 +207,12 @@ class Optimizer:
 
     def __init__(self, rule: str, **settings: Any) -> None:
         self._rule = find_rule(rule)
-        self._settings = {"learning_rate": LEARNING_RATES[rule], **settings}
+        # plain numbers: a NumPy float64 among them would turn float32 parameters into float64
+        plain = {
+            name: float(value) if isinstance(value, numpy.floating) else value
+            for name, value in settings.items()
+        }
+        self._settings = {"learning_rate": LEARNING_RATES[rule], **plain}
         self.learning_rate: float = self._settings["learning_rate"]
         check_positive("learning rate", self.learning_rate)
         self.configs: dict[str, Config] = {}
@@ -226,7 +233,7 @@ class Optimizer:
         """
         for name, gradient in gradients.items():
             config = self.configs.setdefault(name, dict(self._settings))
-            config["learning_rate"] = self.learning_rate * factor
+            config["learning_rate"] = self.learning_rate * float(factor)
             params[name], self.configs[name] = self._rule(params[name], gradient, config)
 
 
@@ -251,7 +258,7 @@ def clip_by_global_norm(
     """
     xp = namespace(*gradients.values())
     norm = xp.sqrt(sum((g * g).sum() for g in gradients.values()))
-    scale = max_norm / xp.maximum(norm, max_norm)
+    scale = float(max_norm) / xp.maximum(norm, float(max_norm))
     return {name: g * scale for name, g in gradients.items()}, norm
 
 
@@ -271,7 +278,7 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Check that a setting is a finite positive number.
 
     Raises
@@ -279,5 +286,5 @@ def check_positive(name: str, value: float) -> None:
     ConfigurationError
         It names the setting and the value.
     """
-    if not (math.isfinite(value) and value > 0):
+    if not (isinstance(value, (int, float, numpy.floating)) and math.isfinite(value) and value > 0):
         raise ConfigurationError(f"{name} must be a finite positive number, got {value}")

@@ -11,7 +11,6 @@ pca.h5          where features are reduced: the transform, so that new pictures 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import Backend
+from xpcap.backend import Backend, as_backend
 from xpcap.checkpoint import load_parameters
 from xpcap.data.extractors import load_image, open_extractor
+from xpcap.data.folder import FEATURE_KINDS
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
-from xpcap.errors import CheckpointError
-from xpcap.files import explained, new_folder
+from xpcap.errors import CheckpointError, XpcapError
+from xpcap.files import explained, new_folder, read_json
 from xpcap.models import CaptioningRNN
 
 FORMAT = 1
@@ -38,7 +38,7 @@ def create_run(
     folder: Path,
     config: Mapping[str, Any],
     vocabulary: Vocabulary,
-    transform: Path | None = None,
+    transform: PCA | None = None,
 ) -> None:
     """Begin a run: make its folder with everything that is known before the first step.
 
@@ -51,7 +51,7 @@ def create_run(
     vocabulary
         The words.
     transform
-        The `pca.h5` of the data set, if its features are reduced by one.
+        How the data set's features were reduced, if they were.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def create_run(
         with explained(folder / CONFIG, "write"):
             (temporary / CONFIG).write_text(json.dumps({"format": FORMAT, **config}, indent=2))
         if transform is not None:
-            shutil.copyfile(transform, temporary / TRANSFORM)
+            transform.write(temporary / TRANSFORM)
 
 
 def check_new_run(folder: Path) -> None:
@@ -77,7 +77,9 @@ def check_new_run(folder: Path) -> None:
     CheckpointError
         If it does.
     """
-    if (folder / CONFIG).exists():
+    with explained(folder, "write"):
+        taken = (folder / CONFIG).exists()
+    if taken:
         raise CheckpointError(f"{folder} holds another run; expected a new name")
 
 
@@ -117,8 +119,10 @@ class Run:
         """
         sentences: list[str] = []
         for first in range(0, len(features), BATCH):
-            rows = self.model.backend.to_device(features[first : first + BATCH])
-            sentences += decode_captions(self.model.sample(rows), self.vocabulary.idx_to_word)
+            with self.model.backend.activate():
+                rows = self.model.backend.to_device(features[first : first + BATCH])
+                words = self.model.sample(rows)
+            sentences += decode_captions(words, self.vocabulary.idx_to_word)
         return [plain(sentence) for sentence in sentences]
 
     def features_of(self, pictures: Sequence[Path]) -> numpy.ndarray:
@@ -171,25 +175,33 @@ def open_run(folder: Path, backend: Backend | str | None = None) -> Run:
         If the folder holds no run, one of another format, or a file of it is damaged.
     """
     path = folder / CONFIG
-    if not path.exists():
+    with explained(folder, "read"):
+        there = path.exists()
+    if not there:
         raise CheckpointError(f"{folder} is not a run; expected a folder made by xpcap train")
-    with explained(path, "read"):
-        text = path.read_bytes()
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected a run of format {FORMAT}")
     vocabulary = Vocabulary.read(folder / VOCABULARY)
+    _check_config(path, config)
     try:
         model = CaptioningRNN(vocabulary.word_to_idx, **config["model"], backend="cpu")
-        config["data"]["kind"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected 'model' with its sizes, and 'data'") from error
+    except (XpcapError, TypeError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path}: 'model' cannot be built: {error}") from error
     if not (folder / BEST).exists():
         raise CheckpointError(f"{folder} has no {BEST}; its training ended before the first epoch")
     model.params = load_parameters(folder / BEST, model.params)
-    if backend is not None:
-        model.to(backend)
-    return Run(folder, config, vocabulary, model)
+    return Run(folder, config, vocabulary, model.to(as_backend(backend)))
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that the parts of `config.json` that are used are of their types."""
+    data = config.get("data")
+    if not isinstance(config.get("model"), dict) or not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected 'model' and 'data', both objects")
+    if data.get("kind") not in FEATURE_KINDS or not isinstance(data.get("folder"), str):
+        raise CheckpointError(
+            f"{path}: expected 'data' with 'kind' (pca, fc7) and 'folder', a text"
+        )
+    if not isinstance(data.get("extractor") or {}, dict):
+        raise CheckpointError(f"{path}: expected the 'extractor' of 'data' to be an object")

@@ -77,8 +77,10 @@ def test_train_as_json(call, tiny):
         (["--cell", "mlp"], "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
         (["--rule", "adagrad"], "update rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
-        (["--lr", "nan"], "learning rate must be a finite positive number, got nan"),
-        (["--lr", "0"], "learning rate must be a finite positive number"),
+        (["--lr", "nan"], "--lr must be a finite positive number, got nan"),
+        (["--lr", "0"], "--lr must be a finite positive number"),
+        (["--hidden", "99999999999999"], "a model with .* cannot be made"),
+        (["--out", "x" * 300], "File name too long"),
         (["--lr", "fast"], "'--lr': 'fast' is not a valid float"),
         (["--hidden", "0"], "'--hidden': 0 is not in the range x>=1"),
         (["--batch-size", "100"], r"batch size 100 is not in 1\.\.48"),
@@ -138,7 +140,7 @@ def test_scenes_from_drawing_to_captioning_a_picture(call, tmp_path):
     drawn = call("data", "scenes", "--out", "scenes", "--train", 40, "--val", 10)
     assert drawn.exit_code == 0, drawn.output
     assert drawn.stdout.strip() == "scenes"
-    assert call("train", "--data", "scenes", "--out", "run", *SMALL).exit_code == 0
+    assert call("train", "--data", tmp_path / "scenes", "--out", "run", *SMALL).exit_code == 0
     pixels = numpy.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=numpy.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     shutil.rmtree(tmp_path / "scenes")

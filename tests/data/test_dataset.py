@@ -32,15 +32,15 @@ def test_a_folder_opens_with_what_was_written(tiny):
     assert train.features.dtype == numpy.float32
     assert train.features[13].tolist() == [1, 0, 0, 0, 0, 1, 0]
     assert train.urls[13] == "http://localhost/train/13.png"
-    assert dataset.references["val"][1] == ["a red square", "there is a red square"]
+    assert dataset.references("val")[1] == ["a red square", "there is a red square"]
 
 
 def test_references_are_read_back_from_captions_where_they_are_not_stored(tiny):
-    stored = open_dataset(tiny).references
+    stored = open_dataset(tiny).references("val")
     (tiny / "references.json").unlink()
     (tiny / "dataset.json").unlink()
     dataset = open_dataset(tiny)
-    assert dataset.references == stored
+    assert dataset.references("val") == stored
     assert dataset.description == {"name": "tiny"}
 
 
@@ -174,7 +174,7 @@ def test_bad_references_are_named(tiny):
     ):
         (tiny / "references.json").write_text(content)
         with pytest.raises(DataError, match=message):
-            _ = open_dataset(tiny).references
+            open_dataset(tiny).references("train")
 
 
 def test_the_course_dictionary_lives_on_the_default_backend(tiny, backend):

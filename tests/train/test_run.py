@@ -70,7 +70,7 @@ def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
     [
         ({"cell": "mlp"}, "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
         ({"rule": "adagrad"}, "update rule 'adagrad' is unknown"),
-        ({"lr": float("nan")}, "learning rate must be a finite positive number, got nan"),
+        ({"lr": float("nan")}, "--lr must be a finite positive number, got nan"),
         ({"batch_size": 49}, r"batch size 49 is not in 1\.\.48"),
         ({"max_train": 49}, r"max-train 49 is not in 1\.\.48"),
         ({"max_train": 5, "batch_size": 10}, r"batch size 10 is not in 1\.\.5"),
@@ -138,7 +138,21 @@ def test_pickles_are_never_opened(tmp_path):
         ("config.json", None, "is not a run; expected a folder made by xpcap train"),
         ("config.json", "{", "is not JSON"),
         ("config.json", '{"format": 9}', "expected a run of format 1"),
-        ("config.json", '{"format": 1, "model": {"depth": 2}}', "expected 'model' with its sizes"),
+        (
+            "config.json",
+            '{"format": 1, "model": {"depth": 2}}',
+            "expected 'model' and 'data', both",
+        ),
+        (
+            "config.json",
+            '{"format": 1, "model": {}, "data": {"kind": "x"}}',
+            "expected 'data' with",
+        ),
+        (
+            "config.json",
+            '{"format": 1, "model": {"hidden_dim": -1}, "data": {"kind": "fc7", "folder": "x"}}',
+            "'model' cannot be built: hidden_dim must be at least 1, got -1",
+        ),
         ("best.npz", None, "has no best.npz"),
         ("best.npz", "zip", "is not a whole parameter file"),
     ],
@@ -148,5 +162,5 @@ def test_a_damaged_run_is_named(tiny, tmp_path, file, content, message):
     (tmp_path / "run" / file).unlink()
     if content is not None:
         (tmp_path / "run" / file).write_text(content)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(XpcapError, match=message):
         open_run(tmp_path / "run")

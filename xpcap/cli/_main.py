@@ -51,6 +51,11 @@ class Commands(click.Group):
         except BrokenPipeError:
             sys.stdout = None  # nobody reads on: say no more
             sys.exit(0)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _end(f"{where}{error.strerror or error}", USER_ERROR)
+        except MemoryError as error:
+            _end(f"not enough memory: {error}", USER_ERROR)
         sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def device_option(default: str = "auto") -> Callable[[F], F]:
-    """Make `--device`."""
-    return click.option(
-        "--device",
-        metavar="auto|cpu|gpu|gpu:K",
-        default=default,
-        envvar="XPCAP_DEVICE",
-        help="Where to compute; auto takes a GPU if one answers. Also XPCAP_DEVICE.",
-    )
-
-
+device_option = click.option(
+    "--device",
+    metavar="auto|cpu|gpu|gpu:K",
+    default="auto",
+    envvar="XPCAP_DEVICE",
+    help="Where to compute; auto takes a GPU if one answers. Also XPCAP_DEVICE.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 
-ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 AnyPath = click.Path(path_type=Path)
 
 
@@ -35,10 +27,11 @@ def talk(message: str) -> None:
 
 
 def open_device(name: str) -> Any:
-    """Open a device and say which it is, and why where `auto` chose."""
+    """Open a device for the rest of the command; say which, and why where `auto` chose."""
     from xpcap.backend import open_backend
 
     backend = open_backend(name)
+    click.get_current_context().with_resource(backend.activate())
     talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend
 

@@ -45,7 +45,7 @@ class _TrainingBar:
         self.progress = progress
         self.trainer = trainer
         self.task = progress.add_task("epoch 1", total=len(trainer.batches), figures="")
-        self.begun = self.shown = time.perf_counter()
+        self.begun = self.stepped = self.shown = time.perf_counter()
         self.seen = 0
 
     def follow(self) -> None:
@@ -55,7 +55,7 @@ class _TrainingBar:
     def _step(self, trainer: Trainer) -> None:
         assert trainer.batch is not None
         self.seen += len(trainer.batch.captions)
-        now = time.perf_counter()
+        now = self.stepped = time.perf_counter()
         self.progress.update(self.task, advance=1)
         if now - self.shown >= REFRESH_SECONDS:
             self.shown = now
@@ -64,7 +64,7 @@ class _TrainingBar:
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
-        rate = self.seen / (time.perf_counter() - self.begun)
+        rate = self.seen / (self.stepped - self.begun)
         total = trainer.schedule.epochs
         losses = "  ".join(f"{name} {f.loss:.4f}" for name, f in trainer.figures.items())
         perplexity = trainer.figures["val"].perplexity

@@ -28,7 +28,7 @@ from xpcap.cli._options import (
     help="A picture to caption instead; may be given several times.",
 )
 @click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
-@device_option()
+@device_option
 @json_option
 def caption(
     run: Path,

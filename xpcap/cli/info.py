@@ -47,10 +47,11 @@ def _gather() -> dict[str, Any]:
 
 def _memory() -> str:
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        page = os.sysconf("SC_PAGE_SIZE") / 2**30
+        total, free = (page * os.sysconf(f"SC_{which}_PAGES") for which in ("PHYS", "AVPHYS"))
     except (AttributeError, ValueError, OSError):
         return "unknown"
-    return f"{total / 2**30:.1f} GiB"
+    return f"{total:.1f} GiB, {free:.1f} free"
 
 
 def _gpus() -> dict[str, str]:
@@ -64,6 +65,7 @@ def _gpus() -> dict[str, str]:
     found = {}
     for number in range(xp.cuda.runtime.getDeviceCount()):
         properties = xp.cuda.runtime.getDeviceProperties(number)
-        memory = properties["totalGlobalMem"] / 2**30
-        found[f"gpu:{number}"] = f"{properties['name'].decode()}, {memory:.1f} GiB"
+        with xp.cuda.Device(number):
+            free, total = (amount / 2**30 for amount in xp.cuda.runtime.memGetInfo())
+        found[f"gpu:{number}"] = f"{properties['name'].decode()}, {total:.1f} GiB, {free:.1f} free"
     return found

@@ -8,7 +8,7 @@ from xpcap.cli._options import device_option, json_option, open_device, show_jso
 
 
 @click.command()
-@device_option()
+@device_option
 @json_option
 def selfcheck(device: str, as_json: bool) -> int:
     """Check every layer's gradients and the worked cases on a device.

@@ -59,7 +59,12 @@ SHOWN = 8
     default="cosine",
     help="Whether it falls to zero on half a cosine besides.",
 )
-@click.option("--clip", type=float, default=5.0, help="Largest joint norm of the gradients.")
+@click.option(
+    "--clip",
+    type=float,
+    default=5.0,
+    help="Largest joint norm of the gradients; 0 leaves them as they are.",
+)
 @click.option(
     "--patience",
     type=int,
@@ -79,7 +84,7 @@ SHOWN = 8
     "--seed", type=click.IntRange(min=0), default=0, help="Of parameters, order, dropout and draws."
 )
 @click.option("--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="The run folder.")
-@device_option()
+@device_option
 @json_option
 def train(data: str, out: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Train a captioner and leave a run folder.
@@ -96,7 +101,7 @@ def train(data: str, out: Path | None, device: str, as_json: bool, **options: An
         epochs=options.pop("epochs"),
         lr_decay=options.pop("lr_decay"),
         cosine=options.pop("schedule") == "cosine",
-        clip_norm=options.pop("clip"),
+        clip_norm=options.pop("clip") or None,
         patience=options.pop("patience"),
     )
     chosen = RunOptions(schedule=schedule, **options)

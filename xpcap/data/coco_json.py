@@ -6,7 +6,6 @@ instances file, in ascending category id. Colours, actions and scenes can only b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,12 @@ import numpy
 from xpcap.data.folder import SplitContents, write_contents
 from xpcap.data.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.files import explained, new_folder
+from xpcap.files import new_folder, read_json
 
 VALIDATION_EVERY = 5
 NUMBERS = ("log(1 + count)", "sqrt(largest area)", "sqrt(total area)", "centre x", "centre y")
+LARGEST_EXTENT = 1e12  # pixels, or square pixels
+LONGEST = 1000
 
 
 @dataclass
@@ -95,9 +96,10 @@ def build_from_coco(
     ConfigurationError
         If `min_count` or `max_words` is less than 1.
     """
-    for name, value in (("min-count", min_count), ("max-words", max_words)):
-        if value < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {value}")
+    if min_count < 1:
+        raise ConfigurationError(f"min-count must be at least 1, got {min_count}")
+    if not 1 <= max_words <= LONGEST:
+        raise ConfigurationError(f"max-words must be in 1..{LONGEST}, got {max_words}")
     images = _read_images(captions)
     categories = _add_boxes(instances, images)
     ordered = [image for _, (image, _) in sorted(images.items())]
@@ -136,13 +138,8 @@ def build_from_coco(
     return report
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    with explained(path, "read"):
-        text = path.read_bytes()
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+def _read_object(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, as COCO's annotation files are")
     return content
@@ -169,11 +166,11 @@ _NUMBER = (int, float)
 
 def _read_images(path: Path) -> dict[int, tuple[AnnotatedImage, tuple[float, float]]]:
     """Read a captions file: by id, each image with its captions, and its width and height."""
-    content = _read_json(path)
+    content = _read_object(path)
     images: dict[int, tuple[AnnotatedImage, tuple[float, float]]] = {}
     for where, record in _records(path, content, "images", id=int, width=_NUMBER, height=_NUMBER):
-        if not (record["width"] > 0 and record["height"] > 0):
-            raise DataError(f"{where}: expected a positive 'width' and 'height'")
+        if not all(_is_extent(record[side]) and record[side] >= 1 for side in ("width", "height")):
+            raise DataError(f"{where}: expected 'width' and 'height' of at least 1 pixel")
         urls = (record.get(key) for key in ("coco_url", "flickr_url", "file_name"))
         url = " ".join(str(next(filter(None, urls), "")).split())
         image = AnnotatedImage(record["id"], url)
@@ -189,7 +186,7 @@ def _add_boxes(
     path: Path, images: Mapping[int, tuple[AnnotatedImage, tuple[float, float]]]
 ) -> dict[int, str]:
     """Read an instances file into the images known, and return the name of each category by id."""
-    content = _read_json(path)
+    content = _read_object(path)
     categories: dict[int, str] = {
         record["id"]: record["name"]
         for _, record in _records(path, content, "categories", id=int, name=str)
@@ -208,11 +205,13 @@ def _add_boxes(
             image.boxes.append(
                 (record["category_id"], share, (x + w / 2) / width, (y + h / 2) / height)
             )
+    if not categories:
+        raise DataError(f"{path}: 'categories' is empty; expected at least one")
     return dict(sorted(categories.items()))
 
 
 def _is_extent(number: Any) -> bool:
-    return isinstance(number, _NUMBER) and math.isfinite(number) and number >= 0
+    return isinstance(number, _NUMBER) and 0 <= number <= LARGEST_EXTENT
 
 
 def _encode(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array
 from xpcap.data.vocabulary import NULL, START, Vocabulary, decode_captions, plain
 from xpcap.errors import DataError
-from xpcap.files import explained
+from xpcap.files import explained, read_json
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,18 @@ class Dataset:
         """D, the numbers an image has."""
         return self.splits["train"].features.shape[1]
 
-    @cached_property
-    def references(self) -> dict[str, list[list[str]]]:
-        """For each image of each split all its captions, as text.
+    def references(self, name: str) -> list[list[str]]:
+        """Return for each image of a split all its captions, as text.
 
         From `references.json` where there is one, else the encoded captions read back.
-        """
-        stored = _read_json(self.folder / layout.REFERENCES)
-        return {name: self._references_of(name, stored) for name in self.splits}
 
-    def _references_of(self, name: str, stored: Any) -> list[list[str]]:
+        Raises
+        ------
+        DataError
+            If that file holds something else than one list of texts an image.
+        """
+        path = self.folder / layout.REFERENCES
+        stored = read_json(path) if path.exists() else None
         split = self.splits[name]
         images = split.features.shape[0]
         if stored is None:
@@ -93,12 +93,17 @@ class Dataset:
                 by_image[image].append(plain(sentence))
             return [by_image[image] for image in range(images)]
         try:
-            captions = [list(map(str, image["captions"])) for image in stored[name]]
-        except (KeyError, TypeError) as error:
+            captions = [image["captions"] for image in stored[name]]
+        except (KeyError, TypeError):
+            captions = [None]
+        if not all(
+            isinstance(said, list) and all(isinstance(sentence, str) for sentence in said)
+            for said in captions
+        ):
             raise DataError(
                 f"{self.folder / layout.REFERENCES}: expected '{name}', a list of objects with"
-                " 'captions'"
-            ) from error
+                " 'captions', each a list of texts"
+            )
         if len(captions) != images:
             raise DataError(
                 f"{self.folder / layout.REFERENCES}: '{name}' has {len(captions)} images;"
@@ -138,7 +143,9 @@ def open_dataset(
     DataError
         It names the file, the key, what was found and what was expected.
     """
-    if not folder.is_dir():
+    with explained(folder, "read"):
+        there = folder.is_dir()
+    if not there:
         raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
     kind = _choose_features(folder, features)
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
@@ -150,23 +157,36 @@ def open_dataset(
             values = LazyFeatures(path, dtype) if lazy else read_features(path, dtype)
             _check_images(folder, name, image_idxs, path, values.shape[0])
             urls = _read_urls(folder / layout.urls_file(name), values.shape[0])
-            splits[name] = Split(captions, image_idxs, values, urls)
+            splits[name] = Split(captions, image_idxs.astype(numpy.int32), values, urls)
     sizes = {name: split.features.shape[1] for name, split in splits.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(f"{folder}: features have {sizes} numbers an image; expected one size")
     if max_train is not None:
         splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
-    description = _read_json(folder / layout.DESCRIPTION)
-    if not isinstance(description, dict):
-        description = {"name": folder.resolve().name}
-    return Dataset(folder, vocabulary, splits, kind, description)
+    return Dataset(folder, vocabulary, splits, kind, _read_description(folder))
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / layout.DESCRIPTION
+    if not path.exists():
+        return {"name": folder.resolve().name}
+    description = read_json(path)
+    if (
+        not isinstance(description, dict)
+        or not isinstance(description.get("name"), str)
+        or not isinstance(description.get("extractor", {}), dict)
+    ):
+        raise DataError(
+            f"{path}: expected an object with 'name', a text, and 'extractor', if any, an object"
+        )
+    return description
 
 
 def _choose_features(folder: Path, features: str) -> str:
     there = [
         kind
         for kind in layout.FEATURE_KINDS
-        if (folder / layout.features_file("train", kind)).exists()
+        if any((folder / layout.features_file(name, kind)).exists() for name in layout.SPLITS)
     ]
     if features == "auto":
         return there[0] if there else "pca"
@@ -205,7 +225,7 @@ def _read_captions(
     if (captions[:, 1:] == places[NULL]).all(axis=1).any():
         row = int(numpy.argmax((captions[:, 1:] == places[NULL]).all(axis=1)))
         raise DataError(f"{path}: '{key}' row {row} has no word after {START}")
-    return captions.astype(numpy.int32), image_idxs.astype(numpy.int32)
+    return captions.astype(numpy.int32), image_idxs
 
 
 def _check_images(
@@ -224,18 +244,6 @@ def _read_urls(path: Path, images: int) -> list[str]:
     if len(urls) != images:
         raise DataError(f"{path} has {len(urls)} lines; expected {images}, one an image")
     return [url.strip() for url in urls]
-
-
-def _read_json(path: Path) -> Any:
-    """Read an optional JSON file; None where there is none."""
-    if not path.exists():
-        return None
-    with explained(path, "read"):
-        text = path.read_bytes()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
 
 
 def _draw(split: Split, count: int, rng: numpy.random.Generator) -> Split:

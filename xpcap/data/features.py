@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy
 
-from xpcap.data.hdf5 import find_array, open_hdf5
+from xpcap.data.hdf5 import DAMAGED, find_array, open_hdf5
 from xpcap.errors import DataError
 
 BLOCK_BYTES = 64 * 2**20
@@ -47,7 +47,13 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
         (or too large for `dtype`).
     """
     lazy = LazyFeatures(path, dtype)
-    out = numpy.empty(lazy.shape, dtype)
+    try:
+        out = numpy.empty(lazy.shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise DataError(
+            f"{path}: 'features' of shape {lazy.shape} do not fit in memory; leave them in their"
+            " file (--lazy)"
+        ) from error
     block = max(1, BLOCK_BYTES // (4 * max(1, lazy.shape[1])))
     for first in range(0, len(out), block):
         out[first : first + block] = lazy[slice(first, first + block)]
@@ -99,8 +105,8 @@ class LazyFeatures:
     def _read(self, rows: Any) -> numpy.ndarray:
         try:
             found = self._array[rows]
-        except OSError as error:
-            raise DataError(f"{self.path}: 'features' cannot be read ({error})") from error
+        except DAMAGED as error:
+            raise DataError(f"{self.path} is damaged: 'features' cannot be read") from error
         with numpy.errstate(over="ignore"):
             found = found.astype(self.dtype, copy=False)
         if not numpy.isfinite(found).all():

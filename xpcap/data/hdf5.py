@@ -8,6 +8,9 @@ from typing import Any
 from xpcap.errors import DataError
 from xpcap.files import explained
 
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, MemoryError)
+"""What h5py raises where the bytes of a file make no sense."""
+
 KINDS = {"f": "floating", "iu": "integer"}
 
 
@@ -26,11 +29,11 @@ def open_hdf5(path: Path) -> Any:
     """
     import h5py
 
-    with explained(path, "read"):
-        path.stat()
+    with explained(path, "read"), open(path, "rb"):
+        pass  # missing, a folder, not ours to read: said in the system's own words
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except DAMAGED as error:
         reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file"
         raise DataError(f"{path} {reason}; expected a whole HDF5 file") from error
 
@@ -62,10 +65,15 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     import h5py
 
     expected = f"expected an {ndim}-dimensional {KINDS[kinds]} array"
-    if key not in file:
-        keys = ", ".join(sorted(file)) or "nothing"
-        raise DataError(f"{path}: no '{key}' in it, only {keys}; {expected}")
-    found = file[key]
+    try:
+        keys = sorted(file)
+        found = file[key] if key in keys else None
+    except DAMAGED as error:
+        raise DataError(f"{path} is damaged: '{key}' cannot be found in it") from error
+    if found is None:
+        raise DataError(
+            f"{path}: no '{key}' in it, only {', '.join(keys) or 'nothing'}; {expected}"
+        )
     if not isinstance(found, h5py.Dataset):
         raise DataError(f"{path}: '{key}' is a group; {expected}")
     if found.ndim != ndim or found.dtype.kind not in kinds:
@@ -84,5 +92,5 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     found = find_array(file, path, key, ndim, kinds)
     try:
         return found[...]
-    except OSError as error:
-        raise DataError(f"{path}: '{key}' cannot be read ({error})") from error
+    except DAMAGED as error:
+        raise DataError(f"{path} is damaged: '{key}' cannot be read") from error

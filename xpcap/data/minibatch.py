@@ -47,16 +47,20 @@ def sample_coco_minibatch(
 
 
 class Batch(NamedTuple):
-    """What one training step sees, on the host.
+    """What one training step sees.
 
-    `captions (N, T)` and `features (N, D)`; `rows (N,)` are the captions' places in the split;
-    `words` is how many words the loss counts.
+    `captions (N, T)` and `features (N, D)`, on the host or already on the device; `rows (N,)` are
+    the captions' places in the split, where they are known.
     """
 
     captions: Any
     features: Any
-    rows: Any
-    words: int
+    rows: Any = None
+
+    @property
+    def words(self) -> int:
+        """How many words a loss counts: all after the first place but padding (index 0)."""
+        return int(numpy.count_nonzero(to_host(self.captions)[:, 1:]))
 
 
 class EpochBatches:
@@ -102,14 +106,4 @@ class EpochBatches:
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:
     """Return captions `rows (N,)` of a split and their images' features."""
-    captions = split.captions[rows]
-    features = split.features[split.image_idxs[rows]]
-    return Batch(captions, features, rows, count_words(captions))
-
-
-def count_words(captions: Array) -> int:
-    """Count what a loss counts in captions `(N, T)`: all after the first place but padding.
-
-    `<NULL>` is index 0 in every data folder.
-    """
-    return int(numpy.count_nonzero(to_host(captions)[:, 1:]))
+    return Batch(split.captions[rows], split.features[split.image_idxs[rows]], rows)

@@ -14,7 +14,7 @@ import numpy
 
 from xpcap.backend import Array, to_host
 from xpcap.errors import DataError
-from xpcap.files import explained, new_file
+from xpcap.files import new_file, read_json
 
 NULL, START, END, UNK = "<NULL>", "<START>", "<END>", "<UNK>"
 SPECIAL = (NULL, START, END, UNK)
@@ -86,12 +86,7 @@ class Vocabulary:
         DataError
             If the file is missing, no such JSON, or its two halves disagree.
         """
-        with explained(path, "read"):
-            text = path.read_bytes()
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
+        content = read_json(path)
         words = content.get("idx_to_word") if isinstance(content, dict) else None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{path}: expected 'idx_to_word', a list of words")

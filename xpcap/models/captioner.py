@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy
 
-from xpcap.backend import Array, Backend, as_backend, namespace, to_host
+from xpcap.backend import Array, Backend, as_backend, namespace
+from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.init import captioner_parameters
 from xpcap.layers import (
@@ -36,8 +37,6 @@ from xpcap.layers import (
 )
 from xpcap.layers.dropout import check_rate
 
-NULL, START, END = "<NULL>", "<START>", "<END>"
-
 
 class Cell(NamedTuple):
     """One kind of recurrent network, as the captioner uses it.
@@ -60,6 +59,18 @@ CELLS = {
     "lstm": Cell(lstm_forward, lstm_backward, lstm_step_forward, 4, ("Wx", "Wh", "b"), 2),
     "gru": Cell(gru_forward, gru_backward, gru_step_forward, 3, ("Wx", "Wh", "b", "bn"), 1),
 }
+
+
+def check_cell(cell_type: str) -> None:
+    """Check the name of a cell.
+
+    Raises
+    ------
+    ConfigurationError
+        It names the cells there are.
+    """
+    if cell_type not in CELLS:
+        raise ConfigurationError(f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}")
 
 
 class _Caches(NamedTuple):
@@ -118,11 +129,17 @@ class CaptioningRNN:
         seed: int | None = None,
         backend: Backend | str | None = None,
     ) -> None:
-        if cell_type not in CELLS:
-            raise ConfigurationError(
-                f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}"
-            )
+        check_cell(cell_type)
         check_rate(dropout)
+        for name, size in (
+            ("input_dim", input_dim),
+            ("wordvec_dim", wordvec_dim),
+            ("hidden_dim", hidden_dim),
+        ):
+            if size < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {size}")
+        if numpy.dtype(dtype).kind != "f":
+            raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
         if NULL not in word_to_idx:
             raise ConfigurationError(f"the vocabulary lacks {NULL}, the padding of captions")
         self.cell_type = cell_type
@@ -150,9 +167,7 @@ class CaptioningRNN:
     def to(self, backend: Backend | str) -> Self:
         """Move the parameters to another device, and return the model itself."""
         self.backend = as_backend(backend)
-        self.params = {
-            name: self.backend.to_device(to_host(value)) for name, value in self.params.items()
-        }
+        self.params = {name: self.backend.to_device(value) for name, value in self.params.items()}
         return self
 
     def loss(
@@ -183,14 +198,16 @@ class CaptioningRNN:
         BackendError
             If the arrays do not live where the parameters do.
         """
-        scores, caches = self._forward(features, captions, step if self.dropout else None)
-        loss, dscores = self._compare(scores, captions)
-        return loss, self._backward(dscores, caches)
+        with self.backend.activate():
+            scores, caches = self._forward(features, captions, step if self.dropout else None)
+            loss, dscores = self._compare(scores, captions)
+            return loss, self._backward(dscores, caches)
 
     def evaluate(self, features: Array, captions: Array) -> Array:
         """Return the same loss without gradients and without dropout, as for held-out captions."""
-        scores, _ = self._forward(features, captions, None)
-        return self._compare(scores, captions)[0]
+        with self.backend.activate():
+            scores, _ = self._forward(features, captions, None)
+            return self._compare(scores, captions)[0]
 
     def _compare(self, scores: Array, captions: Array) -> tuple[Array, Array]:
         targets = captions[:, 1:]
@@ -281,14 +298,20 @@ class CaptioningRNN:
         Raises
         ------
         ConfigurationError
-            If the vocabulary has no `<START>`.
+            If the vocabulary has no `<START>`, or `max_length` is negative.
         """
         if self._start is None:
             raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
+        if max_length < 0:
+            raise ConfigurationError(f"max_length must not be negative, got {max_length}")
+        with self.backend.activate():
+            return self._greedy(features, max_length, self._start)
+
+    def _greedy(self, features: Array, max_length: int, start: int) -> Array:
         xp = namespace(features, *self.params.values())
         N = features.shape[0]
         captions = xp.full((N, max_length), self._null, dtype=numpy.int32)
-        words = xp.full(N, self._start, dtype=numpy.int32)
+        words = xp.full(N, start, dtype=numpy.int32)
         going_on = xp.ones(N, dtype=bool)
         state = self.start(features)
         for t in range(max_length):

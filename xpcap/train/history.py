@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ FLUSH_EVERY = 50
 class History:
     """Writes a run's `history.jsonl`.
 
-    A step is `{"step", "epoch", "loss", "lr"}`, loss in nats a word; an epoch is
+    A step is `{"step", "epoch", "loss", "lr"}`, loss in nats a word, or null; an epoch is
     `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split measured. Losses are
     fetched from the device a batch of steps at a time, so that it is not stopped at each.
 
@@ -53,7 +54,10 @@ class History:
 
     def flush(self) -> None:
         """Write what is still pending."""
-        lines = [json.dumps({**line, "loss": float(loss)}) for line, loss in self._pending]
+        lines = [
+            json.dumps({**line, "loss": value if math.isfinite(value := float(loss)) else None})
+            for line, loss in self._pending
+        ]
         self._pending.clear()
         self._write("".join(f"{line}\n" for line in lines))
 

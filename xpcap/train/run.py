@@ -16,9 +16,13 @@ from xpcap.checkpoint import save_parameters
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.minibatch import EpochBatches
+from xpcap.data.pca import PCA
+from xpcap.errors import ConfigurationError
+from xpcap.layers.dropout import check_rate
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
-from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run
+from xpcap.models.captioner import check_cell
+from xpcap.optim import Optimizer, check_positive, find_rule
+from xpcap.run_folder import BEST, HISTORY, LAST, create_run
 from xpcap.train.history import History
 from xpcap.train.trainer import Schedule, Trainer
 
@@ -47,6 +51,11 @@ class RunOptions:
         See `Schedule`.
     seed
         Of initial parameters, dropout, order and draws.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option has a value that cannot be used, whatever the data.
     """
 
     features: str = "auto"
@@ -63,6 +72,15 @@ class RunOptions:
     lr: float = 1e-3
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        check_rate(self.dropout)
+        find_rule(self.rule)
+        check_positive("--lr", self.lr)
+        for name, value in (("--batch-size", self.batch_size), ("--max-train", self.max_train)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
 def train_run(
@@ -97,7 +115,6 @@ def train_run(
     XpcapError
         One line that names what is wrong; before the first epoch is whole, no folder is left.
     """
-    check_new_run(out)
     dataset = open_dataset(
         data,
         options.features,
@@ -106,11 +123,18 @@ def train_run(
         max_train=options.max_train,
         rng=numpy.random.default_rng(options.seed),
     )
+    dataset.references("val")  # a damaged file shall not be found after hours of training
     config = _configuration(dataset, options)
-    model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+    try:
+        model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+    except (MemoryError, ValueError) as error:
+        raise ConfigurationError(
+            f"a model with {config['model']} cannot be made: {error}"
+        ) from error
     train, val = dataset.splits["train"], dataset.splits["val"]
     measured = _some_of(train)
-    model.params["W_proj"] /= _feature_scale(measured)
+    with backend.activate():
+        model.params["W_proj"] /= _feature_scale(measured)
     trainer = Trainer(
         model,
         EpochBatches(train, options.batch_size, options.seed),
@@ -119,18 +143,21 @@ def train_run(
         {"train": _evaluated(measured, options), "val": _evaluated(val, options)},
     )
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
-    create_run(out, config, dataset.vocabulary, data / layout.PCA if reduced else None)
+    transform = PCA.read(data / layout.PCA) if reduced else None
+    create_run(out, config, dataset.vocabulary, transform)
     history = History(out / HISTORY)
     history.follow(trainer)
     trainer.on("epoch", lambda trainer: _save(trainer, out))
     if watch is not None:
         watch(trainer)
     try:
-        with backend.activate():
+        with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
             trainer.run()
-    except BaseException:
+    except BaseException as error:
         if not (out / BEST).exists():
             shutil.rmtree(out, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            history.flush()
         raise
     model.params = dict(trainer.best_params)
     return trainer, dataset

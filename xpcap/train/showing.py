@@ -25,11 +25,12 @@ def caption_dataset(run: Run, dataset: Dataset, split: str, count: int) -> list[
     images = part.features.shape[0]
     rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
     captions = run.caption(part.features[rows])
+    references = dataset.references(split)
     return [
         {
             "image": part.urls[row],
             "caption": caption,
-            "references": dataset.references[split][row],
+            "references": references[row],
         }
         for row, caption in zip(rows, captions, strict=True)
     ]
@@ -47,6 +48,11 @@ def caption_split(run: Run, split: str, count: int, data: Path | None) -> list[d
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
     if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
         raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
+    if dataset.feature_dim != run.config["model"]["input_dim"]:
+        raise DataError(
+            f"{folder} has {dataset.feature_dim} features an image; expected"
+            f" {run.config['model']['input_dim']}, as {run.folder} was trained with"
+        )
     return caption_dataset(run, dataset, split, count)
 
 

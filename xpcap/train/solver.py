@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xpcap.data.minibatch import Batch, count_words, sample_coco_minibatch
+from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
@@ -25,7 +26,7 @@ class _Sampled:
     def epoch(self, number: int) -> Iterator[Batch]:
         for _ in range(len(self)):
             captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, "train")
-            yield Batch(captions, features, None, count_words(captions))
+            yield Batch(captions, features)
 
 
 class CaptioningSolver:
@@ -41,8 +42,6 @@ class CaptioningSolver:
         `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
     optim_config
         The rule's settings, `learning_rate` among them.
-    updater_config
-        Another name for `optim_config`.
     lr_decay
         What every learning rate is multiplied by after each epoch.
     batch_size, num_epochs
@@ -51,6 +50,8 @@ class CaptioningSolver:
         Print the loss at every so many iterations.
     verbose
         Print at all.
+    updater_config
+        Another name for `optim_config`.
 
     Attributes
     ----------
@@ -71,15 +72,15 @@ class CaptioningSolver:
         self,
         model: CaptioningRNN,
         data: Mapping[str, Any],
-        *,
         update_rule: str = "sgd",
         optim_config: Mapping[str, Any] | None = None,
-        updater_config: Mapping[str, Any] | None = None,
         lr_decay: float = 1.0,
         batch_size: int = 100,
         num_epochs: int = 10,
         print_every: int = 10,
         verbose: bool = True,
+        *,
+        updater_config: Mapping[str, Any] | None = None,
     ) -> None:
         if optim_config and updater_config:
             raise ConfigurationError("optim_config and updater_config are one setting; give one")
@@ -91,6 +92,7 @@ class CaptioningSolver:
         self.print_every = print_every
         self.verbose = verbose
         self.loss_history: list[float] = []
+        self._num_epochs = num_epochs
         self._trainer = Trainer(
             model,
             _Sampled(data, batch_size),
@@ -110,7 +112,10 @@ class CaptioningSolver:
         return self._trainer.optimizer.configs
 
     def train(self) -> None:
-        """Run the optimization."""
+        """Train for `num_epochs` epochs; called again, for as many more."""
+        schedule = self._trainer.schedule
+        epochs = self._trainer.epoch + self._num_epochs
+        self._trainer.schedule = dataclasses.replace(schedule, epochs=epochs)
         self._trainer.run()
 
     def _record(self, trainer: Trainer) -> None:
