@@ -1,32 +1,40 @@
 """From pixels to 4,096 numbers: the built-in filter bank, in the role of VGG-16's fc7.
 
-Nothing here is learned: every filter is a formula. A picture goes through three steps.
+Nothing here is learned: every filter is a formula. It suits pictures of a few coloured things on
+quieter grounds, and tells of the large and of the small ones apart. Four steps:
 
 1. Eight colour maps `m`, values 0 to 1. With R, G, B from 0 to 1, the opponent co-ordinates
-   α = R - (G + B)/2 and β = √3/2 · (G - B), chroma c, hue h and ρ = c² / (c² + c₀²) (contrast
-   saturation: K. Naka and W. Rushton, Journal of Physiology, 1966):
+   α = R - (G + B)/2 and β = √3/2 · (G - B), chroma c, hue h and ρ = c⁴ / (c⁴ + c₀⁴), a response
+   that saturates (K. Naka and W. Rushton, Journal of Physiology, 1966):
 
        six hues θ      m = ρ · exp(κ (cos(h - θ) - 1))
-       light and dark  m = (1 - ρ) · q⁴ / (q⁴ + ½⁴),   q = max(0, ±(2L - 1)),  L = (R + G + B)/3
+       light and dark  m = (1 - ρ) · q⁸ / (q⁸ + q₀⁸),   q = max(0, ±(2L - 1)),  L = (R + G + B)/3
 
-2. Eight measures of each map, from its Gaussian derivatives mₓ ... m_yy at scale σ, which are
-   convolutions with fixed filters (J. Koenderink and A. van Doorn, "Representation of local
-   geometry in the visual system", Biological Cybernetics, 1987). With w = mₓ² + m_y² and φ the
-   direction of the gradient, measured from the vertical:
+2. How coarse each map is: a Gaussian of 5 pixels takes more from small things than from large
+   ones. With E_s the mean square of the map after a Gaussian of s pixels and r = E₅ / E₁, the map
+   counts with p · g as coarse and with p · (1 - g) as fine, where g = r¹² / (r¹² + r₀¹²), and
+   p = E₁² / (E₁² + e₀²) drops what is hardly there. The maps, weighted so and added up, make a
+   coarse and a fine form map.
 
-       oriented edges     w · cos kφ,  k = 3, 4, 5: steered (W. Freeman and E. Adelson, "The design
-                          and use of steerable filters", IEEE PAMI, 1991)
-       bends              max(0, ±v),  v = -(mₓ² m_yy - 2 mₓ m_y m_xy + m_y² mₓₓ) / (w + ε)
-       blobs and saddles  √max(0, ±det),  det = mₓₓ m_yy - m_xy²
-       area               m itself
+3. Twelve measures of both form maps at two scales σ, from Gaussian derivatives mₓ ... m_yy, which
+   are convolutions with fixed filters (J. Koenderink and A. van Doorn, "Representation of local
+   geometry in the visual system", Biological Cybernetics, 1987). With w = mₓ² + m_y², φ the
+   direction of the gradient from the vertical, and det = mₓₓ m_yy - m_xy²:
 
-   All but the area are divided by the mean of w over the picture, so that they tell the form of
-   what has this colour, not how much of it there is (D. Heeger, "Normalization of cell responses
-   in cat striate cortex", Visual Neuroscience, 1992).
+       oriented edges  w · cos kφ,  k = 3, 4, 5, 6, 8, 10: steered (W. Freeman and E. Adelson, "The
+                       design and use of steerable filters", IEEE PAMI, 1991)
+       bends           max(0, ±v),  v = -(mₓ² m_yy - 2 mₓ m_y m_xy + m_y² mₓₓ) / (w + ε)
+       blobs, saddles  √max(0, ±det)
+       edges, area     √w and m
 
-3. Each of the 64 channels is averaged under Gaussian windows around the centres of 8 x 8 cells:
-   wide ones for the form, which hardly depends on the place, narrower ones for the area, which
-   tells the place.
+   Each is divided by the mean of w over the picture, √w by that of m, and m by its own: so they
+   tell which form it is, not how strong (D. Heeger, "Normalization of cell responses in cat
+   striate cortex", Visual Neuroscience, 1992).
+
+4. These 48 channels and the 8 colour maps, each twice, weighted and normalised as above, are
+   averaged under Gaussian windows around the centres of 8 x 8 cells: wide ones for the form, which
+   then hardly depends on the place, narrow ones for area and colours, which tell the place.
+   Each channel has a fixed gain.
 """
 
 from __future__ import annotations
@@ -45,15 +53,20 @@ from xpcap.errors import DataError, ShapeError
 from xpcap.files import explained
 
 _HUES = (0, 33, 57, 128, 242, 285)  # θ in degrees: red, orange, yellow, green, blue, purple
-_TUNING = 6.0  # κ
-_HALF_CHROMA = 0.35  # c₀
-_SIGMA = 0.9  # of the derivatives, in pixels
-_HARMONICS = (3, 4, 5)
+_TUNING = 25.0  # κ
+_HALF_CHROMA, _HALF_CONTRAST = 0.3, 0.7  # c₀, q₀
+_FINE, _COARSE = 1.0, 5.0  # of the Gaussians that tell large from small, in pixels
+_HALF_RATIO, _HALF_ENERGY = 0.335, 8e-4  # r₀, e₀
+_SCALES = (0.9, 1.8)  # σ of the derivatives, in pixels
+_HARMONICS = (3, 4, 5, 6, 8, 10)  # k
+_SMALLEST_EDGE = 1e-3  # ε
 _CELLS = 8
-_FORM_WINDOW, _AREA_WINDOW = 20.0, 8.0  # standard deviations, in pixels
-_LEAST_ENERGY = 1e-3  # ε
+_FORM_WINDOW, _PLACE_WINDOW = 40.0, 12.0  # standard deviations, in pixels
+_FORM_GAINS = (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 4.0, 2.5, 2.0, 6.0)
+_AREA_GAIN, _COLOUR_GAIN = 2.0, 2.0
+_FLOOR = 2e-4  # added to the means that are divided by
 _TINY = 1e-6  # against division by zero where there is no colour or no edge
-_BLOCK = 32  # pictures at a time: about 100 MB
+_BLOCK = 50  # pictures at a time: about 30 MB
 
 
 class FilterBank:
@@ -68,11 +81,15 @@ class FilterBank:
     size = 64
 
     def __init__(self) -> None:
-        self._derivatives = tuple(
-            _gaussian_derivative(self.size, order).astype(numpy.float32) for order in range(3)
+        self._fine, self._coarse = (
+            _gaussian_derivative(self.size, scale, 0) for scale in (_FINE, _COARSE)
         )
+        self._derivatives = [
+            [_gaussian_derivative(self.size, scale, order) for order in range(3)]
+            for scale in _SCALES
+        ]
         self._form_window = _windows(self.size, _FORM_WINDOW)
-        self._area_window = _windows(self.size, _AREA_WINDOW)
+        self._place_window = _windows(self.size, _PLACE_WINDOW)
 
     def __call__(self, images: Array) -> Array:
         """Compute the features of pictures.
@@ -110,13 +127,35 @@ class FilterBank:
         return {"name": self.name, "version": self.version}
 
     def _features(self, xp: Namespace, images: Array) -> Array:
-        """Turn `(N, 64, 64, 3)` uint8 into `(N, 8 maps, 8 measures, 8, 8)` float32."""
+        """Turn `(N, 64, 64, 3)` uint8 into `(N, 64, 8, 8)` float32."""
+        form_window, place_window = xp.asarray(self._form_window), xp.asarray(self._place_window)
         maps = _colour_maps(xp, images)
-        form, energy = _measure(xp, maps, *(xp.asarray(matrix) for matrix in self._derivatives))
-        form = _average(form, xp.asarray(self._form_window))
-        form /= energy.mean(axis=(2, 3))[:, :, None, None, None] + _LEAST_ENERGY
-        area = _average(maps, xp.asarray(self._area_window))
-        return xp.concatenate([form, area[:, :, None]], axis=2)
+        gains = xp.asarray(_FORM_GAINS, dtype=xp.float32)[:, None, None]
+        colours = _COLOUR_GAIN * _average(maps, place_window) / (_mean(maps) + _FLOOR)
+        channels = []
+        for weight in self._weights(xp, maps):
+            form_map = (weight * maps).sum(axis=1, keepdims=True)
+            area = _AREA_GAIN * _average(form_map, place_window) / (_mean(form_map) + _FLOOR)
+            for matrices in self._derivatives:
+                measures = _measure(xp, form_map, [xp.asarray(matrix) for matrix in matrices])
+                channels += [gains * _average(measures, form_window), area]
+            channels.append(weight * colours)
+        return xp.concatenate(channels, axis=1)
+
+    def _weights(self, xp: Namespace, maps: Array) -> tuple[Array, Array]:
+        """Return how much each map counts as coarse and as fine, both `(N, 8, 1, 1)`."""
+        fine, coarse = (
+            _mean(_average(maps, xp.asarray(gauss)) ** 2) for gauss in (self._fine, self._coarse)
+        )
+        present = fine**2 / (fine**2 + _HALF_ENERGY**2)
+        ratio = (coarse / (fine + _TINY)) ** 12
+        large = ratio / (ratio + _HALF_RATIO**12)
+        return present * large, present * (1 - large)
+
+
+def _mean(maps: Array) -> Array:
+    """Return the mean of each map `(..., 64, 64)`, as `(..., 1, 1)`."""
+    return maps.mean(axis=(-2, -1), keepdims=True)
 
 
 def _colour_maps(xp: Namespace, images: Array) -> Array:
@@ -125,77 +164,74 @@ def _colour_maps(xp: Namespace, images: Array) -> Array:
     alpha = red - (green + blue) / 2
     beta = math.sqrt(0.75) * (green - blue)
     chroma = xp.hypot(alpha, beta)
-    response = chroma**2 / (chroma**2 + _HALF_CHROMA**2)
+    response = chroma**4 / (chroma**4 + _HALF_CHROMA**4)
     maps = []
     for hue in map(math.radians, _HUES):
         along = alpha * math.cos(hue) + beta * math.sin(hue)
         maps.append(response * xp.exp(_TUNING * (along / (chroma + _TINY) - 1)))
     contrast = (red + green + blue) / 1.5 - 1
     for sign in (1, -1):
-        fourth = xp.maximum(sign * contrast, 0) ** 4
-        maps.append((1 - response) * fourth / (fourth + 0.5**4))
+        eighth = xp.maximum(sign * contrast, 0) ** 8
+        maps.append((1 - response) * eighth / (eighth + _HALF_CONTRAST**8))
     return xp.stack(maps, axis=1)
 
 
-def _measure(
-    xp: Namespace, maps: Array, smooth: Array, first: Array, second: Array
-) -> tuple[Array, Array]:
+def _measure(xp: Namespace, maps: Array, derivatives: list[Array]) -> Array:
     """Measure the form of what is in each map.
 
     Parameters
     ----------
     maps
-        `(N, 8, 64, 64)`.
-    smooth, first, second
-        Matrices `(64, 64)` of the Gaussian and its derivatives: `A · m · Bᵀ` convolves the
+        `(N, 1, 64, 64)`.
+    derivatives
+        Three matrices `(64, 64)`, the Gaussian and its derivatives: `A · m · Bᵀ` convolves the
         columns of `m` with one and its rows with another.
 
     Returns
     -------
-    tuple of Array
-        Seven measures of every pixel, `(N, 8, 7, 64, 64)`, and w, `(N, 8, 64, 64)`.
+    Array
+        Eleven measures of every pixel, `(N, 11, 64, 64)`.
     """
+    smooth, first, second = derivatives
     smooth_columns, first_columns = smooth @ maps, first @ maps
     m_x, m_y = smooth_columns @ first.T, first_columns @ smooth.T
     m_xx, m_xy = smooth_columns @ second.T, first_columns @ first.T
     m_yy = (second @ maps) @ smooth.T
     energy = m_x**2 + m_y**2
-    cosine = m_y / (xp.sqrt(energy) + _TINY)
-    # cos kφ by Chebyshev's recurrence
-    cosines = [xp.ones_like(cosine), cosine]
-    while len(cosines) <= max(_HARMONICS):
-        cosines.append(2 * cosine * cosines[-1] - cosines[-2])
-    bend = (2 * m_x * m_y * m_xy - m_x**2 * m_yy - m_y**2 * m_xx) / (energy + _LEAST_ENERGY)
+    gradient = xp.sqrt(energy)
+    cosines = [xp.ones_like(m_y), m_y / (gradient + _TINY)]
+    while len(cosines) <= max(_HARMONICS):  # cos kφ by Chebyshev's recurrence
+        cosines.append(2 * cosines[1] * cosines[-1] - cosines[-2])
+    bend = (2 * m_x * m_y * m_xy - m_x**2 * m_yy - m_y**2 * m_xx) / (energy + _SMALLEST_EDGE)
     determinant = m_xx * m_yy - m_xy**2
     measures = [
         *(energy * cosines[k] for k in _HARMONICS),
-        xp.maximum(bend, 0),
-        xp.maximum(-bend, 0),
-        xp.sqrt(xp.maximum(determinant, 0)),
-        xp.sqrt(xp.maximum(-determinant, 0)),
+        *(xp.maximum(sign * bend, 0) for sign in (1, -1)),
+        *(xp.sqrt(xp.maximum(sign * determinant, 0)) for sign in (1, -1)),
     ]
-    return xp.stack(measures, axis=2), energy
+    by_energy = xp.concatenate(measures, axis=1) / (_mean(energy) + _FLOOR)
+    by_area = gradient / (_mean(maps) + _FLOOR)
+    return xp.concatenate([by_energy, by_area], axis=1)
 
 
 def _average(channels: Array, window: Array) -> Array:
-    """Average `(..., 64, 64)` under the windows of 8 x 8 cells: `(..., 8, 8)`."""
+    """Average `(..., 64, 64)` under the windows of K x K places: `(..., K, K)`."""
     return (window @ channels) @ window.T
 
 
-def _gaussian_derivative(size: int, order: int) -> numpy.ndarray:
-    """Return the matrix `(size, size)` that convolves with a Gaussian's derivative of an order.
+def _gaussian_derivative(size: int, scale: float, order: int) -> numpy.ndarray:
+    """Return the matrix `(size, size)` float32 that convolves with a derivative of a Gaussian.
 
     Derivatives are with respect to x/σ, so that all have one unit; beyond its ends a line goes on
     as its mirror image.
     """
-    steps = numpy.arange(-size, 2 * size) / _SIGMA
-    places = numpy.arange(size)[:, None] / _SIGMA
-    distance = places - steps
+    steps = numpy.arange(-size, 2 * size)
+    distance = (numpy.arange(size)[:, None] - steps) / scale
     weights = numpy.exp(-(distance**2) / 2)
     weights /= weights.sum(axis=1, keepdims=True)
     weights *= (1, -distance, distance**2 - 1)[order]
     before, inside, after = numpy.split(weights, 3, axis=1)
-    return numpy.asarray(before[:, ::-1] + inside + after[:, ::-1])
+    return numpy.asarray(before[:, ::-1] + inside + after[:, ::-1], numpy.float32)
 
 
 def _windows(size: int, width: float) -> numpy.ndarray:

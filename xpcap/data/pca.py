@@ -1,12 +1,11 @@
 """Principal components: 4,096 features to 512, and the transform kept for new pictures.
 
 A component is a direction in which the features of the training set vary; the first ones vary
-most. Plain projections would be dominated by a few directions, so each one is divided by the
-fourth root of its variance, half of what full whitening would do, and all by one more number, so
-that the results have mean square 1 over the training set. Both scalings are part of `components`:
+most. All are multiplied with one number s, part of `components`, so that the results have mean
+square 1 over the training set, which suits the initial weights of a captioner:
 
     out = (features - mean) · componentsᵀ
-    componentsₖ = s · λₖ^(-1/4) · vₖ,    s² · Σₖ √λₖ = K
+    componentsₖ = s · vₖ,    s² · Σₖ λₖ = K
 
 with vₖ the unit eigenvectors of the covariance, λₖ their eigenvalues (K. Pearson, "On lines and
 planes of closest fit to systems of points in space", Philosophical Magazine, 1901; H. Hotelling,
@@ -20,10 +19,9 @@ from pathlib import Path
 
 import numpy
 
+from xpcap.data.hdf5 import open_hdf5, read_array
 from xpcap.errors import DataError
-from xpcap.files import explained, new_file
-
-_KEYS = ("mean", "components", "explained_variance")
+from xpcap.files import new_file
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ class PCA:
             directions, numpy.abs(directions).argmax(axis=1)[:, None], axis=1
         )
         lengths = numpy.linalg.norm(directions, axis=1, keepdims=True) * numpy.sign(largest)
-        scales = variances**-0.25 * numpy.sqrt(dim / numpy.sqrt(variances).sum())
-        return cls(mean, directions / lengths * scales[:, None], variances)
+        scale = numpy.sqrt(dim / variances.sum())
+        return cls(mean, directions / lengths * scale, variances)
 
     def transform(self, features: numpy.ndarray) -> numpy.ndarray:
         """Return the scaled components of features `(n, D)`, as `(n, K)` float32."""
@@ -108,8 +106,9 @@ class PCA:
         import h5py
 
         with new_file(path) as temporary, h5py.File(temporary, "w") as file:
-            for key in _KEYS:
-                file[key] = getattr(self, key)
+            file["mean"] = self.mean
+            file["components"] = self.components
+            file["explained_variance"] = self.explained_variance
 
     @classmethod
     def read(cls, path: Path) -> PCA:
@@ -120,19 +119,15 @@ class PCA:
         DataError
             If the file is missing, truncated, or holds something else.
         """
-        import h5py
-
-        with explained(path, "read"), h5py.File(path, "r") as file:
-            missing = [key for key in _KEYS if not isinstance(file.get(key), h5py.Dataset)]
-            if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}; expected {', '.join(_KEYS)}")
-            arrays = [file[key][()] for key in _KEYS]
-        mean, components, variance = arrays
-        if components.ndim != 2 or (*variance.shape, *mean.shape) != components.shape:
+        with open_hdf5(path) as file:
+            mean = read_array(file, path, "mean", 1, "f")
+            components = read_array(file, path, "components", 2, "f")
+            variance = read_array(file, path, "explained_variance", 1, "f")
+        if components.shape != (*variance.shape, *mean.shape):
             raise DataError(
                 f"{path}: mean {mean.shape}, components {components.shape} and explained_variance"
                 f" {variance.shape} do not fit; expected (D,), (K, D) and (K,)"
             )
-        if not all(array.dtype.kind == "f" and numpy.isfinite(array).all() for array in arrays):
-            raise DataError(f"{path} holds something else than finite real numbers")
+        if not all(numpy.isfinite(array).all() for array in (mean, components, variance)):
+            raise DataError(f"{path} holds NaN or infinity")
         return cls(mean, components, variance)

@@ -127,12 +127,13 @@ def _make_split(split: str, count: int, rng: numpy.random.Generator, report: Pro
     scenes = [random_scene(rng, 1 + index % 2) for index in range(count)]
     pictures = numpy.stack([draw(scene, rng) for scene in scenes])
     said = [captions(scene, rng) for scene in scenes]
+    doing = {"train": "training pictures", "val": "validation pictures"}[split]
     bank = FilterBank()
     features = numpy.empty((count, bank.dim), numpy.float32)
     for start in range(0, count, _REPORTED):
-        report(f"{split} pictures", start, count)
+        report(doing, start, count)
         features[start : start + _REPORTED] = bank(pictures[start : start + _REPORTED])
-    report(f"{split} pictures", count, count)
+    report(doing, count, count)
     return _Split(scenes, pictures, said, features)
 
 

@@ -18,7 +18,7 @@ SIZE = 64
 
 _FINE = 4  # each pixel is the mean of _FINE x _FINE points
 _CENTRES = (13.0, 32.0, 51.0)  # of the rows and columns, in pixels
-_RADII = {"small": (5.5, 6.5), "large": (9.5, 10.5)}  # from, to, in pixels
+_RADII = {"small": (5.0, 6.0), "large": (10.0, 11.0)}  # from, to, in pixels
 _SHADES = {
     "red": (0.86, 0.10, 0.12),
     "orange": (0.97, 0.52, 0.06),

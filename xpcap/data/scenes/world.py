@@ -65,8 +65,7 @@ class Scene:
 def random_scene(rng: numpy.random.Generator, count: int) -> Scene:
     """Draw a scene of `count` (1 or 2) things, all scenes of that count being equally likely.
 
-    Two things differ in colour and place, and two large ones do not stand side by side, where
-    they would touch.
+    Of two things the first is large, the other small; they differ in colour and in place.
     """
     while True:
         things = tuple(_random_thing(rng) for _ in range(count))
@@ -83,7 +82,9 @@ def _random_thing(rng: numpy.random.Generator) -> Thing:
     )
 
 
-def _fit_together(one: Thing, other: Thing) -> bool:
-    steps = abs(one.place.row - other.place.row) + abs(one.place.column - other.place.column)
-    needed = 2 if one.size == other.size == "large" else 1
-    return one.colour != other.colour and steps >= needed
+def _fit_together(first: Thing, second: Thing) -> bool:
+    return (
+        (first.size, second.size) == ("large", "small")
+        and first.colour != second.colour
+        and first.place != second.place
+    )
