@@ -27,7 +27,7 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
        blobs, saddles  √max(0, ±det)
        edges, area     √w and m
 
-   Each is divided by the mean of w over the picture, √w by that of m, and m by its own: so they
+   Each is divided by the mean of w over the picture, the last two by that of m instead: so they
    tell which form it is, not how strong (D. Heeger, "Normalization of cell responses in cat
    striate cortex", Visual Neuroscience, 1992).
 

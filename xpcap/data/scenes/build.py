@@ -46,7 +46,7 @@ def make_scenes(
 ) -> None:
     """Draw, describe and extract the scenes, and write them as a data folder.
 
-    The same arguments give the same bytes, on the same installation.
+    The same arguments give the same bytes, on one installation with one number of BLAS threads.
 
     Parameters
     ----------

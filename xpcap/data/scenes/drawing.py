@@ -48,13 +48,11 @@ _INSIDE: dict[str, Callable[[Floats, Floats], Mask]] = {
     "circle": lambda u, v: u**2 + v**2 <= 1,
     "square": lambda u, v: numpy.maximum(abs(u), abs(v)) <= 0.8,
     "triangle": lambda u, v: (v <= 0.8) & (abs(u) <= (v + 1) / 1.8),
-    "diamond": lambda u, v: abs(u) / 0.75 + abs(v) <= 1,
     "star": _star,
     "cross": lambda u, v: (
         (numpy.minimum(abs(u), abs(v)) <= 0.3) & (numpy.maximum(abs(u), abs(v)) <= 1)
     ),
     "ring": lambda u, v: abs(numpy.hypot(u, v) - 0.775) <= 0.225,
-    "heart": lambda u, v: (1.3 * u**2 + (1.25 * v) ** 2 - 1) ** 3 <= 1.3 * u**2 * (-1.25 * v) ** 3,
 }
 
 
