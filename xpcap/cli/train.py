@@ -27,7 +27,10 @@ SHOWN = 8
 
 @click.command()
 @click.option(
-    "--data", default="scenes", metavar="scenes|DIR", help="The built-in set, or a data folder."
+    "--data",
+    default="scenes",
+    metavar="scenes|DIR",
+    help="The built-in set, or a data folder (./scenes for one of that name).",
 )
 @click.option(
     "--features",

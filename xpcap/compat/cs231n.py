@@ -19,8 +19,7 @@ from xpcap.data import images
 from xpcap.data.coco import load_coco_data
 from xpcap.data.minibatch import sample_coco_minibatch
 from xpcap.data.vocabulary import decode_captions
-from xpcap.errors import ConfigurationError, DataError, ShapeError, XpcapError
-from xpcap.files import explained
+from xpcap.errors import ConfigurationError, ShapeError, XpcapError
 from xpcap.gradcheck import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
 from xpcap.kernels import pointwise
 from xpcap.layers import (
@@ -386,13 +385,7 @@ def load_image(filename: str | Path, size: int | None = None) -> numpy.ndarray:
 
     if size is not None and size < 1:
         raise ConfigurationError(f"load_image: size {size} is not positive")
-    try:
-        with explained(Path(filename), "read"), Image.open(filename) as picture:
-            img = picture.convert("RGB")
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{filename} is not a picture that can be read: {error}") from error
+    img = images.open_picture(Path(filename))
     if size is not None:
         scale = size / min(img.size)
         width, height = (round(side * scale) for side in img.size)

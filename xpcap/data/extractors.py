@@ -39,9 +39,7 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +47,8 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Array, Namespace, namespace
+from xpcap.data.images import open_picture
 from xpcap.errors import DataError, ShapeError
-from xpcap.files import explained
 
 _HUES = (0, 33, 57, 128, 242, 285)  # θ in degrees: red, orange, yellow, green, blue, purple
 _TUNING = 25.0  # κ
@@ -264,25 +262,9 @@ def load_image(path: Path, size: int = FilterBank.size) -> numpy.ndarray:
     DataError
         If the file is missing, broken, no picture, or so large that it may be an attack.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with explained(path, "read"):
-        content = path.read_bytes()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                image = ImageOps.exif_transpose(opened)
-                if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
-                    image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # each of Pillow's decoders fails in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be opened as a picture: {reason}") from error
-    return numpy.array(image)
+    return numpy.array(open_picture(path).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def open_extractor(description: Mapping[str, Any]) -> FilterBank:

@@ -1,4 +1,4 @@
-"""Fetching a picture from the web, carefully."""
+"""Pictures from files and from the web, opened with care."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import http.client
 import io
 import urllib.error
 import urllib.request
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap.errors import DataError
+from xpcap.files import explained
 
 MAX_BYTES = 20 * 2**20
-MAX_PIXELS = 50_000_000
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
@@ -72,18 +74,58 @@ def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) 
         raise DataError(f"cannot fetch {url}: {reason}") from error
     if len(content) > max_bytes:
         raise DataError(f"{url} is larger than {max_bytes} bytes")
-    return _decode(content, url)
+    return numpy.asarray(decode_picture(content, url))
 
 
-def _decode(content: bytes, url: str) -> numpy.ndarray:
-    from PIL import Image
+def open_picture(path: Path) -> Any:
+    """Open a picture file as `decode_picture` does.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, or as `decode_picture`.
+    """
+    with explained(path, "read"):
+        content = path.read_bytes()
+    return decode_picture(content, path)
+
+
+def decode_picture(content: bytes, name: str | Path) -> Any:
+    """Turn a file's bytes into a picture as a person sees it.
+
+    It is turned as its EXIF orientation says, laid on white where it is transparent, and reduced
+    from 16 bits to 8.
+
+    Parameters
+    ----------
+    content
+        Of a file of any format that Pillow reads.
+    name
+        What to call it if it is no picture.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In red, green and blue, 8 bits each.
+
+    Raises
+    ------
+    DataError
+        If it is broken, no picture, or so large that it may be an attack.
+    """
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{url} has {picture.width}x{picture.height} pixels, too many")
-            return numpy.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{url} is not a picture that can be read") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as opened:
+                image = ImageOps.exif_transpose(opened)
+                if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+                    image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
+                if image.has_transparency_data:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                return image.convert("RGB")
+    except Exception as error:  # each of Pillow's decoders fails in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name} cannot be opened as a picture: {reason}") from error
