@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from xpcap.cli._options import talk
@@ -26,7 +26,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             tasks[what] = progress.add_task(what, total=total)
         progress.update(tasks[what], completed=done, total=total)
 
-    with progress:
+    with _drawn(progress):
         yield show
 
 
@@ -34,7 +34,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 def training() -> Iterator[Callable[[Trainer], None]]:
     """Yield `watch(trainer)`: a bar an epoch with loss and captions/s, and a line after each."""
     progress = _bars("{task.fields[figures]}")
-    with progress:
+    with _drawn(progress):
         yield lambda trainer: _TrainingBar(progress, trainer).follow()
 
 
@@ -75,6 +75,11 @@ class _TrainingBar:
         description = f"epoch {min(trainer.epoch + 1, total)}"
         self.progress.reset(self.task, description=description, figures="")
         self.begun, self.seen = time.perf_counter(), 0
+
+
+def _drawn(progress: Any) -> AbstractContextManager[Any]:
+    """Draw bars inside the context; off a terminal, do not even print the line that ends them."""
+    return nullcontext() if progress.disable else progress  # type: ignore[no-any-return]
 
 
 def _bars(figures: str) -> Any:
