@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from xpcap.cli._options import talk
-
 if TYPE_CHECKING:
     from xpcap.train import Trainer
 
@@ -68,10 +66,11 @@ class _TrainingBar:
         total = trainer.schedule.epochs
         losses = "  ".join(f"{name} {f.loss:.4f}" for name, f in trainer.figures.items())
         perplexity = trainer.figures["val"].perplexity
-        talk(
+        self.progress.console.print(  # above the bar, which echoing would run into
             f"epoch {trainer.epoch}/{total}: nats a word: {losses};"
-            f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s"
-        )
+            f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
         description = f"epoch {min(trainer.epoch + 1, total)}"
         self.progress.reset(self.task, description=description, figures="")
         self.begun, self.seen = time.perf_counter(), 0
@@ -79,7 +78,7 @@ class _TrainingBar:
 
 def _drawn(progress: Any) -> AbstractContextManager[Any]:
     """Draw bars inside the context; off a terminal, do not even print the line that ends them."""
-    return nullcontext() if progress.disable else progress  # type: ignore[no-any-return]
+    return nullcontext() if progress.disable else progress
 
 
 def _bars(figures: str) -> Any:
