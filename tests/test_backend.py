@@ -1,5 +1,7 @@
+import contextlib
 import subprocess
 import sys
+import types
 
 import numpy
 import pytest
@@ -134,6 +136,50 @@ def test_a_missing_cupy_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendError, match=r"pip install 'xpcap\[gpu\]'"):
         open_backend("gpu")
+
+
+class PretendedCuPy(types.ModuleType):
+    """A `cupy` with two GPUs that computes with NumPy, or cannot."""
+
+    float32 = numpy.float32
+    ndarray = type("ndarray", (), {})
+
+    def __init__(self, broken=False):
+        super().__init__("cupy")
+        self.broken = broken
+        self.entered = []
+        self.cuda = types.SimpleNamespace(
+            runtime=types.SimpleNamespace(getDeviceCount=lambda: 2), Device=self._device
+        )
+
+    @contextlib.contextmanager
+    def _device(self, number):
+        self.entered.append(number)
+        yield
+
+    def ones(self, shape, dtype):
+        if self.broken:
+            raise RuntimeError("CuPy failed to load libnvrtc.so.12\nfor the second time")
+        return numpy.ones(shape, dtype)
+
+
+def test_a_gpu_is_opened_by_number(monkeypatch):
+    cupy = PretendedCuPy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    backend = open_backend("gpu:1")
+    assert (backend.name, backend.device, backend.xp) == ("gpu:1", 1, cupy)
+    assert cupy.entered == [1]
+    assert open_backend("auto").name == "gpu:0"
+    with pytest.raises(BackendError, match=r"has 2 GPU\(s\), numbered from 0"):
+        open_backend("gpu:2")
+
+
+def test_a_gpu_that_cannot_compute_says_why(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", PretendedCuPy(broken=True))
+    with pytest.raises(BackendError, match=r"cannot compute .*libnvrtc.*CuPy needs") as caught:
+        open_backend("gpu")
+    assert "\n" not in str(caught.value)
+    assert "libnvrtc" in open_backend("auto").remark
 
 
 def test_the_first_default_is_the_cpu():
