@@ -35,6 +35,8 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
     opened = open_run(tmp_path / "run")
     assert opened.config["data"]["name"] == "tiny"
     assert opened.config["training"]["schedule"]["epochs"] == 30
+    # two of seven features are 1, the others 0
+    assert opened.config["training"]["feature_scale"] == pytest.approx((2 / 7) ** 0.5)
     figures = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
     assert figures.loss == pytest.approx(trainer.best_loss, rel=1e-4)
     shown = caption_split(opened, "val", 3, None)

@@ -133,8 +133,9 @@ def train_run(
         ) from error
     train, val = dataset.splits["train"], dataset.splits["val"]
     measured = _some_of(train)
+    config["training"]["feature_scale"] = scale = _feature_scale(measured)
     with backend.activate():
-        model.params["W_proj"] /= _feature_scale(measured)
+        model.params["W_proj"] /= scale
     trainer = Trainer(
         model,
         EpochBatches(train, options.batch_size, options.seed),
