@@ -28,7 +28,7 @@ def rel_error(x: Array, y: Array) -> float:
     ShapeError
         If they have two shapes.
     """
-    x, y = _host(x), _host(y)
+    x, y = to_host(x), to_host(y)
     if numpy.shape(x) != numpy.shape(y):
         raise ShapeError(f"rel_error: expected one shape, got {numpy.shape(x)}, {numpy.shape(y)}")
     return float(numpy.max(abs(x - y) / numpy.maximum(1e-8, abs(x) + abs(y)), initial=0.0))
@@ -209,7 +209,3 @@ def directional_error(
 def _random_like(array: Array, seed: int) -> Array:
     draw = numpy.random.default_rng(seed).standard_normal(array.shape)
     return namespace(array).asarray(draw)
-
-
-def _host(value: Any) -> Any:
-    return to_host(value) if hasattr(value, "shape") else value

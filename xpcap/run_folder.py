@@ -119,10 +119,8 @@ class Run:
         """
         sentences: list[str] = []
         for first in range(0, len(features), BATCH):
-            with self.model.backend.activate():
-                rows = self.model.backend.to_device(features[first : first + BATCH])
-                words = self.model.sample(rows)
-            sentences += decode_captions(words, self.vocabulary.idx_to_word)
+            rows = self.model.backend.to_device(features[first : first + BATCH])
+            sentences += decode_captions(self.model.sample(rows), self.vocabulary.idx_to_word)
         return [plain(sentence) for sentence in sentences]
 
     def features_of(self, pictures: Sequence[Path]) -> numpy.ndarray:

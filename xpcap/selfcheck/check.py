@@ -30,13 +30,9 @@ def scaled_difference(ours: Array, expected: Array) -> float:
     ours, expected
         Arrays of one shape, each on any device, or numbers.
     """
-    ours, expected = numpy.asarray(_host(ours)), numpy.asarray(_host(expected))
+    ours, expected = numpy.asarray(to_host(ours)), numpy.asarray(to_host(expected))
     if ours.shape != expected.shape:
         return float("inf")
     scale = numpy.max(abs(expected), initial=0.0)
     difference = numpy.max(abs(ours - expected), initial=0.0)
     return float(difference / scale if scale > 0 else difference)
-
-
-def _host(value: Array) -> Array:
-    return to_host(value) if getattr(value, "shape", ()) else float(value)
