@@ -6,18 +6,19 @@ import math
 import numpy
 import pytest
 
-import xpcap.layers  # noqa: F401  (its modules register the kernels)
+import xpcap.models  # noqa: F401  (its modules register the kernels)
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, kernel
 from xpcap.kernels.pointwise import sigmoid, split_gates
 from xpcap.kernels.random import keep_mask, philox
 from xpcap.kernels.scatter import add_rows
+import xpcap.kernels.updates  # noqa: F401
 from xpcap.kernels.softmax import softmax, softmax_cross_entropy
-from xpcap.selfcheck.cases import as_tuple, on_device
+from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
 RNG = numpy.random.default_rng(0)
-N, H, V, M = 7, 5, 11, 600
+N, H, V, M, P = 7, 5, 11, 600, 70_001
 
 
 def normal(*shape):
@@ -28,35 +29,114 @@ def gates(*shape):
     return RNG.random(shape)
 
 
+def unwritten(*shape):
+    return numpy.full(shape, numpy.nan)
+
+
+def run(version, xp, arguments):
+    """Return what a kernel returns and every array it was given, as it left them."""
+    returned = version(xp, **arguments)
+    return {
+        **({} if returned is None else {"returned": returned}),
+        **{name: value for name, value in arguments.items() if hasattr(value, "shape")},
+    }
+
+
 ARGUMENTS = {
     "sigmoid": {"a": normal(N, H)},
-    "rnn_cell": {"a": normal(N, H)},
-    "rnn_cell_gradient": {"dnext_h": normal(N, H), "next_h": gates(N, H)},
-    "lstm_cell": {"a": normal(N, 4 * H), "prev_c": normal(N, H)},
+    "rnn_cell": {"ax": normal(N, H), "ah": normal(N, H), "next_h": unwritten(N, H)},
+    "rnn_cell_gradient": {
+        "above": normal(N, H),
+        "back": normal(N, H),
+        "next_h": gates(N, H),
+        "da": unwritten(N, H),
+    },
+    "lstm_cell": {
+        "gates": normal(N, 4 * H),
+        "ah": normal(N, 4 * H),
+        "prev_c": normal(N, H),
+        "next_c": unwritten(N, H),
+        "tanh_c": unwritten(N, H),
+        "next_h": unwritten(N, H),
+    },
     "lstm_cell_gradient": {
-        "dnext_h": normal(N, H),
-        "dnext_c": normal(N, H),
+        "above": normal(N, H),
+        "back": normal(N, H),
+        "dc": normal(N, H),
         "gates": gates(N, 4 * H),
         "prev_c": normal(N, H),
         "tanh_c": gates(N, H),
+        "da": unwritten(N, 4 * H),
     },
-    "gru_cell": {"ax": normal(N, 3 * H), "ah": normal(N, 3 * H), "prev_h": normal(N, H)},
+    "gru_cell": {
+        "gates": normal(N, 3 * H),
+        "ah": normal(N, 3 * H),
+        "bn": normal(H),
+        "prev_h": normal(N, H),
+        "ah_n": unwritten(N, H),
+        "next_h": unwritten(N, H),
+    },
     "gru_cell_gradient": {
-        "dnext_h": normal(N, H),
+        "above": normal(N, H),
+        "back": normal(N, H),
         "gates": gates(N, 3 * H),
         "ah_n": normal(N, H),
         "prev_h": normal(N, H),
+        "dax": unwritten(N, 3 * H),
+        "dah": unwritten(N, 3 * H),
     },
     "softmax": {"scores": normal(N, V)},
     "softmax_cross_entropy": {
         "scores": normal(M, V),
+        "bias": normal(V),
         "targets": RNG.integers(V, size=M),
-        "mask": RNG.random(M) < 0.7,
+        "scale": (RNG.random(M) < 0.7) * RNG.random(M),
+        "losses": unwritten(M),
     },
-    "add_rows": {"indices": RNG.integers(V - 2, size=M), "rows": normal(M, H), "size": V},
+    "product": {"a": normal(N, H), "b": normal(H, V), "out": unwritten(N, V)},
+    "add_rows": {
+        "indices": RNG.integers(V - 2, size=M),
+        "rows": normal(M, H),
+        "out": unwritten(V, H),
+    },
     "philox": {"start": 5, "count": 100, "seed": 12345678901234, "stream": 98765432109876},
     "keep_mask": {"size": 200_003, "threshold": 20_000, "seed": 2**40 + 1, "stream": 2**35},
+    "sgd_update": {"w": normal(P), "dw": normal(P), "settings": numpy.array([0.7, 0.1])},
+    "momentum_update": {
+        "w": normal(P),
+        "dw": normal(P),
+        "velocity": normal(P),
+        "settings": numpy.array([0.7, 0.1]),
+        "momentum": 0.9,
+    },
+    "rmsprop_update": {
+        "w": normal(P),
+        "dw": normal(P),
+        "cache": gates(P),
+        "settings": numpy.array([0.7, 0.1]),
+        "decay_rate": 0.9,
+        "epsilon": 1e-8,
+    },
+    "adam_update": {
+        "w": normal(P),
+        "dw": normal(P),
+        "m": normal(P),
+        "v": gates(P),
+        "settings": numpy.array([0.7, 0.1, 0.3, 0.2]),
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "weight_decay": 0.01,
+    },
 }
+
+
+def copies(backend, arguments, dtype=None):
+    """Return arguments on a device, none of them the original."""
+    copied = {k: v.copy() if isinstance(v, numpy.ndarray) else v for k, v in arguments.items()}
+    return on_device(backend, copied, dtype)
+
+
 OVERRIDES = [
     pytest.param(made, override, library, id=f"{name}-{library}")
     for name, made in KERNELS.items()
@@ -83,32 +163,53 @@ def test_overrides_have_the_signature_of_their_reference(made, override, library
 def test_overrides_agree_with_their_reference(made, override, library, dtype, request):
     """Not further from the reference in float64 than twice what its own rounding costs."""
     arguments = ARGUMENTS[made.__name__]
-    exact = as_tuple(made.reference(numpy, **arguments))
-    rounded = as_tuple(made.reference(numpy, **on_device(CPU, arguments, dtype)))
     home = CPU if library == "numpy" else request.getfixturevalue("gpu")
-    there = on_device(home, arguments, dtype)
-    before = [to_host(value).copy() for value in there.values() if hasattr(value, "shape")]
-    found = as_tuple(override(home.xp, **there))
-    for ours, near, true in zip(found, rounded, exact, strict=True):
+    exact = run(made.reference, numpy, copies(CPU, arguments, numpy.float64))
+    rounded = run(made.reference, numpy, copies(CPU, arguments, dtype))
+    found = run(override, home.xp, copies(home, arguments, dtype))
+    assert found.keys() == rounded.keys()
+    for name, near in rounded.items():
+        ours, true = to_host(found[name]), exact[name]
         assert ours.dtype == near.dtype
         assert ours.shape == near.shape
         if near.dtype.kind != "f":
-            numpy.testing.assert_array_equal(to_host(ours), near)
+            numpy.testing.assert_array_equal(ours, near)
             continue
         floor = 1e-7 if dtype == numpy.float32 else 1e-15
         limit = 2 * abs(near - true).max() + floor * max(1.0, abs(true).max())
-        assert abs(to_host(ours) - true).max() <= limit
-    after = [to_host(value) for value in there.values() if hasattr(value, "shape")]
-    for now, then in zip(after, before, strict=True):
-        numpy.testing.assert_array_equal(now, then)
+        assert abs(ours - true).max() <= limit, name
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_change_only_what_they_write(name, xp):
+    """Inputs are read alone; what is not read before it is written was NaN."""
+    changed = {
+        "lstm_cell": {"gates"}, "gru_cell": {"gates"}, "lstm_cell_gradient": {"dc"},
+        "gru_cell_gradient": {"back"}, "softmax_cross_entropy": {"scores"},
+        "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
+        "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"},
+    }.get(name, set())  # fmt: skip
+    before = ARGUMENTS[name]
+    after = run(KERNELS[name], xp, {
+        key: xp.array(value) if isinstance(value, numpy.ndarray) else value
+        for key, value in before.items()
+    })  # fmt: skip
+    for key, value in before.items():
+        if not isinstance(value, numpy.ndarray):
+            continue
+        now = to_host(after[key])
+        written = key in changed or (value.dtype.kind == "f" and numpy.isnan(value).any())
+        assert written == (not numpy.array_equal(now, value)), key
+        assert value.dtype.kind != "f" or numpy.isfinite(now).all(), key
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_agree_with_numpy(name, backend):
     arguments = ARGUMENTS[name]
-    expected = as_tuple(KERNELS[name].reference(numpy, **arguments))
-    found = as_tuple(KERNELS[name](backend.xp, **on_device(backend, arguments)))
-    for ours, theirs in zip(found, expected, strict=True):
+    expected = run(KERNELS[name].reference, numpy, copies(CPU, arguments))
+    found = run(KERNELS[name], backend.xp, copies(backend, arguments))
+    for key, theirs in expected.items():
+        ours = to_host(found[key])
         assert ours.dtype == theirs.dtype
         assert scaled_difference(ours.astype(float), theirs.astype(float)) < 1e-10
 
@@ -135,26 +236,34 @@ def test_the_version_is_chosen_by_the_namespaces_name():
         del KERNELS["chosen"]
 
 
-# The known answers of Random123, file kat_vectors, philox4x32 with 10 rounds.
+# The known answers of Random123, file kat_vectors, philox4x64 with 10 rounds.
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000",
-     "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
-     "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
-     "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]  # fmt: skip
+    ("0 0 0 0", "0 0",
+     "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
+]
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
 def test_philox_gives_the_known_answers(counter, key, answer, xp):
     c = [int(word, 16) for word in counter.split()]
     k = [int(word, 16) for word in key.split()]
-    words = philox(
-        xp, start=c[0] | c[1] << 32, count=1, seed=k[0] | k[1] << 32, stream=c[2] | c[3] << 32
-    )
+    words = philox(xp, start=c[0], count=1, seed=k[0], stream=c[1])
     assert words.shape == (1, 4)
-    assert [f"{word:08x}" for word in to_host(words)[0].tolist()] == answer.split()
+    assert [f"{word:016x}" for word in to_host(words)[0].tolist()] == answer.split()
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2**63 + 7, 2**64 - 1])
+@pytest.mark.parametrize("start", [0, 1, 2**32 - 1, 2**64 - 3])
+def test_philox_is_the_generator_of_numpy(start, stream, xp):
+    """Which counts up before it draws."""
+    seed = 2**63 + 12345
+    counter = ((start | stream << 64) - 1) % 2**256
+    words = [(counter >> shift) & (2**64 - 1) for shift in (0, 64, 128, 192)]
+    generator = numpy.random.Philox(
+        key=numpy.array([seed, 0], numpy.uint64), counter=numpy.array(words, numpy.uint64)
+    )
+    found = to_host(philox(xp, start, 3, seed, stream))
+    numpy.testing.assert_array_equal(found, generator.random_raw(12).reshape(3, 4))
 
 
 def test_philox_goes_through_the_counters(xp):
@@ -164,17 +273,16 @@ def test_philox_goes_through_the_counters(xp):
     assert len(numpy.unique(many)) == 16
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 65_536, 65_537])
-def test_keep_mask_takes_eight_elements_of_each_counter(size, xp):
-    """Element e is half e % 8 of counter e // 8: lower halves of the four words, then upper."""
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 65_536, 65_537])
+def test_keep_mask_takes_sixteen_elements_of_each_counter(size, xp):
+    """Element e is quarter e % 4 of word e // 4, lowest first."""
     threshold = 30_000
     found = to_host(keep_mask(xp, size, threshold, 17, 5))
     assert found.dtype == bool
     assert found.shape == (size,)
-    for e in {0, 3, 4, 7, 8, size // 2, size - 1} & set(range(size)):
-        word = int(philox(numpy, e // 8, 1, 17, 5)[0, e % 4])
-        half = word >> 16 if e % 8 >= 4 else word & 0xFFFF
-        assert found[e] == (half >= threshold)
+    for e in {0, 3, 4, 7, 15, 16, size // 2, size - 1} & set(range(size)):
+        word = int(philox(numpy, e // 16, 1, 17, 5)[0, e % 16 // 4])
+        assert found[e] == (((word >> 16 * (e % 4)) & 0xFFFF) >= threshold)
 
 
 def test_keep_mask_is_a_beginning_of_every_longer_one(xp):
@@ -204,27 +312,43 @@ def test_softmax_of_three_axes_is_over_the_last(xp):
     numpy.testing.assert_allclose(found.sum(axis=-1), numpy.ones((2, 3)), rtol=1e-13)
 
 
-@pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_extreme_scores_stay_finite(scale, xp):
-    scores = xp.asarray(numpy.array([[scale, 0.0, -scale], [scale, scale, scale]]))
+@pytest.mark.parametrize("scale_of_scores", [1e4, -1e4])
+def test_extreme_scores_stay_finite(scale_of_scores, xp):
+    large = scale_of_scores
+    scores = xp.asarray(numpy.array([[large, 0.0, -large], [large, large, large]]))
     assert numpy.isfinite(to_host(softmax(xp, scores))).all()
-    targets, mask = xp.asarray(numpy.array([2, 1])), xp.asarray(numpy.array([True, True]))
-    loss, dscores = softmax_cross_entropy(xp, scores, targets, mask)
-    expected = (2e4 if scale > 0 else 0.0) + math.log(3)
-    assert float(loss) == pytest.approx(expected, rel=1e-14)
-    assert numpy.isfinite(to_host(dscores)).all()
+    targets, scale = xp.asarray(numpy.array([2, 1])), xp.asarray(numpy.ones(2))
+    losses, bias = xp.asarray(numpy.empty(2)), xp.asarray(numpy.zeros(3))
+    softmax_cross_entropy(xp, scores, bias, targets, scale, losses)
+    expected = (2e4 if scale_of_scores > 0 else 0.0) + math.log(3)
+    assert float(losses.sum()) == pytest.approx(expected, rel=1e-14)
+    assert numpy.isfinite(to_host(scores)).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_does_not_count_is_zero_whatever_it_holds(bad, xp):
+    scores = xp.asarray(numpy.array([[0.0, bad, 1.0], [0.0, 0.0, 0.0]]))
+    targets, scale = xp.asarray(numpy.array([2, 1])), xp.asarray(numpy.array([0.0, 2.0]))
+    losses, bias = xp.asarray(numpy.empty(2)), xp.asarray(numpy.zeros(3))
+    with numpy.errstate(invalid="ignore"):
+        softmax_cross_entropy(xp, scores, bias, targets, scale, losses)
+    numpy.testing.assert_allclose(to_host(losses), [0.0, 2 * math.log(3)], rtol=1e-15)
+    expected = [[0.0, 0.0, 0.0], [2 / 3, -4 / 3, 2 / 3]]
+    numpy.testing.assert_allclose(to_host(scores), expected, rtol=1e-15)
 
 
 def test_add_rows_adds_repeated_indices(xp):
-    indices = numpy.array([2, 0, 2, 2])
-    rows = numpy.arange(8.0).reshape(4, 2)
-    found = to_host(add_rows(xp, xp.asarray(indices), xp.asarray(rows), 4))
-    assert found.tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 13.0], [0.0, 0.0]]
+    indices, rows = numpy.array([2, 0, 2, 2]), numpy.arange(8.0).reshape(4, 2)
+    out = xp.asarray(unwritten(4, 2))
+    add_rows(xp, xp.asarray(indices), xp.asarray(rows), out)
+    assert to_host(out).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 13.0], [0.0, 0.0]]
 
 
 def test_add_rows_of_nothing(xp):
+    out = xp.asarray(unwritten(2, 3))
     nothing = xp.asarray(numpy.zeros(0, numpy.int64)), xp.asarray(numpy.zeros((0, 3)))
-    assert to_host(add_rows(xp, *nothing, 2)).tolist() == [[0.0] * 3] * 2
+    add_rows(xp, *nothing, out)
+    assert to_host(out).tolist() == [[0.0] * 3] * 2
 
 
 def test_split_gates_are_views(xp):

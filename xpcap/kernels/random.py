@@ -1,7 +1,8 @@
 """Random numbers without state: the n-th number is a function of n, so every device draws the same.
 
-Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-(SC 2011): a 128-bit counter and a 64-bit key give four 32-bit words.
+Philox4x64-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
+(SC 2011), the generator `numpy.random.Philox`: a 256-bit counter and a 128-bit key give four
+64-bit words. Here a counter is (n, stream, 0, 0) and a key is (seed, 0).
 """
 
 from __future__ import annotations
@@ -11,10 +12,20 @@ import numpy
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
 
-_WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+_HALF = 0xFFFFFFFF
+_WORD = 0xFFFFFFFFFFFFFFFF
+_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
+
+
+def _multiply(a: Array, b: int) -> tuple[Array, Array]:
+    """Return the upper and the lower 64 bits of the product of uint64 `a` and the number `b`."""
+    a_low, a_high = a & _HALF, a >> 32
+    b_low, b_high = b & _HALF, b >> 32
+    middle = a_high * b_low + (a_low * b_low >> 32)
+    carry = a_low * b_high + (middle & _HALF)
+    return a_high * b_high + (middle >> 32) + (carry >> 32), a * b
 
 
 @kernel
@@ -24,60 +35,59 @@ def philox(xp: Namespace, start: int, count: int, seed: int, stream: int) -> Arr
     Parameters
     ----------
     start, count
-        Which counters of the stream.
-    seed
-        The key, 64 bits.
-    stream
-        The upper half of the counter, 64 bits: numbers of different streams have nothing in common.
+        Which counters of the stream, up to 2^64.
+    seed, stream
+        64 bits each: numbers of different seeds or streams have nothing in common.
 
     Returns
     -------
     array
-        `(count, 4)` uint64, each a 32-bit word.
+        `(count, 4)` uint64.
     """
-    counter = xp.arange(start, start + count, dtype=numpy.uint64)
-    words = [
-        counter & _WORD,
-        counter >> 32,
-        xp.full_like(counter, stream & _WORD),
-        xp.full_like(counter, (stream >> 32) & _WORD),
-    ]
-    key = [seed & _WORD, (seed >> 32) & _WORD]
+    counter = xp.arange(count, dtype=numpy.uint64) + start
+    zeros = xp.zeros_like(counter)
+    words = [counter, zeros + (stream & _WORD), zeros, zeros]
+    key = [seed & _WORD, 0]
     for _ in range(_ROUNDS):
-        left, right = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
-        words = [
-            (right >> 32) ^ words[1] ^ key[0],
-            right & _WORD,
-            (left >> 32) ^ words[3] ^ key[1],
-            left & _WORD,
-        ]
+        left_high, left = _multiply(words[0], _MULTIPLIERS[0])
+        right_high, right = _multiply(words[2], _MULTIPLIERS[1])
+        words = [right_high ^ words[1] ^ key[0], right, left_high ^ words[3] ^ key[1], left]
         key = [(k + w) & _WORD for k, w in zip(key, _WEYL, strict=True)]
     return xp.stack(words, axis=1)
+
+
+@philox.override("numpy")
+def _philox_of_numpy(
+    xp: Namespace, start: int, count: int, seed: int, stream: int
+) -> numpy.ndarray:
+    """NumPy's own generator, which counts up before it draws."""
+    before = (start - 1) & _WORD
+    counter = [before, ((stream & _WORD) - (before == _WORD)) & _WORD, 0, 0]
+    if before == _WORD and stream & _WORD == 0:
+        counter = [_WORD] * 4
+    generator = numpy.random.Philox(
+        key=numpy.array([seed & _WORD, 0], numpy.uint64),
+        counter=numpy.array(counter, numpy.uint64),
+    )
+    return generator.random_raw(4 * count).reshape(count, 4)
 
 
 @kernel
 def keep_mask(xp: Namespace, size: int, threshold: int, seed: int, stream: int) -> Array:
     """Draw which elements dropout keeps: `(size,)` booleans, false `threshold` times in 65,536.
 
-    Element e is kept if its 16-bit number is at least `threshold`: counter e // 8 gives eight of
-    them, the lower halves of its four words and then the upper halves.
+    Element e is kept if its 16-bit number is at least `threshold`: counter e // 16 gives sixteen of
+    them, the four quarters of its first word, lowest first, then those of the second, and so on.
     """
-    words = philox(xp, 0, -(-size // 8), seed, stream)
-    halves = xp.concatenate([words & 0xFFFF, words >> 16], axis=1)
-    return (halves >= threshold).reshape(-1)[:size]
+    words = philox(xp, 0, -(-size // 16), seed, stream)
+    quarters = xp.stack([(words >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], axis=2)
+    return (quarters >= threshold).reshape(-1)[:size]
 
 
 @keep_mask.override("numpy")
-def _keep_mask_in_blocks(
+def _keep_mask_of_views(
     xp: Namespace, size: int, threshold: int, seed: int, stream: int
 ) -> numpy.ndarray:
-    """The reference, on as many counters at a time as stay in a core's cache."""
-    block = 8192
-    count = -(-size // 8)
-    out = numpy.empty((count, 2, 4), numpy.bool_)
-    for first in range(0, count, block):
-        last = min(first + block, count)
-        words = philox(xp, first, last - first, seed, stream)
-        numpy.greater_equal(words & 0xFFFF, threshold, out=out[first:last, 0])
-        numpy.greater_equal(words >> 16, threshold, out=out[first:last, 1])
-    return out.reshape(-1)[:size]
+    """The reference, with each word seen as four numbers where it stands (4 times as fast)."""
+    words = philox(numpy, 0, -(-size // 16), seed, stream)
+    return words.astype("<u8", copy=False).view("<u2").reshape(-1)[:size] >= threshold

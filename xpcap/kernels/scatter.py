@@ -9,24 +9,23 @@ from xpcap.kernels import kernel
 
 
 @kernel
-def add_rows(xp: Namespace, indices: Array, rows: Array, size: int) -> Array:
-    """Sum `rows (M, D)` into `(size, D)` at `indices (M,)`; repeated indices add up.
+def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
+    """Write the sum of the `rows (M, D)` of each index into `out (size, D)`; others become 0.
 
     The product with a one-hot matrix, because its order of summation is the same every time;
     atomic additions are not, and fancy `out[indices] += rows` loses the repeated ones.
     """
-    one_hot = (xp.arange(size)[:, None] == indices[None, :]).astype(rows.dtype)
-    return one_hot @ rows
+    one_hot = (xp.arange(len(out))[:, None] == indices[None, :]).astype(rows.dtype)
+    out[...] = one_hot @ rows
 
 
 @add_rows.override("numpy")
-def _add_rows_sorted(xp: Namespace, indices: Array, rows: Array, size: int) -> Array:
+def _add_rows_sorted(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     """Sort once, then sum each index's run of rows: M D additions instead of size M D products."""
-    out = numpy.zeros((size, *rows.shape[1:]), rows.dtype)
     order = numpy.argsort(indices, kind="stable")
-    gathered = rows[order]
     distinct, starts = numpy.unique(indices[order], return_index=True)
     ends = numpy.append(starts, len(order))[1:]
+    if len(distinct) < len(out):
+        out[...] = 0
     for index, start, end in zip(distinct, starts, ends, strict=True):
-        numpy.add.reduce(gathered[start:end], axis=0, out=out[index])
-    return out
+        numpy.add.reduce(rows[order[start:end]], axis=0, out=out[index])

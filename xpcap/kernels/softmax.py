@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy
+
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
+
+_BLOCK = 2**18  # elements: 1 MB of float32, half of a core's cache
 
 
 @kernel
@@ -15,31 +19,56 @@ def softmax(xp: Namespace, scores: Array) -> Array:
 
 @kernel
 def softmax_cross_entropy(
-    xp: Namespace, scores: Array, targets: Array, mask: Array
-) -> tuple[Array, Array]:
-    """Cross entropy of the rows that `mask` selects, summed, and its gradient.
+    xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+) -> None:
+    """Cross entropy of each row of scores, and its gradient in their place.
 
     Parameters
     ----------
     scores
-        `(M, V)` floating.
+        `(M, V)`: h W_vocab; becomes the gradient, scale (softmax(s) - onehot(target)).
+    bias
+        `(V,)`: s = scores + bias.
     targets
         `(M,)` integers in 0..V-1.
-    mask
-        `(M,)` booleans.
-
-    Returns
-    -------
-    loss, dscores
-        Sum of log(sum e^s) - s[target], a 0-d array in nats; softmax(s) - onehot(target) `(M, V)`,
-        zero in rows that are not selected.
+    scale
+        `(M,)`: what each row counts; a row of scale 0 has the loss 0 and the gradient 0, whatever
+        its scores.
+    losses
+        `(M,)`, written: scale (log(sum e^s) - s[target]), in nats.
     """
     rows = xp.arange(scores.shape[0])
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    dscores = xp.exp(shifted)
-    total = dscores.sum(axis=1, keepdims=True)
-    losses = xp.log(total[:, 0]) - shifted[rows, targets]
-    dscores /= total
-    dscores[rows, targets] -= 1
+    scores += bias
+    scores -= scores.max(axis=1, keepdims=True)
+    of_target = scores[rows, targets]
+    scores[...] = xp.exp(scores)
+    total = scores.sum(axis=1)
     zero = scores.dtype.type(0)
-    return xp.where(mask, losses, zero).sum(), xp.where(mask[:, None], dscores, zero)
+    losses[...] = xp.where(scale == 0, zero, scale * (xp.log(total) - of_target))
+    scores *= (scale / total)[:, None]
+    scores[rows, targets] -= scale
+    scores[...] = xp.where((scale == 0)[:, None], zero, scores)
+
+
+@softmax_cross_entropy.override("numpy")
+def _softmax_cross_entropy_in_blocks(
+    xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+) -> None:
+    """The reference, on as many rows at a time as stay in a core's cache."""
+    height = max(1, _BLOCK // scores.shape[1])
+    for first in range(0, len(scores), height):
+        rows = slice(first, first + height)
+        part, weight, target = scores[rows], scale[rows], targets[rows]
+        places = numpy.arange(len(part))
+        part += bias
+        part -= part.max(axis=1, keepdims=True)
+        of_target = part[places, target]
+        numpy.exp(part, out=part)
+        total = part.sum(axis=1)
+        numpy.multiply(weight, numpy.log(total) - of_target, out=losses[rows])
+        part *= (weight / total)[:, None]
+        part[places, target] -= weight
+        silent = weight == 0
+        if silent.any():
+            part[silent] = 0
+            losses[rows][silent] = 0

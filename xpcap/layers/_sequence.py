@@ -1,11 +1,52 @@
-"""What the three recurrent layers share: the products that need no loop over time.
+"""What the three recurrent layers share: sequences of unequal length, packed.
 
-Inside a layer a sequence is time-major, `(T, N, ·)`, so that each step is one contiguous block.
+The captions of a batch are sorted by length, longest first, and stored time-major: the rows of all
+captions at step 0, then of those that go on at step 1, and so forth. So every step is one
+contiguous block, all input products are one product, and padding costs nothing. A batch `(N, T, K)`
+without padding is the packed sequence whose steps have N rows each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xpcap.backend import Array
+from xpcap.kernels.products import product
+from xpcap.workspace import Workspace
+
+
+class Packing:
+    """Which rows of a packed sequence belong to which step.
+
+    Parameters
+    ----------
+    captions
+        N, how many there are, those without a word counted.
+    sizes
+        How many captions go on at each step; none is larger than the one before.
+    capacity
+        The most rows that any batch of this kind has, for which memory is laid out.
+
+    Attributes
+    ----------
+    rows
+        A slice for each step.
+    total
+        M, how many rows there are.
+    """
+
+    def __init__(self, captions: int, sizes: Sequence[int], capacity: int | None = None) -> None:
+        self.captions = captions
+        self.rows: list[slice] = []
+        self.total = 0
+        for size in sizes:
+            self.rows.append(slice(self.total, self.total + size))
+            self.total += size
+        self.capacity = self.total if capacity is None else capacity
+
+    def empty(self, workspace: Workspace, name: str, width: int) -> Array:
+        """Return an array `(M, width)` of a workspace, with memory for the largest batch."""
+        return workspace.empty(name, self.capacity, width)[: self.total]
 
 
 def time_major(sequence: Array) -> Array:
@@ -13,34 +54,19 @@ def time_major(sequence: Array) -> Array:
     return sequence.transpose(1, 0, 2).copy()
 
 
-def project_inputs(steps: Array, Wx: Array, b: Array) -> Array:
-    """Return `x Wx + b` of all steps in one product: `(T, N, D)` -> `(T, N, K)`."""
-    T, N, D = steps.shape
-    return (steps.reshape(T * N, D) @ Wx + b).reshape(T, N, Wx.shape[1])
+def pack(sequence: Array) -> tuple[Array, Packing]:
+    """Copy `(N, T, K)` to packed rows `(T N, K)`."""
+    N, T, K = sequence.shape
+    return time_major(sequence).reshape(T * N, K), Packing(N, [N] * T)
 
 
-def weight_gradients(
-    steps: Array, Wx: Array, prev_h: Array, dax: Array, dah: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Turn the gradients of all pre-activations into those of input and weights.
+def unpack(rows: Array, N: int, T: int) -> Array:
+    """Copy packed rows `(T N, K)` to `(N, T, K)`."""
+    return time_major(rows.reshape(T, N, -1))
 
-    Parameters
-    ----------
-    steps, Wx
-        The inputs `(T, N, D)` and their weights `(D, K)`.
-    prev_h
-        The hidden state before each step, `(T, N, H)`.
-    dax, dah
-        Gradients `(T, N, K)` of `x Wx + b` and of `prev_h Wh`.
 
-    Returns
-    -------
-    dx, dWx, dWh, db
-        `(N, T, D)`, `(D, K)`, `(H, K)`, `(K,)`.
-    """
-    T, N, D = steps.shape
-    rows = dax.reshape(T * N, -1)
-    dx = time_major((rows @ Wx.T).reshape(T, N, D))
-    dWx = steps.reshape(T * N, D).T @ rows
-    dWh = prev_h.reshape(T * N, -1).T @ dah.reshape(T * N, -1)
-    return dx, dWx, dWh, rows.sum(axis=0)
+def add_product(a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+    """Add `a (M, K)` times `b (K, N)` to `out (M, N)`."""
+    more = workspace.empty("product", *out.shape)
+    product(workspace.xp, a, b, more)
+    out += more

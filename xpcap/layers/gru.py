@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
+from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import project_inputs, time_major, weight_gradients
+from xpcap.layers._sequence import Packing, add_product, pack, unpack
+from xpcap.workspace import Workspace
 
 
 class GRUStepCache(NamedTuple):
@@ -38,18 +40,27 @@ class GRUStepGradients(NamedTuple):
     dbn: Array
 
 
-class GRUCache(NamedTuple):
-    """What the backward pass of a sequence needs, time first.
+class GRUUnrolled(NamedTuple):
+    """A packed sequence run through the cell, M rows.
 
-    `steps (T, N, D)`; `states (T+1, N, H)`; `gates (T, N, 3H)`; `ah_n (T, N, H)`.
+    `h`, `prev_h`, `ah_n (M, H)`: the states after and before each step, and h Wh_n + bn;
+    `gates (M, 3H)`.
     """
 
-    steps: Array
-    states: Array
-    gates: Array
+    h: Array
+    prev_h: Array
     ah_n: Array
+    gates: Array
+
+
+class GRUCache(NamedTuple):
+    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
+
+    steps: Array
+    run: GRUUnrolled
     Wx: Array
     Wh: Array
+    packing: Packing
 
 
 class GRUGradients(NamedTuple):
@@ -90,15 +101,15 @@ def gru_step_forward(
         If the shapes do not fit together.
     """
     xp = namespace(x, prev_h, Wx, Wh, b, bn)
-    size = check_shapes(
+    check_shapes(
         "gru_step_forward",
         x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D 3H"), Wh=(Wh, "H 3H"), b=(b, "3H"),
         bn=(bn, "H"),
     )  # fmt: skip
-    ah = prev_h @ Wh
-    ah[:, 2 * size["H"] :] += bn
-    gates, next_h = gru_cell(xp, x @ Wx + b, ah, prev_h)
-    return next_h, GRUStepCache(x, prev_h, Wx, Wh, gates, ah[:, 2 * size["H"] :])
+    gates = x @ Wx + b
+    ah_n, next_h = (xp.empty(prev_h.shape, dtype=gates.dtype) for _ in range(2))
+    gru_cell(xp, gates, prev_h @ Wh, bn, prev_h, ah_n, next_h)
+    return next_h, GRUStepCache(x, prev_h, Wx, Wh, gates, ah_n)
 
 
 def gru_step_backward(dnext_h: Array, cache: GRUStepCache) -> GRUStepGradients:
@@ -121,7 +132,8 @@ def gru_step_backward(dnext_h: Array, cache: GRUStepCache) -> GRUStepGradients:
     """
     x, prev_h, Wx, Wh, gates, ah_n = cache
     xp = namespace(dnext_h, gates)
-    dax, dah, dprev_h = gru_cell_gradient(xp, dnext_h, gates, ah_n, prev_h)
+    dax, dah, dprev_h = xp.empty_like(gates), xp.empty_like(gates), xp.zeros_like(dnext_h)
+    gru_cell_gradient(xp, dnext_h, dprev_h, gates, ah_n, prev_h, dax, dah)
     H = prev_h.shape[1]
     return GRUStepGradients(
         dax @ Wx.T,
@@ -165,18 +177,10 @@ def gru_forward(
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 3H"), Wh=(Wh, "H 3H"), b=(b, "3H"),
         bn=(bn, "H"),
     )  # fmt: skip
-    T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(x)
-    gates = project_inputs(steps, Wx, b)  # pre-activations, until the loop activates them
-    states = xp.empty((T + 1, N, H), dtype=gates.dtype)
-    ah_n = xp.empty_like(states[1:])
-    states[0] = h0
-    for t in range(T):
-        ah = states[t] @ Wh
-        ah[:, 2 * H :] += bn
-        ah_n[t] = ah[:, 2 * H :]
-        gates[t], states[t + 1] = gru_cell(xp, gates[t], ah, states[t])
-    return time_major(states[1:]), GRUCache(steps, states, gates, ah_n, Wx, Wh)
+    steps, packing = pack(x)
+    gates = steps @ Wx + b
+    run = gru_unroll(gates, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
+    return unpack(run.h, size["N"], size["T"]), GRUCache(steps, run, Wx, Wh, packing)
 
 
 def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
@@ -195,16 +199,71 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
     dx, dh0, dWx, dWh, db, dbn
         Of the shapes of the forward arguments.
     """
-    steps, states, gates, ah_n, Wx, Wh = cache
-    xp = namespace(dh, states)
-    above = time_major(dh)
-    dax, dah = xp.empty_like(gates), xp.empty_like(gates)
-    dstate = xp.zeros_like(states[0])
-    for t in reversed(range(above.shape[0])):
-        dax[t], dah[t], through = gru_cell_gradient(
-            xp, above[t] + dstate, gates[t], ah_n[t], states[t]
-        )
-        dstate = through + dah[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], dax, dah)
-    dbn = dah[:, :, 2 * states.shape[2] :].sum(axis=(0, 1))
-    return GRUGradients(dx, dstate, dWx, dWh, db, dbn)
+    steps, run, Wx, Wh, packing = cache
+    xp = namespace(dh, run.h)
+    N, T, _ = dh.shape
+    workspace = Workspace(xp, run.h.dtype)
+    dax, dah, dh0, dbn = gru_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
+    dx = unpack(dax @ Wx.T, N, T)
+    return GRUGradients(dx, dh0, steps.T @ dax, run.prev_h.T @ dah, dax.sum(axis=0), dbn)
+
+
+def gru_unroll(
+    gates: Array, h0: Array, Wh: Array, bn: Array, packing: Packing, workspace: Workspace
+) -> GRUUnrolled:
+    """Run the cell over a packed sequence.
+
+    Parameters
+    ----------
+    gates
+        `(M, 3H)`: x Wx + b of every row; becomes the activated gates.
+    h0, Wh, bn
+        First hidden state `(N, H)`, weights `(H, 3H)` and the hidden bias of n, `(H,)`.
+    packing
+        Which rows are which step's.
+    workspace
+        Where the arrays of the result lie.
+    """
+    xp, (N, H) = workspace.xp, h0.shape
+    h, prev_h, ah_n = (packing.empty(workspace, name, H) for name in ("h", "prev_h", "ah_n"))
+    ah = workspace.empty("ah", N, 3 * H)
+    state = h0
+    for rows in packing.rows:
+        n = rows.stop - rows.start
+        prev_h[rows] = state[:n]
+        product(xp, prev_h[rows], Wh, ah[:n])
+        gru_cell(xp, gates[rows], ah[:n], bn, prev_h[rows], ah_n[rows], h[rows])
+        state = h[rows]
+    return GRUUnrolled(h, prev_h, ah_n, gates)
+
+
+def gru_unroll_backward(
+    dh: Array, run: GRUUnrolled, Wh: Array, packing: Packing, workspace: Workspace
+) -> tuple[Array, Array, Array, Array]:
+    """Backpropagation through time of `gru_unroll`.
+
+    Parameters
+    ----------
+    dh
+        `(M, H)`: gradient of every hidden state from the layer above.
+    run, Wh, packing
+        Of the forward pass.
+    workspace
+        Where the results lie.
+
+    Returns
+    -------
+    dax, dah, dh0, dbn
+        Gradients of x Wx + b and of h Wh, `(M, 3H)`; of h0; and of bn.
+    """
+    xp, H = workspace.xp, Wh.shape[0]
+    dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
+    back = workspace.zeros("dh0", packing.captions, H)
+    for rows in reversed(packing.rows):
+        n = rows.stop - rows.start
+        gru_cell_gradient(
+            xp, dh[rows], back[:n], run.gates[rows], run.ah_n[rows], run.prev_h[rows],
+            dax[rows], dah[rows],
+        )  # fmt: skip
+        add_product(dah[rows], Wh.T, back[:n], workspace)
+    return dax, dah, back, dah[:, 2 * H :].sum(axis=0)

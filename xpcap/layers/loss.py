@@ -36,10 +36,12 @@ def temporal_softmax_loss(
     xp = namespace(x, y, mask)
     size = check_shapes("temporal_softmax_loss", x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T"))
     check_indices(xp, "temporal_softmax_loss", y, size["V"])
-    loss, dx = softmax_cross_entropy(
-        xp, x.reshape(-1, size["V"]), y.reshape(-1), mask.reshape(-1).astype(bool)
-    )
-    dx = dx.reshape(x.shape) / size["N"]
+    dx = x.reshape(-1, size["V"]).copy()
+    scale = mask.reshape(-1).astype(bool).astype(dx.dtype) / size["N"]
+    losses = xp.empty_like(scale)
+    no_bias = xp.zeros(size["V"], dtype=dx.dtype)
+    softmax_cross_entropy(xp, dx, no_bias, y.reshape(-1), scale, losses)
+    dx = dx.reshape(x.shape)
     if verbose:
         print("dx:", dx.shape)
-    return loss / size["N"], dx
+    return losses.sum(), dx

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import lstm_cell, lstm_cell_gradient
+from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import project_inputs, time_major, weight_gradients
+from xpcap.layers._sequence import Packing, pack, unpack
+from xpcap.workspace import Workspace
 
 
 class LSTMStepCache(NamedTuple):
@@ -36,20 +38,28 @@ class LSTMStepGradients(NamedTuple):
     db: Array
 
 
-class LSTMCache(NamedTuple):
-    """What the backward pass of a sequence needs, time first.
+class LSTMUnrolled(NamedTuple):
+    """A packed sequence run through the cell, M rows; `c0 (N, H)` is the first cell state.
 
-    `steps (T, N, D)`; `states`, `cells (T+1, N, H)` before and after each step;
-    `gates (T, N, 4H)`; `tanh_c (T, N, H)`.
+    `h`, `prev_h`, `c`, `tanh_c (M, H)`: the states after and before each step; `gates (M, 4H)`.
     """
 
-    steps: Array
-    states: Array
-    cells: Array
-    gates: Array
+    h: Array
+    prev_h: Array
+    c0: Array
+    c: Array
     tanh_c: Array
+    gates: Array
+
+
+class LSTMCache(NamedTuple):
+    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
+
+    steps: Array
+    run: LSTMUnrolled
     Wx: Array
     Wh: Array
+    packing: Packing
 
 
 class LSTMGradients(NamedTuple):
@@ -92,7 +102,9 @@ def lstm_step_forward(
         x=(x, "N D"), prev_h=(prev_h, "N H"), prev_c=(prev_c, "N H"),
         Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
-    gates, next_c, tanh_c, next_h = lstm_cell(xp, x @ Wx + prev_h @ Wh + b, prev_c)
+    gates = x @ Wx + b
+    next_c, tanh_c, next_h = (xp.empty(prev_c.shape, dtype=gates.dtype) for _ in range(3))
+    lstm_cell(xp, gates, prev_h @ Wh, prev_c, next_c, tanh_c, next_h)
     return next_h, next_c, LSTMStepCache(x, prev_h, prev_c, Wx, Wh, gates, tanh_c)
 
 
@@ -116,7 +128,10 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
     """
     x, prev_h, prev_c, Wx, Wh, gates, tanh_c = cache
     xp = namespace(dnext_h, dnext_c, gates)
-    da, dprev_c = lstm_cell_gradient(xp, dnext_h, dnext_c, gates, prev_c, tanh_c)
+    da, dprev_c = xp.empty_like(gates), dnext_c.copy()
+    lstm_cell_gradient(
+        xp, dnext_h, xp.zeros_like(dnext_h), dprev_c, gates, prev_c, tanh_c, da
+    )
     return LSTMStepGradients(da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
@@ -148,15 +163,10 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
     T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(x)
-    gates = project_inputs(steps, Wx, b)  # pre-activations, until the loop activates them
-    states = xp.empty((T + 1, N, H), dtype=gates.dtype)
-    cells, tanh_c = xp.zeros_like(states), xp.empty_like(states[1:])
-    states[0] = h0
-    for t in range(T):
-        a = gates[t] + states[t] @ Wh
-        gates[t], cells[t + 1], tanh_c[t], states[t + 1] = lstm_cell(xp, a, cells[t])
-    return time_major(states[1:]), LSTMCache(steps, states, cells, gates, tanh_c, Wx, Wh)
+    steps, packing = pack(x)
+    gates = steps @ Wx + b
+    run = lstm_unroll(gates, h0, Wh, packing, Workspace(xp, gates.dtype))
+    return unpack(run.h, size["N"], size["T"]), LSTMCache(steps, run, Wx, Wh, packing)
 
 
 def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
@@ -175,15 +185,74 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
     dx, dh0, dWx, dWh, db
         Of the shapes of the forward arguments.
     """
-    steps, states, cells, gates, tanh_c, Wx, Wh = cache
-    xp = namespace(dh, states)
-    above = time_major(dh)
-    da = xp.empty_like(gates)
-    dstate, dcell = xp.zeros_like(states[0]), xp.zeros_like(cells[0])
-    for t in reversed(range(above.shape[0])):
-        da[t], dcell = lstm_cell_gradient(
-            xp, above[t] + dstate, dcell, gates[t], cells[t], tanh_c[t]
+    steps, run, Wx, Wh, packing = cache
+    xp = namespace(dh, run.h)
+    N, T, _ = dh.shape
+    workspace = Workspace(xp, run.h.dtype)
+    da, _, dh0 = lstm_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
+    dx = unpack(da @ Wx.T, N, T)
+    return LSTMGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
+
+
+def lstm_unroll(
+    gates: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+) -> LSTMUnrolled:
+    """Run the cell over a packed sequence.
+
+    Parameters
+    ----------
+    gates
+        `(M, 4H)`: x Wx + b of every row; becomes the activated gates.
+    h0, Wh
+        First hidden state `(N, H)`, and weights `(H, 4H)`.
+    packing
+        Which rows are which step's.
+    workspace
+        Where the arrays of the result lie.
+    """
+    xp, (N, H) = workspace.xp, h0.shape
+    h, prev_h, c, tanh_c = (
+        packing.empty(workspace, name, H) for name in ("h", "prev_h", "c", "tanh_c")
+    )
+    ah = workspace.empty("ah", N, 4 * H)
+    c0 = workspace.zeros("c0", N, H)
+    state, cell = h0, c0
+    for rows in packing.rows:
+        n = rows.stop - rows.start
+        prev_h[rows] = state[:n]
+        product(xp, prev_h[rows], Wh, ah[:n])
+        lstm_cell(xp, gates[rows], ah[:n], cell[:n], c[rows], tanh_c[rows], h[rows])
+        state, cell = h[rows], c[rows]
+    return LSTMUnrolled(h, prev_h, c0, c, tanh_c, gates)
+
+
+def lstm_unroll_backward(
+    dh: Array, run: LSTMUnrolled, Wh: Array, packing: Packing, workspace: Workspace
+) -> tuple[Array, Array, Array]:
+    """Backpropagation through time of `lstm_unroll`.
+
+    Parameters
+    ----------
+    dh
+        `(M, H)`: gradient of every hidden state from the layer above.
+    run, Wh, packing
+        Of the forward pass.
+    workspace
+        Where the results lie.
+
+    Returns
+    -------
+    dax, dah, dh0
+        Gradients of x Wx + b and of h Wh, `(M, 4H)`, here one and the same array; and of h0.
+    """
+    xp, N, H = workspace.xp, packing.captions, Wh.shape[0]
+    da = packing.empty(workspace, "da", 4 * H)
+    back, dc = workspace.zeros("dh0", N, H), workspace.zeros("dc", N, H)
+    cells = [run.c0, *(run.c[rows] for rows in packing.rows)]
+    for rows, cell in zip(reversed(packing.rows), reversed(cells[:-1]), strict=True):
+        n = rows.stop - rows.start
+        lstm_cell_gradient(
+            xp, dh[rows], back[:n], dc[:n], run.gates[rows], cell[:n], run.tanh_c[rows], da[rows]
         )
-        dstate = da[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], da, da)
-    return LSTMGradients(dx, dstate, dWx, dWh, db)
+        product(xp, da[rows], Wh.T, back[:n])
+    return da, da, back

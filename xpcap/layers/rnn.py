@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import rnn_cell, rnn_cell_gradient
+from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import project_inputs, time_major, weight_gradients
+from xpcap.layers._sequence import Packing, pack, unpack
+from xpcap.workspace import Workspace
 
 
 class RNNStepCache(NamedTuple):
@@ -30,13 +32,21 @@ class RNNStepGradients(NamedTuple):
     db: Array
 
 
+class RNNUnrolled(NamedTuple):
+    """A packed sequence run through the cell: the states after and before each step, `(M, H)`."""
+
+    h: Array
+    prev_h: Array
+
+
 class RNNCache(NamedTuple):
-    """What the backward pass of a sequence needs; `steps (T, N, D)`, `states (T+1, N, H)`."""
+    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
 
     steps: Array
-    states: Array
+    run: RNNUnrolled
     Wx: Array
     Wh: Array
+    packing: Packing
 
 
 class RNNGradients(NamedTuple):
@@ -78,7 +88,8 @@ def rnn_step_forward(
         "rnn_step_forward",
         x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
-    next_h = rnn_cell(xp, x @ Wx + prev_h @ Wh + b)
+    next_h = x @ Wx + b
+    rnn_cell(xp, next_h, prev_h @ Wh, next_h)
     return next_h, RNNStepCache(x, prev_h, Wx, Wh, next_h)
 
 
@@ -99,7 +110,8 @@ def rnn_step_backward(dnext_h: Array, cache: RNNStepCache) -> RNNStepGradients:
     """
     x, prev_h, Wx, Wh, next_h = cache
     xp = namespace(dnext_h, next_h)
-    da = rnn_cell_gradient(xp, dnext_h, next_h)
+    da = xp.empty_like(next_h)
+    rnn_cell_gradient(xp, dnext_h, xp.zeros_like(dnext_h), next_h, da)
     return RNNStepGradients(da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
@@ -130,14 +142,10 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
         "rnn_forward",
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
-    T, N, H = size["T"], size["N"], size["H"]
-    steps = time_major(x)
-    projected = project_inputs(steps, Wx, b)
-    states = xp.empty((T + 1, N, H), dtype=projected.dtype)
-    states[0] = h0
-    for t in range(T):
-        states[t + 1] = rnn_cell(xp, projected[t] + states[t] @ Wh)
-    return time_major(states[1:]), RNNCache(steps, states, Wx, Wh)
+    steps, packing = pack(x)
+    h = steps @ Wx + b
+    run = rnn_unroll(h, h0, Wh, packing, Workspace(xp, h.dtype))
+    return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
 
 
 def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
@@ -156,13 +164,66 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
     dx, dh0, dWx, dWh, db
         Of the shapes of the forward arguments.
     """
-    steps, states, Wx, Wh = cache
-    xp = namespace(dh, states)
-    above = time_major(dh)
-    da = xp.empty_like(above)
-    dstate = xp.zeros_like(states[0])
-    for t in reversed(range(above.shape[0])):
-        da[t] = rnn_cell_gradient(xp, above[t] + dstate, states[t + 1])
-        dstate = da[t] @ Wh.T
-    dx, dWx, dWh, db = weight_gradients(steps, Wx, states[:-1], da, da)
-    return RNNGradients(dx, dstate, dWx, dWh, db)
+    steps, run, Wx, Wh, packing = cache
+    xp = namespace(dh, run.h)
+    N, T, _ = dh.shape
+    workspace = Workspace(xp, run.h.dtype)
+    da, _, dh0 = rnn_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
+    dx = unpack(da @ Wx.T, N, T)
+    return RNNGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
+
+
+def rnn_unroll(
+    h: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+) -> RNNUnrolled:
+    """Run the cell over a packed sequence.
+
+    Parameters
+    ----------
+    h
+        `(M, H)`: x Wx + b of every row; becomes the hidden states.
+    h0, Wh
+        First hidden state `(N, H)`, and weights `(H, H)`.
+    packing
+        Which rows are which step's.
+    workspace
+        Where the arrays of the result lie.
+    """
+    xp, (N, H) = workspace.xp, h0.shape
+    prev_h, ah = packing.empty(workspace, "prev_h", H), workspace.empty("ah", N, H)
+    state = h0
+    for rows in packing.rows:
+        n = rows.stop - rows.start
+        prev_h[rows] = state[:n]
+        product(xp, prev_h[rows], Wh, ah[:n])
+        rnn_cell(xp, h[rows], ah[:n], h[rows])
+        state = h[rows]
+    return RNNUnrolled(h, prev_h)
+
+
+def rnn_unroll_backward(
+    dh: Array, run: RNNUnrolled, Wh: Array, packing: Packing, workspace: Workspace
+) -> tuple[Array, Array, Array]:
+    """Backpropagation through time of `rnn_unroll`.
+
+    Parameters
+    ----------
+    dh
+        `(M, H)`: gradient of every hidden state from the layer above.
+    run, Wh, packing
+        Of the forward pass.
+    workspace
+        Where the results lie.
+
+    Returns
+    -------
+    dax, dah, dh0
+        Gradients of x Wx + b and of h Wh, `(M, H)`, here one and the same array; and of h0.
+    """
+    xp, H = workspace.xp, Wh.shape[0]
+    da, back = packing.empty(workspace, "da", H), workspace.zeros("dh0", packing.captions, H)
+    for rows in reversed(packing.rows):
+        n = rows.stop - rows.start
+        rnn_cell_gradient(xp, dh[rows], back[:n], run.h[rows], da[rows])
+        product(xp, da[rows], Wh.T, back[:n])
+    return da, da, back

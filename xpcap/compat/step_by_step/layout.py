@@ -64,6 +64,6 @@ def features_first(h: Array) -> Array:
     return h.transpose(2, 0, 1)
 
 
-def time_first(xp: Namespace, steps: Sequence[Array]) -> Array:
-    """Copy T arrays `(K, m)` into the layers' caches' `(T, m, K)`."""
-    return xp.stack([step.T for step in steps])
+def packed(xp: Namespace, steps: Sequence[Array]) -> Array:
+    """Copy T arrays `(K, m)` into the layers' packed rows `(T m, K)`."""
+    return xp.concatenate([step.T for step in steps])

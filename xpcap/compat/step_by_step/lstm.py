@@ -13,11 +13,12 @@ from xpcap.compat.step_by_step.layout import (
     check_arguments,
     features_first,
     first_steps,
-    time_first,
+    packed,
 )
 from xpcap.kernels.pointwise import split_gates
 from xpcap.kernels.softmax import softmax
-from xpcap.layers.lstm import LSTMCache, LSTMStepCache
+from xpcap.layers._sequence import Packing
+from xpcap.layers.lstm import LSTMCache, LSTMStepCache, LSTMUnrolled
 
 GATES = "ifoc"
 """Update, forget and output gate and the candidate, in the order of the layers' columns."""
@@ -127,16 +128,14 @@ def lstm_forward(
     weights = _lstm_weights(xp, parameters, a0.shape[0])
     h, cache = layers.lstm_forward(batch_first(x), a0.T, *weights, _lstm_biases(xp, parameters))
     scores, _ = layers.temporal_affine_forward(h, parameters["Wy"].T, parameters["by"].reshape(-1))
-    states, cells = cache.states.transpose(0, 2, 1), cache.cells.transpose(0, 2, 1)
+    run, m = cache.run, x.shape[1]
+    prev_c = xp.concatenate([run.c0, run.c[:-m]])
     steps = []
-    for t in range(x.shape[2]):
-        i, f, o, g = (gate.T for gate in split_gates(cache.gates[t], 4))
-        steps.append(
-            LSTMCellCache(
-                states[t + 1], cells[t + 1], states[t], cells[t], f, i, g, o, x[:, :, t], parameters
-            )
-        )
-    c = cells[1:].transpose(1, 2, 0).copy()
+    for t, rows in enumerate(cache.packing.rows):
+        i, f, o, g = (gate.T for gate in split_gates(run.gates[rows], 4))
+        states = (run.h[rows].T, run.c[rows].T, run.prev_h[rows].T, prev_c[rows].T)
+        steps.append(LSTMCellCache(*states, f, i, g, o, x[:, :, t], parameters))
+    c = run.c.reshape(x.shape[2], m, -1).transpose(2, 1, 0).copy()
     return features_first(h).copy(), features_first(softmax(xp, scores)), c, (steps, x)
 
 
@@ -212,15 +211,19 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
         "lstm_backward", parameters, LSTM_WEIGHTS,
         xt=(steps[0].xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    cells = time_first(xp, [steps[0].c_prev, *(step.c_next for step in steps)])
-    cache = LSTMCache(
-        time_first(xp, [step.xt for step in steps]),
-        time_first(xp, [a0, *(step.a_next for step in steps)]),
-        cells,
-        xp.stack([_gates(xp, step) for step in steps]),
-        xp.tanh(cells[1:]),
-        *_lstm_weights(xp, parameters, a0.shape[0]),
+    c = packed(xp, [step.c_next for step in steps])
+    run = LSTMUnrolled(
+        packed(xp, [step.a_next for step in steps]),
+        packed(xp, [step.a_prev for step in steps]),
+        steps[0].c_prev.T,
+        c,
+        xp.tanh(c),
+        xp.concatenate([_gates(xp, step) for step in steps]),
     )
+    n_a, m = a0.shape
+    weights = _lstm_weights(xp, parameters, n_a)
+    inputs = packed(xp, [step.xt for step in steps])
+    cache = LSTMCache(inputs, run, *weights, Packing(m, [m] * len(steps)))
     dx, dh0, dWx, dWh, db = layers.lstm_backward(batch_first(da), cache)
     return {"dx": features_first(dx), "da0": dh0.T, **_lstm_gradients(xp, dWx, dWh, db)}
 

@@ -13,10 +13,11 @@ from xpcap.compat.step_by_step.layout import (
     check_arguments,
     features_first,
     first_steps,
-    time_first,
+    packed,
 )
 from xpcap.kernels.softmax import softmax
-from xpcap.layers.rnn import RNNCache, RNNStepCache
+from xpcap.layers._sequence import Packing
+from xpcap.layers.rnn import RNNCache, RNNStepCache, RNNUnrolled
 
 RNN_WEIGHTS = {"Wax": "n_a n_x", "Waa": "n_a n_a"}
 RNN_PARAMETERS = {**RNN_WEIGHTS, "Wya": "n_y n_a", "ba": "n_a 1", "by": "n_y 1"}
@@ -100,9 +101,9 @@ def rnn_forward(
     b = parameters["ba"].reshape(-1)
     h, cache = layers.rnn_forward(batch_first(x), a0.T, *_rnn_weights(parameters), b)
     scores, _ = layers.temporal_affine_forward(h, parameters["Wya"].T, parameters["by"].reshape(-1))
-    states = cache.states.transpose(0, 2, 1)
     steps = [
-        RNNCellCache(states[t + 1], states[t], x[:, :, t], parameters) for t in range(x.shape[2])
+        RNNCellCache(cache.run.h[rows].T, cache.run.prev_h[rows].T, x[:, :, t], parameters)
+        for t, rows in enumerate(cache.packing.rows)
     ]
     return features_first(h).copy(), features_first(softmax(xp, scores)), (steps, x)
 
@@ -170,9 +171,12 @@ def rnn_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> di
         xt=(xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
     cache = RNNCache(
-        time_first(xp, [step.xt for step in steps]),
-        time_first(xp, [a0, *(step.a_next for step in steps)]),
+        packed(xp, [step.xt for step in steps]),
+        RNNUnrolled(
+            packed(xp, [step.a_next for step in steps]), packed(xp, [step.a_prev for step in steps])
+        ),
         *_rnn_weights(parameters),
+        Packing(a0.shape[1], [a0.shape[1]] * len(steps)),
     )
     dx, dh0, dWx, dWh, db = layers.rnn_backward(batch_first(da), cache)
     return {"dx": features_first(dx), "da0": dh0.T, **_rnn_gradients(dWx, dWh, db)}

@@ -1,0 +1,149 @@
+"""Update rules in place, on flat arrays `(P,)` that hold all parameters side by side.
+
+What changes from step to step comes in an array `settings`, so that a device can keep it: the
+factor that clipping puts on every gradient, the learning rate, and Adam's bias corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xpcap.backend import Array, Namespace
+from xpcap.kernels import kernel
+
+_CHUNK = 2**15  # elements: five arrays of float32 and a few temporary ones in a core's cache
+
+
+def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield the same part of every array, as long as stays in a core's cache with temporaries."""
+    for first in range(0, len(arrays[0]), _CHUNK):
+        yield tuple(array[first : first + _CHUNK] for array in arrays)
+
+
+@kernel
+def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
+    """Take a step down the gradient; `settings` are scale and rate: w - rate scale dw."""
+    scale, rate = settings[0], settings[1]
+    w -= rate * scale * dw
+
+
+@sgd_update.override("numpy")
+def _sgd_in_chunks(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
+    """The reference, chunk by chunk."""
+    for part in _chunks(w, dw):
+        sgd_update.reference(xp, *part, settings)
+
+
+@kernel
+def momentum_update(
+    xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
+) -> None:
+    """Gradient descent with momentum: v' = momentum v - rate scale dw; w + v'."""
+    scale, rate = settings[0], settings[1]
+    velocity *= momentum
+    velocity -= rate * scale * dw
+    w += velocity
+
+
+@momentum_update.override("numpy")
+def _momentum_in_chunks(
+    xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
+) -> None:
+    """The reference, chunk by chunk."""
+    for part in _chunks(w, dw, velocity):
+        momentum_update.reference(xp, *part, settings, momentum)
+
+
+@kernel
+def rmsprop_update(
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    cache: Array,
+    settings: Array,
+    decay_rate: float,
+    epsilon: float,
+) -> None:
+    """Divide by a running root mean square (Tieleman and Hinton 2012).
+
+    s' = decay s + (1 - decay) dw^2; w - rate dw / (sqrt(s') + epsilon), dw having been scaled.
+    """
+    scale, rate = settings[0], settings[1]
+    dw = scale * dw
+    cache *= decay_rate
+    cache += (1 - decay_rate) * dw * dw
+    w -= rate * dw / (xp.sqrt(cache) + epsilon)
+
+
+@rmsprop_update.override("numpy")
+def _rmsprop_in_chunks(
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    cache: Array,
+    settings: Array,
+    decay_rate: float,
+    epsilon: float,
+) -> None:
+    """The reference, chunk by chunk."""
+    for part in _chunks(w, dw, cache):
+        rmsprop_update.reference(xp, *part, settings, decay_rate, epsilon)
+
+
+@kernel
+def adam_update(
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    settings: Array,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+) -> None:
+    """Adam (Kingma and Ba, ICLR 2015), with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    m' = b1 m + (1 - b1) dw; v' = b2 v + (1 - b2) dw^2, dw having been scaled;
+    w - rate ((m' / c1) / (sqrt(v' / c2) + epsilon) + decay w).
+
+    Parameters
+    ----------
+    w, m, v
+        `(P,)`, changed: parameters and moments.
+    dw
+        `(P,)`: gradients.
+    settings
+        `(4,)`: scale, rate, c1 = 1 - b1^t, c2 = 1 - b2^t.
+    beta1, beta2, epsilon, weight_decay
+        As in the formula.
+    """
+    scale, rate, c1, c2 = settings[0], settings[1], settings[2], settings[3]
+    dw = scale * dw
+    m *= beta1
+    m += (1 - beta1) * dw
+    v *= beta2
+    v += (1 - beta2) * dw * dw
+    direction = (m / c1) / (xp.sqrt(v / c2) + epsilon)
+    if weight_decay:
+        direction += weight_decay * w
+    w -= rate * direction
+
+
+@adam_update.override("numpy")
+def _adam_in_chunks(
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    settings: Array,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+) -> None:
+    """The reference, chunk by chunk."""
+    for part in _chunks(w, dw, m, v):
+        adam_update.reference(xp, *part, settings, beta1, beta2, epsilon, weight_decay)
