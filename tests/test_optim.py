@@ -12,6 +12,7 @@ from xpcap.optim import (
     RULES,
     Optimizer,
     adam,
+    adamw,
     check_positive,
     clip_by_global_norm,
     cosine,
@@ -84,6 +85,11 @@ OTHER_RUNS = {
 }  # fmt: skip
 
 
+FUNCTIONS = {
+    "sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam, "adamw": adamw
+}  # fmt: skip
+
+
 def run(rule, backend, config, dtype=numpy.float64):
     w = backend.to_device(W, dtype)
     for gradient in GRADIENTS:
@@ -95,7 +101,7 @@ def run(rule, backend, config, dtype=numpy.float64):
 @pytest.mark.parametrize("name", RULES)
 def test_rules_take_the_steps_of_plain_loops(name, runs, backend):
     config, plain, settings = runs[name]
-    found = to_host(run(RULES[name], backend, dict(config) or None))
+    found = to_host(run(FUNCTIONS[name], backend, dict(config) or None))
     for index in numpy.ndindex(W.shape):
         expected = plain(W[index], [g[index] for g in GRADIENTS], *settings)
         assert found[index] == pytest.approx(expected, rel=1e-12, abs=1e-15)
@@ -117,7 +123,7 @@ def test_rules_take_the_steps_of_pytorch(name, optimizer, settings, backend):
     for gradient in GRADIENTS:
         w.grad = torch.tensor(gradient)
         theirs.step()
-    ours = to_host(run(RULES[name], backend, None))
+    ours = to_host(run(FUNCTIONS[name], backend, None))
     numpy.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-12)
 
 
@@ -125,8 +131,8 @@ def test_rules_take_the_steps_of_pytorch(name, optimizer, settings, backend):
 @pytest.mark.parametrize("name", RULES)
 def test_rules_keep_the_dtype_and_change_nothing_given(name, dtype, backend):
     w, dw = backend.to_device(W, dtype), backend.to_device(GRADIENTS[0], dtype)
-    next_w, config = RULES[name](w, dw, None)
-    after, config = RULES[name](next_w, dw, config)
+    next_w, config = FUNCTIONS[name](w, dw, None)
+    after, config = FUNCTIONS[name](next_w, dw, config)
     assert after.dtype == dtype
     assert all(v.dtype == dtype for v in config.values() if hasattr(v, "shape"))
     numpy.testing.assert_array_equal(to_host(w), W.astype(dtype))
@@ -139,9 +145,17 @@ def test_rules_do_not_wait_for_the_device(name):
     guard = open_guard()
     w, dw = guard.to_device(W), guard.to_device(GRADIENTS[0])
     counters.reset()
-    RULES[name](*RULES[name](w, dw, None)[:1], dw, None)
+    FUNCTIONS[name](*FUNCTIONS[name](w, dw, None)[:1], dw, None)
     clip_by_global_norm({"w": dw}, 1.0)
     assert counters.synchronizations == 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_take_arrays_in_any_order_of_memory(name):
+    w, dw = numpy.asfortranarray(W), numpy.asfortranarray(GRADIENTS[0])
+    found = FUNCTIONS[name](*FUNCTIONS[name](w, dw, None)[:1], dw, None)[0]
+    expected = FUNCTIONS[name](*FUNCTIONS[name](W, GRADIENTS[0], None)[:1], GRADIENTS[0], None)[0]
+    numpy.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("rule", [sgd, sgd_momentum, rmsprop, adam])
@@ -154,38 +168,44 @@ def test_a_config_is_filled_and_returned(rule):
 
 
 def test_find_rule():
-    assert find_rule("adam") is adam
+    assert find_rule("adam") is RULES["adam"]
+    assert RULES.keys() == FUNCTIONS.keys()
     with pytest.raises(ConfigurationError, match=r"'lion' is unknown; expected sgd, sgd_momentum"):
         find_rule("lion")
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_optimizer_keeps_a_config_for_each_parameter(name, backend):
-    """Two parameters in one optimizer move as each does by itself."""
+def test_the_optimizer_takes_the_rules_steps_in_place(name, backend):
     settings, plain, numbers = OTHER_RUNS[name]
     optimizer = Optimizer(name, **settings)
-    params = {"one": backend.to_device(W), "two": backend.to_device(2 * W)}
+    w = backend.to_device(W.reshape(-1).copy())
     for gradient in GRADIENTS:
-        g = backend.to_device(gradient)
-        optimizer.update(params, {"one": g, "two": -g})
-    for index in numpy.ndindex(W.shape):
-        g = [gradient[index] for gradient in GRADIENTS]
-        one, two = plain(W[index], g, *numbers), plain(2 * W[index], [-v for v in g], *numbers)
-        assert to_host(params["one"])[index] == pytest.approx(one, rel=1e-12, abs=1e-15)
-        assert to_host(params["two"])[index] == pytest.approx(two, rel=1e-12, abs=1e-15)
+        optimizer.update(w, backend.to_device(gradient.reshape(-1)))
+    for k, start in enumerate(W.reshape(-1)):
+        expected = plain(start, [gradient.reshape(-1)[k] for gradient in GRADIENTS], *numbers)
+        assert to_host(w)[k] == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_the_optimizers_factor_scales_one_step():
+def test_the_optimizer_remembers_under_the_rules_names():
+    optimizer = Optimizer("adam")
+    assert optimizer.memory == {}
+    optimizer.update(numpy.zeros(3), numpy.ones(3))
+    assert optimizer.memory["m"].tolist() == pytest.approx([0.1] * 3)
+    assert optimizer.memory["v"].tolist() == pytest.approx([0.001] * 3)
+    assert optimizer.config["t"] == 1
+
+
+def test_the_optimizers_factor_and_scale_are_of_one_step(backend):
     optimizer = Optimizer("sgd", learning_rate=0.5)
-    params = {"w": numpy.zeros(1)}
-    for factor in (1.0, 0.1, 1.0):
-        optimizer.update(params, {"w": numpy.ones(1)}, factor)
-    assert params["w"][0] == pytest.approx(-0.5 * 2.1)
+    w = backend.to_device(numpy.zeros(1))
+    for factor, scale in ((1.0, 1.0), (0.1, 1.0), (1.0, backend.to_device(numpy.array(0.5)))):
+        optimizer.update(w, backend.to_device(numpy.ones(1)), factor, scale)
+    assert float(w[0]) == pytest.approx(-0.5 * 1.6)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_optimizers_default_rate_is_the_rules(name):
-    _, config = RULES[name](W, W, None)
+    _, config = FUNCTIONS[name](W, W, None)
     assert Optimizer(name).learning_rate == config["learning_rate"]
 
 

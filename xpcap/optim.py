@@ -1,33 +1,92 @@
 """Update rules, gradient clipping and learning-rate schedules.
 
-A rule is `rule(w, dw, config) -> (next_w, config)`: `config` holds its settings and what it
-remembers, and is filled with defaults where it is silent. Neither `w` nor `dw` is changed.
+Each rule is a function `rule(w, dw, config) -> (next_w, config)`: `config` holds its settings and
+what it remembers, and is filled with defaults where it is silent; neither `w` nor `dw` is changed.
+`Optimizer` runs the same rule in place, on all parameters at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
-from xpcap.backend import Array, namespace
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ConfigurationError
+from xpcap.kernels import Kernel
+from xpcap.kernels.updates import adam_update, momentum_update, rmsprop_update, sgd_update
 
 Config: TypeAlias = dict[str, Any]
-Rule: TypeAlias = Callable[[Array, Array, "Config | None"], "tuple[Array, Config]"]
 
 
-LEARNING_RATES = {"sgd": 1e-2, "sgd_momentum": 1e-2, "rmsprop": 1e-2, "adam": 1e-3, "adamw": 1e-3}
-"""Where a config does not say."""
+class Rule(NamedTuple):
+    """An update rule: a kernel, and what it needs beside parameters and gradients.
+
+    `memory` names the arrays that it remembers, `defaults` its settings. Of these `learning_rate`
+    may change from step to step; the others are the kernel's keywords.
+    """
+
+    update: Kernel[Any, None]
+    memory: tuple[str, ...]
+    defaults: Config
 
 
-def _with_defaults(config: Config | None, **defaults: Any) -> Config:
+_ADAM = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+RULES = {
+    "sgd": Rule(sgd_update, (), {"learning_rate": 1e-2}),
+    "sgd_momentum": Rule(momentum_update, ("velocity",), {"learning_rate": 1e-2, "momentum": 0.9}),
+    "rmsprop": Rule(
+        rmsprop_update, ("cache",), {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8}
+    ),
+    "adam": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 0.0}),
+    "adamw": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 1e-2}),
+}
+
+
+def find_rule(name: str) -> Rule:
+    """Return the update rule of that name.
+
+    Raises
+    ------
+    ConfigurationError
+        It names the rules there are.
+    """
+    if name not in RULES:
+        raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
+    return RULES[name]
+
+
+def _update(
+    rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, scale: Any = 1.0
+) -> None:
+    """Change `w (P,)` and what `config` remembers in place; `scale` multiplies the gradient."""
+    settings = [1.0, config["learning_rate"]]
+    if "beta1" in config:
+        config["t"] = t = config.get("t", 0) + 1
+        settings += [1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
+    values = xp.asarray(numpy.array(settings, w.dtype))
+    values[0] = scale
+    keywords = {key: config[key] for key in rule.defaults if key != "learning_rate"}
+    rule.update(xp, w, dw, *(config[name] for name in rule.memory), values, **keywords)
+
+
+def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
+    """Take one step of a rule and change neither `w` nor `dw`, nor what was remembered before."""
+    rule, xp = RULES[name], namespace(w, dw)
     config = {} if config is None else config
-    for name, value in defaults.items():
-        config.setdefault(name, value)
-    return config
+    for key, value in rule.defaults.items():
+        config.setdefault(key, value)
+    next_w = w.copy()
+    memory = {
+        key: xp.zeros(w.shape, w.dtype) if config.get(key) is None else config[key].copy()
+        for key in rule.memory
+    }
+    flat = {**config, **{key: value.reshape(-1) for key, value in memory.items()}}
+    _update(rule, xp, next_w.reshape(-1), dw.reshape(-1), flat)
+    config.update(flat)
+    config.update(memory)
+    return next_w, config
 
 
 def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -45,8 +104,7 @@ def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Confi
     next_w, config
         The new parameter, and the same config.
     """
-    config = _with_defaults(config, learning_rate=LEARNING_RATES["sgd"])
-    return w - config["learning_rate"] * dw, config
+    return _next("sgd", w, dw, config)
 
 
 def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -64,12 +122,7 @@ def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Arr
     next_w, config
         The new parameter, and the config with the new velocity.
     """
-    config = _with_defaults(config, learning_rate=LEARNING_RATES["sgd_momentum"], momentum=0.9)
-    velocity = config.get("velocity")
-    if velocity is None:
-        velocity = namespace(w).zeros_like(w)
-    config["velocity"] = config["momentum"] * velocity - config["learning_rate"] * dw
-    return w + config["velocity"], config
+    return _next("sgd_momentum", w, dw, config)
 
 
 def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -89,17 +142,7 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
     next_w, config
         The new parameter, and the config with the new cache.
     """
-    config = _with_defaults(
-        config, learning_rate=LEARNING_RATES["rmsprop"], decay_rate=0.99, epsilon=1e-8
-    )
-    xp = namespace(w, dw)
-    decay = config["decay_rate"]
-    cache = config.get("cache")
-    if cache is None:
-        cache = xp.zeros_like(w)
-    config["cache"] = decay * cache + (1 - decay) * dw * dw
-    scale = xp.sqrt(config["cache"]) + config["epsilon"]
-    return w - config["learning_rate"] * dw / scale, config
+    return _next("rmsprop", w, dw, config)
 
 
 def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -113,17 +156,15 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
     w, dw
         A parameter and its gradient, of one shape.
     config
-        `learning_rate` (0.001), `beta1` (0.9), `beta2` (0.999), `epsilon` (1e-8), `m`, `v`
-        (zeros), `t` (0).
+        `learning_rate` (0.001), `beta1` (0.9), `beta2` (0.999), `epsilon` (1e-8), `weight_decay`
+        (0, see `adamw`), `m`, `v` (zeros), `t` (0).
 
     Returns
     -------
     next_w, config
         The new parameter, and the config with the new moments and count.
     """
-    config = _with_defaults(config, learning_rate=LEARNING_RATES["adam"])
-    direction, config = _adam_direction(w, dw, config)
-    return w - config["learning_rate"] * direction, config
+    return _next("adam", w, dw, config)
 
 
 def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -143,61 +184,25 @@ def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Con
     next_w, config
         The new parameter, and the config with the new moments and count.
     """
-    config = _with_defaults(config, learning_rate=LEARNING_RATES["adamw"], weight_decay=1e-2)
-    direction, config = _adam_direction(w, dw, config)
-    return w - config["learning_rate"] * (direction + config["weight_decay"] * w), config
-
-
-def _adam_direction(w: Array, dw: Array, config: Config) -> tuple[Array, Config]:
-    config = _with_defaults(config, beta1=0.9, beta2=0.999, epsilon=1e-8, m=None, v=None, t=0)
-    xp = namespace(w, dw)
-    b1, b2 = config["beta1"], config["beta2"]
-    m = xp.zeros_like(w) if config["m"] is None else config["m"]
-    v = xp.zeros_like(w) if config["v"] is None else config["v"]
-    config["t"] = t = config["t"] + 1
-    config["m"] = m = b1 * m + (1 - b1) * dw
-    config["v"] = v = b2 * v + (1 - b2) * dw * dw
-    return (m / (1 - b1**t)) / (xp.sqrt(v / (1 - b2**t)) + config["epsilon"]), config
-
-
-RULES: dict[str, Rule] = {
-    "sgd": sgd,
-    "sgd_momentum": sgd_momentum,
-    "rmsprop": rmsprop,
-    "adam": adam,
-    "adamw": adamw,
-}
-
-
-def find_rule(name: str) -> Rule:
-    """Return the update rule of that name.
-
-    Raises
-    ------
-    ConfigurationError
-        It names the rules there are.
-    """
-    if name not in RULES:
-        raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
-    return RULES[name]
+    return _next("adamw", w, dw, config)
 
 
 class Optimizer:
-    """One update rule for many parameters, each with a config of its own.
+    """One update rule for all parameters, side by side in one array.
 
     Parameters
     ----------
     rule
         The name of an update rule.
     **settings
-        What every parameter's config starts from: `beta1=0.8`, say.
+        What its config starts from: `beta1=0.8`, say.
 
     Attributes
     ----------
     learning_rate
-        Of all parameters, before a schedule's factor: `settings`' or the rule's own default.
-    configs
-        By parameter, what the rule remembers of it.
+        Before a schedule's factor: `settings`' or the rule's own default.
+    config
+        The rule's settings and, after the first step, what it remembers: arrays `(P,)`.
 
     Raises
     ------
@@ -212,37 +217,61 @@ class Optimizer:
             name: float(value) if isinstance(value, numpy.floating) else value
             for name, value in settings.items()
         }
-        self._settings = {"learning_rate": LEARNING_RATES[rule], **plain}
-        self.learning_rate: float = self._settings["learning_rate"]
+        self.config: Config = {**self._rule.defaults, **plain}
+        self.learning_rate: float = self.config["learning_rate"]
         check_positive("learning rate", self.learning_rate)
-        self.configs: dict[str, Config] = {}
 
-    def update(
-        self, params: dict[str, Array], gradients: dict[str, Array], factor: float = 1.0
-    ) -> None:
+    @property
+    def memory(self) -> dict[str, Array]:
+        """The arrays `(P,)` that the rule remembers; empty before the first step."""
+        return {name: self.config[name] for name in self._rule.memory if name in self.config}
+
+    def update(self, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0) -> None:
         """Replace every parameter by its next value.
 
         Parameters
         ----------
-        params
-            By name; the arrays are replaced, not changed.
-        gradients
-            With the same keys.
+        w, dw
+            All parameters and their gradients, `(P,)` each; `w` is changed in place.
         factor
             What a schedule multiplies the learning rate by in this step.
+        scale
+            What clipping multiplies the gradients by: a number or an array of no axes.
         """
-        for name, gradient in gradients.items():
-            config = self.configs.setdefault(name, dict(self._settings))
-            config["learning_rate"] = self.learning_rate * float(factor)
-            params[name], self.configs[name] = self._rule(params[name], gradient, config)
+        xp = namespace(w, dw)
+        for name in self._rule.memory:
+            if name not in self.config:
+                self.config[name] = xp.zeros_like(w)
+        self.config["learning_rate"] = self.learning_rate * float(factor)
+        _update(self._rule, xp, w, dw, self.config, scale)
+
+
+def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:
+    """Return what gradients are multiplied by, so that their joint norm is at most `max_norm`.
+
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    norm
+        Of all gradients together, an array of no axes.
+    max_norm
+        The largest norm allowed, positive.
+
+    Returns
+    -------
+    array
+        min(1, max_norm / norm), of no axes.
+    """
+    return float(max_norm) / xp.maximum(norm, float(max_norm))
 
 
 def clip_by_global_norm(
     gradients: dict[str, Array], max_norm: float
 ) -> tuple[dict[str, Array], Array]:
     """Shrink all gradients together so that their joint norm is at most `max_norm`.
-
-    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
 
     Parameters
     ----------
@@ -258,7 +287,7 @@ def clip_by_global_norm(
     """
     xp = namespace(*gradients.values())
     norm = xp.sqrt(sum((g * g).sum() for g in gradients.values()))
-    scale = float(max_norm) / xp.maximum(norm, float(max_norm))
+    scale = clip_scale(xp, norm, max_norm)
     return {name: g * scale for name, g in gradients.items()}, norm
 
 

@@ -29,7 +29,7 @@ class Workspace:
         self.dtype = numpy.dtype(dtype)
         self._memory: dict[str, Array] = {}
 
-    def empty(self, name: str, *shape: int, dtype: Any = None) -> Array:
+    def empty(self, name: str, *shape: int, most: int | None = None, dtype: Any = None) -> Array:
         """Return the array of that name, of undefined content.
 
         Parameters
@@ -38,13 +38,16 @@ class Workspace:
             Of the array; one name, one memory.
         *shape
             Whatever fits into the memory of the first call needs no new one.
+        most
+            The largest first size that memory is laid out for, if it varies from call to call.
         dtype
             Another than the workspace's.
         """
         size = math.prod(shape)
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
-            memory = self.xp.empty(size, dtype=self.dtype if dtype is None else dtype)
+            room = size if most is None else max(most, shape[0]) * math.prod(shape[1:])
+            memory = self.xp.empty(room, dtype=self.dtype if dtype is None else dtype)
             self._memory[name] = memory
         return memory[:size].reshape(shape)
 

@@ -6,13 +6,12 @@ import math
 import numpy
 import pytest
 
-import xpcap.models  # noqa: F401  (its modules register the kernels)
+import xpcap.train  # noqa: F401  (its modules register the kernels)
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, kernel
 from xpcap.kernels.pointwise import sigmoid, split_gates
 from xpcap.kernels.random import keep_mask, philox
 from xpcap.kernels.scatter import add_rows
-import xpcap.kernels.updates  # noqa: F401
 from xpcap.kernels.softmax import softmax, softmax_cross_entropy
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
@@ -94,13 +93,23 @@ ARGUMENTS = {
         "losses": unwritten(M),
     },
     "product": {"a": normal(N, H), "b": normal(H, V), "out": unwritten(N, V)},
+    "take_rows": {
+        "table": normal(V, H),
+        "indices": RNG.integers(V, size=M),
+        "out": unwritten(M, H),
+    },
     "add_rows": {
         "indices": RNG.integers(V - 2, size=M),
         "rows": normal(M, H),
         "out": unwritten(V, H),
     },
     "philox": {"start": 5, "count": 100, "seed": 12345678901234, "stream": 98765432109876},
-    "keep_mask": {"size": 200_003, "threshold": 20_000, "seed": 2**40 + 1, "stream": 2**35},
+    "keep_mask": {
+        "threshold": 20_000,
+        "seed": 2**40 + 1,
+        "stream": 2**35,
+        "out": numpy.zeros(200_003, bool),
+    },
     "sgd_update": {"w": normal(P), "dw": normal(P), "settings": numpy.array([0.7, 0.1])},
     "momentum_update": {
         "w": normal(P),
@@ -187,7 +196,7 @@ def test_kernels_change_only_what_they_write(name, xp):
         "lstm_cell": {"gates"}, "gru_cell": {"gates"}, "lstm_cell_gradient": {"dc"},
         "gru_cell_gradient": {"back"}, "softmax_cross_entropy": {"scores"},
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
-        "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"},
+        "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(KERNELS[name], xp, {
@@ -238,8 +247,7 @@ def test_the_version_is_chosen_by_the_namespaces_name():
 
 # The known answers of Random123, file kat_vectors, philox4x64 with 10 rounds.
 KNOWN = [
-    ("0 0 0 0", "0 0",
-     "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
+    ("0 0 0 0", "0 0", "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
 ]
 
 
@@ -273,21 +281,25 @@ def test_philox_goes_through_the_counters(xp):
     assert len(numpy.unique(many)) == 16
 
 
+def mask(xp, size, *which):
+    out = xp.asarray(numpy.zeros(size, bool))
+    keep_mask(xp, *which, out)
+    return to_host(out)
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 65_536, 65_537])
 def test_keep_mask_takes_sixteen_elements_of_each_counter(size, xp):
     """Element e is quarter e % 4 of word e // 4, lowest first."""
     threshold = 30_000
-    found = to_host(keep_mask(xp, size, threshold, 17, 5))
-    assert found.dtype == bool
-    assert found.shape == (size,)
+    found = mask(xp, size, threshold, 17, 5)
     for e in {0, 3, 4, 7, 15, 16, size // 2, size - 1} & set(range(size)):
         word = int(philox(numpy, e // 16, 1, 17, 5)[0, e % 16 // 4])
         assert found[e] == (((word >> 16 * (e % 4)) & 0xFFFF) >= threshold)
 
 
 def test_keep_mask_is_a_beginning_of_every_longer_one(xp):
-    short, long = keep_mask(xp, 1001, 32_768, 1, 2), keep_mask(xp, 100_000, 32_768, 1, 2)
-    numpy.testing.assert_array_equal(to_host(short), to_host(long)[:1001])
+    short, long = mask(xp, 1001, 32_768, 1, 2), mask(xp, 100_000, 32_768, 1, 2)
+    numpy.testing.assert_array_equal(short, long[:1001])
 
 
 def test_sigmoid(xp):

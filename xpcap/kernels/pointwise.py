@@ -34,9 +34,7 @@ def _rnn_cell_in_place(xp: Namespace, ax: Array, ah: Array, next_h: Array) -> No
 
 
 @kernel
-def rnn_cell_gradient(
-    xp: Namespace, above: Array, back: Array, next_h: Array, da: Array
-) -> None:
+def rnn_cell_gradient(xp: Namespace, above: Array, back: Array, next_h: Array, da: Array) -> None:
     """Gradient of `rnn_cell`: `da = (above + back) (1 - next_h^2)`, all `(N, H)`."""
     da[...] = (above + back) * (1 - next_h * next_h)
 

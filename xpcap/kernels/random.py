@@ -73,21 +73,24 @@ def _philox_of_numpy(
 
 
 @kernel
-def keep_mask(xp: Namespace, size: int, threshold: int, seed: int, stream: int) -> Array:
-    """Draw which elements dropout keeps: `(size,)` booleans, false `threshold` times in 65,536.
+def keep_mask(xp: Namespace, threshold: int, seed: int, stream: int, out: Array) -> None:
+    """Draw which elements dropout keeps: `out (size,)` booleans, false in 65,536 `threshold` times.
 
     Element e is kept if its 16-bit number is at least `threshold`: counter e // 16 gives sixteen of
     them, the four quarters of its first word, lowest first, then those of the second, and so on.
     """
-    words = philox(xp, 0, -(-size // 16), seed, stream)
+    words = philox(xp, 0, -(-out.size // 16), seed, stream)
     quarters = xp.stack([(words >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], axis=2)
-    return (quarters >= threshold).reshape(-1)[:size]
+    out[...] = (quarters >= threshold).reshape(-1)[: out.size]
 
 
 @keep_mask.override("numpy")
-def _keep_mask_of_views(
-    xp: Namespace, size: int, threshold: int, seed: int, stream: int
-) -> numpy.ndarray:
-    """The reference, with each word seen as four numbers where it stands (4 times as fast)."""
-    words = philox(numpy, 0, -(-size // 16), seed, stream)
-    return words.astype("<u8", copy=False).view("<u2").reshape(-1)[:size] >= threshold
+def _keep_mask_in_blocks(
+    xp: Namespace, threshold: int, seed: int, stream: int, out: numpy.ndarray
+) -> None:
+    """The reference, some counters at a time, with each word seen as four numbers."""
+    block = 4096
+    for first in range(0, -(-out.size // 16), block):
+        words = philox(numpy, first, block, seed, stream).astype("<u8", copy=False)
+        part = out[16 * first : 16 * (first + block)]
+        numpy.greater_equal(words.view("<u2").reshape(-1)[: part.size], threshold, out=part)

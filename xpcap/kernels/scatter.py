@@ -1,4 +1,4 @@
-"""Adding rows where indices say: the gradient of looking rows up, word by word."""
+"""Taking rows at indices, and its gradient: adding rows where indices say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
+
+
+@kernel
+def take_rows(xp: Namespace, table: Array, indices: Array, out: Array) -> None:
+    """Write `table[indices]` into `out (M, D)`; `table (size, D)`, `indices (M,)` in 0..size-1."""
+    out[...] = table[indices]
+
+
+@take_rows.override("numpy")
+def _take_rows_at_once(xp: Namespace, table: Array, indices: Array, out: Array) -> None:
+    """The reference without a temporary array, which the mode "raise" would make."""
+    numpy.take(table, indices, axis=0, out=out, mode="clip")
 
 
 @kernel

@@ -9,6 +9,7 @@ without padding is the packed sequence whose steps have N rows each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from xpcap.backend import Array
 from xpcap.kernels.products import product
@@ -44,9 +45,9 @@ class Packing:
             self.total += size
         self.capacity = self.total if capacity is None else capacity
 
-    def empty(self, workspace: Workspace, name: str, width: int) -> Array:
+    def empty(self, workspace: Workspace, name: str, width: int, dtype: Any = None) -> Array:
         """Return an array `(M, width)` of a workspace, with memory for the largest batch."""
-        return workspace.empty(name, self.capacity, width)[: self.total]
+        return workspace.empty(name, self.total, width, most=self.capacity, dtype=dtype)
 
 
 def time_major(sequence: Array) -> Array:

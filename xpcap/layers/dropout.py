@@ -46,9 +46,9 @@ def dropout_forward(
     """
     xp = namespace(x)
     check_rate(rate)
-    threshold = min(round(rate * 65536), 65535)
-    kept = keep_mask(xp, x.size, threshold, seed, stream).reshape(x.shape)
-    mask = kept.astype(x.dtype) * (65536 / (65536 - threshold))
+    kept = xp.empty(x.size, dtype=bool)
+    keep_mask(xp, threshold(rate), seed, stream, kept)
+    mask = kept.reshape(x.shape).astype(x.dtype) * scale(rate)
     return x * mask, DropoutCache(mask)
 
 
@@ -68,3 +68,13 @@ def check_rate(rate: float) -> None:
     """
     if not 0 <= rate < 1:
         raise ConfigurationError(f"dropout rate {rate} is not in [0, 1)")
+
+
+def threshold(rate: float) -> int:
+    """Return how many of 65,536 levels are dropped."""
+    return min(round(rate * 65536), 65535)
+
+
+def scale(rate: float) -> float:
+    """Return what the elements that are kept are multiplied by."""
+    return 65536 / (65536 - threshold(rate))

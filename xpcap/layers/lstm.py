@@ -129,9 +129,7 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
     x, prev_h, prev_c, Wx, Wh, gates, tanh_c = cache
     xp = namespace(dnext_h, dnext_c, gates)
     da, dprev_c = xp.empty_like(gates), dnext_c.copy()
-    lstm_cell_gradient(
-        xp, dnext_h, xp.zeros_like(dnext_h), dprev_c, gates, prev_c, tanh_c, da
-    )
+    lstm_cell_gradient(xp, dnext_h, xp.zeros_like(dnext_h), dprev_c, gates, prev_c, tanh_c, da)
     return LSTMStepGradients(da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
@@ -162,7 +160,6 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
         "lstm_forward",
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
-    T, N, H = size["T"], size["N"], size["H"]
     steps, packing = pack(x)
     gates = steps @ Wx + b
     run = lstm_unroll(gates, h0, Wh, packing, Workspace(xp, gates.dtype))

@@ -36,29 +36,44 @@ from xpcap.layers import (
     word_embedding_forward,
 )
 from xpcap.layers.dropout import check_rate
+from xpcap.layers.gru import gru_unroll, gru_unroll_backward
+from xpcap.layers.lstm import lstm_unroll, lstm_unroll_backward
+from xpcap.layers.rnn import rnn_unroll, rnn_unroll_backward
 
 
 class Cell(NamedTuple):
     """One kind of recurrent network, as the captioner uses it.
 
     `forward(x, h0, *weights)` and `backward(dh, cache)` run over a sequence;
-    `step(x, *state, *weights)` returns the new state and a cache. `gates` is the number of blocks
-    of H columns in the weights, `weights` are their names, `states` how many arrays a state has.
+    `step(x, *state, *weights)` returns the new state and a cache; `unroll` and `unroll_backward`
+    are the recurrence alone, over a packed sequence. `gates` is the number of blocks of H columns
+    in the weights, `weights` are their names, `states` how many arrays a state has.
     """
 
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[[Array, Any], tuple[Array, ...]]
     step: Callable[..., tuple[Any, ...]]
+    unroll: Callable[..., Any]
+    unroll_backward: Callable[..., tuple[Array, ...]]
     gates: int
     weights: tuple[str, ...]
     states: int
 
 
 CELLS = {
-    "rnn": Cell(rnn_forward, rnn_backward, rnn_step_forward, 1, ("Wx", "Wh", "b"), 1),
-    "lstm": Cell(lstm_forward, lstm_backward, lstm_step_forward, 4, ("Wx", "Wh", "b"), 2),
-    "gru": Cell(gru_forward, gru_backward, gru_step_forward, 3, ("Wx", "Wh", "b", "bn"), 1),
-}
+    "rnn": Cell(
+        rnn_forward, rnn_backward, rnn_step_forward, rnn_unroll, rnn_unroll_backward,
+        gates=1, weights=("Wx", "Wh", "b"), states=1,
+    ),
+    "lstm": Cell(
+        lstm_forward, lstm_backward, lstm_step_forward, lstm_unroll, lstm_unroll_backward,
+        gates=4, weights=("Wx", "Wh", "b"), states=2,
+    ),
+    "gru": Cell(
+        gru_forward, gru_backward, gru_step_forward, gru_unroll, gru_unroll_backward,
+        gates=3, weights=("Wx", "Wh", "b", "bn"), states=1,
+    ),
+}  # fmt: skip
 
 
 def check_cell(cell_type: str) -> None:

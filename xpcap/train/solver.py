@@ -109,7 +109,9 @@ class CaptioningSolver:
     @property
     def optim_configs(self) -> dict[str, dict[str, Any]]:
         """What the update rule remembers of each parameter."""
-        return self._trainer.optimizer.configs
+        config = self._trainer.optimizer.config
+        remembered = self._trainer.training_step.remembered
+        return {name: {**config, **remembered(name)} for name in self.model.params}
 
     def train(self) -> None:
         """Train for `num_epochs` epochs; called again, for as many more."""

@@ -16,7 +16,9 @@ from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer, check_positive, clip_by_global_norm, cosine
+from xpcap.models.packed import PackedLoss
+from xpcap.optim import Optimizer, check_positive, cosine
+from xpcap.train.step import TrainingStep
 
 EVENTS = ("step", "epoch", "end")
 
@@ -94,18 +96,17 @@ class Figures:
 
 def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
     """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
+    return _measure(PackedLoss(model), batches)
+
+
+def _measure(packed: PackedLoss, batches: Batches) -> Figures:
     total: Any = 0.0
     words = 0
     for batch in batches.epoch(0):
-        captions, features = _on_device(model, batch)
-        total = total + model.evaluate(features, captions) * len(batch.captions)
+        features = packed.model.backend.to_device(batch.features)
+        total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
         words += batch.words
     return Figures(float(total) / words)
-
-
-def _on_device(model: CaptioningRNN, batch: Batch) -> tuple[Array, Array]:
-    to_device = model.backend.to_device
-    return to_device(batch.captions), to_device(batch.features)
 
 
 class Trainer:
@@ -114,7 +115,7 @@ class Trainer:
     Parameters
     ----------
     model
-        What is trained; its `params` are replaced at each step.
+        What is trained; its `params` are changed in place, as `TrainingStep` says.
     batches
         Where minibatches come from.
     optimizer
@@ -129,6 +130,8 @@ class Trainer:
     ----------
     step, epoch
         How many are done.
+    training_step
+        What takes them.
     batch, loss, learning_rate, gradient_norm
         Of the last step: what it saw; nats a caption and the norm before clipping (0-d arrays on
         the device; the norm is None without clipping); the rate used.
@@ -159,7 +162,8 @@ class Trainer:
         self.figures: dict[str, Figures] = {}
         self.best_loss = math.inf
         self.best_epoch = 0
-        self.best_params = dict(model.params)
+        self.best_params = self._copies()
+        self.training_step = TrainingStep(model, optimizer, schedule.clip_norm)
         self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
 
     def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
@@ -186,18 +190,17 @@ class Trainer:
         self._tell("end")
 
     def _take_step(self, batch: Batch) -> None:
-        captions, features = _on_device(self.model, batch)
-        self.batch = batch
-        self.loss, gradients = self.model.loss(features, captions, self.step)
-        if self.schedule.clip_norm is not None:
-            gradients, self.gradient_norm = clip_by_global_norm(gradients, self.schedule.clip_norm)
         factor = self.schedule.factor(self.step, len(self.batches))
+        self.training_step(batch, self.step, factor)
+        self.batch = batch
+        self.loss = self.training_step.loss
+        self.gradient_norm = self.training_step.gradient_norm
         self.learning_rate = self.optimizer.learning_rate * factor
-        self.optimizer.update(self.model.params, gradients, factor)
         self.step += 1
 
     def _validate(self) -> None:
-        self.figures = {name: evaluate(self.model, held) for name, held in self.validation.items()}
+        packed = self.training_step.packed
+        self.figures = {name: _measure(packed, held) for name, held in self.validation.items()}
         for name, figures in self.figures.items():
             if not math.isfinite(figures.loss):
                 raise DivergedError(
@@ -207,7 +210,10 @@ class Trainer:
         if "val" in self.figures and self.figures["val"].loss < self.best_loss:
             self.best_loss = self.figures["val"].loss
             self.best_epoch = self.epoch
-            self.best_params = dict(self.model.params)
+            self.best_params = self._copies()
+
+    def _copies(self) -> dict[str, Array]:
+        return {name: value.copy() for name, value in self.model.params.items()}
 
     def _out_of_patience(self) -> bool:
         patience = self.schedule.patience

@@ -1,0 +1,155 @@
+"""The loss without waste against the plain one."""
+
+import numpy
+import pytest
+from guard import counters, open_guard
+
+from xpcap.backend import CPU, to_host
+from xpcap.data.minibatch import Batch
+from xpcap.errors import ShapeError
+from xpcap.models import CaptioningRNN
+from xpcap.models.packed import PackedLoss, pack_captions
+from xpcap.optim import Optimizer
+from xpcap.train.step import TrainingStep
+
+V, D, W, H, N, T = 23, 5, 6, 7, 9, 8
+WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, **{f"w{k}": k for k in range(3, V)}}
+RNG = numpy.random.default_rng(0)
+
+
+def captions_of(lengths, T=T):
+    captions = numpy.zeros((len(lengths), T + 1), numpy.int32)
+    for row, length in zip(captions, lengths, strict=True):
+        row[0] = 1
+        row[1 : 1 + length] = RNG.integers(2, V, size=length)
+    return captions
+
+
+def with_gaps():
+    """Padding in the middle: its words are read, but not to be predicted."""
+    captions = captions_of([8, 3, 5, 8, 1])
+    captions[0, 3:5] = captions[2, 1] = captions[3, 7] = 0
+    return captions
+
+
+BATCHES = {
+    "any lengths": captions_of([3, 8, 1, 5, 5, 2, 7, 4, 6]),
+    "all full": captions_of([T] * N),
+    "all one word": captions_of([1] * N),
+    "one row": captions_of([4]),
+    "one full row": captions_of([T]),
+    "some without a word": captions_of([0, 3, 0, 8]),
+    "without a word": captions_of([0, 0]),
+    "padding in the middle": with_gaps(),
+    "one step": captions_of([1, 0, 1], T=1),
+}
+
+
+def model_of(cell, dropout=0.0, backend="cpu", dtype=numpy.float64):
+    return CaptioningRNN(WORDS, D, W, H, cell, dtype, dropout=dropout, seed=3, backend=backend)
+
+
+def gradients_of(model):
+    xp = model.backend.xp
+    return {name: xp.full(p.shape, numpy.nan, dtype=p.dtype) for name, p in model.params.items()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_it_is_the_plain_loss(name, cell, dropout, backend):
+    captions = BATCHES[name]
+    features = RNG.standard_normal((len(captions), D))
+    model = model_of(cell, dropout)
+    loss, gradients = model.loss(features, captions, 5)
+    where = model_of(cell, dropout, backend)
+    found = gradients_of(where)
+    found_loss = PackedLoss(where).loss(backend.to_device(features), captions, 5, found)
+    assert float(found_loss) == pytest.approx(float(loss), rel=1e-12, abs=1e-12)
+    for key, gradient in gradients.items():
+        numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_in_single_precision_it_rounds_no_worse_than_the_plain_loss(cell, backend):
+    """The yardstick is how far the plain one, in single precision, is from double precision."""
+    captions = captions_of(RNG.integers(1, T + 1, size=60))
+    features = RNG.standard_normal((60, D)).astype(numpy.float32)
+    exact, single = model_of(cell), model_of(cell, dtype=numpy.float32)
+    exact.params = {name: value.astype(numpy.float64) for name, value in single.params.items()}
+    _, true = exact.loss(features.astype(numpy.float64), captions)
+    _, plain = single.loss(features, captions)
+    where = model_of(cell, backend=backend, dtype=numpy.float32)
+    found = gradients_of(where)
+    PackedLoss(where).loss(backend.to_device(features), captions, 0, found)
+    for name, value in true.items():
+        limit = 2 * abs(plain[name] - value).max() + 1e-6 * abs(value).max()
+        assert abs(to_host(found[name]) - value).max() <= limit, name
+
+
+def test_evaluate_is_the_plain_one_without_dropout(backend):
+    captions = BATCHES["any lengths"]
+    features = RNG.standard_normal((N, D))
+    expected = model_of("lstm").evaluate(features, captions)
+    packed = PackedLoss(model_of("lstm", 0.5, backend))
+    found = packed.evaluate(backend.to_device(features), captions)
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_nothing_is_left_of_the_batch_before(backend):
+    """Large and small batches in turn give what each gives in fresh memory."""
+    model = model_of("gru", 0.3, backend)
+    packed = PackedLoss(model)
+    for step, captions in enumerate([*BATCHES.values(), *reversed(BATCHES.values())]):
+        features = backend.to_device(RNG.standard_normal((len(captions), D)))
+        kept, fresh = gradients_of(model), gradients_of(model)
+        packed.loss(features, captions, step, kept)
+        PackedLoss(model).loss(features, captions, step, fresh)
+        for name, gradient in fresh.items():
+            numpy.testing.assert_array_equal(to_host(kept[name]), to_host(gradient))
+
+
+def test_parameters_of_another_dtype_get_memory_of_their_own():
+    model = model_of("lstm")
+    packed, captions = PackedLoss(model), BATCHES["any lengths"]
+    features = RNG.standard_normal((N, D))
+    before = packed.evaluate(features, captions)
+    model.params = {name: value.astype(numpy.float32) for name, value in model.params.items()}
+    after = packed.evaluate(features, captions)
+    assert (before.dtype, after.dtype) == (numpy.float64, numpy.float32)
+    assert float(after) == pytest.approx(float(before), rel=1e-5)
+
+
+def test_packing_a_batch_written_out():
+    captions = numpy.array([[1, 5, 2, 0], [1, 2, 0, 0], [1, 6, 5, 2]])
+    packed = pack_captions(captions, 0, CPU.to_device)
+    assert packed.order.tolist() == [2, 0, 1]
+    assert packed.packing.rows == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert packed.packing.capacity == 9
+    assert packed.distinct[packed.words].tolist() == [1, 1, 1, 6, 5, 5]
+    assert packed.distinct.tolist() == [1, 5, 6]
+    assert packed.targets.tolist() == [6, 5, 2, 5, 2, 2]
+    assert packed.places.tolist() == [6, 0, 3, 7, 1, 8]
+    assert packed.scored is None
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [numpy.zeros(4, int), numpy.zeros((3, 1), int), numpy.full((2, 3), V), numpy.full((2, 3), -1)],
+)
+def test_captions_that_cannot_be(captions):
+    with pytest.raises(ShapeError, match="captions"):
+        PackedLoss(model_of("rnn")).evaluate(numpy.zeros((len(captions), D)), captions)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"])
+def test_a_step_waits_for_nothing(rule, dropout):
+    guard = open_guard()
+    step = TrainingStep(model_of("lstm", dropout, guard, numpy.float32), Optimizer(rule), 5.0)
+    batch = Batch(BATCHES["any lengths"], RNG.standard_normal((N, D)).astype(numpy.float32))
+    step(batch, 0, 1.0)
+    counters.reset()
+    step(batch, 1, 1.0)
+    assert counters.synchronizations == 0
+    assert guard.xp.asnumpy(step.loss) > 0

@@ -1,0 +1,46 @@
+"""All parameters side by side in one array, so that one kernel updates them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from xpcap.backend import Array, Namespace
+
+_ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
+
+
+class FlatLayout:
+    """Where each of several named arrays lies in one array `(P,)`.
+
+    Between two of them a few elements may be unused; they are zero and stay so.
+
+    Parameters
+    ----------
+    shapes
+        By name, in the order in which they shall lie.
+
+    Attributes
+    ----------
+    size
+        P.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._places: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        self.size = 0
+        for name, shape in shapes.items():
+            length = math.prod(shape)
+            self._places[name] = (slice(self.size, self.size + length), shape)
+            self.size += -(-length // _ALIGNMENT) * _ALIGNMENT
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Return the named arrays in `flat (P,)`; writing to them writes to it."""
+        return {name: flat[place].reshape(shape) for name, (place, shape) in self._places.items()}
+
+    def join(self, xp: Namespace, arrays: Mapping[str, Array], dtype: object) -> Array:
+        """Return a new array `(P,)` with copies of the named arrays."""
+        flat = xp.zeros(self.size, dtype=dtype)
+        for name, view in self.views(flat).items():
+            view[...] = arrays[name]
+        return flat
