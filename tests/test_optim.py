@@ -180,7 +180,7 @@ def test_the_optimizer_takes_the_rules_steps_in_place(name, backend):
     optimizer = Optimizer(name, **settings)
     w = backend.to_device(W.reshape(-1).copy())
     for gradient in GRADIENTS:
-        optimizer.update(w, backend.to_device(gradient.reshape(-1)))
+        optimizer.update(backend.xp, w, backend.to_device(gradient.reshape(-1)))
     for k, start in enumerate(W.reshape(-1)):
         expected = plain(start, [gradient.reshape(-1)[k] for gradient in GRADIENTS], *numbers)
         assert to_host(w)[k] == pytest.approx(expected, rel=1e-12, abs=1e-15)
@@ -189,7 +189,7 @@ def test_the_optimizer_takes_the_rules_steps_in_place(name, backend):
 def test_the_optimizer_remembers_under_the_rules_names():
     optimizer = Optimizer("adam")
     assert optimizer.memory == {}
-    optimizer.update(numpy.zeros(3), numpy.ones(3))
+    optimizer.update(numpy, numpy.zeros(3), numpy.ones(3))
     assert optimizer.memory["m"].tolist() == pytest.approx([0.1] * 3)
     assert optimizer.memory["v"].tolist() == pytest.approx([0.001] * 3)
     assert optimizer.config["t"] == 1
@@ -199,7 +199,7 @@ def test_the_optimizers_factor_and_scale_are_of_one_step(backend):
     optimizer = Optimizer("sgd", learning_rate=0.5)
     w = backend.to_device(numpy.zeros(1))
     for factor, scale in ((1.0, 1.0), (0.1, 1.0), (1.0, backend.to_device(numpy.array(0.5)))):
-        optimizer.update(w, backend.to_device(numpy.ones(1)), factor, scale)
+        optimizer.update(backend.xp, w, backend.to_device(numpy.ones(1)), factor, scale)
     assert float(w[0]) == pytest.approx(-0.5 * 1.6)
 
 

@@ -226,11 +226,15 @@ class Optimizer:
         """The arrays `(P,)` that the rule remembers; empty before the first step."""
         return {name: self.config[name] for name in self._rule.memory if name in self.config}
 
-    def update(self, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0) -> None:
+    def update(
+        self, xp: Namespace, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0
+    ) -> None:
         """Replace every parameter by its next value.
 
         Parameters
         ----------
+        xp
+            The array namespace, which chooses the kernel.
         w, dw
             All parameters and their gradients, `(P,)` each; `w` is changed in place.
         factor
@@ -238,7 +242,6 @@ class Optimizer:
         scale
             What clipping multiplies the gradients by: a number or an array of no axes.
         """
-        xp = namespace(w, dw)
         for name in self._rule.memory:
             if name not in self.config:
                 self.config[name] = xp.zeros_like(w)

@@ -8,10 +8,11 @@ with the reference, and one test holds every override of `KERNELS` to that.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from xpcap.backend import Namespace
+from xpcap.backend import Namespace, is_host
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,9 +27,11 @@ class Kernel(Generic[P, R]):
         functools.update_wrapper(self, reference)
 
     def __call__(self, xp: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the version for `xp`."""
-        chosen = self.overrides.get(xp.__name__, self.reference)
-        return chosen(xp, *args, **kwargs)
+        """Run the version for `xp`; what is not compiled for the CPU is NumPy's."""
+        chosen = self.overrides.get(xp.__name__)
+        if chosen is None and xp.__name__ == "numba":
+            chosen = self.overrides.get("numpy")
+        return (chosen or self.reference)(xp, *args, **kwargs)
 
     def override(
         self, library: str
@@ -52,3 +55,17 @@ def kernel(reference: Callable[Concatenate[Namespace, P], R]) -> Kernel[P, R]:
     made = Kernel(reference)
     KERNELS[reference.__name__] = made
     return made
+
+
+def fastest(xp: Namespace) -> Namespace:
+    """Return the namespace under which the fastest kernels for arrays of `xp` run.
+
+    NumPy's are compiled where numba is installed (the extra `fast`) and `XPCAP_COMPILED` is not 0.
+    """
+    if is_host(xp) and os.environ.get("XPCAP_COMPILED") != "0":
+        try:
+            from xpcap.kernels.compiled import compiled_numpy
+        except ImportError:
+            return xp
+        return compiled_numpy
+    return xp

@@ -30,8 +30,8 @@ def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
 @sgd_update.override("numpy")
 def _sgd_in_chunks(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
     """The reference, chunk by chunk."""
-    for part in _chunks(w, dw):
-        sgd_update.reference(xp, *part, settings)
+    for some_w, some_dw in _chunks(w, dw):
+        sgd_update.reference(xp, some_w, some_dw, settings)
 
 
 @kernel
@@ -50,8 +50,8 @@ def _momentum_in_chunks(
     xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
 ) -> None:
     """The reference, chunk by chunk."""
-    for part in _chunks(w, dw, velocity):
-        momentum_update.reference(xp, *part, settings, momentum)
+    for some_w, some_dw, some_velocity in _chunks(w, dw, velocity):
+        momentum_update.reference(xp, some_w, some_dw, some_velocity, settings, momentum)
 
 
 @kernel
@@ -86,8 +86,8 @@ def _rmsprop_in_chunks(
     epsilon: float,
 ) -> None:
     """The reference, chunk by chunk."""
-    for part in _chunks(w, dw, cache):
-        rmsprop_update.reference(xp, *part, settings, decay_rate, epsilon)
+    for some_w, some_dw, some_cache in _chunks(w, dw, cache):
+        rmsprop_update.reference(xp, some_w, some_dw, some_cache, settings, decay_rate, epsilon)
 
 
 @kernel
@@ -145,5 +145,7 @@ def _adam_in_chunks(
     weight_decay: float,
 ) -> None:
     """The reference, chunk by chunk."""
-    for part in _chunks(w, dw, m, v):
-        adam_update.reference(xp, *part, settings, beta1, beta2, epsilon, weight_decay)
+    for some_w, some_dw, some_m, some_v in _chunks(w, dw, m, v):
+        adam_update.reference(
+            xp, some_w, some_dw, some_m, some_v, settings, beta1, beta2, epsilon, weight_decay
+        )

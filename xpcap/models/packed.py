@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from xpcap.backend import Array, Namespace, namespace, to_host
+from xpcap.backend import Array, namespace, to_host
 from xpcap.data.vocabulary import NULL
 from xpcap.errors import ShapeError
+from xpcap.kernels import fastest
 from xpcap.kernels.products import product
 from xpcap.kernels.random import keep_mask
 from xpcap.kernels.scatter import add_rows, take_rows
@@ -103,12 +104,18 @@ class PackedLoss:
     Parameters
     ----------
     model
-        Whose parameters are read at each call.
+        Whose parameters are read at each call; it stays on its device.
+
+    Attributes
+    ----------
+    xp
+        The array namespace, which chooses the kernels.
     """
 
     def __init__(self, model: CaptioningRNN) -> None:
         self.model = model
-        self._space = Workspace(model.backend.xp, numpy.float32)
+        self.xp = fastest(model.backend.xp)
+        self._space = Workspace(self.xp, numpy.float32)
 
     def loss(
         self, features: Array, captions: Array, step: int, gradients: dict[str, Array]
@@ -148,8 +155,8 @@ class PackedLoss:
     ) -> tuple[Array, _Forward]:
         """Return the loss, with the dropout masks of `step` (none if that is None)."""
         params, cell, packing = self.model.params, self.model.cell, batch.packing
-        xp = namespace(features, *params.values())
-        space = self._workspace(xp, params["W_proj"].dtype)
+        namespace(features, *params.values())
+        space, xp = self._workspace(params["W_proj"].dtype), self.xp
         H, V = params["W_vocab"].shape
         N, S = packing.captions, len(batch.targets)
 
@@ -239,10 +246,10 @@ class PackedLoss:
         product(xp, images.T, dh0, gradients["W_proj"])
         dh0.sum(axis=0, out=gradients["b_proj"])
 
-    def _workspace(self, xp: Namespace, dtype: numpy.dtype) -> Workspace:
-        """Return the memory of the calls before, or new memory after another dtype or device."""
-        if self._space.xp is not xp or self._space.dtype != dtype:
-            self._space = Workspace(xp, dtype)
+    def _workspace(self, dtype: numpy.dtype) -> Workspace:
+        """Return the memory of the calls before, or new memory where the dtype has changed."""
+        if self._space.dtype != dtype:
+            self._space = Workspace(self.xp, dtype)
         return self._space
 
     def _recurrent_weights(self) -> list[Array]:

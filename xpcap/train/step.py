@@ -67,10 +67,10 @@ class TrainingStep:
         self.loss = self.packed.loss(features, batch.captions, step, gradients)
         scale: Any = 1.0
         if self.clip_norm is not None:
-            xp = self.model.backend.xp
+            xp = self.packed.xp
             self.gradient_norm = xp.sqrt(xp.dot(self._gradients, self._gradients))
             scale = clip_scale(xp, self.gradient_norm, self.clip_norm)
-        self.optimizer.update(self._parameters, self._gradients, factor, scale)
+        self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
 
     def _gather(self) -> None:
         """Make the parameters views of one array, unless they are already."""
