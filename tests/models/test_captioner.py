@@ -327,8 +327,32 @@ def test_the_device_never_waits(cell_type, dropout):
     counters.reset()
     model.loss(features, captions, step=3)
     model.evaluate(features, captions)
-    model.sample(features, max_length=5)
     assert counters.synchronizations == 0
+
+
+def test_decoding_asks_only_every_few_steps_whether_to_stop():
+    guard = open_guard()
+    model = build("lstm", guard)
+    features = guard.to_device(FEATURES)
+    model.params["b_vocab"][END] = -100.0
+    counters.reset()
+    model.sample(features, max_length=12)
+    assert counters.synchronizations == 3
+    model.params["b_vocab"][END] = 100.0
+    counters.reset()
+    model.sample(features, max_length=12)
+    assert counters.synchronizations == 1
+
+
+@every_cell
+def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(cell_type):
+    """On the CPU a caption that has ended leaves the batch."""
+    model = lively(cell_type, seed=1)
+    features = numpy.random.default_rng(5).standard_normal((40, D))
+    together = model.sample(features, max_length=12)
+    alone = numpy.concatenate([model.sample(row[None], max_length=12) for row in features])
+    numpy.testing.assert_array_equal(together, alone)
+    assert len(numpy.unique((together != NULL).sum(axis=1))) > 3
 
 
 @every_cell

@@ -192,7 +192,12 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
 
 
 def lstm_unroll(
-    gates: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+    gates: Array,
+    h0: Array,
+    Wh: Array,
+    packing: Packing,
+    workspace: Workspace,
+    c0: Array | None = None,
 ) -> LSTMUnrolled:
     """Run the cell over a packed sequence.
 
@@ -206,13 +211,16 @@ def lstm_unroll(
         Which rows are which step's.
     workspace
         Where the arrays of the result lie.
+    c0
+        First cell state `(N, H)`, zero if None.
     """
     xp, (N, H) = workspace.xp, h0.shape
     h, prev_h, c, tanh_c = (
         packing.empty(workspace, name, H) for name in ("h", "prev_h", "c", "tanh_c")
     )
     ah = workspace.empty("ah", N, 4 * H)
-    c0 = workspace.zeros("c0", N, H)
+    if c0 is None:
+        c0 = workspace.zeros("c0", N, H)
     state, cell = h0, c0
     for rows in packing.rows:
         n = rows.stop - rows.start

@@ -39,6 +39,7 @@ from xpcap.layers.dropout import check_rate
 from xpcap.layers.gru import gru_unroll, gru_unroll_backward
 from xpcap.layers.lstm import lstm_unroll, lstm_unroll_backward
 from xpcap.layers.rnn import rnn_unroll, rnn_unroll_backward
+from xpcap.models.greedy import greedy
 
 
 class Cell(NamedTuple):
@@ -121,6 +122,8 @@ class CaptioningRNN:
 
     Attributes
     ----------
+    null, start_word, end
+        The indices of `<NULL>`, `<START>` and `<END>`; the last two may be None.
     params
         By name: `W_proj, b_proj, W_embed, Wx, Wh, b, W_vocab, b_vocab`, and `bn` for a GRU. A plain
         dict: assign to it what you like, in any floating dtype.
@@ -164,9 +167,9 @@ class CaptioningRNN:
         self.seed = int(numpy.random.randint(2**31 - 1)) if seed is None else seed
         self.word_to_idx = dict(word_to_idx)
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
-        self._null = word_to_idx[NULL]
-        self._start = word_to_idx.get(START)
-        self._end = word_to_idx.get(END)
+        self.null = word_to_idx[NULL]
+        self.start_word = word_to_idx.get(START)
+        self.end = word_to_idx.get(END)
 
         rng = numpy.random.default_rng(self.seed)
         params = captioner_parameters(
@@ -226,7 +229,7 @@ class CaptioningRNN:
 
     def _compare(self, scores: Array, captions: Array) -> tuple[Array, Array]:
         targets = captions[:, 1:]
-        return temporal_softmax_loss(scores, targets, targets != self._null)
+        return temporal_softmax_loss(scores, targets, targets != self.null)
 
     def _forward(self, features: Array, captions: Array, step: int | None) -> tuple[Array, _Caches]:
         """Return scores `(N, T, V)`, with dropout masks of `step` (none if that is None)."""
@@ -315,24 +318,9 @@ class CaptioningRNN:
         ConfigurationError
             If the vocabulary has no `<START>`, or `max_length` is negative.
         """
-        if self._start is None:
+        if self.start_word is None:
             raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
         if max_length < 0:
             raise ConfigurationError(f"max_length must not be negative, got {max_length}")
         with self.backend.activate():
-            return self._greedy(features, max_length, self._start)
-
-    def _greedy(self, features: Array, max_length: int, start: int) -> Array:
-        xp = namespace(features, *self.params.values())
-        N = features.shape[0]
-        captions = xp.full((N, max_length), self._null, dtype=numpy.int32)
-        words = xp.full(N, start, dtype=numpy.int32)
-        going_on = xp.ones(N, dtype=bool)
-        state = self.start(features)
-        for t in range(max_length):
-            scores, state = self.step(words, state)
-            words = scores.argmax(axis=1).astype(numpy.int32)
-            captions[:, t] = xp.where(going_on, words, captions[:, t])
-            if self._end is not None:
-                going_on = going_on & (words != self._end)
-        return captions
+            return greedy(self, features, max_length)

@@ -1,0 +1,91 @@
+"""Greedy decoding of many captions together: always the most likely next word.
+
+On the CPU a caption that has ended leaves the batch, and each distinct word of a step is projected
+once. On a GPU that would need the words on the host, so there all captions go on to the end, and
+whether any still does is asked every few steps only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy
+
+from xpcap.backend import Array, is_host, namespace
+from xpcap.kernels import fastest
+from xpcap.kernels.products import product
+from xpcap.kernels.scatter import take_rows
+from xpcap.layers._sequence import Packing
+from xpcap.workspace import Workspace
+
+if TYPE_CHECKING:
+    from xpcap.models.captioner import CaptioningRNN
+
+_ASK_EVERY = 4  # steps between two questions whether all captions have ended
+
+
+def greedy(model: CaptioningRNN, features: Array, max_length: int) -> Array:
+    """Caption images, as `CaptioningRNN.sample` says.
+
+    Parameters
+    ----------
+    model
+        With a `<START>` in its vocabulary.
+    features
+        `(N, D)` floating.
+    max_length
+        How many words at most.
+    """
+    xp = namespace(features, *model.params.values())
+    run = _with_those_that_go_on if is_host(xp) else _all_together
+    return run(model, features, max_length)
+
+
+def _all_together(model: CaptioningRNN, features: Array, max_length: int) -> Array:
+    xp, N = namespace(features), features.shape[0]
+    captions = xp.full((N, max_length), model.null, dtype=numpy.int32)
+    words = xp.full(N, model.start_word, dtype=numpy.int32)
+    going_on = xp.ones(N, dtype=bool)
+    state = model.start(features)
+    for t in range(max_length):
+        scores, state = model.step(words, state)
+        words = scores.argmax(axis=1).astype(numpy.int32)
+        captions[:, t] = xp.where(going_on, words, captions[:, t])
+        if model.end is not None:
+            going_on = going_on & (words != model.end)
+            if t % _ASK_EVERY == _ASK_EVERY - 1 and not going_on.any():
+                break
+    return captions
+
+
+def _with_those_that_go_on(
+    model: CaptioningRNN, features: numpy.ndarray, max_length: int
+) -> numpy.ndarray:
+    params, cell, N = model.params, model.cell, len(features)
+    captions = numpy.full((N, max_length), model.null, numpy.int32)
+    words = numpy.full(N, model.start_word)
+    going_on = numpy.arange(N)
+    state = model.start(features)
+    xp = fastest(numpy)
+    spaces = [Workspace(xp, state[0].dtype) for _ in range(2)]  # a step reads what one before wrote
+    recurrent = [params[name] for name in (cell.weights[1], *cell.weights[3:])]
+    for t in range(max_length):
+        n, space = len(going_on), spaces[t % 2]
+        distinct, places = numpy.unique(words, return_inverse=True)
+        projected = params["W_embed"][distinct] @ params["Wx"] + params["b"]
+        gates = space.empty("gates", n, projected.shape[1])
+        take_rows(xp, projected, places, gates)
+        run = cell.unroll(gates, state[0], *recurrent, Packing(n, [n]), space, *state[1:])
+        state = (run.h, run.c) if cell.states == 2 else (run.h,)
+        scores = space.empty("scores", n, len(params["b_vocab"]))
+        product(xp, run.h, params["W_vocab"], scores)
+        scores += params["b_vocab"]
+        words = scores.argmax(axis=1)
+        captions[going_on, t] = words
+        unfinished = words != model.end
+        if not unfinished.all():
+            words, going_on = words[unfinished], going_on[unfinished]
+            state = tuple(part[unfinished] for part in state)
+        if not len(going_on):
+            break
+    return captions
