@@ -352,7 +352,7 @@ def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(cell_type):
     together = model.sample(features, max_length=12)
     alone = numpy.concatenate([model.sample(row[None], max_length=12) for row in features])
     numpy.testing.assert_array_equal(together, alone)
-    assert len(numpy.unique((together != NULL).sum(axis=1))) > 3
+    assert len(numpy.unique((together != NULL).sum(axis=1))) >= 3
 
 
 @every_cell
