@@ -347,7 +347,7 @@ def test_decoding_asks_only_every_few_steps_whether_to_stop():
 @every_cell
 def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(cell_type):
     """On the CPU a caption that has ended leaves the batch."""
-    model = lively(cell_type, seed=1)
+    model = lively(cell_type, seed=0)
     features = numpy.random.default_rng(5).standard_normal((40, D))
     together = model.sample(features, max_length=12)
     alone = numpy.concatenate([model.sample(row[None], max_length=12) for row in features])
