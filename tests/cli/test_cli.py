@@ -215,3 +215,12 @@ def test_as_a_real_process(tiny, tmp_path):
     failed = run("train", "--data", tiny, "--out", "run", *SMALL)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == "xpcap: run holds another run; expected a new name\n"
+
+
+def test_bench_as_json(call):
+    result = call("bench", "--rounds", "1", "--task", "decode", "--cell", "rnn", "--json")
+    assert result.exit_code == 0
+    programs = {entry["program"]: entry for entry in json.loads(result.stdout)}
+    assert programs["xpcap"]["ms"] > 0
+    assert programs["xpcap"]["times_xpcap"] == 1.0
+    assert programs["products"]["config"] == "seed"

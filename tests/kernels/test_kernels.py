@@ -5,11 +5,11 @@ import math
 
 import numpy
 import pytest
+from guard import open_guard
 
-import xpcap.train  # noqa: F401  (its modules register the kernels)
 from xpcap.backend import CPU, to_host
-from xpcap.kernels import KERNELS, kernel
-from xpcap.kernels.pointwise import sigmoid, split_gates
+from xpcap.kernels import KERNELS, fastest, kernel
+from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.random import keep_mask, philox
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import softmax, softmax_cross_entropy
@@ -146,6 +146,8 @@ def copies(backend, arguments, dtype=None):
     return on_device(backend, copied, dtype)
 
 
+fastest(numpy)  # registers the compiled ones, where there are any
+
 OVERRIDES = [
     pytest.param(made, override, library, id=f"{name}-{library}")
     for name, made in KERNELS.items()
@@ -172,7 +174,7 @@ def test_overrides_have_the_signature_of_their_reference(made, override, library
 def test_overrides_agree_with_their_reference(made, override, library, dtype, request):
     """Not further from the reference in float64 than twice what its own rounding costs."""
     arguments = ARGUMENTS[made.__name__]
-    home = CPU if library == "numpy" else request.getfixturevalue("gpu")
+    home = request.getfixturevalue("gpu") if library == "cupy" else CPU
     exact = run(made.reference, numpy, copies(CPU, arguments, numpy.float64))
     rounded = run(made.reference, numpy, copies(CPU, arguments, dtype))
     found = run(override, home.xp, copies(home, arguments, dtype))
@@ -361,6 +363,28 @@ def test_add_rows_of_nothing(xp):
     nothing = xp.asarray(numpy.zeros(0, numpy.int64)), xp.asarray(numpy.zeros((0, 3)))
     add_rows(xp, *nothing, out)
     assert to_host(out).tolist() == [[0.0] * 3] * 2
+
+
+def test_the_compiled_kernels_are_left_out_where_they_shall_be(monkeypatch):
+    pytest.importorskip("numba")
+    assert fastest(numpy).__name__ == "numba"
+    assert fastest(numpy).sqrt is numpy.sqrt
+    monkeypatch.setenv("XPCAP_COMPILED", "0")
+    assert fastest(numpy) is numpy
+    assert fastest(open_guard().xp).__name__ == "guard"
+
+
+def test_compiled_kernels_leave_the_rest_to_numpy(monkeypatch):
+    """Double precision, and arrays that are not contiguous."""
+    pytest.importorskip("numba")
+    xp = fastest(numpy)
+    wide = normal(N, 3 * H).astype(numpy.float32)
+    for a in (normal(N, H), wide[:, :H], numpy.asfortranarray(wide)):
+        out = numpy.empty(a.shape, a.dtype)
+        rnn_cell(xp, a, a, out)
+        expected = numpy.empty(a.shape, a.dtype)
+        rnn_cell.overrides["numpy"](numpy, a, a, expected)
+        numpy.testing.assert_array_equal(out, expected)
 
 
 def test_split_gates_are_views(xp):

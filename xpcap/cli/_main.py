@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 import xpcap
+from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.data import data
 from xpcap.cli.info import info
@@ -76,5 +77,5 @@ def main() -> None:
     """
 
 
-for command in (train, caption, data, selfcheck, info):
+for command in (train, caption, data, selfcheck, bench, info):
     main.add_command(command)

@@ -1,8 +1,8 @@
 """Greedy decoding of many captions together: always the most likely next word.
 
-On the CPU a caption that has ended leaves the batch, and each distinct word of a step is projected
-once. On a GPU that would need the words on the host, so there all captions go on to the end, and
-whether any still does is asked every few steps only.
+On the CPU a caption that has ended leaves the batch, and each word is projected once, however often
+it is said. On a GPU that would need the words on the host, so there all captions go on to the end,
+and whether any still does is asked every few steps only.
 """
 
 from __future__ import annotations
@@ -69,12 +69,15 @@ def _with_those_that_go_on(
     xp = fastest(numpy)
     spaces = [Workspace(xp, state[0].dtype) for _ in range(2)]  # a step reads what one before wrote
     recurrent = [params[name] for name in (cell.weights[1], *cell.weights[3:])]
+    projected = numpy.empty((len(params["W_embed"]), params["Wx"].shape[1]), state[0].dtype)
+    known = numpy.zeros(len(projected), bool)
     for t in range(max_length):
         n, space = len(going_on), spaces[t % 2]
-        distinct, places = numpy.unique(words, return_inverse=True)
-        projected = params["W_embed"][distinct] @ params["Wx"] + params["b"]
+        new = numpy.unique(words[~known[words]])
+        projected[new] = params["W_embed"][new] @ params["Wx"] + params["b"]
+        known[new] = True
         gates = space.empty("gates", n, projected.shape[1])
-        take_rows(xp, projected, places, gates)
+        take_rows(xp, projected, words, gates)
         run = cell.unroll(gates, state[0], *recurrent, Packing(n, [n]), space, *state[1:])
         state = (run.h, run.c) if cell.states == 2 else (run.h,)
         scores = space.empty("scores", n, len(params["b_vocab"]))

@@ -1,0 +1,132 @@
+"""What the benchmark times is what it says; times themselves are not tested."""
+
+import numpy
+import pytest
+
+from xpcap.backend import CPU
+from xpcap.benchmark import (
+    CONFIGURATIONS,
+    Configuration,
+    Figures,
+    Ours,
+    Products,
+    Workload,
+    draw_captions,
+    interleave,
+)
+from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
+
+SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, wordvec=8)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "count", "distinct"),
+    [(1004, 100, 311), (1004, 128, 360), (1004, 512, 678), (10_000, 128, 460), (10_000, 512, 1071)],
+)
+def test_captions_are_like_those_of_coco(vocabulary, count, distinct):
+    """The numbers of different words were counted in val2017's captions of at most 15 words."""
+    rng = numpy.random.default_rng(0)
+    batches = [draw_captions(count, vocabulary, 16, rng) for _ in range(20)]
+    read = [numpy.unique(c[:, :-1][c[:, 1:] != NULL]) for c in batches]
+    assert numpy.mean([len(words) for words in read]) == pytest.approx(distinct, rel=0.05)
+    assert numpy.mean([(c[:, 1:] != NULL).mean() for c in batches]) == pytest.approx(0.7, abs=0.01)
+    for captions in batches:
+        lengths = (captions != NULL).sum(axis=1)
+        assert (captions[:, 0] == START).all()
+        assert (captions[numpy.arange(count), lengths - 1] == END).all()
+        assert ((captions == END).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_decoded_captions_have_the_lengths_of_the_data(cell):
+    workload = Workload(SMALL, cell)
+    said = Ours(workload, CPU).decode(0)
+    assert said.shape == (20, MAX_LENGTH)
+    expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
+    numpy.testing.assert_array_equal((said != NULL).sum(axis=1), expected)
+
+
+def test_batches_go_round():
+    workload = Workload(SMALL, "rnn")
+    seen = numpy.concatenate([workload.rows(k) for k in range(len(workload.split) // 20)])
+    assert len(numpy.unique(seen)) == len(seen)
+    assert len(workload.rows(10_000)) == 20
+
+
+@pytest.mark.parametrize("task", ["train", "loss", "decode"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_every_program_does_every_task(cell, task):
+    workload = Workload(SMALL, cell)
+    for program in (Ours(workload, CPU), Products(workload, numpy)):
+        getattr(program, task)(0)
+        getattr(program, task)(1)
+
+
+def test_the_products_are_all_that_our_training_step_has(monkeypatch):
+    """Ours, through its kernel, and the floor multiply the same shapes."""
+
+    def shapes_of(function):
+        found = []
+        original = numpy.matmul
+
+        def matmul(a, b, out):
+            found.append((a.shape, b.shape, out.shape))
+            return original(a, b, out=out)
+
+        monkeypatch.setattr(numpy, "matmul", matmul)
+        function(3)
+        monkeypatch.undo()
+        return sorted(found)
+
+    for cell in ("rnn", "lstm", "gru"):
+        workload = Workload(SMALL, cell)
+        products = shapes_of(Products(workload, numpy).train)
+        assert shapes_of(Ours(workload, CPU).train) == products
+        assert len(products) > 20
+
+
+def test_turns_are_taken_in_changing_order():
+    calls = []
+    programs = {name: lambda k, name=name: calls.append((name, k)) for name in "ab"}
+    figures = interleave(programs, rounds=2, calls=2, synchronize=lambda: None)
+    assert calls == [
+        ("a", 0), ("a", 0), ("a", 1), ("b", 0), ("b", 0), ("b", 1),
+        ("b", 2), ("b", 2), ("b", 3), ("a", 2), ("a", 2), ("a", 3),
+    ]  # fmt: skip
+    assert [len(times.rounds) for times in figures.values()] == [2, 2]
+
+
+def test_figures():
+    one, other = Figures((1.0, 2.0, 3.0)), Figures((2.0, 2.0, 9.0))
+    assert one.median == 2.0
+    assert one.quartiles == (1.5, 2.5)
+    assert other.over(one) == 2.0
+    assert Figures((4.0,)).quartiles == (4.0, 4.0)
+
+
+def test_named_sizes():
+    assert {name: c.vocabulary for name, c in CONFIGURATIONS.items()} == {
+        "seed": 1004, "full": 1004, "bigvocab": 10_000
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_the_peer_in_pytorch_computes_the_same(cell):
+    pytest.importorskip("torch")
+    import bench
+
+    assert bench.compare(Workload(SMALL, cell), CPU) < 1e-8
+
+
+def test_a_peer_that_computes_something_else_is_found(monkeypatch):
+    torch = pytest.importorskip("torch")
+    import bench
+    import torch_peer
+
+    def mean_over_words(self, features, captions):
+        return original(self, features, captions) / 2
+
+    original = torch_peer.Captioner.loss
+    monkeypatch.setattr(torch_peer.Captioner, "loss", mean_over_words)
+    assert bench.compare(Workload(SMALL, "lstm"), CPU) > 0.1
+    assert torch.get_default_dtype() == torch.float32

@@ -1,0 +1,201 @@
+"""Time xpcap against its own matrix products and against PyTorch, on the same batches.
+
+    python tools/bench.py --config full --cell lstm --task train --json result.json
+
+Before anything is timed, losses, gradients and parameters after one step are compared in double
+precision, and decoded captions word by word: a peer that computes something else is not timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy
+
+import xpcap
+from xpcap.backend import Backend, open_backend, to_host
+from xpcap.benchmark import CONFIGURATIONS, TASKS, Ours, Products, Result, Workload, interleave
+from xpcap.data.vocabulary import tokenize
+from xpcap.models.captioner import CELLS
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+MEMORY_STEPS = 5
+
+
+def coco_captions(folder: Path, vocabulary: int, steps: int) -> numpy.ndarray:
+    """Encode COCO's captions of at most `steps - 1` words; the rarest words are `<UNK>`."""
+    annotations = json.loads((folder / "captions_val2017.json").read_text())["annotations"]
+    sentences = [tokenize(annotation["caption"]) for annotation in annotations]
+    sentences = [words for words in sentences if len(words) < steps]
+    counts: dict[str, int] = {}
+    for word in (word for words in sentences for word in words):
+        counts[word] = counts.get(word, 0) + 1
+    common = sorted(counts, key=counts.__getitem__, reverse=True)[: vocabulary - 4]
+    index = {word: 4 + k for k, word in enumerate(common)}
+    captions = numpy.zeros((len(sentences), steps + 1), numpy.int32)
+    for row, words in zip(captions, sentences, strict=True):
+        row[: len(words) + 2] = [1, *(index.get(word, 3) for word in words), 2]
+    return captions
+
+
+class WithoutCompiledKernels:
+    """What `Ours` does with NumPy alone."""
+
+    def __init__(self, workload: Workload, backend: Backend) -> None:
+        self._ours = self._quietly(Ours, workload, backend)
+        for task in TASKS:
+            setattr(self, task, functools.partial(self._quietly, getattr(self._ours, task)))
+
+    def _quietly(self, function: Callable[..., Any], *args: Any) -> Any:
+        before = os.environ.get("XPCAP_COMPILED", "1")
+        os.environ["XPCAP_COMPILED"] = "0"
+        try:
+            return function(*args)
+        finally:
+            os.environ["XPCAP_COMPILED"] = before
+
+
+def compare(workload: Workload, backend: Backend) -> float:
+    """Return how far ours and PyTorch are apart in double precision, relative to the largest.
+
+    Compared are decoded words, the loss, its gradients, and the parameters after a step of Adam;
+    of these only where the gradient is not rounding alone, for Adam divides by its size.
+    """
+    import torch
+    from torch_peer import TorchPeer
+
+    ours = Ours(workload, backend, numpy.float64)
+    peer = TorchPeer(workload, torch_device(backend), torch.float64)
+    found = [(to_host(ours.decode(0)), peer.decode(0).cpu().numpy())]
+    found.append((to_host(ours.loss(0)), peer.loss(0).item()))
+    gradients = peer.module.unload(gradients=True)
+    found += [(to_host(ours.gradients[name]), value) for name, value in gradients.items()]
+    ours.train(0)
+    peer.train(0)
+    for name, value in peer.module.unload().items():
+        sure = abs(gradients[name]) > 1e-9
+        found.append((to_host(ours.model.params[name])[sure], value[sure]))
+    return max(
+        float(abs(one - other).max() / (abs(other).max() or 1.0))
+        for one, other in ((numpy.asarray(a), numpy.asarray(b)) for a, b in found)
+        if one.size
+    )
+
+
+def torch_device(backend: Backend) -> str:
+    """Return PyTorch's name of a device."""
+    return "cpu" if backend.device is None else f"cuda:{backend.device}"
+
+
+def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
+    """Build a contender by name."""
+    if name == "numpy":
+        return WithoutCompiledKernels(workload, backend)
+    if name == "products":
+        return Products(workload, backend.xp)
+    if name == "torch":
+        import torch
+        from torch_peer import TorchPeer
+
+        torch.set_num_threads(threads)
+        return TorchPeer(workload, torch_device(backend))
+    return Ours(workload, backend)
+
+
+def peak_memory(name: str, options: list[str]) -> int:
+    """Return the bytes that a process needs at most which does nothing but train (on Linux)."""
+    command = [sys.executable, __file__, *options, "--memory-of", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what takes part."""
+    found = {"xpcap": xpcap.__version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "torch", "cupy"):
+        if name in sys.modules:
+            found[name] = sys.modules[name].__version__
+    return found
+
+
+@click.command()
+@click.option("--config", "configs", multiple=True, type=click.Choice(list(CONFIGURATIONS)))
+@click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)))
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS))
+@click.option("--device", default="cpu", help="cpu, gpu or gpu:K.")
+@click.option("--rounds", default=12, help="Turns that each contender has.")
+@click.option("--calls", default=7, help="Calls a turn.")
+@click.option("--threads", default=os.cpu_count(), help="Of PyTorch on the CPU.")
+@click.option("--captions", type=click.Path(path_type=Path, exists=True), help="COCO's folder.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
+@click.option("--memory-of", hidden=True)
+def main(
+    configs: tuple[str, ...],
+    cells: tuple[str, ...],
+    tasks: tuple[str, ...],
+    device: str,
+    rounds: int,
+    calls: int,
+    threads: int,
+    captions: Path | None,
+    json_file: Path | None,
+    memory_of: str | None,
+) -> None:
+    """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
+    backend = open_backend(device)
+    results = []
+    for config in configs or CONFIGURATIONS:
+        size = CONFIGURATIONS[config]
+        real = coco_captions(captions, size.vocabulary, size.steps) if captions else None
+        for cell in cells or CELLS:
+            workload = Workload(size, cell, real)
+            if memory_of:
+                contender = make(memory_of, workload, backend, threads)
+                for k in range(MEMORY_STEPS):
+                    contender.train(k)
+                status = Path("/proc/self/status").read_text()
+                print(1024 * int(status.split("VmHWM:")[1].split()[0]))
+                return
+            names = ["xpcap", "numpy", "products"]
+            if HAS_TORCH:
+                apart = compare(workload, backend)
+                if not apart < 1e-8:
+                    raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
+                names.append("torch")
+            contenders = {name: make(name, workload, backend, threads) for name in names}
+            options = ["--config", config, "--cell", cell, "--device", device]
+            options += ["--captions", str(captions)] if captions else []
+            memory = {name: peak_memory(name, options) for name in names if name != "products"}
+            for task in tasks or TASKS:
+                calls_of = {n: getattr(c, task) for n, c in contenders.items() if hasattr(c, task)}
+                figures = interleave(calls_of, rounds, calls, backend.synchronize)
+                print(f"{config} {cell} {task}")
+                for name, times in figures.items():
+                    result = Result(
+                        config, cell, task, name, size.batch_size, times, figures["xpcap"]
+                    )
+                    used = memory.get(name) if task == "train" else None
+                    print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
+                    results.append({**result.as_dict(), "peak_memory_bytes": used})
+    if json_file:
+        about = {
+            "versions": versions(),
+            "device": device,
+            "processor": platform.processor() or platform.machine(),
+            "threads": threads,
+            "captions": "COCO" if captions else "drawn",
+        }
+        json_file.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The same captioner in PyTorch, as fast as its own operations make it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from xpcap.backend import to_host
+from xpcap.benchmark import Workload
+from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
+
+ORDER = {"rnn": (0,), "gru": (0, 1, 2), "lstm": (0, 1, 3, 2)}  # of our gates in PyTorch's layers
+
+
+class Captioner(nn.Module):
+    """Embedding, a recurrent layer of cuDNN or oneDNN, and two affine layers."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        size = workload.configuration
+        layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[workload.cell]
+        self.cell = workload.cell
+        self.project = nn.Linear(size.features, size.hidden)
+        self.embed = nn.Embedding(size.vocabulary, size.wordvec)
+        self.recurrent = layer(size.wordvec, size.hidden, batch_first=True)
+        self.vocabulary = nn.Linear(size.hidden, size.vocabulary)
+
+    def state(self, features: torch.Tensor) -> Any:
+        """Return the recurrent layer's first state."""
+        h0 = self.project(features)[None]
+        return (h0, torch.zeros_like(h0)) if self.cell == "lstm" else h0
+
+    def loss(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """Return the cross entropy, summed over words and averaged over captions."""
+        h, _ = self.recurrent(self.embed(captions[:, :-1]), self.state(features))
+        return nn.functional.cross_entropy(
+            self.vocabulary(h).flatten(0, 1),
+            captions[:, 1:].flatten(),
+            ignore_index=NULL,
+            reduction="sum",
+        ) / len(captions)
+
+    @torch.inference_mode()
+    def sample(self, features: torch.Tensor) -> torch.Tensor:
+        """Decode greedily in one batch, and stop when all captions have ended."""
+        N = len(features)
+        captions = torch.full((N, MAX_LENGTH), NULL, device=features.device)
+        words = torch.full((N, 1), START, device=features.device)
+        ended = torch.zeros(N, dtype=torch.bool, device=features.device)
+        state = self.state(features)
+        for t in range(MAX_LENGTH):
+            h, state = self.recurrent(self.embed(words), state)
+            words = self.vocabulary(h[:, 0]).argmax(dim=1, keepdim=True)
+            captions[:, t] = words[:, 0].masked_fill(ended, NULL)
+            ended |= words[:, 0] == END
+            if ended.all():
+                break
+        return captions
+
+    def load(self, params: dict[str, Any]) -> None:
+        """Take our parameters over; PyTorch's second bias stays zero but for a GRU's."""
+        host = {name: numpy.asarray(to_host(value)) for name, value in params.items()}
+        ours = {
+            "project.weight": host["W_proj"].T,
+            "project.bias": host["b_proj"],
+            "embed.weight": host["W_embed"],
+            "vocabulary.weight": host["W_vocab"].T,
+            "vocabulary.bias": host["b_vocab"],
+            "recurrent.weight_ih_l0": self._gates(host["Wx"]).T,
+            "recurrent.weight_hh_l0": self._gates(host["Wh"]).T,
+            "recurrent.bias_ih_l0": self._gates(host["b"]),
+            "recurrent.bias_hh_l0": numpy.zeros_like(host["b"]),
+        }
+        if "bn" in host:
+            ours["recurrent.bias_hh_l0"][-len(host["bn"]) :] = host["bn"]
+        self.load_state_dict(
+            {name: torch.from_numpy(numpy.ascontiguousarray(v)) for name, v in ours.items()}
+        )
+
+    def _gates(self, wide: numpy.ndarray) -> numpy.ndarray:
+        blocks = numpy.split(wide, len(ORDER[self.cell]), axis=-1)
+        return numpy.concatenate([blocks[k] for k in ORDER[self.cell]], axis=-1)
+
+    def unload(self, gradients: bool = False) -> dict[str, numpy.ndarray]:
+        """Return the parameters, or their gradients, under our names and in our order."""
+        theirs = {
+            name: (p.grad if gradients else p).detach().cpu().numpy()
+            for name, p in self.named_parameters()
+            if not gradients or p.grad is not None
+        }
+        back = numpy.argsort(ORDER[self.cell])
+
+        def gates(wide: numpy.ndarray) -> numpy.ndarray:
+            blocks = numpy.split(wide, len(back), axis=-1)
+            return numpy.concatenate([blocks[k] for k in back], axis=-1)
+
+        found = {
+            "W_proj": theirs["project.weight"].T,
+            "b_proj": theirs["project.bias"],
+            "W_embed": theirs["embed.weight"],
+            "W_vocab": theirs["vocabulary.weight"].T,
+            "b_vocab": theirs["vocabulary.bias"],
+            "Wx": gates(theirs["recurrent.weight_ih_l0"].T),
+            "Wh": gates(theirs["recurrent.weight_hh_l0"].T),
+            "b": gates(theirs["recurrent.bias_ih_l0"]),
+        }
+        if self.cell == "gru":
+            H = theirs["recurrent.weight_hh_l0"].shape[1]
+            found["bn"] = theirs["recurrent.bias_hh_l0"][2 * H :]
+        return found
+
+
+class TorchPeer:
+    """PyTorch's eager mode with fused Adam, its data where its parameters are."""
+
+    def __init__(
+        self, workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.workload = workload
+        self.module = Captioner(workload).to(dtype)
+        self.module.load(workload.model("cpu").params)
+        self.module.to(device)
+        split = workload.split
+        self._captions = torch.from_numpy(split.captions).long().to(device)
+        self._images = torch.from_numpy(split.image_idxs).to(device)
+        self._features = torch.from_numpy(split.features).to(device, dtype)
+        self._decoded = torch.from_numpy(workload.images_to_decode()).to(device, dtype)
+        # a GRU's two biases of r and z are one bias of ours: PyTorch's second ones do not move
+        frozen = self.module.recurrent.bias_hh_l0
+        if workload.cell != "gru":
+            frozen.requires_grad_(False)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(trained, lr=1e-3, fused=True)
+
+    def loss(self, k: int) -> torch.Tensor:
+        """Compute the k-th minibatch's loss and gradients."""
+        rows = torch.from_numpy(self.workload.rows(k)).to(self._captions.device)
+        self._optimizer.zero_grad()
+        loss = self.module.loss(self._features[self._images[rows]], self._captions[rows])
+        loss.backward()
+        return loss.detach()
+
+    def train(self, k: int) -> torch.Tensor:
+        """Go from the k-th minibatch to updated parameters."""
+        loss = self.loss(k)
+        self._optimizer.step()
+        return loss
+
+    def decode(self, k: int) -> torch.Tensor:
+        """Caption N images greedily."""
+        return self.module.sample(self._decoded)

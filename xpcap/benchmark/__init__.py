@@ -1,0 +1,18 @@
+"""How fast a training step, a loss and greedy decoding are, beside their matrix products alone."""
+
+from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.timing import Figures, Result, interleave
+from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
+
+__all__ = [
+    "CONFIGURATIONS",
+    "TASKS",
+    "Configuration",
+    "Figures",
+    "Ours",
+    "Products",
+    "Result",
+    "Workload",
+    "draw_captions",
+    "interleave",
+]

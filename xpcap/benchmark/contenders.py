@@ -1,0 +1,140 @@
+"""What is timed: our program, and its matrix products alone, below which no program can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from xpcap.backend import CPU, Array, Backend
+from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
+from xpcap.models.packed import PackedLoss, pack_captions
+from xpcap.optim import Optimizer
+from xpcap.train.step import TrainingStep
+
+
+class Ours:
+    """Training steps, losses with their gradients, and decoding, as `xpcap` does them.
+
+    Parameters
+    ----------
+    workload
+        Sizes and batches.
+    backend
+        Where.
+    dtype
+        Of all floating arrays.
+
+    Attributes
+    ----------
+    gradients
+        By parameter, what `loss` left.
+    """
+
+    def __init__(self, workload: Workload, backend: Backend, dtype: type = numpy.float32) -> None:
+        self.workload = workload
+        self.model = workload.model(backend, dtype)
+        self.step = TrainingStep(self.model, Optimizer("adam", learning_rate=1e-3))
+        self._packed = PackedLoss(self.model)
+        xp = backend.xp
+        self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
+        self._features = backend.to_device(workload.images_to_decode(), dtype)
+
+    def train(self, k: int) -> None:
+        """Go from the k-th minibatch to updated parameters."""
+        self.step(self.workload.batch(k), k, 1.0)
+
+    def loss(self, k: int) -> Array:
+        """Compute the k-th minibatch's loss and gradients."""
+        batch = self.workload.batch(k)
+        features = self.model.backend.to_device(batch.features)
+        return self._packed.loss(features, batch.captions, 0, self.gradients)
+
+    def decode(self, k: int) -> Array:
+        """Caption N images greedily."""
+        return self.model.sample(self._features, MAX_LENGTH)
+
+
+class Products:
+    """The matrix products alone, on the rows and words that have to be.
+
+    Parameters
+    ----------
+    workload
+        Sizes and batches.
+    xp
+        Where.
+    """
+
+    def __init__(self, workload: Workload, xp: Any) -> None:
+        self._workload = workload
+        self._xp = xp
+        size, gates = workload.configuration, workload.model("cpu").cell.gates
+        self._gates = gates * size.hidden
+        rows = size.batch_size * size.steps
+        words = min(rows, size.vocabulary)
+        sizes = {
+            "images": (size.batch_size, size.features),
+            "h0": (size.batch_size, size.hidden),
+            "W_proj": (size.features, size.hidden),
+            "vectors": (words, size.wordvec),
+            "projected": (words, self._gates),
+            "Wx": (size.wordvec, self._gates),
+            "h": (rows, size.hidden),
+            "ah": (rows, self._gates),
+            "Wh": (size.hidden, self._gates),
+            "scores": (rows, size.vocabulary),
+            "W_vocab": (size.hidden, size.vocabulary),
+        }
+        rng = numpy.random.default_rng(0)
+        self._arrays = {
+            name: xp.asarray(rng.standard_normal(shape, dtype=numpy.float32))
+            for name, shape in sizes.items()
+        }
+        said = Ours(workload, CPU).decode(0)
+        self._said = len(numpy.unique(said))
+        self._decoded = [int(count) for count in (said != NULL).sum(axis=0) if count]
+        self._out = {name: xp.empty(shape, numpy.float32) for name, shape in sizes.items()}
+
+    def train(self, k: int) -> None:
+        """Do the products of the k-th minibatch's training step."""
+        captions = self._workload.split.captions[self._workload.rows(k)]
+        packed = pack_captions(captions, NULL, numpy.asarray)
+        M, D = packed.packing.total, len(packed.distinct)
+        steps = packed.packing.rows
+
+        self._product("images", "W_proj", "h0")
+        self._product("vectors", "Wx", "projected", slice(D))
+        for rows in steps:
+            self._product("h", "Wh", "ah", rows)
+        self._product("h", "W_vocab", "scores", slice(M))
+        self._product("scores", "W_vocab", "h", slice(M), transposed="second")
+        self._product("h", "scores", "W_vocab", slice(M), transposed="first")
+        for rows in steps:
+            self._product("ah", "Wh", "h", rows, transposed="second")
+        self._product("h", "ah", "Wh", slice(M), transposed="first")
+        self._product("vectors", "projected", "Wx", slice(D), transposed="first")
+        self._product("projected", "Wx", "vectors", slice(D), transposed="second")
+        self._product("images", "h0", "W_proj", transposed="first")
+
+    loss = train
+
+    def decode(self, k: int) -> None:
+        """Do the products of decoding N captions."""
+        self._product("images", "W_proj", "h0")
+        self._product("vectors", "Wx", "projected", slice(self._said))
+        for going_on in self._decoded:
+            self._product("h", "Wh", "ah", slice(going_on))
+            self._product("h", "W_vocab", "scores", slice(going_on))
+
+    def _product(
+        self, a: str, b: str, out: str, rows: slice = slice(None), transposed: str = ""
+    ) -> None:
+        """Multiply `a b`, `a b^T` or `a^T b` on some rows of the batch."""
+        left, right, result = self._arrays[a][rows], self._arrays[b], self._out[out]
+        if transposed == "first":
+            left, right = left.T, right[rows]
+        else:
+            right = right.T if transposed == "second" else right
+            result = result[rows]
+        self._xp.matmul(left, right, out=result)

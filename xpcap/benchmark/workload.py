@@ -1,0 +1,182 @@
+"""What is timed: sizes with a name, and captions with COCO's lengths and word frequencies.
+
+Both matter: padding and repeated words cost nothing, so captions of random words all of one length
+would time another program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy
+
+from xpcap.backend import Backend
+from xpcap.data.dataset import Split
+from xpcap.data.minibatch import Batch, gather
+from xpcap.models import CaptioningRNN
+
+TASKS = ("train", "loss", "decode")
+NULL, START, END, UNK = range(4)
+MAX_LENGTH = 30  # words of a caption that is decoded
+CAPTIONS, IMAGES = 2048, 512
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Sizes of a model and its batches: N captions of T + 1 words, D features, V words."""
+
+    batch_size: int
+    hidden: int
+    features: int
+    vocabulary: int
+    wordvec: int = 256
+    steps: int = 16
+
+
+CONFIGURATIONS = {
+    "seed": Configuration(100, 200, 512, 1004),
+    "full": Configuration(128, 512, 4096, 1004),
+    "bigvocab": Configuration(128, 512, 512, 10_000),
+}
+
+
+def draw_captions(
+    count: int, vocabulary: int, steps: int, rng: numpy.random.Generator
+) -> numpy.ndarray:
+    """Draw captions `(count, steps + 1)` whose lengths and word frequencies are like COCO's.
+
+    Lengths: 8 words and a negative binomial number more (2.2 on average), at most `steps - 1`.
+    Words: 16% are the most frequent one, at 1,004 words 8% are `<UNK>`, the others have
+    probabilities falling as (rank + 40)^-1.65. So 128 captions hold about 360 different words of
+    1,004, or 460 of 10,000, and 30% of a batch is padding, as with COCO's captions of at most 15
+    words.
+    """
+    p = _frequencies(vocabulary)
+    lengths = numpy.minimum(8 + rng.negative_binomial(6, 6 / 8.2, count), steps - 1)
+    captions = numpy.full((count, steps + 1), NULL, numpy.int32)
+    captions[:, 0] = START
+    places = numpy.arange(1, steps + 1)
+    inside = places[None, :] <= lengths[:, None]
+    captions[:, 1:][inside] = UNK + rng.choice(len(p), int(inside.sum()), p=p)
+    captions[numpy.arange(count), lengths + 1] = END
+    return captions
+
+
+def _frequencies(vocabulary: int) -> numpy.ndarray:
+    """Return how often each word from `<UNK>` on is said."""
+    ranks = numpy.arange(1, vocabulary - UNK - 1)
+    unknown = 0.08 if vocabulary < 2000 else 0.0
+    tail = (ranks + 40.0) ** -1.65
+    return numpy.concatenate([[unknown, 0.16], (0.84 - unknown) * tail / tail.sum()])
+
+
+class Workload:
+    """A model's sizes, a data set, and the batches in which it is gone through.
+
+    Parameters
+    ----------
+    configuration
+        The sizes.
+    cell
+        `"rnn"`, `"lstm"` or `"gru"`.
+    captions
+        Word indices `(count, T+1)` to use instead of drawn ones.
+    seed
+        Of everything that is drawn.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        cell: str,
+        captions: numpy.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.configuration = size = configuration
+        self.cell = cell
+        rng = numpy.random.default_rng(seed)
+        if captions is None:
+            captions = draw_captions(CAPTIONS, size.vocabulary, size.steps, rng)
+        features = rng.standard_normal((IMAGES, size.features), dtype=numpy.float32)
+        images = rng.integers(IMAGES, size=len(captions))
+        self.split = Split(captions, images, features, [""] * IMAGES)
+        self._order: numpy.ndarray = rng.permutation(len(captions))
+
+    def rows(self, k: int) -> numpy.ndarray:
+        """Return the captions `(N,)` of the k-th batch; after the last comes the first again."""
+        N = self.configuration.batch_size
+        first = k * N % (len(self._order) - N + 1)
+        rows: numpy.ndarray = self._order[first : first + N]
+        return rows
+
+    def batch(self, k: int) -> Batch:
+        """Gather the k-th batch."""
+        return gather(self.split, self.rows(k))
+
+    def model(
+        self, backend: Backend | str, dtype: type = numpy.float32, dropout: float = 0.0
+    ) -> CaptioningRNN:
+        """Return a new model, the same every time.
+
+        Untrained as it is, its captions have COCO's lengths, and 128 of them have some 110
+        different words, as those of a model trained on COCO.
+        """
+        size = self.configuration
+        names = ["<NULL>", "<START>", "<END>", "<UNK>"]
+        words = names + [f"w{k}" for k in range(len(names), size.vocabulary)]
+        model = CaptioningRNN(
+            {word: index for index, word in enumerate(words)},
+            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
+            dropout=dropout, seed=1, backend="cpu",
+        )  # fmt: skip
+        frequencies = _frequencies(size.vocabulary)
+        bias = _LIKING * numpy.log(numpy.maximum(frequencies, frequencies[frequencies > 0].min()))
+        model.params["b_vocab"][UNK:] = bias - bias.max()
+        model.params["b_vocab"][[NULL, START]] = -_WEIGHT
+        _let_captions_end(model)
+        model.params = {name: value.astype(dtype) for name, value in model.params.items()}
+        return model.to(backend)
+
+    def images_to_decode(self) -> numpy.ndarray:
+        """Return features `(N, D)` of images whose captions, by `model`, have COCO's lengths."""
+        N = self.configuration.batch_size
+        features = numpy.array(self.split.features[:N])
+        lengths = (self.split.captions[:N, 1:] != NULL).sum(axis=1) - 1
+        features[:, 0] = [_first_state(self.cell, int(length)) for length in lengths]
+        return features
+
+
+_LIKING = 0.05
+_GROWTH, _THRESHOLD, _WEIGHT = 1.25, 0.3, 1000.0
+
+
+def _let_captions_end(model: CaptioningRNN) -> None:
+    """Make hidden unit 0 a clock, so that an untrained model says `<END>` when its time has come.
+
+    Feature 0 sets it, and each step takes it from h to tanh(1.25 h) (an LSTM to the tanh of that)
+    and lets no other unit in. Above 0.3 it outshouts all words for `<END>`.
+    """
+    p, H = model.params, model.params["Wh"].shape[0]
+    own, closed, open_ = {"rnn": (0, [], []), "gru": (2, [1], [0]), "lstm": (3, [1], [0, 2])}[
+        model.cell_type
+    ]
+    for block in range(p["Wh"].shape[1] // H):
+        p["Wh"][:, block * H] = p["Wx"][:, block * H] = p["b"][block * H] = 0
+    p["Wh"][0, own * H] = _GROWTH
+    for blocks, bias in ((closed, -20.0), (open_, 20.0)):
+        for block in blocks:
+            p["b"][block * H] = bias
+    p["W_proj"][:, 0] = 0
+    p["W_proj"][0, 0] = 1
+    p["W_vocab"][0] = 0
+    p["W_vocab"][0, END] = _WEIGHT
+    p["b_vocab"][END] = -_WEIGHT * _THRESHOLD
+
+
+def _first_state(cell: str, length: int) -> float:
+    """Return where the clock starts if `<END>` shall come after so many words."""
+    h = 1.1 * _THRESHOLD
+    for _ in range(length + 1):
+        h = math.atanh(math.atanh(h) if cell == "lstm" else h) / _GROWTH
+    return h

@@ -1,0 +1,52 @@
+"""`xpcap bench`."""
+
+from __future__ import annotations
+
+import click
+
+from xpcap.cli._options import device_option, json_option, open_device, show_json, talk
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Choice(["seed", "full", "bigvocab"]),
+    default="seed",
+    help="Sizes: small, full-size fc7 features, or 10,000 words.",
+)
+@click.option(
+    "--cell", type=click.Choice(["rnn", "lstm", "gru"]), default="lstm", help="Kind of network."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["train", "loss", "decode"]),
+    default="train",
+    help="A whole training step, a loss with its gradients, or greedy decoding.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=10, help="Turns of each program.")
+@device_option
+@json_option
+def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: bool) -> None:
+    """Time xpcap on this machine, beside its matrix products alone.
+
+    Captions are drawn with COCO's lengths and word frequencies. No program can be faster than its
+    products; ratios are to xpcap's own time.
+    """
+    from xpcap.benchmark import CONFIGURATIONS, Ours, Products, Result, Workload, interleave
+
+    backend = open_device(device)
+    size = CONFIGURATIONS[config]
+    workload = Workload(size, cell)
+    programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
+    calls = {name: getattr(program, task) for name, program in programs.items()}
+    figures = interleave(calls, rounds, 5, backend.synchronize)
+    results = [
+        Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
+        for name, times in figures.items()
+    ]
+    if as_json:
+        show_json([result.as_dict() for result in results])
+        return
+    talk(f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions a call")
+    for result in results:
+        click.echo(result.line())
