@@ -9,6 +9,7 @@ from guard import open_guard
 
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, fastest, kernel
+from xpcap.kernels.batches import next_batch
 from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.random import keep_mask, philox
 from xpcap.kernels.scatter import add_rows
@@ -110,6 +111,21 @@ ARGUMENTS = {
         "stream": 2**35,
         "out": numpy.zeros(200_003, bool),
     },
+    "next_batch": {
+        "captions": RNG.integers(3, size=(20, 5)).astype(numpy.int32),
+        "image_idxs": RNG.integers(7, size=20).astype(numpy.int32),
+        "order": RNG.permutation(20).astype(numpy.int32),
+        "table": normal(3, 4),
+        "position": numpy.array([2, 102]),
+        "null": 0,
+        "words": numpy.full(4 * N, -1, numpy.int32),
+        "targets": numpy.full(4 * N, -1, numpy.int32),
+        "weight": unwritten(4 * N),
+        "images": numpy.full(N, -1, numpy.int32),
+        "settings": unwritten(4),
+        "streams": numpy.zeros(2, numpy.uint64),
+    },
+    "square_sum": {"values": normal(P), "out": unwritten(1)},
     "sgd_update": {"w": normal(P), "dw": normal(P), "settings": numpy.array([0.7, 0.1])},
     "momentum_update": {
         "w": normal(P),
@@ -199,6 +215,7 @@ def test_kernels_change_only_what_they_write(name, xp):
         "gru_cell_gradient": {"back"}, "softmax_cross_entropy": {"scores"},
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
+        "next_batch": {"position", "words", "targets", "images", "streams"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(KERNELS[name], xp, {
@@ -363,6 +380,26 @@ def test_add_rows_of_nothing(xp):
     nothing = xp.asarray(numpy.zeros(0, numpy.int64)), xp.asarray(numpy.zeros((0, 3)))
     add_rows(xp, *nothing, out)
     assert to_host(out).tolist() == [[0.0] * 3] * 2
+
+
+def test_next_batch_written_out(xp):
+    """The last of three batches of an epoch of 8 captions: two captions and an empty place."""
+    captions = numpy.array([[1, k, 2, 0] if k % 2 else [1, k, k, 2] for k in range(4, 12)])
+    order = numpy.array([7, 6, 5, 4, 3, 2, 1, 0])
+    host = [captions, 10 * numpy.arange(8), order]
+    arrays = [xp.asarray(a.astype(numpy.int32)) for a in host]
+    table, position = xp.asarray(numpy.arange(6.0).reshape(3, 2)), xp.asarray(numpy.array([2, 12]))
+    words, targets = (xp.asarray(numpy.zeros(9, numpy.int32)) for _ in range(2))
+    weight, images = xp.asarray(unwritten(9)), xp.asarray(numpy.zeros(3, numpy.int32))
+    settings, streams = xp.asarray(unwritten(2)), xp.asarray(numpy.zeros(2, numpy.uint64))
+    next_batch(xp, *arrays, table, position, 0, words, targets, weight, images, settings, streams)
+    assert to_host(words).reshape(3, 3)[:, :2].tolist() == [[1, 1], [5, 4], [2, 4]]
+    assert to_host(targets).reshape(3, 3)[:, :2].tolist() == [[5, 4], [2, 4], [0, 2]]
+    assert to_host(weight).reshape(3, 3).tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0.5, 0]]
+    assert to_host(images)[:2].tolist() == [10, 0]
+    assert to_host(settings).tolist() == [4.0, 5.0]
+    assert to_host(streams).tolist() == [24, 25]
+    assert to_host(position).tolist() == [3, 13]
 
 
 def test_the_compiled_kernels_are_left_out_where_they_shall_be(monkeypatch):

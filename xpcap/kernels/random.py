@@ -29,7 +29,7 @@ def _multiply(a: Array, b: int) -> tuple[Array, Array]:
 
 
 @kernel
-def philox(xp: Namespace, start: int, count: int, seed: int, stream: int) -> Array:
+def philox(xp: Namespace, start: int, count: int, seed: int, stream: int | Array) -> Array:
     """Draw `4 count` random words from the counters `start ... start + count - 1`.
 
     Parameters
@@ -37,7 +37,8 @@ def philox(xp: Namespace, start: int, count: int, seed: int, stream: int) -> Arr
     start, count
         Which counters of the stream, up to 2^64.
     seed, stream
-        64 bits each: numbers of different seeds or streams have nothing in common.
+        64 bits each: numbers of different seeds or streams have nothing in common. The stream may
+        be an array `(1,)` uint64 that the device keeps.
 
     Returns
     -------
@@ -58,9 +59,10 @@ def philox(xp: Namespace, start: int, count: int, seed: int, stream: int) -> Arr
 
 @philox.override("numpy")
 def _philox_of_numpy(
-    xp: Namespace, start: int, count: int, seed: int, stream: int
+    xp: Namespace, start: int, count: int, seed: int, stream: int | Array
 ) -> numpy.ndarray:
     """NumPy's own generator, which counts up before it draws."""
+    stream = stream if isinstance(stream, int) else int(stream[0])
     before = (start - 1) & _WORD
     counter = [before, ((stream & _WORD) - (before == _WORD)) & _WORD, 0, 0]
     if before == _WORD and stream & _WORD == 0:
@@ -73,7 +75,7 @@ def _philox_of_numpy(
 
 
 @kernel
-def keep_mask(xp: Namespace, threshold: int, seed: int, stream: int, out: Array) -> None:
+def keep_mask(xp: Namespace, threshold: int, seed: int, stream: int | Array, out: Array) -> None:
     """Draw which elements dropout keeps: `out (size,)` booleans, false in 65,536 `threshold` times.
 
     Element e is kept if its 16-bit number is at least `threshold`: counter e // 16 gives sixteen of
@@ -86,7 +88,7 @@ def keep_mask(xp: Namespace, threshold: int, seed: int, stream: int, out: Array)
 
 @keep_mask.override("numpy")
 def _keep_mask_in_blocks(
-    xp: Namespace, threshold: int, seed: int, stream: int, out: numpy.ndarray
+    xp: Namespace, threshold: int, seed: int, stream: int | Array, out: numpy.ndarray
 ) -> None:
     """The reference, some counters at a time, with each word seen as four numbers."""
     block = 4096

@@ -1,4 +1,4 @@
-"""Update rules in place, on flat arrays `(P,)` that hold all parameters side by side.
+"""Update rules in place, and the gradients' norm, on flat arrays `(P,)` of all parameters.
 
 What changes from step to step comes in an array `settings`, so that a device can keep it: the
 factor that clipping puts on every gradient, the learning rate, and Adam's bias corrections.
@@ -18,6 +18,12 @@ def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     """Yield the same part of every array, as long as stays in a core's cache with temporaries."""
     for first in range(0, len(arrays[0]), _CHUNK):
         yield tuple(array[first : first + _CHUNK] for array in arrays)
+
+
+@kernel
+def square_sum(xp: Namespace, values: Array, out: Array) -> None:
+    """Write the sum of the squares of `values (P,)` into `out (1,)`, in one order."""
+    out[...] = xp.dot(values, values)
 
 
 @kernel

@@ -6,6 +6,7 @@ from typing import Any
 
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
+from xpcap.kernels.updates import square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, clip_scale
@@ -68,7 +69,9 @@ class TrainingStep:
         scale: Any = 1.0
         if self.clip_norm is not None:
             xp = self.packed.xp
-            self.gradient_norm = xp.sqrt(xp.dot(self._gradients, self._gradients))
+            squares = xp.empty(1, dtype=self._gradients.dtype)
+            square_sum(xp, self._gradients, squares)
+            self.gradient_norm = xp.sqrt(squares)[0]
             scale = clip_scale(xp, self.gradient_norm, self.clip_norm)
         self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
 

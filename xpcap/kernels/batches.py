@@ -1,0 +1,74 @@
+"""Gathering minibatches where the data are, so that nothing has to come from the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpcap.backend import Array, Namespace
+from xpcap.kernels import kernel
+
+
+class BatchArrays(NamedTuple):
+    """What a training step reads, time-major, T N places; written by `next_batch`.
+
+    `words`, `targets (T N,)` int32; `weight (T N,)`: what each place counts, 1 over the captions of
+    the batch, or 0 where the target is padding; `images (N,)` int32; `settings (K,)` of the update
+    rule; `streams (2,)` uint64 of the dropout masks.
+    """
+
+    words: Array
+    targets: Array
+    weight: Array
+    images: Array
+    settings: Array
+    streams: Array
+
+
+@kernel
+def next_batch(
+    xp: Namespace,
+    captions: Array,
+    image_idxs: Array,
+    order: Array,
+    table: Array,
+    position: Array,
+    null: int,
+    words: Array,
+    targets: Array,
+    weight: Array,
+    images: Array,
+    settings: Array,
+    streams: Array,
+) -> None:
+    """Gather one minibatch of an epoch and go on to the next.
+
+    Parameters
+    ----------
+    captions, image_idxs
+        `(M, T+1)` and `(M,)` int32: all captions, and which image each belongs to.
+    order
+        `(M,)` int32: the epoch's order.
+    table
+        `(batches, K)`: the settings of each of the epoch's steps.
+    position
+        `(2,)` int64: the number of the batch in the epoch, and of the step in the run; both go up
+        by one. In the last batch, places without a caption have weight 0.
+    null
+        The word that pads captions.
+    words, targets, weight, images, settings, streams
+        Written, as `BatchArrays` says; the streams are 2 step and 2 step + 1.
+    """
+    N, T, M = images.shape[0], captions.shape[1] - 1, order.shape[0]
+    place = position[:1] * N + xp.arange(N)
+    there = place < M
+    rows = order[xp.minimum(place, M - 1)]
+    batch = captions[rows].T
+    words[...] = batch[:-1].reshape(-1)
+    targets[...] = batch[1:].reshape(-1)
+    counted = (batch[1:] != null) & there[None, :]
+    share = xp.ones(1, dtype=weight.dtype) / there.sum().astype(weight.dtype)
+    weight[...] = (counted * xp.broadcast_to(share, (T, N))).reshape(-1)
+    images[...] = image_idxs[rows]
+    settings[...] = table[position[:1]].reshape(-1)
+    streams[...] = (2 * position[1:] + xp.arange(2)).astype(streams.dtype)
+    position += 1
