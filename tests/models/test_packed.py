@@ -7,8 +7,9 @@ from guard import counters, open_guard
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
+from xpcap.layers._sequence import Packing
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss, pack_captions
+from xpcap.models.packed import PackedCaptions, PackedLoss, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.step import TrainingStep
 
@@ -71,6 +72,33 @@ def test_it_is_the_plain_loss(name, cell, dropout, backend):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, backend):
+    """As on a device that finds its own batches: all places, time first, padding without weight."""
+    captions, images = BATCHES["padding in the middle"], numpy.array([3, 1, 3, 0, 2])
+    features = RNG.standard_normal((4, D))
+    model = model_of(cell, dropout)
+    loss, gradients = model.loss(features[images], captions, 5)
+    where = model_of(cell, dropout, backend)
+    n = len(captions)
+    at = backend.to_device
+    batch = PackedCaptions(
+        Packing(n, [n] * T),
+        at(images),
+        at(captions[:, :-1].T.reshape(-1).copy()),
+        at(captions[:, 1:].T.reshape(-1).copy()),
+        at((captions[:, 1:] != 0).T.reshape(-1) / n),
+        at((numpy.arange(n)[None, :] * T + numpy.arange(T)[:, None]).reshape(-1)),
+    )
+    found = gradients_of(where)
+    streams = (10, 11) if dropout else None
+    found_loss = PackedLoss(where).compute(at(features), batch, streams, found)
+    assert float(found_loss) == pytest.approx(float(loss), rel=1e-12)
+    for key, gradient in gradients.items():
+        numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_in_single_precision_it_rounds_no_worse_than_the_plain_loss(cell, backend):
     """The yardstick is how far the plain one, in single precision, is from double precision."""
     captions = captions_of(RNG.integers(1, T + 1, size=60))
@@ -122,11 +150,13 @@ def test_parameters_of_another_dtype_get_memory_of_their_own():
 
 def test_packing_a_batch_written_out():
     captions = numpy.array([[1, 5, 2, 0], [1, 2, 0, 0], [1, 6, 5, 2]])
-    packed = pack_captions(captions, 0, CPU.to_device)
-    assert packed.order.tolist() == [2, 0, 1]
+    packed = pack_captions(captions, 0, numpy.float64, CPU.to_device)
+    assert packed.images.tolist() == [2, 0, 1]
+    assert packed.words.tolist() == [1, 1, 1, 6, 5, 5]
+    assert packed.weight.tolist() == [1 / 3] * 6
     assert packed.packing.rows == [slice(0, 3), slice(3, 5), slice(5, 6)]
     assert packed.packing.capacity == 9
-    assert packed.distinct[packed.words].tolist() == [1, 1, 1, 6, 5, 5]
+    assert packed.distinct[packed.which].tolist() == [1, 1, 1, 6, 5, 5]
     assert packed.distinct.tolist() == [1, 5, 6]
     assert packed.targets.tolist() == [6, 5, 2, 5, 2, 2]
     assert packed.places.tolist() == [6, 0, 3, 7, 1, 8]

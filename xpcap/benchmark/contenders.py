@@ -99,8 +99,8 @@ class Products:
     def train(self, k: int) -> None:
         """Do the products of the k-th minibatch's training step."""
         captions = self._workload.split.captions[self._workload.rows(k)]
-        packed = pack_captions(captions, NULL, numpy.asarray)
-        M, D = packed.packing.total, len(packed.distinct)
+        packed = pack_captions(captions, NULL, numpy.float32, numpy.asarray)
+        M, D = packed.packing.total, len(numpy.unique(packed.words))
         steps = packed.packing.rows
 
         self._product("images", "W_proj", "h0")

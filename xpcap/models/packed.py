@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.data.vocabulary import NULL
 from xpcap.errors import ShapeError
 from xpcap.kernels import fastest
 from xpcap.kernels.products import product
@@ -30,26 +29,44 @@ from xpcap.workspace import Workspace
 
 
 class PackedCaptions(NamedTuple):
-    """Captions `(N, T+1)` sorted by length, longest first; packed to M rows, a row a word read.
+    """A batch of N captions, packed to M rows, a row a word that is read.
 
-    `order (N,)`: which caption is where. `places (M,)`: n T + t of each row. `distinct (D,)`: the
-    words read, each once; `words (M,)`: where among them each row's word is. `targets (S,)`: the
-    words to predict, of the rows `scored (S,)`, or of all rows if that is None.
+    Parameters
+    ----------
+    packing
+        Which rows are which step's.
+    images
+        `(N,)`: which row of the features belongs to each caption.
+    words
+        `(M,)`: the word read.
+    targets, weight
+        `(S,)`: the word to predict, and what that counts: 1/N, or 0.
+    places
+        `(M,)`: n T + t, where a row is in the batch as it was given; for dropout.
+    distinct, which
+        `(D,)` and `(M,)`: the words read, each once, and which of them is each row's; or None.
+    scored
+        `(S,)`: the rows that have a target, or None if all have.
     """
 
     packing: Packing
-    order: Array
-    places: Array
-    distinct: Array
+    images: Array
     words: Array
     targets: Array
-    scored: Array | None
+    weight: Array
+    places: Array
+    distinct: Array | None = None
+    which: Array | None = None
+    scored: Array | None = None
 
 
 def pack_captions(
-    captions: numpy.ndarray, null: int, to_device: Callable[[numpy.ndarray], Array]
+    captions: numpy.ndarray,
+    null: int,
+    dtype: Any,
+    to_device: Callable[[numpy.ndarray], Array],
 ) -> PackedCaptions:
-    """Pack a batch, on the host.
+    """Sort captions by length, longest first, and pack them, on the host.
 
     Parameters
     ----------
@@ -57,6 +74,8 @@ def pack_captions(
         Word indices `(N, T+1)` on the host.
     null
         The word that pads them.
+    dtype
+        Of the weights.
     to_device
         Takes the arrays to where they are needed.
     """
@@ -65,19 +84,20 @@ def pack_captions(
     lengths = ((T - counted[:, ::-1].argmax(axis=1)) * counted.any(axis=1)).astype(numpy.int64)
     order = numpy.argsort(-lengths, kind="stable")
     sizes = (lengths[None, :] > numpy.arange(lengths.max(initial=0))[:, None]).sum(axis=1)
-    packing = Packing(N, sizes.tolist(), capacity=N * T)
     caption = numpy.concatenate([order[:size] for size in sizes] or [order[:0]])
     time = numpy.repeat(numpy.arange(len(sizes)), sizes)
-    distinct, words = numpy.unique(captions[caption, time], return_inverse=True)
-    scored = counted[caption, time]
+    words, scored = captions[caption, time], counted[caption, time]
+    distinct, which = numpy.unique(words, return_inverse=True)
     targets = captions[caption, time + 1][scored]
     return PackedCaptions(
-        packing,
+        Packing(N, sizes.tolist(), capacity=N * T),
         to_device(order),
-        to_device(caption * T + time),
-        to_device(distinct),
         to_device(words),
         to_device(targets),
+        to_device(numpy.full(len(targets), 1 / N, dtype)),
+        to_device(caption * T + time),
+        to_device(distinct),
+        to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
     )
 
@@ -85,8 +105,8 @@ def pack_captions(
 class _Forward(NamedTuple):
     """What the backward pass needs of the forward pass, beside the recurrent run itself.
 
-    `images (N, D)`; `vectors`: of the distinct words, or with dropout of all places; `hidden` and
-    `dscores` of the rows scored. The masks are None without dropout.
+    `images (N, D)`; `vectors`: of the distinct words, or of all rows; `hidden` and `dscores` of the
+    rows scored. The masks are None without dropout.
     """
 
     images: Array
@@ -134,8 +154,30 @@ class PackedLoss:
         array
             The loss, of no axes.
         """
-        batch = self._pack(captions)
-        loss, forward = self._forward(features, batch, step if self.model.dropout else None)
+        streams = (2 * step, 2 * step + 1) if self.model.dropout else None
+        return self.compute(features, self._pack(captions), streams, gradients)
+
+    def compute(
+        self,
+        features: Array,
+        batch: PackedCaptions,
+        streams: tuple[int | Array, int | Array] | None,
+        gradients: dict[str, Array],
+    ) -> Array:
+        """Compute loss and gradients of a batch that is packed already.
+
+        Parameters
+        ----------
+        features
+            `(rows, D)`, of which `batch.images` names each caption's.
+        batch
+            On the device.
+        streams
+            Of the dropout masks of word vectors and of hidden states; None drops nothing.
+        gradients
+            By name, written.
+        """
+        loss, forward = self._forward(features, batch, streams)
         self._backward(batch, forward, gradients)
         return loss
 
@@ -148,12 +190,15 @@ class PackedLoss:
         if host.ndim != 2 or host.shape[1] < 2:
             raise ShapeError(f"expected captions (N, T+1) with T > 0, got {host.shape}")
         check_indices(numpy, "captions", host, len(model.word_to_idx))
-        return pack_captions(host, model.word_to_idx[NULL], model.backend.to_device)
+        dtype = model.params["W_proj"].dtype
+        return pack_captions(host, model.null, dtype, model.backend.to_device)
 
     def _forward(
-        self, features: Array, batch: PackedCaptions, step: int | None
+        self,
+        features: Array,
+        batch: PackedCaptions,
+        streams: tuple[int | Array, int | Array] | None,
     ) -> tuple[Array, _Forward]:
-        """Return the loss, with the dropout masks of `step` (none if that is None)."""
         params, cell, packing = self.model.params, self.model.cell, batch.packing
         namespace(features, *params.values())
         space, xp = self._workspace(params["W_proj"].dtype), self.xp
@@ -161,31 +206,36 @@ class PackedLoss:
         N, S = packing.captions, len(batch.targets)
 
         images = space.empty("images", N, features.shape[1])
-        take_rows(xp, features.astype(space.dtype, copy=False), batch.order, images)
+        gathered = images
+        if features.dtype != images.dtype:
+            gathered = space.empty("gathered", *images.shape, dtype=features.dtype)
+        take_rows(xp, features, batch.images, gathered)
+        if gathered is not images:
+            images[...] = gathered
         h0 = space.empty("h0", N, H)
         product(xp, images, params["W_proj"], h0)
         h0 += params["b_proj"]
 
-        vectors = self._vectors(batch)
         gates = packing.empty(space, "gates", cell.gates * H)
         kept_words = kept_hidden = None
-        if step is None:
+        if streams is None and batch.distinct is not None:
+            vectors = self._vectors(batch.distinct, V)
             projected = space.empty("projected", len(vectors), gates.shape[1], most=V)
             product(xp, vectors, params["Wx"], projected)
             projected += params["b"]
-            take_rows(xp, projected, batch.words, gates)
+            take_rows(xp, projected, batch.which, gates)
         else:
-            distinct, vectors = vectors, packing.empty(space, "inputs", vectors.shape[1])
-            take_rows(xp, distinct, batch.words, vectors)
-            kept_words = self._draw("kept_words", batch, vectors.shape[1], 2 * step)
-            self._drop(vectors, kept_words)
+            vectors = self._vectors(batch.words, packing.capacity)
+            if streams is not None:
+                kept_words = self._draw("kept_words", batch, vectors.shape[1], streams[0])
+                self._drop(vectors, kept_words)
             product(xp, vectors, params["Wx"], gates)
             gates += params["b"]
         run = cell.unroll(gates, h0, *self._recurrent_weights(), packing, space)
 
         hidden = run.h
-        if step is not None:
-            kept_hidden = self._draw("kept_hidden", batch, H, 2 * step + 1)
+        if streams is not None:
+            kept_hidden = self._draw("kept_hidden", batch, H, streams[1])
             hidden = packing.empty(space, "dropped", H)
             hidden[...] = run.h
             self._drop(hidden, kept_hidden)
@@ -195,9 +245,7 @@ class PackedLoss:
         scores = space.empty("scores", S, V, most=packing.capacity)
         product(xp, hidden, params["W_vocab"], scores)
         losses = space.empty("losses", S, most=packing.capacity)
-        weight = space.empty("weight", S, most=packing.capacity)
-        weight[...] = 1 / N
-        softmax_cross_entropy(xp, scores, params["b_vocab"], batch.targets, weight, losses)
+        softmax_cross_entropy(xp, scores, params["b_vocab"], batch.targets, batch.weight, losses)
         return losses.sum(), _Forward(images, vectors, kept_words, run, kept_hidden, hidden, scores)
 
     def _backward(
@@ -229,19 +277,21 @@ class PackedLoss:
         for name, gradient in zip(cell.weights[3:], others, strict=True):
             gradients[name][...] = gradient
         product(xp, run.prev_h.T, dah, gradients["Wh"])
-        if kept_words is None:
-            dwords = space.empty("projected", len(batch.distinct), dax.shape[1])
-            add_rows(xp, batch.words, dax, dwords)
-            dax = dwords
+        once = kept_words is None and batch.distinct is not None
+        if once:
+            dprojected = space.empty("projected", len(vectors), dax.shape[1])
+            add_rows(xp, batch.which, dax, dprojected)
+            dax = dprojected
         product(xp, vectors.T, dax, gradients["Wx"])
         dax.sum(axis=0, out=gradients["b"])
-        product(xp, dax, params["Wx"].T, vectors)
+        product(xp, dax, params["Wx"].T, vectors)  # from here on the vectors' gradient
         if kept_words is not None:
             self._drop(vectors, kept_words)
-            places, vectors = vectors, self._vectors(batch)
-            add_rows(xp, batch.words, places, vectors)
-        gradients["W_embed"][...] = 0
-        gradients["W_embed"][batch.distinct] = vectors
+        if once:
+            gradients["W_embed"][...] = 0
+            gradients["W_embed"][batch.distinct] = vectors
+        else:
+            add_rows(xp, batch.words, vectors, gradients["W_embed"])
 
         product(xp, images.T, dh0, gradients["W_proj"])
         dh0.sum(axis=0, out=gradients["b_proj"])
@@ -257,16 +307,14 @@ class PackedLoss:
         names = self.model.cell.weights
         return [self.model.params[name] for name in (names[1], *names[3:])]
 
-    def _vectors(self, batch: PackedCaptions) -> Array:
-        """Return the distinct words' vectors `(D, W)`."""
+    def _vectors(self, words: Array, most: int) -> Array:
+        """Return the vectors of words `(D, W)`."""
         W_embed = self.model.params["W_embed"]
-        vectors = self._space.empty(
-            "vectors", len(batch.distinct), W_embed.shape[1], most=len(W_embed)
-        )
-        take_rows(self._space.xp, W_embed, batch.distinct, vectors)
+        vectors = self._space.empty("vectors", len(words), W_embed.shape[1], most=most)
+        take_rows(self.xp, W_embed, words, vectors)
         return vectors
 
-    def _draw(self, name: str, batch: PackedCaptions, width: int, stream: int) -> Array:
+    def _draw(self, name: str, batch: PackedCaptions, width: int, stream: int | Array) -> Array:
         """Return which elements `(M, width)` dropout keeps: those of the unpacked batch's mask."""
         space, packing, rate = self._space, batch.packing, self.model.dropout
         everywhere = space.empty("kept", packing.capacity, width, dtype=bool)
