@@ -123,6 +123,11 @@ class Backend:
         if self.device is not None:
             self.xp.cuda.Device(self.device).synchronize()
 
+    def free_memory(self) -> int:
+        """Return how many bytes of a GPU's memory are free."""
+        with self.activate():
+            return int(self.xp.cuda.runtime.memGetInfo()[0])
+
     def activate(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context inside which this backend's device is the current one."""
         if self.device is None:

@@ -57,18 +57,18 @@ def find_rule(name: str) -> Rule:
     return RULES[name]
 
 
-def _update(
-    rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, scale: Any = 1.0
-) -> None:
-    """Change `w (P,)` and what `config` remembers in place; `scale` multiplies the gradient."""
+def _settings(config: Config, t: int) -> list[float]:
+    """Return what a rule's kernel is told of step `t`, counted from 1: scale, rate, corrections."""
     settings = [1.0, config["learning_rate"]]
     if "beta1" in config:
-        config["t"] = t = config.get("t", 0) + 1
         settings += [1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
-    values = xp.asarray(numpy.array(settings, w.dtype))
-    values[0] = scale
+    return settings
+
+
+def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
+    """Change `w (P,)` and what `config` remembers in place."""
     keywords = {key: config[key] for key in rule.defaults if key != "learning_rate"}
-    rule.update(xp, w, dw, *(config[name] for name in rule.memory), values, **keywords)
+    rule.update(xp, w, dw, *(config[name] for name in rule.memory), settings, **keywords)
 
 
 def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
@@ -83,7 +83,9 @@ def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array,
         for key in rule.memory
     }
     flat = {**config, **{key: value.reshape(-1) for key, value in memory.items()}}
-    _update(rule, xp, next_w.reshape(-1), dw.reshape(-1), flat)
+    flat["t"] = flat.get("t", 0) + 1
+    settings = xp.asarray(numpy.array(_settings(flat, flat["t"]), w.dtype))
+    _apply(rule, xp, next_w.reshape(-1), dw.reshape(-1), flat, settings)
     config.update(flat)
     config.update(memory)
     return next_w, config
@@ -202,7 +204,8 @@ class Optimizer:
     learning_rate
         Before a schedule's factor: `settings`' or the rule's own default.
     config
-        The rule's settings and, after the first step, what it remembers: arrays `(P,)`.
+        The rule's settings, the number `t` of steps taken and, after the first, what it remembers:
+        arrays `(P,)`.
 
     Raises
     ------
@@ -217,7 +220,7 @@ class Optimizer:
             name: float(value) if isinstance(value, numpy.floating) else value
             for name, value in settings.items()
         }
-        self.config: Config = {**self._rule.defaults, **plain}
+        self.config: Config = {"t": 0, **self._rule.defaults, **plain}
         self.learning_rate: float = self.config["learning_rate"]
         check_positive("learning rate", self.learning_rate)
 
@@ -242,11 +245,38 @@ class Optimizer:
         scale
             What clipping multiplies the gradients by: a number or an array of no axes.
         """
+        self.config["t"] += 1
+        settings = xp.asarray(numpy.array(self.settings(self.config["t"], factor), w.dtype))
+        settings[0] = scale
+        self.apply(xp, w, dw, settings)
+
+    def settings(self, t: int, factor: float) -> list[float]:
+        """Return what changes from step to step: scale 1, learning rate, and Adam's corrections.
+
+        Parameters
+        ----------
+        t
+            The number of the step, from 1.
+        factor
+            What a schedule multiplies the learning rate by.
+        """
+        self.config["learning_rate"] = self.learning_rate * float(factor)
+        return _settings(self.config, t)
+
+    def apply(self, xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
+        """Replace every parameter by its next value, as `update` does.
+
+        Parameters
+        ----------
+        xp, w, dw
+            As for `update`.
+        settings
+            Of `settings`, on the device, its first number being what clipping asks for.
+        """
         for name in self._rule.memory:
             if name not in self.config:
                 self.config[name] = xp.zeros_like(w)
-        self.config["learning_rate"] = self.learning_rate * float(factor)
-        _update(self._rule, xp, w, dw, self.config, scale)
+        _apply(self._rule, xp, w, dw, self.config, settings)
 
 
 def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:

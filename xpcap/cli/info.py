@@ -12,7 +12,8 @@ import click
 
 from xpcap.cli._options import json_option, show_json
 
-PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "numba", "cupy-cuda12x",
+            "cupy-cuda13x")  # fmt: skip
 
 
 @click.command()

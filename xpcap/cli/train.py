@@ -84,6 +84,12 @@ SHOWN = 8
     help="Of the parameters.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    default="float32",
+    help="To which the factors of matrix products are rounded; tf32 and bf16 on a GPU only.",
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Of parameters, order, dropout and draws."
 )
 @click.option("--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="The run folder.")

@@ -21,6 +21,10 @@ class Features(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Images, D."""
 
+    @property
+    def dtype(self) -> numpy.dtype[Any]:
+        """Floating."""
+
     def __getitem__(self, rows: Any, /) -> Any:
         """Return the features of the images `rows`."""
 
@@ -81,7 +85,7 @@ class LazyFeatures:
         if dtype not in FEATURE_DTYPES:
             raise DataError(f"feature dtype '{dtype}' is unknown; expected {FEATURE_DTYPES}")
         self.path = path
-        self.dtype = numpy.dtype(dtype)
+        self.dtype: numpy.dtype[Any] = numpy.dtype(dtype)
         self._file = open_hdf5(path)
         self._array = find_array(self._file, path, "features", 2, "f")
         self.shape: tuple[int, int] = self._array.shape

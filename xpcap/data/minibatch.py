@@ -49,8 +49,8 @@ def sample_coco_minibatch(
 class Batch(NamedTuple):
     """What one training step sees.
 
-    `captions (N, T)` and `features (N, D)`, on the host or already on the device; `rows (N,)` are
-    the captions' places in the split, where they are known.
+    `captions (N, T)` and `features (N, D)`, on the host or already on the device, features perhaps
+    None; `rows (N,)` are the captions' places in the split, where they are known.
     """
 
     captions: Any
@@ -75,6 +75,8 @@ class EpochBatches:
     seed
         Of the order, which is a function of the seed and the epoch alone; None keeps the order
         of the file.
+    with_features
+        False leaves the features out of the batches, for those who have them already.
 
     Raises
     ------
@@ -82,7 +84,9 @@ class EpochBatches:
         If the batch size is not in 1..len(split).
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, seed: int | None = None, *, with_features: bool = True
+    ) -> None:
         if not 1 <= batch_size <= len(split):
             raise ConfigurationError(
                 f"batch size {batch_size} is not in 1..{len(split)}, the captions of the split"
@@ -90,18 +94,28 @@ class EpochBatches:
         self.split = split
         self.batch_size = batch_size
         self.seed = seed
+        self.with_features = with_features
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
         return -(-len(self.split) // self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0."""
+    def order(self, number: int) -> numpy.ndarray:
+        """Return the order of all captions in an epoch, counted from 0."""
         order = numpy.arange(len(self.split))
         if self.seed is not None:
             numpy.random.default_rng((self.seed, number)).shuffle(order)
+        return order
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0."""
+        order = self.order(number)
         for first in range(0, len(order), self.batch_size):
-            yield gather(self.split, order[first : first + self.batch_size])
+            rows = order[first : first + self.batch_size]
+            if self.with_features:
+                yield gather(self.split, rows)
+            else:
+                yield Batch(self.split.captions[rows], None, rows)
 
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,12 +19,16 @@ from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
 from xpcap.errors import ConfigurationError
+from xpcap.kernels.products import check_precision
 from xpcap.layers.dropout import check_rate
 from xpcap.models import CaptioningRNN
 from xpcap.models.captioner import check_cell
 from xpcap.optim import Optimizer, check_positive, find_rule
 from xpcap.run_folder import BEST, HISTORY, LAST, create_run
 from xpcap.train.history import History
+from xpcap.train.resident import ResidentStep
+from xpcap.train.staging import StagedBatches
+from xpcap.train.step import TrainingStep
 from xpcap.train.trainer import Schedule, Trainer
 
 EVALUATED_TRAINING_CAPTIONS = 1000
@@ -47,6 +52,8 @@ class RunOptions:
         Of the model, see `CaptioningRNN`.
     batch_size, rule, lr
         Captions a step; the update rule and its learning rate.
+    precision
+        Of matrix products, see `TrainingStep`.
     schedule
         See `Schedule`.
     seed
@@ -70,6 +77,7 @@ class RunOptions:
     batch_size: int = 128
     rule: str = "adam"
     lr: float = 1e-3
+    precision: str = "float32"
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
 
@@ -115,6 +123,7 @@ def train_run(
     XpcapError
         One line that names what is wrong; before the first epoch is whole, no folder is left.
     """
+    check_precision(options.precision, on_gpu=backend.device is not None)
     dataset = open_dataset(
         data,
         options.features,
@@ -136,13 +145,10 @@ def train_run(
     config["training"]["feature_scale"] = scale = _feature_scale(measured)
     with backend.activate():
         model.params["W_proj"] /= scale
-    trainer = Trainer(
-        model,
-        EpochBatches(train, options.batch_size, options.seed),
-        Optimizer(options.rule, learning_rate=options.lr),
-        options.schedule,
-        {"train": _evaluated(measured, options), "val": _evaluated(val, options)},
-    )
+    optimizer = Optimizer(options.rule, learning_rate=options.lr)
+    batches, step = _place(train, model, optimizer, options)
+    validation = {"train": _evaluated(measured, options), "val": _evaluated(val, options)}
+    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     transform = PCA.read(data / layout.PCA) if reduced else None
     create_run(out, config, dataset.vocabulary, transform)
@@ -187,6 +193,23 @@ def _configuration(dataset: Dataset, options: RunOptions) -> dict[str, Any]:
         },
         "training": training,
     }
+
+
+def _place(
+    split: Split, model: CaptioningRNN, optimizer: Optimizer, options: RunOptions
+) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
+    """Decide where the training data lie: on a GPU whole, if its memory is twice as much."""
+    backend, clip_norm = model.backend, options.schedule.clip_norm
+    size, seed = options.batch_size, options.seed
+    if backend.device is None:
+        step = TrainingStep(model, optimizer, clip_norm, options.precision)
+        return EpochBatches(split, size, seed), step
+    bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
+    if 2 * bytes_needed > backend.free_memory():
+        step = TrainingStep(model, optimizer, clip_norm, options.precision)
+        return StagedBatches(EpochBatches(split, size, seed), backend), step
+    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
+    return EpochBatches(split, size, seed, with_features=False), resident
 
 
 def _some_of(split: Split) -> Split:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
+from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
@@ -27,28 +29,53 @@ class TrainingStep:
         The update rule.
     clip_norm
         The largest joint norm of all gradients, or None.
+    precision
+        `"float32"`, or on a GPU `"tf32"` or `"bf16"`: how the factors of matrix products are
+        rounded. Parameters, moments, states and all sums are float32.
 
     Attributes
     ----------
+    gradients
+        Of the last step, by parameter, before clipping.
     loss, gradient_norm
         Of the last step: nats a caption, and the norm before clipping (None without clipping);
         arrays of no axes, on the device.
     """
 
     def __init__(
-        self, model: CaptioningRNN, optimizer: Optimizer, clip_norm: float | None = None
+        self,
+        model: CaptioningRNN,
+        optimizer: Optimizer,
+        clip_norm: float | None = None,
+        precision: str = "float32",
     ) -> None:
+        check_precision(precision, on_gpu=model.backend.device is not None)
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
+        self.precision = precision
         self.loss: Array = None
         self.gradient_norm: Array = None
+        self.gradients: dict[str, Array] = {}
         self.packed = PackedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
         self._layout = FlatLayout(shapes)
         self._parameters: Array = None
         self._gradients: Array = None
         self._views: dict[str, Array] = {}
+
+    def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
+        """Hear of an epoch before its steps; all that a step needs comes with its batch.
+
+        Parameters
+        ----------
+        batches
+            Where the epoch's batches come from.
+        epoch, step
+            Which epoch it is, and the number of its first step.
+        factors
+            What the schedule multiplies the learning rate by, step by step.
+        """
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
         """Take a step.
@@ -64,27 +91,33 @@ class TrainingStep:
         """
         self._gather()
         features = self.model.backend.to_device(batch.features)
-        gradients = self._layout.views(self._gradients)
-        self.loss = self.packed.loss(features, batch.captions, step, gradients)
+        with multiplied_in(self.precision):
+            self.loss = self.packed.loss(features, batch.captions, step, self.gradients)
         scale: Any = 1.0
         if self.clip_norm is not None:
-            xp = self.packed.xp
-            squares = xp.empty(1, dtype=self._gradients.dtype)
-            square_sum(xp, self._gradients, squares)
-            self.gradient_norm = xp.sqrt(squares)[0]
-            scale = clip_scale(xp, self.gradient_norm, self.clip_norm)
+            norm = self.norm()
+            scale, self.gradient_norm = clip_scale(self.packed.xp, norm, self.clip_norm), norm
         self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
 
-    def _gather(self) -> None:
-        """Make the parameters views of one array, unless they are already."""
+    def norm(self) -> Array:
+        """Return the joint norm of all gradients, an array of no axes."""
+        xp = self.packed.xp
+        squares = xp.empty(1, dtype=self._gradients.dtype)
+        square_sum(xp, self._gradients, squares)
+        return xp.sqrt(squares)[0]
+
+    def _gather(self) -> bool:
+        """Make the parameters views of one array; return whether they were not already."""
         params = self.model.params
         if all(params[name] is view for name, view in self._views.items()) and self._views:
-            return
-        xp, dtype = self.model.backend.xp, next(iter(params.values())).dtype
+            return False
+        xp, dtype = self.packed.xp, next(iter(params.values())).dtype
         self._parameters = self._layout.join(xp, params, dtype)
         self._gradients = xp.zeros_like(self._parameters)
         self._views = self._layout.views(self._parameters)
+        self.gradients = self._layout.views(self._gradients)
         params.update(self._views)
+        return True
 
     def remembered(self, name: str) -> dict[str, Array]:
         """Return what the update rule remembers of a parameter."""

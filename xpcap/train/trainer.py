@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,13 +125,13 @@ class Trainer:
     validation
         By name (`"train"`, `"val"`), captions to measure after each epoch. Of `"val"` the best
         epoch is remembered.
+    training_step
+        What takes the steps, if not a `TrainingStep` of model, optimizer and schedule.
 
     Attributes
     ----------
     step, epoch
         How many are done.
-    training_step
-        What takes them.
     batch, loss, learning_rate, gradient_norm
         Of the last step: what it saw; nats a caption and the norm before clipping (0-d arrays on
         the device; the norm is None without clipping); the rate used.
@@ -147,7 +147,8 @@ class Trainer:
         batches: Batches,
         optimizer: Optimizer,
         schedule: Schedule,
-        validation: dict[str, Batches] | None = None,
+        validation: Mapping[str, Batches] | None = None,
+        training_step: TrainingStep | None = None,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -163,7 +164,7 @@ class Trainer:
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_params = self._copies()
-        self.training_step = TrainingStep(model, optimizer, schedule.clip_norm)
+        self.training_step = training_step or TrainingStep(model, optimizer, schedule.clip_norm)
         self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
 
     def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
@@ -181,16 +182,18 @@ class Trainer:
             If a loss measured after an epoch is not finite.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
-            for batch in self.batches.epoch(self.epoch):
-                self._take_step(batch)
+            steps = range(self.step, self.step + len(self.batches))
+            factors = [self.schedule.factor(step, len(self.batches)) for step in steps]
+            self.training_step.begin_epoch(self.batches, self.epoch, self.step, factors)
+            for batch, factor in zip(self.batches.epoch(self.epoch), factors, strict=True):
+                self._take_step(batch, factor)
                 self._tell("step")
             self.epoch += 1
             self._validate()
             self._tell("epoch")
         self._tell("end")
 
-    def _take_step(self, batch: Batch) -> None:
-        factor = self.schedule.factor(self.step, len(self.batches))
+    def _take_step(self, batch: Batch, factor: float) -> None:
         self.training_step(batch, self.step, factor)
         self.batch = batch
         self.loss = self.training_step.loss

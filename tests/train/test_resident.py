@@ -1,0 +1,101 @@
+"""Steps on data that lie on the device, against steps that get their batches from the host."""
+
+import numpy
+import pytest
+from guard import counters, open_guard
+from tiny import make_tiny
+
+from xpcap.backend import to_host
+from xpcap.data.dataset import open_dataset
+from xpcap.data.minibatch import EpochBatches
+from xpcap.errors import ConfigurationError
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer
+from xpcap.train import Schedule, Trainer
+from xpcap.train.resident import ResidentStep
+from xpcap.train.step import TrainingStep
+
+BATCH = 7  # the last batch of an epoch is smaller
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return open_dataset(make_tiny(tmp_path / "tiny"))
+
+
+def train(dataset, backend, resident, *, cell="lstm", dropout=0.0, rule="adam", dtype="float64"):
+    """Train two epochs; return losses, gradient norms and parameters."""
+    model = CaptioningRNN(
+        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
+        dtype, seed=1, dropout=dropout, backend=backend,
+    )  # fmt: skip
+    split, optimizer = dataset.splits["train"], Optimizer(rule, learning_rate=0.02)
+    schedule = Schedule(epochs=2, cosine=True, clip_norm=1.0)
+    trainer = Trainer(
+        model,
+        EpochBatches(split, BATCH, seed=0, with_features=not resident),
+        optimizer,
+        schedule,
+        {"val": EpochBatches(dataset.splits["val"], BATCH)},
+        ResidentStep(model, optimizer, split, BATCH, 1.0) if resident else None,
+    )
+    seen = []
+    trainer.on("step", lambda t: seen.append((t.loss, t.gradient_norm, t.learning_rate)))
+    trainer.run()
+    losses, norms, rates = zip(*seen, strict=True)
+    params = {name: to_host(value) for name, value in model.params.items()}
+    return [float(v) for v in losses], [float(v) for v in norms], rates, params
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_they_are_the_same_steps(dataset, backend, cell, dropout, rule):
+    settings = {"cell": cell, "dropout": dropout, "rule": rule}
+    losses, norms, rates, params = train(dataset, "cpu", False, **settings)
+    found = train(dataset, backend, True, **settings)
+    assert found[0] == pytest.approx(losses, rel=1e-10)
+    assert found[1] == pytest.approx(norms, rel=1e-10)
+    assert found[2] == rates
+    for name, value in params.items():
+        numpy.testing.assert_allclose(found[3][name], value, rtol=1e-9, atol=1e-11)
+    assert len(losses) == 2 * -(-len(dataset.splits["train"]) // BATCH)
+
+
+def test_a_step_waits_for_nothing_and_takes_nothing_from_the_host(dataset):
+    guard = open_guard()
+    split = dataset.splits["train"]
+    model = CaptioningRNN(
+        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, "gru", dropout=0.2, seed=0,
+        backend=guard,
+    )  # fmt: skip
+    step = ResidentStep(model, Optimizer("adam"), split, BATCH, 5.0)
+    batches = EpochBatches(split, BATCH, 0, with_features=False)
+    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
+    taken = iter(batches.epoch(0))
+    step(next(taken), 0, 1.0)
+    counters.reset()
+    step(next(taken), 1, 1.0)
+    assert counters.synchronizations == 0
+
+
+def test_parameters_that_are_replaced_are_taken_over(dataset):
+    split = dataset.splits["train"]
+
+    model = CaptioningRNN(dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, seed=0)
+    batches = EpochBatches(split, BATCH, 0)
+    step = ResidentStep(model, Optimizer("sgd"), split, BATCH)
+    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
+    first, second, *_ = batches.epoch(0)
+    step(first, 0, 1.0)
+    model.params["W_vocab"] = numpy.zeros_like(model.params["W_vocab"])
+    step(second, 1, 1.0)
+    assert 0 < abs(model.params["W_vocab"]).max() < 0.1
+
+
+@pytest.mark.parametrize("make", [TrainingStep, ResidentStep])
+def test_a_precision_that_only_a_gpu_has_is_refused(make, dataset):
+    model = CaptioningRNN(dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16)
+    data = (dataset.splits["train"], BATCH) if make is ResidentStep else ()
+    with pytest.raises(ConfigurationError, match="precision 'tf32' needs a GPU"):
+        make(model, Optimizer("adam"), *data, precision="tf32")

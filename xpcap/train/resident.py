@@ -1,0 +1,115 @@
+"""Training steps on data that lie on the device: nothing comes from the host while an epoch lasts.
+
+The epoch's order and every step's settings are sent at its beginning; a step finds its own
+minibatch, and on a GPU is one CUDA graph. All its captions have the same number of places, padding
+being weighted with 0, because a graph's shapes cannot change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from xpcap.backend import Array
+from xpcap.data.dataset import Split
+from xpcap.data.minibatch import Batch
+from xpcap.kernels.batches import BatchArrays, next_batch
+from xpcap.kernels.graphs import Repeated
+from xpcap.kernels.products import multiplied_in
+from xpcap.layers._sequence import Packing
+from xpcap.models import CaptioningRNN
+from xpcap.models.packed import PackedCaptions
+from xpcap.optim import Optimizer, clip_scale
+from xpcap.train.step import TrainingStep
+
+
+class ResidentStep(TrainingStep):
+    """`TrainingStep`, on minibatches that it gathers from a split that it keeps on the device.
+
+    Parameters
+    ----------
+    model, optimizer, clip_norm, precision
+        As for `TrainingStep`.
+    split
+        The captions and features that are trained on; copied to the device.
+    batch_size
+        N.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningRNN,
+        optimizer: Optimizer,
+        split: Split,
+        batch_size: int,
+        clip_norm: float | None = None,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(model, optimizer, clip_norm, precision)
+        backend, xp = model.backend, self.packed.xp
+        N, T = batch_size, split.captions.shape[1] - 1
+        dtype = model.params["W_proj"].dtype
+        self._captions = backend.to_device(split.captions, numpy.int32)
+        self._image_idxs = backend.to_device(split.image_idxs, numpy.int32)
+        self._features = backend.to_device(split.features[:])
+        with backend.activate():
+            self._order = xp.zeros(len(split), dtype=numpy.int32)
+            batches = -(-len(split) // N)
+            count = len(optimizer.settings(1, 1.0))
+            self._table = xp.zeros((batches, count), dtype=dtype)
+            self._position = xp.zeros(2, dtype=numpy.int64)
+            self._now = BatchArrays(
+                words=xp.empty(T * N, dtype=numpy.int32),
+                targets=xp.empty(T * N, dtype=numpy.int32),
+                weight=xp.empty(T * N, dtype=dtype),
+                images=xp.empty(N, dtype=numpy.int32),
+                settings=xp.empty(count, dtype=dtype),
+                streams=xp.empty(2, dtype=numpy.uint64),
+            )
+        places = numpy.arange(N)[None, :] * T + numpy.arange(T)[:, None]
+        self._batch = PackedCaptions(
+            Packing(N, [N] * T),
+            self._now.images,
+            self._now.words,
+            self._now.targets,
+            self._now.weight,
+            backend.to_device(places.reshape(-1)),
+        )
+        self._repeated = Repeated(xp, self._launch)
+        self._loss: Array = None
+        self._norm: Array = None
+
+    def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
+        """Send an epoch's order and its steps' settings to the device."""
+        first = self.optimizer.config["t"] + 1
+        table = [self.optimizer.settings(first + k, factor) for k, factor in enumerate(factors)]
+        to_device = self.model.backend.to_device
+        self._order[...] = to_device(batches.order(epoch), numpy.int32)
+        self._table[...] = to_device(numpy.array(table, self._table.dtype))
+        self._position[...] = to_device(numpy.array([0, step]))
+
+    def __call__(self, batch: Batch, step: int, factor: float) -> None:
+        """Take the epoch's next step; batch, number and factor are those of `begin_epoch`."""
+        if self._gather():
+            self._repeated = Repeated(self.packed.xp, self._launch)
+        with multiplied_in(self.precision):
+            self._repeated()
+        self.optimizer.config["t"] += 1
+        self.optimizer.settings(self.optimizer.config["t"], factor)
+        self.loss = self._loss.copy()  # the next step writes where this one did
+        self.gradient_norm = None if self._norm is None else self._norm.copy()
+
+    def _launch(self) -> None:
+        xp, now = self.packed.xp, self._now
+        next_batch(
+            xp, self._captions, self._image_idxs, self._order, self._table, self._position,
+            self.model.null, *now,
+        )  # fmt: skip
+        streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
+        self._loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
+        if self.clip_norm is not None:
+            self._norm = self.norm()
+            now.settings[:1] = clip_scale(xp, self._norm, self.clip_norm)
+        self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)

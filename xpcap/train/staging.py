@@ -1,0 +1,85 @@
+"""Features that do not fit on a GPU: the next batch's are copied while this one is computed with.
+
+Two buffers take turns, each of pinned memory on the host and as much on the device. A copy runs on
+a stream of its own; events keep it from overwriting what is still read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+from xpcap.backend import Array, Backend
+from xpcap.data.minibatch import Batch, EpochBatches
+
+
+class StagedBatches:
+    """`EpochBatches` whose features are on a GPU when their batch is handed out.
+
+    Parameters
+    ----------
+    batches
+        Whose features are on the host.
+    backend
+        A GPU.
+    """
+
+    def __init__(self, batches: EpochBatches, backend: Backend) -> None:
+        self._batches = batches
+        features = batches.split.features
+        shape, dtype = (batches.batch_size, features.shape[1]), features.dtype
+        with backend.activate():
+            stream = backend.xp.cuda.Stream(non_blocking=True)
+            self._buffers = [_Buffer(backend.xp, shape, dtype, stream) for _ in range(2)]
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return len(self._batches)
+
+    def order(self, number: int) -> numpy.ndarray:
+        """Return the order of all captions in an epoch, counted from 0."""
+        return self._batches.order(number)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0; the copy of the next has begun by then."""
+        waiting: tuple[Batch, _Buffer] | None = None
+        for k, batch in enumerate(self._batches.epoch(number)):
+            buffer = self._buffers[k % 2]
+            buffer.send(batch.features)
+            if waiting is not None:
+                yield waiting[0]._replace(features=waiting[1].receive())
+            waiting = batch, buffer
+        if waiting is not None:
+            yield waiting[0]._replace(features=waiting[1].receive())
+
+
+class _Buffer:
+    def __init__(
+        self, xp: Any, shape: tuple[int, int], dtype: numpy.dtype[Any], stream: Any
+    ) -> None:
+        self._cuda = xp.cuda
+        self._stream = stream
+        count = shape[0] * shape[1]
+        memory = xp.cuda.alloc_pinned_memory(count * dtype.itemsize)
+        self._host = numpy.frombuffer(memory, dtype, count).reshape(shape)
+        self._device = xp.empty(shape, dtype=dtype)
+        self._sent = xp.cuda.Event(disable_timing=True)
+        self._rows = 0
+
+    def send(self, features: numpy.ndarray) -> None:
+        """Begin to copy features to the device, after all that was launched so far."""
+        self._sent.synchronize()  # of two batches ago: the pinned memory is free again
+        self._rows = len(features)
+        self._host[: self._rows] = features
+        launched = self._cuda.Event(disable_timing=True)
+        launched.record(self._cuda.get_current_stream())
+        self._stream.wait_event(launched)
+        self._device[: self._rows].set(self._host[: self._rows], stream=self._stream)
+        self._sent.record(self._stream)
+
+    def receive(self) -> Array:
+        """Return the features; what is launched from here on waits for their copy."""
+        self._cuda.get_current_stream().wait_event(self._sent)
+        return self._device[: self._rows]
