@@ -30,6 +30,7 @@ from xpcap.models.captioner import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5
+EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
 
 
 def coco_captions(folder: Path, vocabulary: int, steps: int) -> numpy.ndarray:
@@ -109,7 +110,20 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
 
         torch.set_num_threads(threads)
         return TorchPeer(workload, torch_device(backend))
-    return Ours(workload, backend)
+    if name.startswith("torch graph"):
+        from torch_peer import TorchGraphPeer
+
+        return TorchGraphPeer(workload, torch_device(backend), name.split()[-1])
+    return Ours(workload, backend, precision=name.partition(" ")[2] or "float32")
+
+
+def contenders_on(backend: Backend) -> list[str]:
+    """Return who takes part."""
+    names = ["xpcap", "products"] + (["torch"] if HAS_TORCH else [])
+    if backend.device is None:
+        return [*names, "numpy"]
+    graphs = ["torch graph tf32", "torch graph float16"] if HAS_TORCH else []
+    return [*names, "xpcap tf32", "xpcap bf16", *graphs]
 
 
 def peak_memory(name: str, options: list[str]) -> int:
@@ -165,18 +179,19 @@ def main(
                 status = Path("/proc/self/status").read_text()
                 print(1024 * int(status.split("VmHWM:")[1].split()[0]))
                 return
-            names = ["xpcap", "numpy", "products"]
+            names = contenders_on(backend)
             if HAS_TORCH:
                 apart = compare(workload, backend)
                 if not apart < 1e-8:
                     raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
-                names.append("torch")
             contenders = {name: make(name, workload, backend, threads) for name in names}
             options = ["--config", config, "--cell", cell, "--device", device]
             options += ["--captions", str(captions)] if captions else []
-            memory = {name: peak_memory(name, options) for name in names if name != "products"}
+            measured = [] if backend.device is not None else set(names) - {"products"}
+            memory = {name: peak_memory(name, options) for name in measured}
             for task in tasks or TASKS:
-                calls_of = {n: getattr(c, task) for n, c in contenders.items() if hasattr(c, task)}
+                takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
+                calls_of = {name: getattr(contenders[name], task) for name in takes_part}
                 figures = interleave(calls_of, rounds, calls, backend.synchronize)
                 print(f"{config} {cell} {task}")
                 for name, times in figures.items():

@@ -152,3 +152,43 @@ class TorchPeer:
     def decode(self, k: int) -> torch.Tensor:
         """Caption N images greedily."""
         return self.module.sample(self._decoded)
+
+
+class TorchGraphPeer(TorchPeer):
+    """PyTorch's whole training step in one CUDA graph, in TF32 or, by autocast, in float16."""
+
+    def __init__(self, workload: Workload, device: str, precision: str) -> None:
+        super().__init__(workload, device)
+        self._half = precision == "float16"
+        order = torch.from_numpy(workload.order(0)).to(device)
+        self._rows = order.view(len(workload), -1)
+        self._now = self._rows[0].clone()
+        self._optimizer = torch.optim.Adam(
+            self._optimizer.param_groups[0]["params"], lr=1e-3, fused=True, capturable=True
+        )
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._step()
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+    def _step(self) -> None:
+        self._optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16, enabled=self._half, cache_enabled=False):
+            loss = self.module.loss(
+                self._features[self._images[self._now]], self._captions[self._now]
+            )
+        loss.backward()
+        self._optimizer.step()
+
+    def train(self, k: int) -> None:
+        """Go from the k-th minibatch to updated parameters."""
+        self._now.copy_(self._rows[k % len(self._rows)])
+        self._graph.replay()

@@ -8,8 +8,10 @@ import numpy
 
 from xpcap.backend import CPU, Array, Backend
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
+from xpcap.data.minibatch import Batch
 from xpcap.models.packed import PackedLoss, pack_captions
 from xpcap.optim import Optimizer
+from xpcap.train.resident import ResidentStep
 from xpcap.train.step import TrainingStep
 
 
@@ -24,6 +26,8 @@ class Ours:
         Where.
     dtype
         Of all floating arrays.
+    precision
+        Of the training step's products, see `TrainingStep`.
 
     Attributes
     ----------
@@ -31,18 +35,36 @@ class Ours:
         By parameter, what `loss` left.
     """
 
-    def __init__(self, workload: Workload, backend: Backend, dtype: type = numpy.float32) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        backend: Backend,
+        dtype: type = numpy.float32,
+        precision: str = "float32",
+    ) -> None:
         self.workload = workload
         self.model = workload.model(backend, dtype)
-        self.step = TrainingStep(self.model, Optimizer("adam", learning_rate=1e-3))
+        optimizer, size = Optimizer("adam", learning_rate=1e-3), workload.configuration.batch_size
+        self._step: TrainingStep
+        if backend.device is None:
+            self._step = TrainingStep(self.model, optimizer)
+        else:
+            split = workload.split
+            self._step = ResidentStep(self.model, optimizer, split, size, precision=precision)
+        self._left = 0
         self._packed = PackedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
         self._features = backend.to_device(workload.images_to_decode(), dtype)
 
     def train(self, k: int) -> None:
-        """Go from the k-th minibatch to updated parameters."""
-        self.step(self.workload.batch(k), k, 1.0)
+        """Go from a minibatch to updated parameters; on a GPU, from the next one it has there."""
+        resident = isinstance(self._step, ResidentStep)
+        if not self._left:
+            self._left = len(self.workload)
+            self._step.begin_epoch(self.workload, 0, 0, [1.0] * self._left)
+        self._left -= 1
+        self._step(Batch(None, None) if resident else self.workload.batch(k), k, 1.0)
 
     def loss(self, k: int) -> Array:
         """Compute the k-th minibatch's loss and gradients."""

@@ -98,6 +98,7 @@ class Workload:
         rng = numpy.random.default_rng(seed)
         if captions is None:
             captions = draw_captions(CAPTIONS, size.vocabulary, size.steps, rng)
+        captions = captions[: len(captions) // size.batch_size * size.batch_size]
         features = rng.standard_normal((IMAGES, size.features), dtype=numpy.float32)
         images = rng.integers(IMAGES, size=len(captions))
         self.split = Split(captions, images, features, [""] * IMAGES)
@@ -106,9 +107,17 @@ class Workload:
     def rows(self, k: int) -> numpy.ndarray:
         """Return the captions `(N,)` of the k-th batch; after the last comes the first again."""
         N = self.configuration.batch_size
-        first = k * N % (len(self._order) - N + 1)
+        first = k % len(self) * N
         rows: numpy.ndarray = self._order[first : first + N]
         return rows
+
+    def __len__(self) -> int:
+        """Return how many batches there are, all of N captions."""
+        return len(self.split) // self.configuration.batch_size
+
+    def order(self, epoch: int) -> numpy.ndarray:
+        """Return the captions of all batches, one after another."""
+        return self._order
 
     def batch(self, k: int) -> Batch:
         """Gather the k-th batch."""
