@@ -184,12 +184,13 @@ def main(
                 apart = compare(workload, backend)
                 if not apart < 1e-8:
                     raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
-            contenders = {name: make(name, workload, backend, threads) for name in names}
             options = ["--config", config, "--cell", cell, "--device", device]
             options += ["--captions", str(captions)] if captions else []
             measured = [] if backend.device is not None else set(names) - {"products"}
             memory = {name: peak_memory(name, options) for name in measured}
             for task in tasks or TASKS:
+                # anew for each task: what a step has trained says other captions
+                contenders = {name: make(name, workload, backend, threads) for name in names}
                 takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
                 calls_of = {name: getattr(contenders[name], task) for name in takes_part}
                 figures = interleave(calls_of, rounds, calls, backend.synchronize)

@@ -123,9 +123,7 @@ class Workload:
         """Gather the k-th batch."""
         return gather(self.split, self.rows(k))
 
-    def model(
-        self, backend: Backend | str, dtype: type = numpy.float32, dropout: float = 0.0
-    ) -> CaptioningRNN:
+    def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model, the same every time.
 
         Untrained as it is, its captions have COCO's lengths, and 128 of them have some 110
@@ -137,7 +135,7 @@ class Workload:
         model = CaptioningRNN(
             {word: index for index, word in enumerate(words)},
             size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
-            dropout=dropout, seed=1, backend="cpu",
+            seed=1, backend="cpu",
         )  # fmt: skip
         frequencies = _frequencies(size.vocabulary)
         bias = _LIKING * numpy.log(numpy.maximum(frequencies, frequencies[frequencies > 0].min()))
