@@ -13,6 +13,7 @@ import numpy
 
 from xpcap.backend import Array, is_host, namespace
 from xpcap.kernels import fastest
+from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import product
 from xpcap.kernels.scatter import take_rows
 from xpcap.layers._sequence import Packing
@@ -42,20 +43,41 @@ def greedy(model: CaptioningRNN, features: Array, max_length: int) -> Array:
 
 
 def _all_together(model: CaptioningRNN, features: Array, max_length: int) -> Array:
-    xp, N = namespace(features), features.shape[0]
-    captions = xp.full((N, max_length), model.null, dtype=numpy.int32)
+    """Decode to the end of the last caption; a step is one CUDA graph on a GPU."""
+    params, cell, N = model.params, model.cell, features.shape[0]
+    xp = fastest(namespace(features))
+    state = model.start(features)
+    space = Workspace(xp, state[0].dtype)
+    recurrent = [params[name] for name in (cell.weights[1], *cell.weights[3:])]
+    captions = xp.full((max_length, N), model.null, dtype=numpy.int32)
     words = xp.full(N, model.start_word, dtype=numpy.int32)
     going_on = xp.ones(N, dtype=bool)
-    state = model.start(features)
-    for t in range(max_length):
-        scores, state = model.step(words, state)
-        words = scores.argmax(axis=1).astype(numpy.int32)
-        captions[:, t] = xp.where(going_on, words, captions[:, t])
+    times, now = xp.arange(max_length)[:, None], xp.zeros(1, dtype=numpy.int64)
+
+    def step() -> None:
+        vectors = space.empty("vectors", N, params["W_embed"].shape[1])
+        take_rows(xp, params["W_embed"], words, vectors)
+        gates = space.empty("gates", N, params["Wx"].shape[1])
+        product(xp, vectors, params["Wx"], gates)
+        gates[...] += params["b"]
+        run = cell.unroll(gates, state[0], *recurrent, Packing(N, [N]), space, *state[1:])
+        for old, new in zip(state, (run.h, run.c) if cell.states == 2 else (run.h,), strict=True):
+            old[...] = new
+        scores = space.empty("scores", N, len(params["b_vocab"]))
+        product(xp, run.h, params["W_vocab"], scores)
+        scores[...] += params["b_vocab"]
+        words[...] = scores.argmax(axis=1)
+        captions[...] = xp.where((times == now) & going_on, words, captions)
         if model.end is not None:
-            going_on = going_on & (words != model.end)
-            if t % _ASK_EVERY == _ASK_EVERY - 1 and not going_on.any():
-                break
-    return captions
+            going_on[...] &= words != model.end
+        now[...] += 1
+
+    repeated = Repeated(xp, step)
+    for t in range(max_length):
+        repeated()
+        if model.end is not None and t % _ASK_EVERY == _ASK_EVERY - 1 and not going_on.any():
+            break
+    return xp.ascontiguousarray(captions.T)
 
 
 def _with_those_that_go_on(

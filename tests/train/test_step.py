@@ -1,0 +1,96 @@
+"""A training step's memory and its bits."""
+
+import tracemalloc
+
+import numpy
+import pytest
+
+from xpcap.backend import CPU
+from xpcap.benchmark import Configuration, Workload
+from xpcap.models import CaptioningRNN
+from xpcap.optim import Optimizer
+from xpcap.train.step import TrainingStep
+
+SIZE = Configuration(batch_size=64, hidden=128, features=512, vocabulary=1004, wordvec=64)
+
+
+def model_of(workload, dropout=0.0, dtype=numpy.float32):
+    words = workload.model("cpu").word_to_idx
+    size = workload.configuration
+    return CaptioningRNN(
+        words, size.features, size.wordvec, size.hidden, workload.cell, dtype, dropout=dropout,
+        seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_nothing_large_is_allocated_after_the_first_step(
+    cell, rule, dropout, compiled, monkeypatch
+):
+    """The scores alone are 2.8 MB, the parameters 1 MB."""
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setenv("XPCAP_COMPILED", str(int(compiled)))
+    workload = Workload(SIZE, cell)
+    step = TrainingStep(model_of(workload, dropout), Optimizer(rule), 5.0)
+    batches = [workload.batch(k) for k in range(4)]
+    step(batches[0], 0, 1.0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for k, batch in enumerate(batches[1:], start=1):
+            step(batch, k, 1.0)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 700_000
+    assert now - before < 20_000
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_same_seed_gives_the_same_bits(compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setenv("XPCAP_COMPILED", str(int(compiled)))
+    found = []
+    for _ in range(2):
+        workload = Workload(SIZE, "lstm")
+        step = TrainingStep(model_of(workload, 0.3), Optimizer("adam"), 1.0)
+        for k in range(5):
+            step(workload.batch(k), k, 1.0)
+        found.append({name: value.copy() for name, value in step.model.params.items()})
+    for name, value in found[0].items():
+        numpy.testing.assert_array_equal(found[1][name], value)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_compiled_steps_round_no_worse(cell, monkeypatch):
+    """Twenty steps beside the same in double precision: no further off than twice NumPy's."""
+    pytest.importorskip("numba")
+    ends = {}
+    single, double = numpy.float32, numpy.float64
+    runs = [("exact", "0", double), ("numpy", "0", single), ("compiled", "1", single)]
+    for name, compiled, dtype in runs:
+        monkeypatch.setenv("XPCAP_COMPILED", compiled)
+        workload = Workload(SIZE, cell)
+        model = model_of(workload)
+        model.params = {key: value.astype(dtype) for key, value in model.params.items()}
+        step = TrainingStep(model, Optimizer("sgd", learning_rate=0.1), 5.0)
+        for k in range(20):
+            step(workload.batch(k), k, 1.0)
+        ends[name] = model.params
+    for name, true in ends["exact"].items():
+        plain = abs(ends["numpy"][name] - true).max()
+        ours = abs(ends["compiled"][name] - true).max()
+        assert ours <= 2 * plain + 1e-6 * abs(true).max(), name
+
+
+def test_the_workspace_is_the_models_dtype():
+    step = TrainingStep(model_of(Workload(SIZE, "rnn"), dtype=numpy.float64), Optimizer("sgd"))
+    step(Workload(SIZE, "rnn").batch(0), 0, 1.0)
+    assert step.loss.dtype == numpy.float64
+    assert all(view.dtype == numpy.float64 for view in step.gradients.values())
+    assert step.model.backend is CPU
