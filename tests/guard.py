@@ -218,7 +218,7 @@ def _floating(typed: list[Any]) -> numpy.dtype | None:
     found: numpy.dtype | None = None
     for value in typed:
         dtype = value.dtype
-        if dtype.kind != "f" or dtype == found:
+        if dtype.kind != "f" or (found is not None and dtype == found):
             continue
         if found is not None:
             raise TypeError(f"floating dtypes mixed in one operation: {found} and {dtype}")

@@ -12,6 +12,7 @@ from xpcap.train.resident import ResidentStep
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu_check, "STEPS", 5)
     return tmp_path / "results"
 
 

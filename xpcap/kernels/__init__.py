@@ -8,6 +8,7 @@ with the reference, and one test holds every override of `KERNELS` to that.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -61,7 +62,10 @@ def fastest(xp: Namespace) -> Namespace:
     """Return the namespace under which the fastest kernels for arrays of `xp` run.
 
     NumPy's are compiled where numba is installed (the extra `fast`) and `XPCAP_COMPILED` is not 0.
+    CuPy's are registered, and compiled at their first use.
     """
+    if xp.__name__ == "cupy":
+        importlib.import_module("xpcap.kernels.cuda")
     if is_host(xp) and os.environ.get("XPCAP_COMPILED") != "0":
         try:
             from xpcap.kernels.compiled import compiled_numpy

@@ -211,7 +211,7 @@ class PackedLoss:
             gathered = space.empty("gathered", *images.shape, dtype=features.dtype)
         take_rows(xp, features, batch.images, gathered)
         if gathered is not images:
-            images[...] = gathered
+            images[...] = gathered.astype(images.dtype)
         h0 = space.empty("h0", N, H)
         product(xp, images, params["W_proj"], h0)
         h0 += params["b_proj"]

@@ -1,0 +1,147 @@
+"""Arguments of the kernels that have a CUDA source, at awkward sizes; floats are float64."""
+
+import functools
+
+import numpy
+
+
+def cell_arguments(name, N, H):
+    rng = numpy.random.default_rng(N + H)
+    count = {"rnn": 1, "lstm": 4, "gru": 3}[name.split("_")[0]]
+    normal, unwritten = rng.standard_normal, functools.partial(numpy.full, fill_value=numpy.nan)
+    narrow, wide = (N, H), (N, count * H)
+    return {
+        "rnn_cell": lambda: {
+            "ax": normal(narrow), "ah": normal(wide), "next_h": unwritten(narrow),
+        },
+        "rnn_cell_gradient": lambda: {
+            "above": normal(narrow), "back": normal(narrow), "next_h": rng.random(narrow),
+            "da": unwritten(narrow),
+        },
+        "lstm_cell": lambda: {
+            "gates": normal(wide), "ah": normal(wide), "prev_c": normal(narrow),
+            "next_c": unwritten(narrow), "tanh_c": unwritten(narrow), "next_h": unwritten(narrow),
+        },
+        "lstm_cell_gradient": lambda: {
+            "above": normal(narrow), "back": normal(narrow), "dc": normal(narrow),
+            "gates": rng.random(wide), "prev_c": normal(narrow), "tanh_c": rng.random(narrow),
+            "da": unwritten(wide),
+        },
+        "gru_cell": lambda: {
+            "gates": normal(wide), "ah": normal(wide), "bn": normal(H), "prev_h": normal(narrow),
+            "ah_n": unwritten(narrow), "next_h": unwritten(narrow),
+        },
+        "gru_cell_gradient": lambda: {
+            "above": normal(narrow), "back": normal(narrow), "gates": rng.random(wide),
+            "ah_n": normal(narrow), "prev_h": normal(narrow), "dax": unwritten(wide),
+            "dah": unwritten(wide),
+        },
+    }[name]()  # fmt: skip
+
+
+def softmax_arguments(M, V, silent=()):
+    rng = numpy.random.default_rng(M + V)
+    scores, scale = 3 * rng.standard_normal((M, V)), rng.random(M)
+    scores[list(silent)], scale[list(silent)] = numpy.nan, 0
+    return {
+        "scores": scores, "bias": rng.standard_normal(V), "targets": rng.integers(V, size=M),
+        "scale": scale, "losses": numpy.full(M, numpy.nan),
+    }  # fmt: skip
+
+
+def take_rows_arguments(size, D, M):
+    rng = numpy.random.default_rng(size + D)
+    table = rng.standard_normal((size, D))
+    return {"table": table, "indices": rng.integers(size, size=M), "out": numpy.zeros((M, D))}
+
+
+def add_rows_arguments(size, D, M):
+    rng = numpy.random.default_rng(size + D)
+    indices = rng.integers(max(1, size - 1), size=M)
+    return {
+        "indices": indices, "rows": rng.standard_normal((M, D)), "out": numpy.full((size, D), 7.0),
+    }  # fmt: skip
+
+
+def keep_mask_arguments(size, threshold=20_000):
+    return {
+        "threshold": threshold, "seed": 2**64 - 5, "stream": 2**35 + 1,
+        "out": numpy.ones(size, bool),
+    }  # fmt: skip
+
+
+def adam_arguments(P, weight_decay):
+    rng = numpy.random.default_rng(P)
+    return {
+        "w": rng.standard_normal(P), "dw": rng.standard_normal(P), "m": rng.standard_normal(P),
+        "v": rng.random(P), "settings": numpy.array([0.7, 0.1, 0.3, 0.2]), "beta1": 0.9,
+        "beta2": 0.999, "epsilon": 1e-8, "weight_decay": weight_decay,
+    }  # fmt: skip
+
+
+def square_sum_arguments(P):
+    return {
+        "values": numpy.random.default_rng(P).standard_normal(P), "out": numpy.full(1, numpy.nan),
+    }  # fmt: skip
+
+
+def next_batch_arguments(M, T, N, K, batch):
+    rng = numpy.random.default_rng(M + T)
+    captions = rng.integers(4, size=(M, T + 1)).astype(numpy.int32)
+    return {
+        "captions": captions, "image_idxs": rng.integers(9, size=M).astype(numpy.int32),
+        "order": rng.permutation(M).astype(numpy.int32),
+        "table": rng.standard_normal((-(-M // N), K)), "position": numpy.array([batch, 2**33 + 1]),
+        "null": 0, "words": numpy.full(T * N, -1, numpy.int32),
+        "targets": numpy.full(T * N, -1, numpy.int32), "weight": numpy.full(T * N, numpy.nan),
+        "images": numpy.full(N, -1, numpy.int32), "settings": numpy.full(K, numpy.nan),
+        "streams": numpy.zeros(2, numpy.uint64),
+    }  # fmt: skip
+
+
+CELLS = [
+    f"{cell}_cell{gradient}" for cell in ("rnn", "lstm", "gru") for gradient in ("", "_gradient")
+]
+CASES = [
+    *(
+        (name, cell_arguments(name, N, H))
+        for name in CELLS
+        for N, H in [(1, 1), (3, 129), (129, 3), (2, 256), (0, 5)]
+    ),
+    ("softmax_cross_entropy", softmax_arguments(1, 1)),
+    ("softmax_cross_entropy", softmax_arguments(5, 1004, silent=[0, 3])),
+    ("softmax_cross_entropy", softmax_arguments(3, 257, silent=[1])),
+    ("softmax_cross_entropy", softmax_arguments(40, 11)),
+    ("softmax_cross_entropy", softmax_arguments(2, 10_000)),
+    ("softmax_cross_entropy", softmax_arguments(0, 7)),
+    *(
+        ("take_rows", take_rows_arguments(*sizes))
+        for sizes in [(1, 1, 1), (11, 5, 300), (4, 129, 7), (3, 2, 0)]
+    ),
+    *(
+        ("add_rows", add_rows_arguments(*sizes))
+        for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1)]
+    ),
+    *(("keep_mask", keep_mask_arguments(size)) for size in [0, 1, 15, 16, 17, 4096, 70_003]),
+    *(("keep_mask", keep_mask_arguments(1000, threshold)) for threshold in [0, 65_535]),
+    *(
+        ("adam_update", adam_arguments(*which))
+        for which in [(1, 0.0), (5000, 0.01), (257, 0.0), (0, 0.1)]
+    ),
+    *(("square_sum", square_sum_arguments(P)) for P in [0, 1, 300, 200_003]),
+    *(
+        ("next_batch", next_batch_arguments(*which))
+        for which in [(20, 4, 7, 4, 2), (1, 1, 1, 1, 0), (300, 16, 128, 2, 1), (5, 3, 8, 3, 0)]
+    ),
+]
+
+TYPICAL = {
+    **{name: cell_arguments(name, 3, 129) for name in CELLS},
+    "softmax_cross_entropy": softmax_arguments(5, 1004),
+    "take_rows": take_rows_arguments(11, 5, 300),
+    "add_rows": add_rows_arguments(9, 5, 600),
+    "keep_mask": keep_mask_arguments(70_003),
+    "adam_update": adam_arguments(5000, 0.01),
+    "square_sum": square_sum_arguments(200_003),
+    "next_batch": next_batch_arguments(300, 16, 128, 2, 1),
+}

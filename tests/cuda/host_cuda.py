@@ -1,0 +1,129 @@
+"""CUDA without a GPU: the kernels' sources compiled by g++ with `shim.h`, on the guard's arrays.
+
+`xp` is the guard under CuPy's name, with as much more of CuPy as launching needs. A launch checks
+what CUDA would not: the number of arguments, each one's C type, and the limits of a grid.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+from guard import GuardArray, GuardNamespace
+
+SHIM = Path(__file__).with_name("shim.h")
+OUTCOMES = {
+    1: "a thread waits at a barrier that others have passed by",
+    2: "memory at an address that its type's size does not divide",
+}
+COMPILER = shutil.which("g++")
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="host_cuda_")
+
+
+@functools.cache
+def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    """Compile a source with a launcher for each of its kernels."""
+    names = re.findall(r"__global__ void (\w+)\(", code)
+    launchers = "".join(
+        f"""
+        extern "C" const char *signature_{name}() {{ return shim::signature({name}); }}
+        extern "C" int launch_{name}(const int *grid, int threads, int reverse, void **values)
+        {{ return shim::launch<{name}>({name}, grid, threads, reverse, values); }}
+        """
+        for name in names
+    )
+    stem = Path(_folder().name) / hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
+    stem.with_suffix(".cpp").write_text(f'#include "{SHIM}"\n{code}\n{launchers}')
+    synchronizes = f"-DSYNCHRONIZES={int('_sync' in code or '__syncthreads' in code)}"
+    made = {end: stem.with_suffix(end) for end in (".cpp", ".o", ".so")}
+    flags = ["-O1", "-fPIC", "-fno-strict-aliasing", "-fsanitize=alignment", synchronizes, *options]
+    for command in (
+        [*flags, "-c", made[".cpp"], "-o", made[".o"]],
+        ["-shared", made[".o"], "-o", made[".so"]],
+    ):
+        subprocess.run([COMPILER, *command], check=True, capture_output=True)
+    return ctypes.CDLL(str(made[".so"]))
+
+
+class HostFunction:
+    """A kernel, launched as CuPy's `RawKernel` is."""
+
+    reverse = False
+    launches = 0
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        signature = getattr(library, f"signature_{name}")
+        signature.restype = ctypes.c_char_p
+        self.parameters = signature().decode().split()
+        self.launch = getattr(library, f"launch_{name}")
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+    ) -> None:
+        width, height = (*grid, 1)[:2]
+        (threads,) = block
+        if not (0 < width < 2**31 and 0 < height < 2**16 and len(grid) <= 2):
+            raise ValueError(f"no grid of CUDA: {grid}")
+        if not (0 < threads <= 1024 and threads % 32 == 0):
+            raise ValueError(f"no block of whole warps: {block}")
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{len(args)} arguments for {len(self.parameters)} parameters")
+        kept = [
+            _storage(argument, code) for argument, code in zip(args, self.parameters, strict=True)
+        ]
+        values = (ctypes.c_void_p * len(kept))(*(storage.ctypes.data for storage in kept))
+        outcome = self.launch(
+            (ctypes.c_int * 2)(width, height), threads, HostFunction.reverse, values
+        )
+        HostFunction.launches += 1
+        if outcome:
+            raise RuntimeError(OUTCOMES[outcome])
+
+
+def _storage(argument: Any, code: str) -> numpy.ndarray:
+    """Return an array of one element: what a parameter is given, if it has the right type."""
+    if isinstance(argument, GuardArray):
+        dtype = argument.dtype
+        same = dtype.str[1:] == code[1:] or (code[1] == "u" and dtype.itemsize == int(code[2:]))
+        if code[0] != "*" or not same:
+            raise TypeError(f"an array of {dtype} for a parameter {code}")
+        return numpy.array([argument._values.ctypes.data], numpy.uint64)
+    if not isinstance(argument, numpy.generic):
+        raise TypeError(f"a {type(argument).__name__} has no C type; use a NumPy scalar")
+    if argument.dtype.str[1:] != code:
+        raise TypeError(f"a scalar {argument.dtype} for a parameter {code}")
+    return numpy.array([argument])
+
+
+class RawModule:
+    """A source with its options, compiled when a kernel of it is asked for."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+        self.code, self.options = code, options
+
+    def get_function(self, name: str) -> HostFunction:
+        return HostFunction(_library(self.code, self.options), name)
+
+
+class HostCuda(GuardNamespace):
+    """The guard's `xp` under CuPy's name."""
+
+    __name__ = "cupy"
+    RawModule = RawModule
+    cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 0))
+
+
+xp = HostCuda()

@@ -1,0 +1,169 @@
+"""Whole training steps through CUDA sources, launches and cuBLAS calls, all on the CPU."""
+
+import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import guard
+import host_cuda
+import numpy
+import pytest
+from cuda_cases import TYPICAL
+from kernels.test_cublas import Library
+from tiny import make_tiny
+
+import xpcap.kernels.cuda  # registers what is tested here
+import xpcap.kernels.products
+from xpcap.backend import CPU, Backend, to_host
+from xpcap.benchmark import Configuration, Workload
+from xpcap.data.dataset import open_dataset
+from xpcap.data.minibatch import EpochBatches
+from xpcap.kernels import KERNELS, cublas
+from xpcap.kernels.graphs import Repeated
+from xpcap.models import CaptioningRNN
+from xpcap.models.packed import PackedLoss
+from xpcap.optim import Optimizer
+from xpcap.train.resident import ResidentStep
+
+pytestmark = pytest.mark.skipif(
+    host_cuda.COMPILER is None, reason="no g++ to compile the CUDA sources for the CPU"
+)
+
+
+@pytest.fixture
+def rehearsal(monkeypatch):
+    """Arrays of the guard that belong to `host_cuda.xp`, and a cuBLAS that computes with NumPy.
+
+    Instead of CUDA's graphs, functions are repeated.
+    """
+    monkeypatch.setattr(guard, "xp", host_cuda.xp)
+    monkeypatch.setattr(
+        host_cuda.xp.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=1), raising=False
+    )
+    monkeypatch.setattr(cublas, "_pointer", lambda a: ctypes.c_void_p(a._values.ctypes.data))
+    opened = cublas.CuBLAS(Library(), host_cuda.xp)
+    monkeypatch.setattr(xpcap.kernels.products, "open_cublas", lambda xp, device: opened)
+    monkeypatch.setattr(Repeated, "__call__", lambda self: self._function())
+    monkeypatch.setattr(host_cuda.HostFunction, "launches", 0)
+    return Backend("rehearsal", host_cuda.xp)
+
+
+def fail(*arguments):
+    pytest.fail("a reference ran where the CUDA kernel should have")
+
+
+def train(dataset, backend, cell, dropout, steps):
+    """Take steps on minibatches that are gathered on the device; return loss and parameters."""
+    model = CaptioningRNN(
+        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
+        "float64", seed=1, dropout=dropout, backend=backend,
+    )  # fmt: skip
+    split = dataset.splits["train"]
+    step = ResidentStep(model, Optimizer("adam", learning_rate=0.02), split, 7, 1.0)
+    batches = EpochBatches(split, 7, 0, with_features=False)
+    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
+    for number, batch in zip(range(steps), batches.epoch(0), strict=False):
+        guard.counters.reset()
+        step(batch, number, 1.0)
+    waits = guard.counters.synchronizations
+    params = {name: to_host(value) for name, value in model.params.items()}
+    return float(to_host(step.loss)), params, waits
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_steps_through_the_kernels_are_those_of_numpy(
+    cell, dropout, tmp_path, rehearsal, monkeypatch
+):
+    """No step falls back to a reference, and a later one does not wait for the device."""
+    dataset = open_dataset(make_tiny(tmp_path / "tiny"))
+    loss, params, _ = train(dataset, CPU, cell, dropout, steps=3)
+    for name in TYPICAL:
+        monkeypatch.setattr(KERNELS[name], "reference", fail)
+    found_loss, found, waits = train(dataset, rehearsal, cell, dropout, steps=3)
+    assert found_loss == pytest.approx(loss, rel=1e-10)
+    for name, value in params.items():
+        numpy.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11)
+    assert waits == 0
+    assert host_cuda.HostFunction.launches > 50
+
+
+def test_packed_batches_run_through_the_kernels(tmp_path, rehearsal, monkeypatch):
+    """Only their active places and distinct words."""
+    dataset = open_dataset(make_tiny(tmp_path / "tiny"))
+    (batch, *_) = EpochBatches(dataset.splits["train"], 7, 0).epoch(0)
+    losses, gradients = [], []
+    for backend in (CPU, rehearsal):
+        model = CaptioningRNN(
+            dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, "lstm",
+            "float64", seed=1, backend=backend,
+        )  # fmt: skip
+        features = backend.to_device(batch.features, "float64")
+        into = {name: backend.xp.zeros_like(value) for name, value in model.params.items()}
+        losses.append(float(PackedLoss(model).loss(features, batch.captions, 0, into)))
+        gradients.append({name: to_host(value) for name, value in into.items()})
+        for name in TYPICAL:
+            monkeypatch.setattr(KERNELS[name], "reference", fail)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    for name, value in gradients[0].items():
+        numpy.testing.assert_allclose(gradients[1][name], value, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_no_large_array_is_allocated_after_the_first_step(dropout, rehearsal):
+    size = Configuration(batch_size=6, hidden=10, features=9, vocabulary=40, wordvec=8, steps=12)
+    workload = Workload(size, "lstm")
+    model = CaptioningRNN(
+        workload.model("cpu").word_to_idx, 9, 8, 10, "lstm", dropout=dropout, seed=0,
+        backend=rehearsal,
+    )  # fmt: skip
+    step = ResidentStep(model, Optimizer("adam"), workload.split, 6, 1.0)
+    step.begin_epoch(workload, 0, 0, [1.0] * len(workload))
+    step(workload.batch(0), 0, 1.0)
+    scores = 4 * 6 * 12 * 40
+    guard.counters.reset(large_bytes=scores // 4)
+    step(workload.batch(1), 1, 1.0)
+    assert guard.counters.large_arrays == 0
+    assert guard.counters.synchronizations == 0
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_captions_are_those_of_the_cpu(cell, rehearsal):
+    size = Configuration(batch_size=6, hidden=10, features=9, vocabulary=40, wordvec=8, steps=12)
+    workload = Workload(size, cell)
+    here, there = (workload.model(where, numpy.float64) for where in ("cpu", rehearsal))
+    features = workload.images_to_decode().astype(numpy.float64)
+    found = to_host(there.sample(rehearsal.to_device(features)))
+    numpy.testing.assert_array_equal(found, here.sample(features))
+
+
+def test_a_graph_is_recorded_once_and_then_launched():
+    diary = []
+
+    class Stream:
+        def __enter__(self):
+            diary.append("stream")
+
+        def __exit__(self, *error):
+            diary.append("end stream")
+
+        def begin_capture(self):
+            diary.append("begin")
+
+        def end_capture(self):
+            diary.append("end")
+            return SimpleNamespace(launch=lambda stream: diary.append("launch"))
+
+    cuda = SimpleNamespace(
+        Stream=Stream,
+        MemoryPool=lambda: SimpleNamespace(malloc="malloc"),
+        using_allocator=lambda malloc: nullcontext(diary.append(malloc)),
+    )
+    repeated = Repeated(SimpleNamespace(__name__="cupy", cuda=cuda), lambda: diary.append("run"))
+    for _ in range(4):
+        repeated()
+    recorded = ["malloc", "stream", "begin", "run", "end", "end stream"]
+    assert sorted(diary[1:7]) == sorted(recorded)
+    assert diary[0] == "run"
+    assert diary.index("begin") < diary.index("run", 1) < diary.index("end")
+    assert diary[7:] == ["launch"] * 3

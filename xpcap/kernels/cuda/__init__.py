@@ -1,0 +1,210 @@
+"""Kernels in CUDA C++, run by CuPy: one source file each, compiled for the device at first use.
+
+Importing this module registers them. Each passes over its arrays once where CuPy's own functions
+would be several launches with temporary arrays between them. None waits for the device or takes a
+value from it, so their launches can be captured in a CUDA graph, after a first call outside one
+that compiles them. Shapes are the callers' to get right; a dtype that a kernel does not know, or an
+array that is not contiguous, is the reference's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from xpcap.backend import Array, Namespace
+from xpcap.kernels.batches import next_batch
+from xpcap.kernels.cuda.launch import Source, cuda_version
+from xpcap.kernels.pointwise import (
+    gru_cell,
+    gru_cell_gradient,
+    lstm_cell,
+    lstm_cell_gradient,
+    rnn_cell,
+    rnn_cell_gradient,
+)
+from xpcap.kernels.random import keep_mask
+from xpcap.kernels.scatter import add_rows, take_rows
+from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.kernels.updates import adam_update, square_sum
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+_PARTIAL_SUMS = 512
+
+int32, int64, uint32, uint64 = numpy.int32, numpy.int64, numpy.uint32, numpy.uint64
+
+
+def _parts(size: int, of: int) -> int:
+    return -(-size // of)
+
+
+@cuda_version(rnn_cell, REAL="ax ah next_h")
+def _rnn_cell(source: Source, xp: Namespace, ax: Array, ah: Array, next_h: Array) -> None:
+    N, H = next_h.shape
+    source.launch("rnn_cell", (N, _parts(H, 128)), 128, int32(H), ax, ah, next_h)
+
+
+@cuda_version(rnn_cell_gradient, REAL="above back next_h da")
+def _rnn_cell_gradient(
+    source: Source, xp: Namespace, above: Array, back: Array, next_h: Array, da: Array
+) -> None:
+    blocks = (_parts(da.size, 256),)
+    source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, next_h, da)
+
+
+@cuda_version(lstm_cell, REAL="gates ah prev_c next_c tanh_c next_h")
+def _lstm_cell(
+    source: Source,
+    xp: Namespace,
+    gates: Array,
+    ah: Array,
+    prev_c: Array,
+    next_c: Array,
+    tanh_c: Array,
+    next_h: Array,
+) -> None:
+    N, H = prev_c.shape
+    arrays = (gates, ah, prev_c, next_c, tanh_c, next_h)
+    source.launch("lstm_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+@cuda_version(lstm_cell_gradient, REAL="above back dc gates prev_c tanh_c da")
+def _lstm_cell_gradient(
+    source: Source,
+    xp: Namespace,
+    above: Array,
+    back: Array,
+    dc: Array,
+    gates: Array,
+    prev_c: Array,
+    tanh_c: Array,
+    da: Array,
+) -> None:
+    N, H = prev_c.shape
+    arrays = (above, back, dc, gates, prev_c, tanh_c, da)
+    source.launch("lstm_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+@cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n next_h")
+def _gru_cell(
+    source: Source,
+    xp: Namespace,
+    gates: Array,
+    ah: Array,
+    bn: Array,
+    prev_h: Array,
+    ah_n: Array,
+    next_h: Array,
+) -> None:
+    N, H = prev_h.shape
+    arrays = (gates, ah, bn, prev_h, ah_n, next_h)
+    source.launch("gru_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+@cuda_version(gru_cell_gradient, REAL="above back gates ah_n prev_h dax dah")
+def _gru_cell_gradient(
+    source: Source,
+    xp: Namespace,
+    above: Array,
+    back: Array,
+    gates: Array,
+    ah_n: Array,
+    prev_h: Array,
+    dax: Array,
+    dah: Array,
+) -> None:
+    N, H = prev_h.shape
+    arrays = (above, back, gates, ah_n, prev_h, dax, dah)
+    source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+@cuda_version(softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets")
+def _softmax_cross_entropy(
+    source: Source,
+    xp: Namespace,
+    scores: Array,
+    bias: Array,
+    targets: Array,
+    scale: Array,
+    losses: Array,
+) -> None:
+    M, V = scores.shape
+    arrays = (scores, bias, targets, scale, losses)
+    source.launch("softmax_cross_entropy", (M,), 256, int32(V), *arrays)
+
+
+@cuda_version(take_rows, ELEMENT="table out", INDEX="indices")
+def _take_rows(source: Source, xp: Namespace, table: Array, indices: Array, out: Array) -> None:
+    (size, D), M = table.shape, len(indices)
+    blocks = (M, _parts(D, 128))
+    source.launch("take_rows", blocks, 128, int64(size), int32(D), table, indices, out)
+
+
+@cuda_version(add_rows, INDEX="indices", REAL="rows out")
+def _add_rows(source: Source, xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
+    size, D = out.shape
+    blocks = (size, _parts(D, 256))
+    source.launch("add_rows", blocks, 256, int32(len(indices)), int32(D), indices, rows, out)
+
+
+@cuda_version(keep_mask, STREAM="stream", bool="out")
+def _keep_mask(
+    source: Source, xp: Namespace, threshold: int, seed: int, stream: int | Array, out: Array
+) -> None:
+    which = uint64(stream & _WORD) if isinstance(stream, int) else stream
+    numbers = (int64(out.size), uint32(threshold), uint64(seed & _WORD))
+    source.launch("keep_mask", (_parts(out.size, 4096),), 256, *numbers, which, out)
+
+
+@cuda_version(adam_update, REAL="w dw m v settings")
+def _adam_update(
+    source: Source,
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    settings: Array,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+) -> None:
+    real = w.dtype.type
+    numbers = map(real, (beta1, 1 - beta1, beta2, 1 - beta2, epsilon, weight_decay))
+    blocks = (_parts(w.size, 256),)
+    source.launch("adam_update", blocks, 256, int64(w.size), w, dw, m, v, settings, *numbers)
+
+
+@cuda_version(square_sum, REAL="values out")
+def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> None:
+    count = min(max(_parts(values.size, 256), 1), _PARTIAL_SUMS)
+    partial = xp.empty(count, dtype=numpy.float64)
+    source.launch("square_sums", (count,), 256, int64(values.size), values, partial)
+    source.launch("sum_of_sums", (1,), 256, int32(count), partial, out)
+
+
+@cuda_version(
+    next_batch,
+    REAL="table weight settings",
+    int32="captions image_idxs order words targets images",
+    int64="position",
+    uint64="streams",
+)
+def _next_batch(
+    source: Source,
+    xp: Namespace,
+    captions: Array,
+    image_idxs: Array,
+    order: Array,
+    table: Array,
+    position: Array,
+    null: int,
+    *written: Any,
+) -> None:
+    (M, columns), (batches, K) = captions.shape, table.shape
+    N = written[3].shape[0]
+    sizes = (int64(M), int32(columns - 1), int32(N), int32(batches), int32(K))
+    read = (captions, image_idxs, order, table, position, int32(null))
+    source.launch("next_batch", (1,), 512, *sizes, *read, *written)
