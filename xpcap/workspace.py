@@ -43,11 +43,11 @@ class Workspace:
         dtype
             Another than the workspace's.
         """
-        size = math.prod(shape)
+        size, dtype = math.prod(shape), self.dtype if dtype is None else numpy.dtype(dtype)
         memory = self._memory.get(name)
-        if memory is None or memory.size < size:
+        if memory is None or memory.size < size or memory.dtype != dtype:
             room = size if most is None else max(most, shape[0]) * math.prod(shape[1:])
-            memory = self.xp.empty(room, dtype=self.dtype if dtype is None else dtype)
+            memory = self.xp.empty(room, dtype=dtype)
             self._memory[name] = memory
         return memory[:size].reshape(shape)
 

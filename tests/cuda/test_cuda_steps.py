@@ -137,33 +137,72 @@ def test_captions_are_those_of_the_cpu(cell, rehearsal):
     numpy.testing.assert_array_equal(found, here.sample(features))
 
 
-def test_a_graph_is_recorded_once_and_then_launched():
-    diary = []
+class FakeStream:
+    """A stream that writes down what is asked of it."""
 
-    class Stream:
-        def __enter__(self):
-            diary.append("stream")
+    def __init__(self, diary):
+        self.diary = diary
 
-        def __exit__(self, *error):
-            diary.append("end stream")
+    def __enter__(self):
+        self.diary.append("stream")
 
-        def begin_capture(self):
-            diary.append("begin")
+    def __exit__(self, *error):
+        self.diary.append("end stream")
 
-        def end_capture(self):
-            diary.append("end")
-            return SimpleNamespace(launch=lambda stream: diary.append("launch"))
+    def begin_capture(self):
+        self.diary.append("begin")
 
+    def end_capture(self):
+        self.diary.append("end")
+        return SimpleNamespace(launch=lambda: self.diary.append("launch"))
+
+
+@pytest.fixture
+def diary(monkeypatch):
+    monkeypatch.setattr(xpcap.kernels.products, "open_cublas", lambda xp, device: "a handle")
+    return []
+
+
+def recording(diary, function, dtype="float32"):
     cuda = SimpleNamespace(
-        Stream=Stream,
+        Stream=lambda non_blocking: FakeStream(diary),
         MemoryPool=lambda: SimpleNamespace(malloc="malloc"),
         using_allocator=lambda malloc: nullcontext(diary.append(malloc)),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
     )
-    repeated = Repeated(SimpleNamespace(__name__="cupy", cuda=cuda), lambda: diary.append("run"))
+    return Repeated(SimpleNamespace(__name__="cupy", cuda=cuda), function, dtype)
+
+
+def test_a_graph_is_recorded_once_and_then_launched(diary):
+    repeated = recording(diary, lambda: diary.append("run"))
     for _ in range(4):
         repeated()
-    recorded = ["malloc", "stream", "begin", "run", "end", "end stream"]
-    assert sorted(diary[1:7]) == sorted(recorded)
-    assert diary[0] == "run"
-    assert diary.index("begin") < diary.index("run", 1) < diary.index("end")
-    assert diary[7:] == ["launch"] * 3
+    recorded = ["stream", "malloc", "begin", "run", "end", "end stream"]
+    assert diary == ["run", *recorded, "launch", "launch", "launch"]
+
+
+def test_what_cannot_be_recorded_is_run_each_time(diary, monkeypatch):
+    half = recording(diary, lambda: diary.append("run"), "float16")
+    monkeypatch.setattr(xpcap.kernels.products, "open_cublas", lambda xp, device: None)
+    without_cublas = recording(diary, lambda: diary.append("run"))
+    for repeated in (half, without_cublas):
+        diary.clear()
+        for _ in range(3):
+            repeated()
+        assert diary == ["run"] * 3
+
+
+def test_a_recording_that_fails_is_not_kept(diary):
+    def function():
+        diary.append("run")
+        if diary.count("run") == 2:
+            raise KeyboardInterrupt
+
+    repeated = recording(diary, function)
+    repeated()
+    with pytest.raises(KeyboardInterrupt):
+        repeated()
+    assert diary[-2:] == ["end", "end stream"]
+    diary.clear()
+    repeated()
+    assert diary == ["stream", "malloc", "begin", "run", "end", "end stream", "launch"]

@@ -174,6 +174,8 @@ def test_without_the_library_cupy_multiplies(monkeypatch):
     a, out = (DeviceArray(numpy.eye(3)) for _ in range(2))
     product(namespace(), a, a, out)
     numpy.testing.assert_array_equal(out.values, numpy.eye(3))
+    with multiplied_in("tf32"), pytest.raises(BackendError, match="'tf32' needs cuBLAS"):
+        product(namespace(), a, a, out)
 
 
 def test_errors_of_cublas_are_told():
@@ -190,5 +192,7 @@ def test_precisions_are_checked():
     check_precision("bf16", on_gpu=True)
     with pytest.raises(ConfigurationError, match="precision 'tf32' needs a GPU"):
         check_precision("tf32", on_gpu=False)
+    with pytest.raises(ConfigurationError, match="precision 'bf16' needs parameters of float32"):
+        check_precision("bf16", on_gpu=True, dtype=numpy.float64)
     with pytest.raises(ConfigurationError, match="'half' is unknown; expected float32, tf32, bf16"):
         check_precision("half", on_gpu=True)

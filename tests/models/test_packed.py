@@ -165,11 +165,35 @@ def test_packing_a_batch_written_out():
 
 @pytest.mark.parametrize(
     "captions",
-    [numpy.zeros(4, int), numpy.zeros((3, 1), int), numpy.full((2, 3), V), numpy.full((2, 3), -1)],
+    [
+        numpy.zeros(4, int),
+        numpy.zeros((3, 1), int),
+        numpy.zeros((0, 3), int),
+        numpy.full((2, 3), V),
+        numpy.full((2, 3), -1),
+    ],
 )
 def test_captions_that_cannot_be(captions):
     with pytest.raises(ShapeError, match="captions"):
         PackedLoss(model_of("rnn")).evaluate(numpy.zeros((len(captions), D)), captions)
+
+
+@pytest.mark.parametrize("shape", [(N - 1, D), (N + 1, D), (N, D + 1), (D,)])
+def test_features_that_do_not_fit(shape):
+    with pytest.raises(ShapeError, match="expected features"):
+        PackedLoss(model_of("rnn")).evaluate(numpy.zeros(shape), BATCHES["any lengths"])
+
+
+def test_words_beyond_the_parameters_are_refused():
+    """Whatever the vocabulary says: memory outside an array would be read and written."""
+    model = model_of("rnn")
+    for name in ("W_embed", "b_vocab"):
+        model.params[name] = model.params[name][: V - 5]
+    model.params["W_vocab"] = model.params["W_vocab"][:, : V - 5]
+    captions = BATCHES["any lengths"].copy()
+    captions[0, 1] = V - 5
+    with pytest.raises(ShapeError, match=f"do not all lie in 0..{V - 6}"):
+        PackedLoss(model).evaluate(numpy.zeros((N, D)), captions)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

@@ -7,6 +7,7 @@ import pytest
 
 from xpcap.backend import CPU
 from xpcap.benchmark import Configuration, Workload
+from xpcap.errors import ShapeError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
 from xpcap.train.step import TrainingStep
@@ -94,3 +95,47 @@ def test_the_workspace_is_the_models_dtype():
     assert step.loss.dtype == numpy.float64
     assert all(view.dtype == numpy.float64 for view in step.gradients.values())
     assert step.model.backend is CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "b_vocab",
+            numpy.zeros(1),
+            r"parameter b_vocab: training began with \(1004,\), now .*\(1,\)",
+        ),
+        ("extra", numpy.zeros(3), "parameter extra: training began with none of that name"),
+        ("Wx", None, "parameter Wx: training began with .* missing"),
+    ],
+)
+def test_parameters_that_do_not_fit_any_more(name, value, message):
+    step = TrainingStep(model_of(Workload(SIZE, "rnn")), Optimizer("sgd"))
+    step(Workload(SIZE, "rnn").batch(0), 0, 1.0)
+    if value is None:
+        del step.model.params[name]
+    else:
+        step.model.params[name] = value
+    with pytest.raises(ShapeError, match=message):
+        step(Workload(SIZE, "rnn").batch(1), 1, 1.0)
+
+
+def test_parameters_of_two_dtypes_are_trained_in_the_wider():
+    model = model_of(Workload(SIZE, "rnn"))
+    model.params["Wh"] = model.params["Wh"].astype(numpy.float64)
+    step = TrainingStep(model, Optimizer("sgd"))
+    step(Workload(SIZE, "rnn").batch(0), 0, 1.0)
+    assert {value.dtype for value in model.params.values()} == {numpy.dtype(numpy.float64)}
+
+
+def test_features_of_changing_dtypes():
+    """Each gets memory of its own, whichever came first."""
+    workload = Workload(SIZE, "rnn")
+    losses = []
+    for dtypes in (["float64", "float16", "float32"], ["float16", "float64", "float32"]):
+        step = TrainingStep(model_of(workload), Optimizer("sgd", learning_rate=1e-9))
+        for dtype in dtypes:
+            batch = workload.batch(0)
+            step(batch._replace(features=batch.features.astype(dtype)), 0, 1.0)
+            losses.append(float(step.loss))
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-3)

@@ -59,7 +59,10 @@ def _compiled(made: Kernel[Any, None]) -> Callable[[Callable[..., None]], Callab
     """Let a compiled function run a kernel wherever all arrays are contiguous and float32."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        fast = numba.njit(cache=True, **_OPTIONS)(function)
+        try:
+            fast = numba.njit(cache=True, **_OPTIONS)(function)
+        except RuntimeError:  # nowhere to keep what was compiled: compile it in each process
+            fast = numba.njit(**_OPTIONS)(function)
         plain = made.overrides.get("numpy", made.reference)
 
         @functools.wraps(made.reference)

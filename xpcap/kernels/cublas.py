@@ -160,6 +160,8 @@ def open_cublas(xp: Namespace, device: int) -> CuBLAS | None:
     """
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
-    except ImportError:
+
+        library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    except (ImportError, OSError, RuntimeError):
         return None
-    return CuBLAS(ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path), xp)
+    return CuBLAS(library, xp)

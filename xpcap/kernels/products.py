@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
+
+import numpy
 
 from xpcap.backend import Array, Namespace
-from xpcap.errors import ConfigurationError
+from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import kernel
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 
@@ -23,19 +26,28 @@ def product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
 def _product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
     """Our own call, which a graph can capture, in the precision that was asked for."""
     cublas = open_cublas(xp, xp.cuda.runtime.getDevice())
+    if cublas is None and _precision != "float32":
+        raise BackendError(f"precision '{_precision}' needs cuBLAS, which cannot be found")
     if cublas is None:
         xp.matmul(a, b, out=out)
     else:
         cublas.product(a, b, out, _precision)
 
 
-def check_precision(precision: str, on_gpu: bool) -> None:
+def can_be_captured(xp: Namespace, dtype: Any) -> bool:
+    """Whether products of a dtype can be recorded in a CUDA graph: by our own calls alone."""
+    if xp.__name__ != "cupy" or numpy.dtype(dtype).name not in ("float32", "float64"):
+        return False
+    return open_cublas(xp, xp.cuda.runtime.getDevice()) is not None
+
+
+def check_precision(precision: str, on_gpu: bool, dtype: Any = numpy.float32) -> None:
     """Check the name of a precision.
 
     Raises
     ------
     ConfigurationError
-        If it is unknown, or one that only a GPU has.
+        If it is unknown, one that only a GPU has, or one that is not for arrays of `dtype`.
     """
     if precision not in PRECISIONS:
         raise ConfigurationError(
@@ -43,13 +55,15 @@ def check_precision(precision: str, on_gpu: bool) -> None:
         )
     if precision != "float32" and not on_gpu:
         raise ConfigurationError(f"precision '{precision}' needs a GPU; expected float32")
+    if precision != "float32" and numpy.dtype(dtype) != numpy.float32:
+        raise ConfigurationError(f"precision '{precision}' needs parameters of float32")
 
 
 @contextlib.contextmanager
 def multiplied_in(precision: str) -> Iterator[None]:
     """Round the factors of products inside to tf32 or bf16, on a GPU; sums stay float32.
 
-    The choice belongs to the process, not to a thread.
+    The choice belongs to the process, not to a thread; on a GPU, train in one thread at a time.
     """
     global _precision
     before, _precision = _precision, precision

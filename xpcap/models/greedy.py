@@ -72,7 +72,7 @@ def _all_together(model: CaptioningRNN, features: Array, max_length: int) -> Arr
             going_on[...] &= words != model.end
         now[...] += 1
 
-    repeated = Repeated(xp, step)
+    repeated = Repeated(xp, step, space.dtype)
     for t in range(max_length):
         repeated()
         if model.end is not None and t % _ASK_EVERY == _ASK_EVERY - 1 and not going_on.any():

@@ -22,7 +22,7 @@ from xpcap.kernels.random import keep_mask
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
 from xpcap.layers import dropout
-from xpcap.layers._checks import check_indices
+from xpcap.layers._checks import check_indices, check_shapes
 from xpcap.layers._sequence import Packing
 from xpcap.models.captioner import CaptioningRNN
 from xpcap.workspace import Workspace
@@ -155,7 +155,7 @@ class PackedLoss:
             The loss, of no axes.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        return self.compute(features, self._pack(captions), streams, gradients)
+        return self.compute(features, self._pack(features, captions), streams, gradients)
 
     def compute(
         self,
@@ -183,14 +183,19 @@ class PackedLoss:
 
     def evaluate(self, features: Array, captions: Array) -> Array:
         """Return the loss without gradients and without dropout, as `CaptioningRNN.evaluate`."""
-        return self._forward(features, self._pack(captions), None)[0]
+        return self._forward(features, self._pack(features, captions), None)[0]
 
-    def _pack(self, captions: Array) -> PackedCaptions:
-        model, host = self.model, to_host(captions)
-        if host.ndim != 2 or host.shape[1] < 2:
-            raise ShapeError(f"expected captions (N, T+1) with T > 0, got {host.shape}")
-        check_indices(numpy, "captions", host, len(model.word_to_idx))
-        dtype = model.params["W_proj"].dtype
+    def _pack(self, features: Array, captions: Array) -> PackedCaptions:
+        model, params, host = self.model, self.model.params, to_host(captions)
+        if host.ndim != 2 or host.shape[1] < 2 or not len(host):
+            raise ShapeError(f"expected captions (N, T+1) with N, T > 0, got {host.shape}")
+        check_shapes(
+            "loss", features=(features, "N D"), captions=(host[:, 0], "N"),
+            W_proj=(params["W_proj"], "D H"), W_vocab=(params["W_vocab"], "H V"),
+            b_vocab=(params["b_vocab"], "V"), W_embed=(params["W_embed"], "V W"),
+        )  # fmt: skip
+        check_indices(numpy, "captions", host, len(params["b_vocab"]))
+        dtype = params["W_proj"].dtype
         return pack_captions(host, model.null, dtype, model.backend.to_device)
 
     def _forward(

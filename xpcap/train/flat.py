@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from xpcap.backend import Array, Namespace
+from xpcap.errors import ShapeError
 
 _ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
 
@@ -33,6 +34,21 @@ class FlatLayout:
             length = math.prod(shape)
             self._places[name] = (slice(self.size, self.size + length), shape)
             self.size += -(-length // _ALIGNMENT) * _ALIGNMENT
+
+    def check(self, arrays: Mapping[str, Array]) -> None:
+        """Check that arrays have the names and the shapes of the layout.
+
+        Raises
+        ------
+        ShapeError
+            It says which one has not.
+        """
+        expected = {name: shape for name, (_, shape) in self._places.items()}
+        given = {name: tuple(array.shape) for name, array in arrays.items()}
+        for name in expected | given:
+            before, now = expected.get(name, "none of that name"), given.get(name, "missing")
+            if before != now:
+                raise ShapeError(f"parameter {name}: training began with {before}, now it is {now}")
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Return the named arrays in `flat (P,)`; writing to them writes to it."""

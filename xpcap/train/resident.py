@@ -12,21 +12,25 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import Array
+from xpcap.backend import Array, Backend
 from xpcap.data.dataset import Split
+from xpcap.data.features import Features
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.batches import BatchArrays, next_batch
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
 from xpcap.layers._sequence import Packing
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedCaptions
+from xpcap.models.packed import PackedCaptions, PackedLoss
 from xpcap.optim import Optimizer, clip_scale
 from xpcap.train.step import TrainingStep
 
 
 class ResidentStep(TrainingStep):
     """`TrainingStep`, on minibatches that it gathers from a split that it keeps on the device.
+
+    Dropout, clipping and the rule's settings, other than its learning rate, are those of the first
+    steps; a changed learning rate counts from the next epoch on.
 
     Parameters
     ----------
@@ -53,8 +57,8 @@ class ResidentStep(TrainingStep):
         dtype = model.params["W_proj"].dtype
         self._captions = backend.to_device(split.captions, numpy.int32)
         self._image_idxs = backend.to_device(split.image_idxs, numpy.int32)
-        self._features = backend.to_device(split.features[:])
         with backend.activate():
+            self._features = _upload(split.features, backend)
             self._order = xp.zeros(len(split), dtype=numpy.int32)
             batches = -(-len(split) // N)
             count = len(optimizer.settings(1, 1.0))
@@ -77,7 +81,8 @@ class ResidentStep(TrainingStep):
             self._now.weight,
             backend.to_device(places.reshape(-1)),
         )
-        self._repeated = Repeated(xp, self._launch)
+        self.measuring = PackedLoss(model)  # larger batches would move what the graph has recorded
+        self._repeated = self._repeat()
         self._loss: Array = None
         self._norm: Array = None
 
@@ -92,14 +97,17 @@ class ResidentStep(TrainingStep):
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
         """Take the epoch's next step; batch, number and factor are those of `begin_epoch`."""
-        if self._gather():
-            self._repeated = Repeated(self.packed.xp, self._launch)
-        with multiplied_in(self.precision):
+        with self.model.backend.activate(), multiplied_in(self.precision):
+            if self._gather():
+                self._repeated = self._repeat()
             self._repeated()
         self.optimizer.config["t"] += 1
         self.optimizer.settings(self.optimizer.config["t"], factor)
         self.loss = self._loss.copy()  # the next step writes where this one did
         self.gradient_norm = None if self._norm is None else self._norm.copy()
+
+    def _repeat(self) -> Repeated:
+        return Repeated(self.packed.xp, self._launch, self._now.weight.dtype)
 
     def _launch(self) -> None:
         xp, now = self.packed.xp, self._now
@@ -113,3 +121,16 @@ class ResidentStep(TrainingStep):
             self._norm = self.norm()
             now.settings[:1] = clip_scale(xp, self._norm, self.clip_norm)
         self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
+
+
+_BLOCK = 2**26  # bytes of features that are on the host at a time
+
+
+def _upload(features: Features, backend: Backend) -> Array:
+    """Copy features `(images, D)` to the device block by block; they may be in a file."""
+    images, D = features.shape
+    there = backend.xp.empty((images, D), dtype=features.dtype)
+    rows = max(1, _BLOCK // (D * features.dtype.itemsize))
+    for first in range(0, images, rows):
+        there[first : first + rows] = backend.to_device(features[first : first + rows])
+    return there

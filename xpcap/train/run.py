@@ -123,7 +123,7 @@ def train_run(
     XpcapError
         One line that names what is wrong; before the first epoch is whole, no folder is left.
     """
-    check_precision(options.precision, on_gpu=backend.device is not None)
+    check_precision(options.precision, backend.device is not None, options.dtype)
     dataset = open_dataset(
         data,
         options.features,

@@ -38,10 +38,6 @@ class StagedBatches:
         """Return how many batches an epoch has."""
         return len(self._batches)
 
-    def order(self, number: int) -> numpy.ndarray:
-        """Return the order of all captions in an epoch, counted from 0."""
-        return self._batches.order(number)
-
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0; the copy of the next has begun by then."""
         waiting: tuple[Batch, _Buffer] | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
@@ -37,6 +39,8 @@ class TrainingStep:
     ----------
     gradients
         Of the last step, by parameter, before clipping.
+    packed, measuring
+        What computes losses with gradients, and what may be used to measure a loss.
     loss, gradient_norm
         Of the last step: nats a caption, and the norm before clipping (None without clipping);
         arrays of no axes, on the device.
@@ -49,7 +53,8 @@ class TrainingStep:
         clip_norm: float | None = None,
         precision: str = "float32",
     ) -> None:
-        check_precision(precision, on_gpu=model.backend.device is not None)
+        dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
+        check_precision(precision, model.backend.device is not None, dtype)
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -57,7 +62,7 @@ class TrainingStep:
         self.loss: Array = None
         self.gradient_norm: Array = None
         self.gradients: dict[str, Array] = {}
-        self.packed = PackedLoss(model)
+        self.packed = self.measuring = PackedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
         self._layout = FlatLayout(shapes)
         self._parameters: Array = None
@@ -89,6 +94,10 @@ class TrainingStep:
         factor
             What the schedule multiplies the learning rate by.
         """
+        with self.model.backend.activate():
+            self._take(batch, step, factor)
+
+    def _take(self, batch: Batch, step: int, factor: float) -> None:
         self._gather()
         features = self.model.backend.to_device(batch.features)
         with multiplied_in(self.precision):
@@ -109,9 +118,11 @@ class TrainingStep:
     def _gather(self) -> bool:
         """Make the parameters views of one array; return whether they were not already."""
         params = self.model.params
-        if all(params[name] is view for name, view in self._views.items()) and self._views:
+        views = self._views
+        if params.keys() == views.keys() and all(params[name] is views[name] for name in views):
             return False
-        xp, dtype = self.packed.xp, next(iter(params.values())).dtype
+        self._layout.check(params)
+        xp, dtype = self.packed.xp, numpy.result_type(*(value.dtype for value in params.values()))
         self._parameters = self._layout.join(xp, params, dtype)
         self._gradients = xp.zeros_like(self._parameters)
         self._views = self._layout.views(self._parameters)

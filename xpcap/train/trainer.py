@@ -102,11 +102,13 @@ def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
 def _measure(packed: PackedLoss, batches: Batches) -> Figures:
     total: Any = 0.0
     words = 0
-    for batch in batches.epoch(0):
-        features = packed.model.backend.to_device(batch.features)
-        total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
-        words += batch.words
-    return Figures(float(total) / words)
+    backend = packed.model.backend
+    with backend.activate():
+        for batch in batches.epoch(0):
+            features = backend.to_device(batch.features)
+            total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
+            words += batch.words
+        return Figures(float(total) / words)
 
 
 class Trainer:
@@ -202,7 +204,7 @@ class Trainer:
         self.step += 1
 
     def _validate(self) -> None:
-        packed = self.training_step.packed
+        packed = self.training_step.measuring
         self.figures = {name: _measure(packed, held) for name, held in self.validation.items()}
         for name, figures in self.figures.items():
             if not math.isfinite(figures.loss):
