@@ -66,7 +66,7 @@ class WithoutCompiledKernels:
             os.environ["XPCAP_COMPILED"] = before
 
 
-def compare(workload: Workload, backend: Backend) -> float:
+def compare(workload: Workload, backend: Backend, masked: bool = False) -> float:
     """Return how far ours and PyTorch are apart in double precision, relative to the largest.
 
     Compared are decoded words, the loss, its gradients, and the parameters after a step of Adam;
@@ -76,7 +76,7 @@ def compare(workload: Workload, backend: Backend) -> float:
     from torch_peer import TorchPeer
 
     ours = Ours(workload, backend, numpy.float64)
-    peer = TorchPeer(workload, torch_device(backend), torch.float64)
+    peer = TorchPeer(workload, torch_device(backend), torch.float64, masked)
     found = [(to_host(ours.decode(0)), peer.decode(0).cpu().numpy())]
     found.append((to_host(ours.loss(0)), peer.loss(0).item()))
     gradients = peer.module.unload(gradients=True)
@@ -104,12 +104,12 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
         return WithoutCompiledKernels(workload, backend)
     if name == "products":
         return Products(workload, backend.xp)
-    if name == "torch":
+    if name in ("torch", "torch masked"):
         import torch
         from torch_peer import TorchPeer
 
         torch.set_num_threads(threads)
-        return TorchPeer(workload, torch_device(backend))
+        return TorchPeer(workload, torch_device(backend), masked=name == "torch masked")
     if name.startswith("torch graph"):
         from torch_peer import TorchGraphPeer
 
@@ -119,7 +119,7 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
 
 def contenders_on(backend: Backend) -> list[str]:
     """Return who takes part."""
-    names = ["xpcap", "products"] + (["torch"] if HAS_TORCH else [])
+    names = ["xpcap", "products"] + (["torch", "torch masked"] if HAS_TORCH else [])
     if backend.device is None:
         return [*names, "numpy"]
     graphs = ["torch graph tf32", "torch graph float16"] if HAS_TORCH else []
@@ -166,6 +166,7 @@ def main(
 ) -> None:
     """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
     backend = open_backend(device)
+    backend.activate().__enter__()  # to the end of the process
     results = []
     for config in configs or CONFIGURATIONS:
         size = CONFIGURATIONS[config]
@@ -181,7 +182,7 @@ def main(
                 return
             names = contenders_on(backend)
             if HAS_TORCH:
-                apart = compare(workload, backend)
+                apart = max(compare(workload, backend, masked) for masked in (False, True))
                 if not apart < 1e-8:
                     raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
             options = ["--config", config, "--cell", cell, "--device", device]
@@ -202,15 +203,16 @@ def main(
                     used = memory.get(name) if task == "train" else None
                     print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
                     results.append({**result.as_dict(), "peak_memory_bytes": used})
-    if json_file:
-        about = {
-            "versions": versions(),
-            "device": device,
-            "processor": platform.processor() or platform.machine(),
-            "threads": threads,
-            "captions": "COCO" if captions else "drawn",
-        }
-        json_file.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+                if json_file:
+                    about = {
+                        "versions": versions(),
+                        "device": device,
+                        "processor": platform.processor() or platform.machine(),
+                        "threads": threads,
+                        "captions": "COCO" if captions else "drawn",
+                    }
+                    text = json.dumps({**about, "results": results}, indent=1)
+                    json_file.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python tools/gpu_check.py                    # on a machine with a GPU and CuPy
     python tools/gpu_check.py --device cpu       # a rehearsal without one, on smaller work
 
-Four parts, each of which may fail by itself: the whole test suite with XPCAP_REQUIRE_GPU=1,
-`xpcap selfcheck`, fifty training steps on the CPU and on the GPU, and the benchmark with its peers
-and a full COCO epoch. What was found is in one JSON file, written anew after each part.
+Five parts, each of which may fail by itself: fifty training steps on the CPU and on the GPU,
+`xpcap selfcheck`, an epoch of COCO's size, the whole test suite with XPCAP_REQUIRE_GPU=1, and the
+benchmark with its peers. What was found is in one JSON file, written anew after each part.
 """
 
 from __future__ import annotations
@@ -140,9 +140,11 @@ def run_benchmark(backend: Backend, seconds: float) -> dict[str, Any]:
     """Run `tools/bench.py` with its peers."""
     file = RESULTS / "bench.tmp.json"
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--device", backend.name]
-    command += ["--json", str(file), "--rounds", "8", "--calls", "20"]
+    command += ["--json", str(file), "--rounds", "5", "--calls", "10"]
     if backend.device is None:
         command += ["--config", "seed", "--cell", "rnn", "--rounds", "1", "--calls", "1"]
+    else:
+        command += ["--cell", "lstm"]
     ended = run(command, seconds)
     if file.exists():
         ended.update(json.loads(file.read_text()))

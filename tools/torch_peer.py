@@ -1,4 +1,4 @@
-"""The same captioner in PyTorch, as fast as its own operations make it."""
+"""The same captioner in PyTorch, by its own layers, with and without scores of padding."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ ORDER = {"rnn": (0,), "gru": (0, 1, 2), "lstm": (0, 1, 3, 2)}  # of our gates in
 
 
 class Captioner(nn.Module):
-    """Embedding, a recurrent layer of cuDNN or oneDNN, and two affine layers."""
+    """Embedding, a recurrent layer of cuDNN or oneDNN, and two affine layers.
 
-    def __init__(self, workload: Workload) -> None:
+    Parameters
+    ----------
+    workload
+        Sizes and the kind of cell.
+    masked
+        Compute no scores where there is no target.
+    """
+
+    def __init__(self, workload: Workload, masked: bool = False) -> None:
         super().__init__()
+        self.masked = masked
         size = workload.configuration
         layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[workload.cell]
         self.cell = workload.cell
@@ -36,9 +45,13 @@ class Captioner(nn.Module):
     def loss(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy, summed over words and averaged over captions."""
         h, _ = self.recurrent(self.embed(captions[:, :-1]), self.state(features))
+        targets = captions[:, 1:]
+        if self.masked:  # no scores of padding; how many rows are left, a GPU has to tell the host
+            counted = targets != NULL
+            h, targets = h[counted], targets[counted]
         return nn.functional.cross_entropy(
-            self.vocabulary(h).flatten(0, 1),
-            captions[:, 1:].flatten(),
+            self.vocabulary(h).flatten(0, -2),
+            targets.flatten(),
             ignore_index=NULL,
             reduction="sum",
         ) / len(captions)
@@ -117,10 +130,14 @@ class TorchPeer:
     """PyTorch's eager mode with fused Adam, its data where its parameters are."""
 
     def __init__(
-        self, workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        workload: Workload,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        masked: bool = False,
     ) -> None:
         self.workload = workload
-        self.module = Captioner(workload).to(dtype)
+        self.module = Captioner(workload, masked).to(dtype)
         self.module.load(workload.model("cpu").params)
         self.module.to(device)
         split = workload.split
