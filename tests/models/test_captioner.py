@@ -344,6 +344,22 @@ def test_decoding_asks_only_every_few_steps_whether_to_stop():
     assert counters.synchronizations == 1
 
 
+def test_each_word_is_projected_once():
+    """On the CPU, however often it is said."""
+    model = lively("rnn", seed=2)
+    read = []
+
+    class Noting(numpy.ndarray):
+        def __getitem__(self, key):
+            read.extend(numpy.atleast_1d(key).tolist())
+            return numpy.asarray(self)[key]
+
+    model.params["W_embed"] = model.params["W_embed"].view(Noting)
+    said = model.sample(numpy.random.default_rng(5).standard_normal((40, D)), max_length=12)
+    assert len(read) == len(set(read)) > 3
+    assert set(read) <= set(said.reshape(-1).tolist()) | {model.start_word}
+
+
 @every_cell
 def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(cell_type):
     """On the CPU a caption that has ended leaves the batch."""

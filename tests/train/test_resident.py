@@ -93,6 +93,22 @@ def test_parameters_that_are_replaced_are_taken_over(dataset):
     assert 0 < abs(model.params["W_vocab"]).max() < 0.1
 
 
+def test_nothing_outside_shares_memory_with_what_a_graph_has_recorded(dataset):
+    """A graph goes on writing where it was told to: what others hold or need lies elsewhere."""
+    split = dataset.splits["train"]
+    model = CaptioningRNN(dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, seed=0)
+    step = ResidentStep(model, Optimizer("adam"), split, BATCH, 5.0)
+    batches = EpochBatches(split, BATCH, 0, with_features=False)
+    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
+    step(next(batches.epoch(0)), 0, 1.0)
+    for mine, recorded in ((step.loss, step._loss), (step.gradient_norm, step._norm)):
+        assert mine is not recorded
+    memory = {name: id(array) for name, array in step.packed._space._memory.items()}
+    longer = numpy.ones((3 * BATCH, 3 * split.captions.shape[1]), numpy.int32)
+    step.measuring.evaluate(numpy.zeros((3 * BATCH, dataset.feature_dim), "float32"), longer)
+    assert memory == {name: id(array) for name, array in step.packed._space._memory.items()}
+
+
 @pytest.mark.parametrize("make", [TrainingStep, ResidentStep])
 def test_a_precision_that_only_a_gpu_has_is_refused(make, dataset):
     model = CaptioningRNN(dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16)

@@ -115,6 +115,27 @@ def test_patience_ends_training_early(dataset, monkeypatch):
     assert (trainer.best_epoch, trainer.epoch) == (1, 3)
 
 
+def test_the_best_parameters_are_those_of_their_epoch(dataset, monkeypatch):
+    """Though later steps change the model's arrays in place."""
+    worse = iter(range(1, 100))
+    monkeypatch.setattr(
+        PackedLoss, "evaluate", lambda self, features, captions: numpy.float32(next(worse))
+    )
+    trainer = build(dataset)
+    after_first = {}
+
+    def keep(t):
+        if t.epoch == 1:
+            after_first.update({name: value.copy() for name, value in t.model.params.items()})
+
+    trainer.on("epoch", keep)
+    trainer.run()
+    assert trainer.best_epoch == 1
+    for name, value in after_first.items():
+        numpy.testing.assert_array_equal(trainer.best_params[name], value)
+    assert not numpy.array_equal(trainer.best_params["Wh"], trainer.model.params["Wh"])
+
+
 def test_a_loss_that_is_not_finite_ends_training(dataset):
     trainer = build(dataset)
     trainer.model.params["b_vocab"][0] = numpy.nan
