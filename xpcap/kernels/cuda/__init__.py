@@ -54,68 +54,26 @@ def _rnn_cell_gradient(
 
 
 @cuda_version(lstm_cell, REAL="gates ah prev_c next_c tanh_c next_h")
-def _lstm_cell(
-    source: Source,
-    xp: Namespace,
-    gates: Array,
-    ah: Array,
-    prev_c: Array,
-    next_c: Array,
-    tanh_c: Array,
-    next_h: Array,
-) -> None:
-    N, H = prev_c.shape
-    arrays = (gates, ah, prev_c, next_c, tanh_c, next_h)
+def _lstm_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
+    N, H = arrays[2].shape  # of prev_c
     source.launch("lstm_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
 @cuda_version(lstm_cell_gradient, REAL="above back dc gates prev_c tanh_c da")
-def _lstm_cell_gradient(
-    source: Source,
-    xp: Namespace,
-    above: Array,
-    back: Array,
-    dc: Array,
-    gates: Array,
-    prev_c: Array,
-    tanh_c: Array,
-    da: Array,
-) -> None:
-    N, H = prev_c.shape
-    arrays = (above, back, dc, gates, prev_c, tanh_c, da)
+def _lstm_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
+    N, H = arrays[4].shape  # of prev_c
     source.launch("lstm_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
 @cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n next_h")
-def _gru_cell(
-    source: Source,
-    xp: Namespace,
-    gates: Array,
-    ah: Array,
-    bn: Array,
-    prev_h: Array,
-    ah_n: Array,
-    next_h: Array,
-) -> None:
-    N, H = prev_h.shape
-    arrays = (gates, ah, bn, prev_h, ah_n, next_h)
+def _gru_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
+    N, H = arrays[3].shape  # of prev_h
     source.launch("gru_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
 @cuda_version(gru_cell_gradient, REAL="above back gates ah_n prev_h dax dah")
-def _gru_cell_gradient(
-    source: Source,
-    xp: Namespace,
-    above: Array,
-    back: Array,
-    gates: Array,
-    ah_n: Array,
-    prev_h: Array,
-    dax: Array,
-    dah: Array,
-) -> None:
-    N, H = prev_h.shape
-    arrays = (above, back, gates, ah_n, prev_h, dax, dah)
+def _gru_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
+    N, H = arrays[4].shape  # of prev_h
     source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
