@@ -57,9 +57,9 @@ def find_rule(name: str) -> Rule:
     return RULES[name]
 
 
-def _settings(config: Config, t: int) -> list[float]:
+def _settings(config: Config, rate: float, t: int) -> list[float]:
     """Return what a rule's kernel is told of step `t`, counted from 1: scale, rate, corrections."""
-    settings = [1.0, config["learning_rate"]]
+    settings = [1.0, rate]
     if "beta1" in config:
         settings += [1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
     return settings
@@ -84,7 +84,7 @@ def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array,
     }
     flat = {**config, **{key: value.reshape(-1) for key, value in memory.items()}}
     flat["t"] = flat.get("t", 0) + 1
-    settings = xp.asarray(numpy.array(_settings(flat, flat["t"]), w.dtype))
+    settings = xp.asarray(numpy.array(_settings(flat, flat["learning_rate"], flat["t"]), w.dtype))
     _apply(rule, xp, next_w.reshape(-1), dw.reshape(-1), flat, settings)
     config.update(flat)
     config.update(memory)
@@ -245,7 +245,7 @@ class Optimizer:
         scale
             What clipping multiplies the gradients by: a number or an array of no axes.
         """
-        self.config["t"] += 1
+        self.count(factor)
         settings = xp.asarray(numpy.array(self.settings(self.config["t"], factor), w.dtype))
         settings[0] = scale
         self.apply(xp, w, dw, settings)
@@ -260,8 +260,12 @@ class Optimizer:
         factor
             What a schedule multiplies the learning rate by.
         """
+        return _settings(self.config, self.learning_rate * float(factor), t)
+
+    def count(self, factor: float) -> None:
+        """Note in `config` that a step is taken, and its learning rate."""
+        self.config["t"] += 1
         self.config["learning_rate"] = self.learning_rate * float(factor)
-        return _settings(self.config, t)
 
     def apply(self, xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
         """Replace every parameter by its next value, as `update` does.

@@ -101,8 +101,7 @@ class ResidentStep(TrainingStep):
             if self._gather():
                 self._repeated = self._repeat()
             self._repeated()
-        self.optimizer.config["t"] += 1
-        self.optimizer.settings(self.optimizer.config["t"], factor)
+        self.optimizer.count(factor)
         self.loss = self._loss.copy()  # the next step writes where this one did
         self.gradient_norm = None if self._norm is None else self._norm.copy()
 
