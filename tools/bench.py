@@ -35,7 +35,10 @@ EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
 
 def coco_captions(folder: Path, vocabulary: int, steps: int) -> numpy.ndarray:
     """Encode COCO's captions of at most `steps - 1` words; the rarest words are `<UNK>`."""
-    annotations = json.loads((folder / "captions_val2017.json").read_text())["annotations"]
+    file = folder / "captions_val2017.json"
+    if not file.is_file():
+        raise click.UsageError(f"--captions {folder}: expected captions_val2017.json in it")
+    annotations = json.loads(file.read_text())["annotations"]
     sentences = [tokenize(annotation["caption"]) for annotation in annotations]
     sentences = [words for words in sentences if len(words) < steps]
     counts: dict[str, int] = {}
