@@ -81,8 +81,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with explained(path, "write"):
         path = path.absolute()
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise DataError(f"{path} exists and is not an empty folder; expected a new name")
+        check_new_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
@@ -93,6 +92,19 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise DataError(str(error).replace(str(temporary), str(path))) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Check that a folder can be made: that nothing is there but perhaps an empty one.
+
+    Raises
+    ------
+    DataError
+        If something is.
+    """
+    with explained(path, "write"):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise DataError(f"{path} exists and is not an empty folder; expected a new name")
 
 
 def _umask() -> int:

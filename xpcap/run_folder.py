@@ -20,8 +20,9 @@ import numpy
 
 from xpcap.backend import Backend, as_backend
 from xpcap.checkpoint import load_parameters
-from xpcap.data.extractors import load_image, open_extractor
+from xpcap.data.extractors import open_extractor
 from xpcap.data.folder import FEATURE_KINDS
+from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
 from xpcap.errors import CheckpointError, XpcapError
@@ -123,13 +124,15 @@ class Run:
             sentences += decode_captions(self.model.sample(rows), self.vocabulary.idx_to_word)
         return [plain(sentence) for sentence in sentences]
 
-    def features_of(self, pictures: Sequence[Path]) -> numpy.ndarray:
+    def features_of(self, pictures: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
         """Compute the features of pictures as those of the training set were.
 
         Parameters
         ----------
         pictures
             Files that Pillow can open.
+        weights
+            Where the extractor's file is, if it has moved.
 
         Returns
         -------
@@ -141,7 +144,7 @@ class Run:
         CheckpointError
             If the run was trained on features that xpcap cannot compute from pixels.
         DataError
-            If a file is no picture.
+            If a file is no picture, or the extractor cannot be had here as it was.
         """
         data = self.config["data"]
         if not data.get("extractor"):
@@ -149,9 +152,9 @@ class Run:
                 f"{self.folder} was trained on features that xpcap cannot compute from a picture"
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
-        extractor = open_extractor(data["extractor"])
-        pixels = numpy.stack([load_image(path, extractor.size) for path in pictures])
-        features: numpy.ndarray = extractor(pixels)
+        extractor = open_extractor(data["extractor"], weights)
+        prepared = [extractor.prepare(open_picture(path)) for path in pictures]
+        features: numpy.ndarray = extractor(numpy.stack(prepared))
         if data["kind"] == "pca":
             features = PCA.read(self.folder / TRANSFORM).transform(features)
         return features

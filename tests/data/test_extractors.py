@@ -9,8 +9,13 @@ import pytest
 from PIL import Image
 
 from xpcap.backend import Backend, namespace, to_host
-from xpcap.data.extractors import FilterBank, load_image, open_extractor
+from xpcap.data.extractors import FilterBank, open_extractor
+from xpcap.data.images import open_picture
 from xpcap.errors import DataError, ShapeError
+
+
+def load_image(path: Path) -> numpy.ndarray:
+    return FilterBank().prepare(open_picture(path))
 
 
 def some_pictures(count: int) -> numpy.ndarray:
@@ -183,8 +188,8 @@ def test_a_picture_of_the_right_size_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_is_resized_to_a_square(tmp_path: Path) -> None:
-    found = load_image(saved(tmp_path / "a.png", Image.new("RGB", (300, 100), (10, 200, 30))), 32)
-    numpy.testing.assert_array_equal(found, numpy.full((32, 32, 3), (10, 200, 30)))
+    found = load_image(saved(tmp_path / "a.png", Image.new("RGB", (300, 100), (10, 200, 30))))
+    numpy.testing.assert_array_equal(found, numpy.full((64, 64, 3), (10, 200, 30)))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

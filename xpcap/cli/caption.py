@@ -27,6 +27,12 @@ from xpcap.cli._options import (
     multiple=True,
     help="A picture to caption instead; may be given several times.",
 )
+@click.option(
+    "--weights",
+    type=AnyPath,
+    help="The ONNX file that the features come from, if it has moved.",
+    show_default=False,
+)
 @click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
 @device_option
 @json_option
@@ -35,6 +41,7 @@ def caption(
     split: str,
     count: int,
     images: tuple[Path, ...],
+    weights: Path | None,
     data: Path | None,
     device: str,
     as_json: bool,
@@ -48,7 +55,7 @@ def caption(
 
     opened = open_run(run, open_device(device))
     if images:
-        shown = caption_pictures(opened, images)
+        shown = caption_pictures(opened, images, weights)
     else:
         shown = caption_split(opened, split, count, data)
     if as_json:

@@ -1,19 +1,23 @@
-"""`xpcap data`: making data folders."""
+"""`xpcap data`: making data folders, and looking into them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xpcap.cli._options import AnyPath, json_option, show_json, talk
 from xpcap.cli._progress import stages
 
+if TYPE_CHECKING:
+    from xpcap.data.encoding import BuildReport
+
 
 @click.group()
 def data() -> None:
-    """Make data folders to train on."""
+    """Make data folders to train on, and look into them."""
 
 
 @data.command()
@@ -60,8 +64,148 @@ def coco_json(
     if as_json:
         show_json({"folder": str(out), **asdict(report)})
         return
+    _say_what_was_built(report, max_words)
+    click.echo(out)
+
+
+@data.command()
+@click.argument("captions", type=AnyPath)
+@click.option("--out", type=AnyPath, required=True, help="The new data folder.")
+@click.option(
+    "--extractor",
+    metavar="NAME",
+    help="Compute features too: filter-bank; or vgg16-fc7, vgg16-fc7-caffe, resnet101-pool,"
+    " clip-vit or onnx, with --weights.",
+)
+@click.option("--weights", type=AnyPath, help="The network, an ONNX file.")
+@click.option("--output", metavar="NAME", help="Which of the network's outputs, if it has several.")
+@click.option(
+    "--preprocessing",
+    type=AnyPath,
+    help="A JSON file that changes the preset's size, shorter_side, interpolation, channels, scale,"
+    " mean or std.",
+)
+@click.option(
+    "--images",
+    type=AnyPath,
+    help="The folder that pictures' names start from.",
+    show_default="that of CAPTIONS",
+)
+@click.option("--vocab", type=AnyPath, help="A vocabulary to use, such as coco2014_vocab.json.")
+@click.option(
+    "--min-count",
+    type=int,
+    help="Else: how often a word must occur.",
+    show_default="5 from 5,000 training captions on, else 1",
+)
+@click.option("--max-words", type=int, default=20, help="Longer captions are not trained on.")
+@click.option(
+    "--validation", default="val", metavar="val|test", help="Which split is held out, if named."
+)
+@click.option("--skip-broken", is_flag=True, help="Leave out pictures that cannot be opened.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that open pictures.",
+    show_default="one a core",
+)
+@json_option
+def prepare(
+    captions: Path,
+    out: Path,
+    extractor: str | None,
+    weights: Path | None,
+    output: str | None,
+    preprocessing: Path | None,
+    images: Path | None,
+    vocab: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a data folder of your own pictures and the file CAPTIONS.
+
+    CAPTIONS is a JSON list of objects with "image" (a file), "captions" (a list) and, if you like,
+    "split" (train, val or test); or a CSV file with the columns image, caption and split; or a
+    captions file of COCO's; or a Karpathy split. Interrupted, the same command goes on.
+    """
+    from xpcap.data.extractors import make_extractor
+    from xpcap.data.prepare import prepare as make_folder
+    from xpcap.files import read_json
+
+    if extractor is not None:
+        changes = None if preprocessing is None else read_json(preprocessing)
+        chosen = make_extractor(extractor, weights, output, changes)
+    elif weights or output or preprocessing:
+        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
+    else:
+        chosen = None
+    with stages() as progress:
+        report = make_folder(
+            captions,
+            out,
+            pictures=images,
+            extractor=chosen,
+            vocabulary=vocab,
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        broken = [{"image": str(path), "reason": reason} for path, reason in report.broken]
+        show_json({"folder": str(out), **asdict(report), "broken": broken})
+        return
+    for _, reason in report.broken:
+        talk(f"left out: {reason}")
+    _say_what_was_built(report.built, options["max_words"])
+    talk(
+        f"pictures left out: {len(report.broken)} broken, {report.without_captions} without"
+        f" captions, {report.unused} of another split"
+    )
+    if chosen is None:
+        talk("features are still to come: see the README, Data folders")
+    click.echo(out)
+
+
+def _say_what_was_built(report: BuildReport, max_words: int) -> None:
     for split, images in report.images.items():
         talk(f"{split}: {images} images, {report.captions[split]} captions")
     talk(f"left out: {report.too_long} captions over {max_words} words, {report.empty} without any")
     talk(f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all words")
-    click.echo(out)
+
+
+@data.command()
+@click.argument("folder", type=AnyPath)
+@json_option
+def info(folder: Path, as_json: bool) -> None:
+    """Show what is in the data folder FOLDER, and what is wrong with it.
+
+    Exits with 1 if something is.
+    """
+    from xpcap.data.summary import summarize
+
+    with stages() as progress:
+        found = summarize(folder, progress)
+    if as_json:
+        show_json(found)
+    else:
+        _show_summary(found)
+    click.get_current_context().exit(1 if found["problems"] else 0)
+
+
+def _show_summary(found: dict[str, Any]) -> None:
+    click.echo(f"{found['folder']}: {found.get('name') or 'unknown'}")
+    extractor = (found.get("extractor") or {}).get("name")
+    click.echo(f"  features    {found.get('features') or 'of unknown origin'}")
+    click.echo(f"  extractor   {extractor or 'none: new pictures cannot be captioned'}")
+    click.echo(f"  vocabulary  {found['vocabulary'] or 'unknown'}")
+    for name, split in found["splits"].items():
+        unknown = f", <UNK> {split['unknown']:.1%} of their words" if "unknown" in split else ""
+        click.echo(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
+        for kind, part in split["features"].items():
+            if part:
+                shape = " x ".join(map(str, part["shape"]))
+                click.echo(f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB")
+        most = max(split.get("lengths", {}).values(), default=1)
+        for length, count in split.get("lengths", {}).items():
+            click.echo(f"  {length:>3} words {count:>8}  {'#' * round(40 * count / most)}")
+    for problem in found["problems"]:
+        click.echo(f"problem: {problem}")

@@ -49,7 +49,12 @@ SHOWN = 8
 @click.option("--hidden", type=click.IntRange(min=1), default=512, help="Size of the hidden state.")
 @click.option("--wordvec", type=click.IntRange(min=1), default=256, help="Size of a word vector.")
 @click.option("--dropout", type=float, default=0.0, help="Share of elements dropped, in [0, 1).")
-@click.option("--batch-size", type=int, default=128, help="Captions a step.")
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Captions a step.",
+    show_default="128, or all where there are fewer",
+)
 @click.option("--epochs", type=int, default=6, help="Times through the captions.")
 @click.option(
     "--rule", default="adam", metavar="sgd|sgd_momentum|rmsprop|adam|adamw", help="The update rule."

@@ -14,15 +14,22 @@ from typing import Any
 
 import numpy
 
+from xpcap.data.encoding import (
+    BuildReport,
+    Encoded,
+    build_report,
+    check_captions,
+    check_limits,
+    encode,
+)
 from xpcap.data.folder import SplitContents, write_contents
-from xpcap.data.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.data.vocabulary import Vocabulary, tokenize
+from xpcap.errors import DataError
 from xpcap.files import new_folder, read_json
 
 VALIDATION_EVERY = 5
 NUMBERS = ("log(1 + count)", "sqrt(largest area)", "sqrt(total area)", "centre x", "centre y")
 LARGEST_EXTENT = 1e12  # pixels, or square pixels
-LONGEST = 1000
 
 
 @dataclass
@@ -36,30 +43,6 @@ class AnnotatedImage:
     url: str
     captions: list[str] = field(default_factory=list)
     boxes: list[tuple[int, float, float, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What was built, and what was left out.
-
-    Parameters
-    ----------
-    images, captions
-        How many by split.
-    too_long, empty
-        Captions left out for their length, and for having no word.
-    words
-        The size of the vocabulary.
-    unknown
-        The share of `<UNK>` among the words of the captions kept.
-    """
-
-    images: Mapping[str, int]
-    captions: Mapping[str, int]
-    too_long: int
-    empty: int
-    words: int
-    unknown: float
 
 
 def build_from_coco(
@@ -96,10 +79,7 @@ def build_from_coco(
     ConfigurationError
         If `min_count` or `max_words` is less than 1.
     """
-    if min_count < 1:
-        raise ConfigurationError(f"min-count must be at least 1, got {min_count}")
-    if not 1 <= max_words <= LONGEST:
-        raise ConfigurationError(f"max-words must be in 1..{LONGEST}, got {max_words}")
+    check_limits(min_count, max_words)
     images = _read_images(captions)
     categories = _add_boxes(instances, images)
     ordered = [image for _, (image, _) in sorted(images.items())]
@@ -116,14 +96,10 @@ def build_from_coco(
         words = Vocabulary.build((c for image in tokens["train"] for c in image), min_count)
     else:
         words = Vocabulary.read(vocabulary)
-    splits = {
-        name: _encode(part, tokens[name], words, categories, max_words)
-        for name, part in parts.items()
-    }
-    for name, split in splits.items():
-        if not len(split.captions):
-            raise DataError(f"{captions}: no caption for '{name}'; expected at least one")
-    report = _report(splits, tokens, words, max_words)
+    encoded = {name: encode(tokens[name], words, max_words) for name in parts}
+    check_captions(captions, encoded)
+    report = build_report(tokens, encoded, words, max_words)
+    splits = {name: _contents(part, encoded[name], categories) for name, part in parts.items()}
     description = {
         "name": "coco-json",
         "features": "people's object annotations, not pixels: for each category "
@@ -214,23 +190,13 @@ def _is_extent(number: Any) -> bool:
     return isinstance(number, _NUMBER) and 0 <= number <= LARGEST_EXTENT
 
 
-def _encode(
-    images: Sequence[AnnotatedImage],
-    tokens: Sequence[Sequence[Sequence[str]]],
-    words: Vocabulary,
-    categories: Mapping[int, str],
-    max_words: int,
+def _contents(
+    images: Sequence[AnnotatedImage], encoded: Encoded, categories: Mapping[int, str]
 ) -> SplitContents:
-    rows, owners = [], []
-    for owner, captions in enumerate(tokens):
-        for caption in captions:
-            if 0 < len(caption) <= max_words:
-                rows.append(words.encode(caption, max_words + 2))
-                owners.append(owner)
     features = numpy.array([box_features(image, list(categories)) for image in images])
     return SplitContents(
-        captions=numpy.array(rows, numpy.int32).reshape(-1, max_words + 2),
-        image_idxs=numpy.array(owners, numpy.int32),
+        captions=encoded.captions,
+        image_idxs=encoded.image_idxs,
         features={"fc7": features.astype(numpy.float32)},
         urls=[image.url for image in images],
         ids=[image.id for image in images],
@@ -263,23 +229,3 @@ def box_features(image: AnnotatedImage, categories: Sequence[int]) -> numpy.ndar
             total = sum(box[1] for box in boxes)
             features[row] = math.log1p(len(boxes)), math.sqrt(largest), math.sqrt(total), x, y
     return features.reshape(-1)
-
-
-def _report(
-    splits: Mapping[str, SplitContents],
-    tokens: Mapping[str, Sequence[Sequence[Sequence[str]]]],
-    words: Vocabulary,
-    max_words: int,
-) -> BuildReport:
-    lengths = [len(c) for part in tokens.values() for image in part for c in image]
-    encoded = numpy.concatenate([split.captions.reshape(-1) for split in splits.values()])
-    unknown = encoded == words.word_to_idx[UNK]
-    known = encoded >= len(SPECIAL)
-    return BuildReport(
-        images={name: len(split.urls) for name, split in splits.items()},
-        captions={name: len(split.captions) for name, split in splits.items()},
-        too_long=sum(length > max_words for length in lengths),
-        empty=lengths.count(0),
-        words=len(words),
-        unknown=float(unknown.sum() / (unknown | known).sum()),
-    )

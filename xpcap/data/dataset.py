@@ -152,21 +152,30 @@ def open_dataset(
     splits = {}
     with open_hdf5(folder / layout.CAPTIONS) as file:
         for name in layout.SPLITS:
-            captions, image_idxs = _read_captions(file, folder / layout.CAPTIONS, name, vocabulary)
+            captions, image_idxs = read_split_captions(
+                file, folder / layout.CAPTIONS, name, vocabulary
+            )
             path = folder / layout.features_file(name, kind)
             values = LazyFeatures(path, dtype) if lazy else read_features(path, dtype)
-            _check_images(folder, name, image_idxs, path, values.shape[0])
-            urls = _read_urls(folder / layout.urls_file(name), values.shape[0])
+            check_images(folder, name, image_idxs, path, values.shape[0])
+            urls = read_urls(folder / layout.urls_file(name), values.shape[0])
             splits[name] = Split(captions, image_idxs.astype(numpy.int32), values, urls)
     sizes = {name: split.features.shape[1] for name, split in splits.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(f"{folder}: features have {sizes} numbers an image; expected one size")
     if max_train is not None:
         splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
-    return Dataset(folder, vocabulary, splits, kind, _read_description(folder))
+    return Dataset(folder, vocabulary, splits, kind, read_description(folder))
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read `dataset.json`; a folder without one is known by its own name.
+
+    Raises
+    ------
+    DataError
+        If the file holds something else.
+    """
     path = folder / layout.DESCRIPTION
     if not path.exists():
         return {"name": folder.resolve().name}
@@ -198,9 +207,16 @@ def _choose_features(folder: Path, features: str) -> str:
     return features
 
 
-def _read_captions(
+def read_split_captions(
     file: Any, path: Path, name: str, vocabulary: Vocabulary
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Read a split's captions `(M, T)` int32 and image indices `(M,)`, and check them.
+
+    Raises
+    ------
+    DataError
+        It names the file, the key, what was found and what was expected.
+    """
     key = f"{name}_captions"
     captions = read_array(file, path, key, 2, "iu")
     image_idxs = read_array(file, path, f"{name}_image_idxs", 1, "iu")
@@ -228,9 +244,16 @@ def _read_captions(
     return captions.astype(numpy.int32), image_idxs
 
 
-def _check_images(
+def check_images(
     folder: Path, name: str, image_idxs: numpy.ndarray, path: Path, images: int
 ) -> None:
+    """Check that every caption's image is a row of the feature file `path`.
+
+    Raises
+    ------
+    DataError
+        If one is not.
+    """
     if image_idxs.min() < 0 or image_idxs.max() >= images:
         raise DataError(
             f"{path} has {images} rows, but '{name}_image_idxs' in {folder / layout.CAPTIONS}"
@@ -238,7 +261,14 @@ def _check_images(
         )
 
 
-def _read_urls(path: Path, images: int) -> list[str]:
+def read_urls(path: Path, images: int) -> list[str]:
+    """Read a line an image.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or has another number of lines.
+    """
     with explained(path, "read"):
         urls = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if len(urls) != images:

@@ -34,6 +34,7 @@ VOCABULARY = "coco2014_vocab.json"
 REFERENCES = "references.json"
 PCA = "pca.h5"
 DESCRIPTION = "dataset.json"
+_BLOCK = 1024
 
 
 def features_file(split: str, kind: str) -> str:
@@ -118,6 +119,22 @@ def write_contents(
         ]
     write_text(folder / REFERENCES, json.dumps(references))
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def write_features(path: Path, features: numpy.ndarray, rows: numpy.ndarray) -> None:
+    """Write `features[rows]` into a feature file, block by block, as they may not fit in memory.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be written.
+    """
+    import h5py
+
+    with explained(path, "write"), h5py.File(path, "w") as file:
+        written = file.create_dataset("features", (len(rows), features.shape[1]), numpy.float32)
+        for first in range(0, len(rows), _BLOCK):
+            written[first : first + _BLOCK] = features[rows[first : first + _BLOCK]]
 
 
 def write_text(path: Path, text: str) -> None:

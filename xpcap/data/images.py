@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import io
-import urllib.error
-import urllib.request
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy
 
+from xpcap.data.web import FAILURES, check_web, open_url, reason_of
 from xpcap.errors import DataError
 from xpcap.files import explained
 
 MAX_BYTES = 20 * 2**20
-
-
-class _WebOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but only to http and https."""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Any:
-        if not _is_web(newurl):
-            raise urllib.error.HTTPError(req.full_url, code, _not_web(newurl), headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _is_web(url: str) -> bool:
-    return url.lower().startswith(("http://", "https://"))
-
-
-def _not_web(url: str) -> str:
-    return f"{url} is not an http or https address"
+_OPENING = threading.Lock()
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
@@ -60,18 +41,12 @@ def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) 
         If the address is of another kind, the server does not answer in time or refuses, the
         file is too large, or it is no picture.
     """
-    if not _is_web(url):
-        raise DataError(_not_web(url))
-    opener = urllib.request.build_opener(_WebOnly)
+    check_web(url)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "xpcap"})
-        with opener.open(request, timeout=timeout) as answer:
+        with open_url(url, timeout) as answer:
             content = answer.read(max_bytes + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # time-outs are OSErrors
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise DataError(f"cannot fetch {url}: {reason}") from error
+    except FAILURES as error:
+        raise DataError(f"cannot fetch {url}: {reason_of(error)}") from error
     if len(content) > max_bytes:
         raise DataError(f"{url} is larger than {max_bytes} bytes")
     return numpy.asarray(decode_picture(content, url))
@@ -116,16 +91,18 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
+        # filters of warnings belong to the process, not to a thread: one at a time
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                image = ImageOps.exif_transpose(opened)
-                if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
-                    image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return image.convert("RGB")
+            opened = Image.open(io.BytesIO(content))
+        with opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+                image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
     except Exception as error:  # each of Pillow's decoders fails in its own way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name} cannot be opened as a picture: {reason}") from error

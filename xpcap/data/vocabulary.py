@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,22 @@ def tokenize(caption: str) -> list[str]:
     ['two', 't', 'shirts', 'on', 'a', 'bed']
     """
     return re.sub(r"[^a-z0-9\s]", "", caption.lower().replace("-", " ")).split()
+
+
+def tokenize_any(caption: str) -> list[str]:
+    """Cut a caption of any language that puts spaces between words, as `tokenize` does English.
+
+    Letters, accents and digits of every script are kept (Unicode's categories L, M and N, in the
+    normal form NFKC).
+
+    Examples
+    --------
+    >>> tokenize_any("Zwei T-Shirts, größer als das Café.")
+    ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café']
+    """
+    lower = unicodedata.normalize("NFKC", caption).lower().replace("-", " ")
+    kept = (c for c in lower if c.isspace() or unicodedata.category(c)[0] in "LMN")
+    return "".join(kept).split()
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,11 @@ def caption_split(run: Run, split: str, count: int, data: Path | None) -> list[d
     return caption_dataset(run, dataset, split, count)
 
 
-def caption_pictures(run: Run, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+def caption_pictures(
+    run: Run, pictures: Sequence[Path], weights: Path | None = None
+) -> list[dict[str, Any]]:
     """Caption pictures from files; for each `image` and `caption`."""
-    captions = run.caption(run.features_of(pictures))
+    captions = run.caption(run.features_of(pictures, weights))
     return [
         {"image": str(picture), "caption": caption}
         for picture, caption in zip(pictures, captions, strict=True)

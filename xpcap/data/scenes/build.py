@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from xpcap.data import folder as data_folder
 from xpcap.data.extractors import FilterBank
 from xpcap.data.folder import SplitContents
 from xpcap.data.pca import PCA
+from xpcap.data.progress import Progress, say_nothing
 from xpcap.data.scenes.drawing import draw
 from xpcap.data.scenes.grammar import CAPTIONS, captions
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, random_scene
@@ -34,15 +35,12 @@ SCENES = "scenes.json"
 COMPONENTS = 512
 """Numbers an image has after PCA; fewer where the training set is too small for so many."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
 _FEATURES = "a fixed bank of oriented, colour-opponent filters on 8 x 8 cells; PCA of these"
 _REPORTED = 100  # pictures between two calls of progress
 
 
 def make_scenes(
-    out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress | None = None
+    out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = say_nothing
 ) -> None:
     """Draw, describe and extract the scenes, and write them as a data folder.
 
@@ -69,17 +67,16 @@ def make_scenes(
             f"cannot make {train} and {val} pictures from seed {seed};"
             " expected 2 and 1 or more, from a seed of 0 or more"
         )
-    report = progress or _say_nothing
     with new_folder(out) as folder:
         splits = {
-            split: _make_split(split, count, numpy.random.default_rng([seed, number]), report)
+            split: _make_split(split, count, numpy.random.default_rng([seed, number]), progress)
             for number, (split, count) in enumerate((("train", train), ("val", val)))
         }
         fc7 = {split: made.features for split, made in splits.items()}
-        report("components", 0, 1)
+        progress("components", 0, 1)
         pca = PCA.fit(fc7["train"], min(COMPONENTS, train - 1))
         pca.write(folder / data_folder.PCA)
-        report("components", 1, 1)
+        progress("components", 1, 1)
         words = {
             split: [caption.split() for said in made.captions for caption in said]
             for split, made in splits.items()
@@ -119,11 +116,7 @@ class _Split:
     features: numpy.ndarray  # (images, 4096) float32
 
 
-def _say_nothing(doing: str, done: int, of: int) -> None:
-    pass
-
-
-def _make_split(split: str, count: int, rng: numpy.random.Generator, report: Progress) -> _Split:
+def _make_split(split: str, count: int, rng: numpy.random.Generator, progress: Progress) -> _Split:
     scenes = [random_scene(rng, 1 + index % 2) for index in range(count)]
     pictures = numpy.stack([draw(scene, rng) for scene in scenes])
     said = [captions(scene, rng) for scene in scenes]
@@ -131,9 +124,9 @@ def _make_split(split: str, count: int, rng: numpy.random.Generator, report: Pro
     bank = FilterBank()
     features = numpy.empty((count, bank.dim), numpy.float32)
     for start in range(0, count, _REPORTED):
-        report(doing, start, count)
+        progress(doing, start, count)
         features[start : start + _REPORTED] = bank(pictures[start : start + _REPORTED])
-    report(doing, count, count)
+    progress(doing, count, count)
     return _Split(scenes, pictures, said, features)
 
 

@@ -40,15 +40,12 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.data.images import open_picture
-from xpcap.errors import DataError, ShapeError
+from xpcap.errors import ShapeError
 
 _HUES = (0, 33, 57, 128, 242, 285)  # θ in degrees: red, orange, yellow, green, blue, purple
 _TUNING = 25.0  # κ
@@ -123,6 +120,13 @@ class FilterBank:
     def describe(self) -> dict[str, Any]:
         """Return what `open_extractor` needs to find this extractor again: name and version."""
         return {"name": self.name, "version": self.version}
+
+    def prepare(self, picture: Any) -> numpy.ndarray:
+        """Resize a picture to a square of 64 pixels, whatever its proportions."""
+        from PIL import Image
+
+        resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return numpy.array(resized)
 
     def _features(self, xp: Namespace, images: Array) -> Array:
         """Turn `(N, 64, 64, 3)` uint8 into `(N, 64, 8, 8)` float32."""
@@ -237,53 +241,3 @@ def _windows(size: int, width: float) -> numpy.ndarray:
     centres = (numpy.arange(_CELLS) + 0.5) * size / _CELLS - 0.5
     weights = numpy.exp(-(((numpy.arange(size) - centres[:, None]) / width) ** 2) / 2)
     return numpy.asarray(weights / weights.sum(axis=1, keepdims=True), numpy.float32)
-
-
-def load_image(path: Path, size: int = FilterBank.size) -> numpy.ndarray:
-    """Open a picture the way the extractor wants it.
-
-    It is turned as its EXIF orientation says, laid on white where it is transparent, reduced from
-    16 bits to 8, and resized to a square, whatever its proportions.
-
-    Parameters
-    ----------
-    path
-        A file of any format that Pillow reads.
-    size
-        Pixels on each side of the result.
-
-    Returns
-    -------
-    numpy.ndarray
-        `(size, size, 3)` uint8, red, green, blue.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, broken, no picture, or so large that it may be an attack.
-    """
-    from PIL import Image
-
-    return numpy.array(open_picture(path).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def open_extractor(description: Mapping[str, Any]) -> FilterBank:
-    """Return the extractor that a data set's or a checkpoint's description names.
-
-    Parameters
-    ----------
-    description
-        What `FilterBank.describe` returned.
-
-    Raises
-    ------
-    DataError
-        If it names another extractor, or another version of this one.
-    """
-    bank = FilterBank()
-    if dict(description) != bank.describe():
-        raise DataError(
-            f"the features come from {dict(description)}, which cannot be computed here;"
-            f" expected {bank.describe()}"
-        )
-    return bank

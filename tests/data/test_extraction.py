@@ -1,0 +1,167 @@
+import os
+
+import numpy
+import pytest
+from PIL import Image
+
+from xpcap.data.extraction import Extraction
+from xpcap.errors import DataError
+
+
+class Corner:
+    """Three features: the colour of the first pixel."""
+
+    name, dim = "corner", 3
+
+    def __init__(self):
+        self.seen = []
+
+    def prepare(self, picture):
+        return numpy.asarray(picture, numpy.float32)[0, 0]
+
+    def __call__(self, images):
+        self.seen.append(len(images))
+        return images
+
+    def describe(self):
+        return {"name": self.name}
+
+
+def photos(folder, count):
+    paths = []
+    for k in range(count):
+        paths.append(folder / f"{k}.png")
+        Image.new("RGB", (5, 4), (k % 256, k // 256, 7)).save(paths[-1])
+        os.utime(paths[-1], (1e9, 1e9))
+    return paths
+
+
+def expected(count):
+    return numpy.array([(k % 256, k // 256, 7) for k in range(count)], numpy.float32)
+
+
+def hidden(folder):
+    return [path for path in folder.iterdir() if path.suffix == ".features"]
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_rows_in_the_order_of_the_pictures(tmp_path, count):
+    extractor, told = Corner(), []
+    extraction = Extraction(extractor, photos(tmp_path, count), tmp_path / "out")
+    assert extraction.run(progress=lambda *args: told.append(args)) == []
+    numpy.testing.assert_array_equal(extraction.rows(), expected(count))
+    assert extraction.rows().dtype == numpy.float32
+    assert told[-1] == ("pictures", count, count)
+    assert sum(extractor.seen) == count
+    assert max(extractor.seen) <= 32
+    extraction.forget()
+    assert not hidden(tmp_path)
+
+
+def test_a_broken_picture_ends_it_by_name_and_the_rest_goes_on_when_it_is_mended(tmp_path):
+    paths = photos(tmp_path, 100)
+    whole = paths[70].read_bytes()
+    paths[70].write_bytes(whole[:50])
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+        extraction.run()
+    assert extraction.done == 64
+    paths[70].write_bytes(whole)
+    again = Corner()
+    extraction = Extraction(again, paths, tmp_path / "out")
+    assert extraction.run() == []
+    assert sum(again.seen) == 36
+    numpy.testing.assert_array_equal(extraction.rows(), expected(100))
+
+
+def test_broken_pictures_are_skipped_by_name(tmp_path):
+    paths = photos(tmp_path, 40)
+    paths[3].write_bytes(b"no picture")
+    paths[39].unlink()
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    broken = extraction.run(skip_broken=True)
+    assert [picture.path for picture in broken] == [paths[3], paths[39]]
+    assert "3.png cannot be opened as a picture" in broken[0].reason
+    assert "39.png: No such file" in broken[1].reason
+    rows = extraction.rows()
+    assert numpy.isnan(rows[[3, 39]]).all()
+    kept = [k for k in range(40) if k not in (3, 39)]
+    numpy.testing.assert_array_equal(rows[kept], expected(40)[kept])
+
+
+def test_nothing_but_broken_pictures(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"")
+    extraction = Extraction(Corner(), [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert len(extraction.run(skip_broken=True)) == 2
+
+
+class Interrupted(Corner):
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def __call__(self, images):
+        if len(self.seen) == self.after:
+            raise KeyboardInterrupt
+        return super().__call__(images)
+
+
+def test_interrupted_it_goes_on_even_after_half_a_row(tmp_path):
+    paths = photos(tmp_path, 100)
+    with pytest.raises(KeyboardInterrupt):
+        Extraction(Interrupted(2), paths, tmp_path / "out").run()
+    (partial,) = hidden(tmp_path)
+    assert partial.stat().st_size == 64 * 12
+    with open(partial, "ab") as file:
+        file.write(b"12345")
+    again = Corner()
+    extraction = Extraction(again, paths, tmp_path / "out")
+    extraction.run()
+    assert sum(again.seen) == 36
+    numpy.testing.assert_array_equal(extraction.rows(), expected(100))
+
+
+def test_a_picture_changed_since_begins_anew(tmp_path):
+    paths = photos(tmp_path, 64)
+    Extraction(Corner(), paths, tmp_path / "out").run()
+    Image.new("RGB", (5, 4), (9, 9, 9)).save(paths[5])
+    os.utime(paths[5], (4e9, 4e9))
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    extraction.run()
+    numpy.testing.assert_array_equal(extraction.rows()[5], [9, 9, 9])
+
+
+def test_other_pictures_or_another_extractor_have_a_file_of_their_own(tmp_path):
+    paths = photos(tmp_path, 40)
+    Extraction(Corner(), paths, tmp_path / "out").run()
+    Extraction(Corner(), paths[:-1], tmp_path / "out").run()
+    other = Corner()
+    other.describe = lambda: {"name": "other"}
+    last = Extraction(other, paths, tmp_path / "out")
+    last.run()
+    assert sum(other.seen) == 40
+    assert len(hidden(tmp_path)) == 3
+    last.forget()
+    assert not hidden(tmp_path)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    class Bad(Corner):
+        def __call__(self, images):
+            images = images.copy()
+            images[2, 1] = numpy.inf
+            return images
+
+    with pytest.raises(DataError, match=r"2\.png: 'corner' gives NaN or infinity"):
+        Extraction(Bad(), photos(tmp_path, 5), tmp_path / "out").run()
+
+
+def test_threads_open_pictures_as_one_does(tmp_path):
+    paths = photos(tmp_path, 200)
+    one, many = (Extraction(Corner(), paths, tmp_path / name) for name in ("one", "many"))
+    one.run(workers=1)
+    many.run(workers=16)
+    numpy.testing.assert_array_equal(one.rows(), many.rows())
+
+

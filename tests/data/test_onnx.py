@@ -1,0 +1,283 @@
+import json
+
+import numpy
+import pytest
+from PIL import Image
+
+onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from xpcap.data.extractors import (  # noqa: E402
+    OnnxExtractor,
+    Preprocessing,
+    make_extractor,
+    open_extractor,
+)
+from xpcap.errors import ConfigurationError, DataError  # noqa: E402
+
+RNG = numpy.random.default_rng(0)
+SMALL = Preprocessing(size=8, shorter_side=8, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+
+
+def saved(path, nodes, inputs, outputs, weights=()):
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
+        [numpy_helper.from_array(value, name) for name, value in dict(weights).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def node(kind, inputs, output, **attributes):
+    return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+
+def flat_product(path, shape=("N", 3, 8, 8), kind=TensorProto.FLOAT, dim=5):
+    """Flatten and multiply: the smallest network that sees every pixel."""
+    dtype = numpy.float16 if kind == TensorProto.FLOAT16 else numpy.float32
+    W = RNG.standard_normal((3 * 8 * 8, dim)).astype(dtype)
+    nodes = [node("Flatten", "x", "flat", axis=1), node("MatMul", "flat W", "y")]
+    saved(path, nodes, [("x", kind, shape)], [("y", kind, (shape[0], dim))], {"W": W})
+    return W
+
+
+def pictures(count, size=8):
+    pixels = RNG.integers(256, size=(count, size, size, 3)).astype(numpy.uint8)
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def conv3(x, W, b):
+    """Convolution 3 x 3 with padding 1, tap by tap: `(N, C, H, W)`."""
+    N, _, height, width = x.shape
+    padded = numpy.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    out = numpy.zeros((N, len(W), height, width))
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, :, row : row + height, column : column + width]
+            out += numpy.einsum("nchw,oc->nohw", window, W[:, :, row, column])
+    return out + b[:, None, None]
+
+
+def pool2(x):
+    N, C, height, width = x.shape
+    return x.reshape(N, C, height // 2, 2, width // 2, 2).max(axis=(3, 5))
+
+
+def test_a_vgg_shaped_network_against_numpy(tmp_path):
+    """Two blocks of convolutions, then fc6 and fc7, each with relu, as VGG-16's."""
+    sizes = [(3, 4), (4, 4), (4, 6), (6, 6)]
+    weights = {}
+    for k, (before, after) in enumerate(sizes):
+        weights[f"W{k}"] = RNG.standard_normal((after, before, 3, 3)).astype(numpy.float32) / 4
+        weights[f"b{k}"] = RNG.standard_normal(after).astype(numpy.float32) / 4
+    weights["fc6"] = RNG.standard_normal((6 * 4 * 4, 10)).astype(numpy.float32) / 8
+    weights["fc7"] = RNG.standard_normal((10, 7)).astype(numpy.float32) / 3
+    nodes, last = [], "x"
+    for k in range(4):
+        nodes.append(node("Conv", f"{last} W{k} b{k}", f"c{k}", pads=[1, 1, 1, 1]))
+        nodes.append(node("Relu", f"c{k}", f"r{k}"))
+        last = f"r{k}"
+        if k in (1, 3):
+            nodes.append(
+                node("MaxPool", last, f"p{k}", kernel_shape=[2, 2], strides=[2, 2])
+            )
+            last = f"p{k}"
+    nodes += [
+        node("Flatten", last, "flat", axis=1),
+        node("MatMul", "flat fc6", "a6"),
+        node("Relu", "a6", "h6"),
+        node("MatMul", "h6 fc7", "a7"),
+        node("Relu", "a7", "h7"),
+    ]
+    path = saved(
+        tmp_path / "vgg.onnx",
+        nodes,
+        [("x", TensorProto.FLOAT, ("N", 3, 16, 16))],
+        [("h7", TensorProto.FLOAT, ("N", 7))],
+        weights,
+    )
+    changes = {"size": 16, "shorter_side": 20}
+    extractor = make_extractor("vgg16-fc7", path, changes=changes)
+    assert (extractor.name, extractor.dim) == ("vgg16-fc7", 7)
+    images = numpy.stack([extractor.prepare(picture) for picture in pictures(5, 30)])
+    x = images.astype(numpy.float64)
+    for k in range(4):
+        x = numpy.maximum(conv3(x, weights[f"W{k}"], weights[f"b{k}"]), 0)
+        x = pool2(x) if k in (1, 3) else x
+    h = x.reshape(5, -1)
+    for name in ("fc6", "fc7"):
+        h = numpy.maximum(h @ weights[name], 0)
+    found = extractor(images)
+    assert found.dtype == numpy.float32
+    numpy.testing.assert_allclose(found, h, rtol=1e-4, atol=1e-5)
+    assert (h > 0).any()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+@pytest.mark.parametrize("batch", ["N", 1, 3])
+def test_any_number_of_pictures_in_batches_of_any_size(tmp_path, count, batch):
+    W = flat_product(tmp_path / "a.onnx", (batch, 3, 8, 8))
+    extractor = OnnxExtractor(tmp_path / "a.onnx", SMALL)
+    images = RNG.standard_normal((count, 3, 8, 8), dtype=numpy.float32)
+    found = extractor(images)
+    assert found.shape == (count, 5)
+    numpy.testing.assert_allclose(found, images.reshape(count, 192) @ W, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision(tmp_path):
+    W = flat_product(tmp_path / "a.onnx", kind=TensorProto.FLOAT16)
+    images = RNG.standard_normal((2, 3, 8, 8), dtype=numpy.float32)
+    found = OnnxExtractor(tmp_path / "a.onnx", SMALL)(images)
+    assert found.dtype == numpy.float32
+    numpy.testing.assert_allclose(found, images.reshape(2, -1) @ W.astype(float), atol=0.3)
+
+
+def test_channels_last(tmp_path):
+    W = flat_product(tmp_path / "a.onnx", ("N", 8, 8, 3))
+    images = RNG.standard_normal((2, 3, 8, 8), dtype=numpy.float32)
+    found = OnnxExtractor(tmp_path / "a.onnx", SMALL)(images)
+    wanted = images.transpose(0, 2, 3, 1).reshape(2, -1) @ W
+    numpy.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def mean_of_maps(path, outputs):
+    """Global average pooling: `(N, 3, 1, 1)`, and the maps themselves."""
+    shapes = {"mean": ("N", 3, 1, 1), "maps": ("N", 3, 8, 8), "flat": ("N", 3)}
+    nodes = [
+        node("GlobalAveragePool", "x", "mean"),
+        node("Relu", "x", "maps"),
+        node("Flatten", "mean", "flat", axis=1),
+    ]
+    return saved(
+        path,
+        nodes,
+        [("x", TensorProto.FLOAT, ("N", 3, 8, 8))],
+        [(name, TensorProto.FLOAT, shapes[name]) for name in outputs],
+    )
+
+
+def test_a_pool_of_one_place_and_the_choice_of_an_output(tmp_path):
+    path = mean_of_maps(tmp_path / "a.onnx", ["flat", "mean", "maps"])
+    images = RNG.standard_normal((4, 3, 8, 8), dtype=numpy.float32)
+    for output in ("mean", "flat"):
+        extractor = OnnxExtractor(path, SMALL, output)
+        numpy.testing.assert_allclose(extractor(images), images.mean(axis=(2, 3)), atol=1e-6)
+    with pytest.raises(DataError, match="has the outputs flat, mean, maps; expected the name of"):
+        OnnxExtractor(path, SMALL)
+    with pytest.raises(DataError, match="no output 'pool'; expected flat or mean or maps"):
+        OnnxExtractor(path, SMALL, "pool")
+    with pytest.raises(DataError, match=r"'maps' is float32 of shape \(1, 3, 8, 8\); expected"):
+        OnnxExtractor(path, SMALL, "maps")
+
+
+def test_what_was_described_is_opened_again_and_nothing_else(tmp_path):
+    path = tmp_path / "a.onnx"
+    flat_product(path)
+    extractor = OnnxExtractor(path, SMALL, name="clip-vit")
+    description = json.loads(json.dumps(extractor.describe()))
+    again = open_extractor(description)
+    assert again.describe() == extractor.describe()
+    picture = pictures(1, 20)[0]
+    numpy.testing.assert_array_equal(again.prepare(picture), extractor.prepare(picture))
+
+    moved = path.rename(tmp_path / "b.onnx")
+    with pytest.raises(DataError, match=r"a\.onnx is not there; expected the weights of 'clip-vit'"):
+        open_extractor(description)
+    assert open_extractor(description, moved).dim == 5
+
+    flat_product(path)
+    with pytest.raises(DataError, match="is another file than the features were computed with"):
+        open_extractor(description)
+    for change in ({"version": 2}, {"sha256": None}, {"preprocessing": []}):
+        with pytest.raises(DataError, match="the features come from"):
+            open_extractor(description | change)
+
+
+def test_weights_beside_the_file_count_too(tmp_path):
+    flat_product(tmp_path / "a.onnx")
+    before = OnnxExtractor(tmp_path / "a.onnx", SMALL).describe()
+    (tmp_path / "a.onnx.data").write_bytes(b"weights")
+    with pytest.raises(DataError, match="is another file"):
+        open_extractor(before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "found"),
+    [
+        (("N", 3, 9, 8), TensorProto.FLOAT, r"\['N', 3, 9, 8\]"),
+        (("N", 1, 8, 8), TensorProto.FLOAT, r"\['N', 1, 8, 8\]"),
+        (("N", 192), TensorProto.FLOAT, r"\['N', 192\]"),
+        (("N", 3, 8, 8), TensorProto.UINT8, r"tensor\(uint8\)"),
+    ],
+)
+def test_networks_of_another_input(tmp_path, shape, kind, found):
+    saved(tmp_path / "a.onnx", [node("Identity", "x", "y")], [("x", kind, shape)], [("y", kind, shape)])
+    with pytest.raises(DataError, match=f"takes x .*{found}.*; expected one input of float"):
+        OnnxExtractor(tmp_path / "a.onnx", SMALL)
+
+
+def test_two_inputs(tmp_path):
+    value = ("N", 3, 8, 8)
+    inputs = [(name, TensorProto.FLOAT, value) for name in "xz"]
+    saved(tmp_path / "a.onnx", [node("Add", "x z", "y")], inputs, [("y", TensorProto.FLOAT, value)])
+    with pytest.raises(DataError, match="expected one input"):
+        OnnxExtractor(tmp_path / "a.onnx", SMALL)
+
+
+def test_files_that_are_no_network(tmp_path):
+    path = tmp_path / "a.onnx"
+    with pytest.raises(DataError, match=r"cannot read .*a\.onnx: No such file"):
+        OnnxExtractor(path, SMALL)
+    for content in (b"", b"hello", bytes(RNG.integers(256, size=1000, dtype=numpy.uint8))):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="cannot be opened as ONNX|takes nothing") as caught:
+            OnnxExtractor(path, SMALL)
+        assert "\n" not in str(caught.value)
+    flat_product(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be opened as ONNX"):
+        OnnxExtractor(path, SMALL)
+
+
+def test_a_network_that_fails_when_it_runs(tmp_path):
+    """Its reshape fits no batch at all, which only running tells."""
+    shape = numpy.array([7, 5], numpy.int64)
+    saved(
+        tmp_path / "a.onnx",
+        [node("Reshape", "x shape", "y")],
+        [("x", TensorProto.FLOAT, ("N", 3, 8, 8))],
+        [("y", TensorProto.FLOAT, (7, 5))],
+        {"shape": shape},
+    )
+    with pytest.raises(DataError, match=r"a\.onnx cannot be run") as caught:
+        OnnxExtractor(tmp_path / "a.onnx", SMALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
+    flat_product(tmp_path / "a.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[onnx\]'"):
+        OnnxExtractor(tmp_path / "a.onnx", SMALL)
+
+
+def test_choosing_an_extractor(tmp_path):
+    with pytest.raises(ConfigurationError, match="'vgg' is unknown; expected one of filter-bank, v"):
+        make_extractor("vgg")
+    with pytest.raises(ConfigurationError, match="'onnx' needs the weights of its network"):
+        make_extractor("onnx")
+    with pytest.raises(ConfigurationError, match="'filter-bank' has no weights"):
+        make_extractor("filter-bank", tmp_path / "a.onnx")
+    flat_product(tmp_path / "a.onnx")
+    changes = {"size": 8, "shorter_side": None}
+    assert make_extractor("onnx", tmp_path / "a.onnx", "y", changes).dim == 5
+    with pytest.raises(DataError, match="takes x"):
+        make_extractor("clip-vit", tmp_path / "a.onnx")

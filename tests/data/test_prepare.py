@@ -1,0 +1,235 @@
+import json
+
+import h5py
+import numpy
+import pytest
+from PIL import Image
+
+from xpcap.backend import open_backend
+from xpcap.data.dataset import open_dataset
+from xpcap.data.extractors import FilterBank
+from xpcap.data.images import open_picture
+from xpcap.data.prepare import prepare
+from xpcap.data.vocabulary import decode_captions, plain
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.run_folder import open_run
+from xpcap.train import Schedule
+from xpcap.train.run import RunOptions, train_run
+
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def own(folder, count=25, splits=None, captions=2):
+    """Pictures of one colour, and what is said of them."""
+    (folder / "photos").mkdir(exist_ok=True)
+    records = []
+    for k in range(count):
+        colour = COLOURS[k % len(COLOURS)]
+        Image.new("RGB", (30 + k, 20), colour).save(folder / "photos" / f"{k}.png")
+        said = [f"A {colour} picture.", f"it is {colour}", "seen"][:captions]
+        records.append({"image": f"photos/{k}.png", "captions": said})
+        if splits:
+            records[-1]["split"] = splits[k % len(splits)]
+    file = folder / "captions.json"
+    file.write_text(json.dumps(records))
+    return file, records
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_tenth_picture_is_held_out(tmp_path):
+    file, _ = own(tmp_path)
+    report = prepare(file, tmp_path / "out", extractor=FilterBank())
+    dataset = open_dataset(tmp_path / "out")
+    assert report.built.images == {"train": 23, "val": 2}
+    assert report.built.captions == {"train": 46, "val": 4}
+    assert report.min_count == 1
+    urls = dataset.splits["val"].urls
+    assert urls == [str(tmp_path / "photos" / f"{k}.png") for k in (9, 19)]
+    captions = decode_captions(dataset.splits["val"].captions, dataset.vocabulary.idx_to_word)
+    assert [plain(caption) for caption in captions][:2] == ["a black picture", "it is black"]
+    assert dataset.references("val")[0] == ["A black picture.", "it is black"]
+    for name, rows in (("val", [9, 19]), ("train", [k for k in range(25) if k not in (9, 19)])):
+        pictures = [open_picture(tmp_path / "photos" / f"{k}.png") for k in rows]
+        bank = FilterBank()
+        expected = bank(numpy.stack([bank.prepare(picture) for picture in pictures]))
+        numpy.testing.assert_allclose(dataset.splits[name].features, expected, rtol=1e-6)
+    assert names(tmp_path) == ["captions.json", "out", "photos"]
+
+
+def test_few_pictures_have_one_held_out(tmp_path):
+    file, _ = own(tmp_path, 2)
+    report = prepare(file, tmp_path / "out")
+    assert report.built.images == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize(("validation", "held_out"), [("val", 5), ("test", 10)])
+def test_splits_of_the_file(tmp_path, validation, held_out):
+    file, _ = own(tmp_path, splits=["train", "test", "val", None, "test"])
+    report = prepare(file, tmp_path / "out", validation=validation)
+    assert report.built.images == {"train": 10, "val": held_out}
+    assert report.unused == 15 - held_out
+
+
+def test_without_an_extractor_there_are_no_features(tmp_path):
+    file, _ = own(tmp_path)
+    prepare(file, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*fc7*"))
+    with pytest.raises(DataError, match=r"train2014_vgg16_fc7_pca\.h5"):
+        open_dataset(tmp_path / "out")
+    assert "extractor" not in json.loads((tmp_path / "out" / "dataset.json").read_text())
+
+
+def test_addresses_of_coco_where_no_pictures_are_needed(tmp_path):
+    content = {
+        "images": [
+            {"id": k, "file_name": f"{k}.jpg", "coco_url": f"http://localhost/{k}"}
+            for k in range(12)
+        ],
+        "annotations": [{"image_id": k, "caption": "a thing"} for k in range(12)],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    prepare(tmp_path / "c.json", tmp_path / "out")
+    assert (tmp_path / "out" / "val2014_urls.txt").read_text() == "http://localhost/9\n"
+    stored = json.loads((tmp_path / "out" / "references.json").read_text())
+    assert stored["val"] == [{"id": 9, "captions": ["a thing"]}]
+
+
+def test_what_was_left_out_is_counted(tmp_path):
+    file, records = own(tmp_path, 30)
+    records[0]["captions"] = []
+    records[1]["captions"] = ["...", "one two three four five six", "a red picture"]
+    (tmp_path / "photos" / "2.png").write_bytes(b"broken")
+    (tmp_path / "photos" / "29.png").unlink()
+    file.write_text(json.dumps(records))
+    report = prepare(
+        file, tmp_path / "out", extractor=FilterBank(), skip_broken=True, max_words=5
+    )
+    assert report.without_captions == 1
+    assert (report.built.empty, report.built.too_long) == (1, 1)
+    assert [broken.path.name for broken in report.broken] == ["2.png", "29.png"]
+    dataset = open_dataset(tmp_path / "out")
+    assert sum(report.built.images.values()) == 27
+    assert not any("/2.png" in url for url in dataset.splits["train"].urls)
+    bank = FilterBank()
+    for split in dataset.splits.values():
+        for url, row in zip(split.urls, split.features, strict=True):
+            expected = bank(bank.prepare(open_picture(tmp_path.__class__(url)))[None])[0]
+            numpy.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(None, 1), (30, 30)])
+def test_how_often_a_word_must_occur(tmp_path, count, wanted):
+    file, _ = own(tmp_path, 40)
+    report = prepare(file, tmp_path / "out", min_count=count)
+    assert report.min_count == wanted
+    assert (report.built.unknown > 0.2) == (count is not None)
+
+
+def test_many_captions_drop_rare_words(tmp_path):
+    records = [{"image": f"{k}.png", "captions": ["a thing"] * 90} for k in range(70)]
+    records[0]["captions"] = ["rare thing"] * 4 + ["frequent thing"] * 5
+    (tmp_path / "c.json").write_text(json.dumps(records))
+    report = prepare(tmp_path / "c.json", tmp_path / "out")
+    assert report.min_count == 5
+    words = json.loads((tmp_path / "out" / "coco2014_vocab.json").read_text())["word_to_idx"]
+    assert "frequent" in words
+    assert "rare" not in words
+
+
+def test_a_vocabulary_can_be_given(tmp_path):
+    file, _ = own(tmp_path)
+    prepare(file, tmp_path / "first")
+    report = prepare(
+        file, tmp_path / "out", vocabulary=tmp_path / "first" / "coco2014_vocab.json"
+    )
+    assert report.built.unknown == 0
+
+
+def test_captions_in_other_scripts_keep_their_words(tmp_path):
+    said = ["Größere Äpfel", "больше яблок", "बड़े सेब", "más manzanas"]
+    records = [{"image": f"{k}.png", "captions": said} for k in range(3)]
+    (tmp_path / "c.json").write_text(json.dumps(records), encoding="utf-8")
+    prepare(tmp_path / "c.json", tmp_path / "out")
+    vocabulary = json.loads((tmp_path / "out" / "coco2014_vocab.json").read_text())
+    assert set("größere äpfel больше яблок बड़े सेब más manzanas".split()) <= set(
+        vocabulary["word_to_idx"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which is not there$"),
+        (lambda r: [i.update(image=i["image"] + "x") for i in r], {}, r"\(and 24 more\)"),
+        (lambda r: r.__delitem__(slice(1, None)), {}, "no picture with a caption for 'train'"),
+        (lambda r: [i.update(captions=[]) for i in r], {}, "no picture with a caption for 'train'"),
+        (lambda r: r[0].update(split="train"), {}, "no picture with a caption for 'val'"),
+        (lambda r: [i.update(captions=["!"]) for i in r], {}, "no caption for 'train'; expected"),
+        (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
+        (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
+        (lambda r: None, {"validation": "dev"}, "'dev' is unknown; expected val or test"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, change, options, message):
+    file, records = own(tmp_path)
+    change(records)
+    file.write_text(json.dumps(records))
+    with pytest.raises((DataError, ConfigurationError), match=message) as caught:
+        prepare(file, tmp_path / "out", extractor=FilterBank(), **options)
+    assert "\n" not in str(caught.value)
+    assert "out" not in names(tmp_path)
+
+
+def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path):
+    file, _ = own(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept.txt").write_text("kept")
+
+    class Never(FilterBank):
+        def __call__(self, images):
+            raise AssertionError
+
+    with pytest.raises(DataError, match="exists and is not an empty folder"):
+        prepare(file, tmp_path / "out", extractor=Never())
+    assert names(tmp_path / "out") == ["kept.txt"]
+
+
+def test_a_broken_picture_ends_it_and_the_work_done_is_kept(tmp_path):
+    file, _ = own(tmp_path, 80)
+    broken = tmp_path / "photos" / "70.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+        prepare(file, tmp_path / "out", extractor=FilterBank())
+    assert "out" not in names(tmp_path)
+    broken.write_bytes(whole)
+    told = []
+    prepare(file, tmp_path / "out", extractor=FilterBank(), progress=lambda *a: told.append(a))
+    assert told[0][1] > 32  # the pictures before were not opened once more
+    assert names(tmp_path) == ["captions.json", "out", "photos"]
+
+
+def test_own_pictures_become_a_run_that_captions_a_new_one(tmp_path):
+    file, _ = own(tmp_path, 60, captions=1)
+    prepare(file, tmp_path / "out", extractor=FilterBank())
+    options = RunOptions(
+        schedule=Schedule(epochs=40), hidden=24, wordvec=12, batch_size=16, lr=1e-2
+    )
+    train_run(tmp_path / "out", tmp_path / "run", options, open_backend("cpu"))
+    run = open_run(tmp_path / "run", "cpu")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (123, 77), colour).save(tmp_path / "new.png")
+        features = run.features_of([tmp_path / "new.png"])
+        assert run.caption(features) == [f"a {colour} picture"]
+
+
+def test_features_are_written_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpcap.data.folder._BLOCK", 4)
+    file, _ = own(tmp_path)
+    prepare(file, tmp_path / "out", extractor=FilterBank())
+    with h5py.File(tmp_path / "out" / "train2014_vgg16_fc7.h5") as stored:
+        assert stored["features"].shape == (23, 4096)
+        assert (stored["features"][...] != 0).any(axis=1).all()

@@ -1,0 +1,136 @@
+import json
+import shutil
+
+import h5py
+import numpy
+import pytest
+from test_prepare import own
+
+from xpcap.data.extractors import FilterBank
+from xpcap.data.prepare import prepare
+from xpcap.data.summary import summarize
+from xpcap.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("summary")
+    file, _ = own(folder)
+    prepare(file, folder / "out", extractor=FilterBank())
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "data")
+
+
+def change(path, key, function):
+    with h5py.File(path, "r+") as file:
+        values = file[key][...]
+        function(values)
+        file[key][...] = values
+
+
+def test_a_whole_folder(folder):
+    told = []
+    found = summarize(folder, lambda *args: told.append(args))
+    assert found["problems"] == []
+    assert found["name"] == "out"
+    assert found["features"] == "by filter-bank"
+    assert found["extractor"] == {"name": "filter-bank", "version": 1}
+    assert found["vocabulary"] == 4 + 9
+    train = found["splits"]["train"]
+    assert (train["images"], train["captions"], train["unknown"]) == (23, 46, 0.0)
+    assert train["lengths"] == {3: 46}
+    assert train["features"] == {
+        "fc7": {
+            "shape": [23, 4096],
+            "dtype": "float32",
+            "bytes": (folder / "train2014_vgg16_fc7.h5").stat().st_size,
+        }
+    }
+    assert told[-1] == ("val2014_vgg16_fc7.h5", 2, 2)
+    assert json.loads(json.dumps(found))
+
+
+def test_lengths_and_unknown_words_are_counted(folder):
+    def unknown(values):
+        values[:] = 0
+        values[:, 0] = 1
+        values[0, 1:4] = 3, 3, 2
+        values[1, 1:7] = 3, 5, 6, 7, 8, 2
+        values[2, 1:4] = 5, 6, 2
+        values[3:, 1:3] = 5, 2
+
+    change(folder / "coco2014_captions.h5", "val_captions", unknown)
+    val = summarize(folder)["splits"]["val"]
+    assert val["lengths"] == {1: 1, 2: 2, 5: 1}
+    assert val["unknown"] == pytest.approx(3 / 10)
+    assert summarize(folder)["problems"] == ["<UNK> is 30% of the words of 'val'"]
+
+
+FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda f: (f / "coco2014_vocab.json").unlink(), r"coco2014_vocab\.json: No such file"),
+        (lambda f: (f / CAPTIONS).write_bytes(b"x"), r"coco2014_captions\.h5 is not an HDF5 file"),
+        (lambda f: (f / FC7).unlink(), "no features for 'train'; expected train2014_vgg16_fc7.h5"),
+        (lambda f: (f / FC7).write_bytes((f / FC7).read_bytes()[:-9]), "fc7.h5 is truncated"),
+        (lambda f: change(f / FC7, "features", lambda v: v[3].fill(numpy.nan)), "holds NaN"),
+        (lambda f: change(f / FC7, "features", lambda v: v[3:5].fill(0)), "2 of 23 images have ze"),
+        (lambda f: (f / "val2014_urls.txt").write_text("one\n"), "has 1 lines; expected 2"),
+        (
+            lambda f: (f / "val2014_urls.txt").write_text(
+                (f / "train2014_urls.txt").read_text().split()[0] + "\nelse\n"
+            ),
+            "1 pictures are in both splits",
+        ),
+        (
+            lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.__setitem__(0, 99)),
+            "names images 0 to 99",
+        ),
+        (
+            lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.fill(0)),
+            "22 of 23 images of 'train' have no caption",
+        ),
+        (
+            lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(1)),
+            "captions of 'val' hold <START> inside",
+        ),
+        (
+            lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(0)),
+            "captions of 'val' hold <NULL> before a word",
+        ),
+        (lambda f: (f / "dataset.json").write_text("[]"), r"dataset\.json: expected an object"),
+    ],
+)
+def test_what_is_wrong_is_a_problem_and_the_rest_is_still_told(folder, spoil, problem):
+    spoil(folder)
+    found = summarize(folder)
+    (said,) = found["problems"]
+    assert problem.replace("\\", "") in said
+    assert set(found["splits"]) == {"train", "val"}
+
+
+def test_features_of_two_kinds_that_do_not_fit(folder):
+    for name, shape in (("train", (23, 8)), ("val", (2, 7))):
+        with h5py.File(folder / f"{name}2014_vgg16_fc7_pca.h5", "w") as file:
+            file["features"] = numpy.ones(shape, numpy.float32)
+    assert summarize(folder)["problems"] == [
+        "pca features have {'train': 8, 'val': 7} numbers; expected one size"
+    ]
+    with h5py.File(folder / "val2014_vgg16_fc7_pca.h5", "w") as file:
+        file["features"] = numpy.ones((3, 8), numpy.float32)
+    assert summarize(folder)["problems"][0] == (
+        "features of 'val' have {'pca': 3, 'fc7': 2} images; expected as many"
+    )
+
+
+def test_an_empty_folder_and_none(tmp_path):
+    assert len(summarize(tmp_path)["problems"]) == 3
+    with pytest.raises(DataError, match="is not a folder"):
+        summarize(tmp_path / "none")

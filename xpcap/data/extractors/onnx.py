@@ -1,0 +1,223 @@
+"""Features from any vision network in ONNX format, run by onnxruntime (the extra `onnx`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap.data.extractors.preprocessing import Preprocessing
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.files import explained
+
+_TYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that is there
+_CHUNK = 2**20
+
+
+class OnnxExtractor:
+    """A network that takes pictures and gives a row of numbers for each.
+
+    Its input is `(N, 3, size, size)` or `(N, size, size, 3)`, float32 or float16; what it gives,
+    `(N, D)` or `(N, D, 1, 1)`. An input of a fixed batch size is fed in batches of that size.
+
+    Parameters
+    ----------
+    weights
+        The ONNX file.
+    preprocessing
+        How the network wants pictures.
+    output
+        Which output to take; None is its only one.
+    name
+        `"onnx"` or the preset's.
+
+    Attributes
+    ----------
+    dim
+        D, found by running the network once.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, or the network is of another form.
+    ConfigurationError
+        If onnxruntime is not installed.
+    """
+
+    version = 1
+
+    def __init__(
+        self,
+        weights: Path,
+        preprocessing: Preprocessing,
+        output: str | None = None,
+        name: str = "onnx",
+    ) -> None:
+        self.name = name
+        self.preprocessing = preprocessing
+        self.weights = weights
+        self.sha256 = digest(weights)
+        self._session = _open_session(weights)
+        self.output = self._choose_output(output)
+        self._input = self._check_input()
+        self._dtype = _TYPES[self._input.type]
+        self._channels_last = self._input.shape[1] not in (3, None) and self._input.shape[3] == 3
+        batch = self._input.shape[0]
+        self._batch = batch if isinstance(batch, int) else None
+        size = preprocessing.size
+        self.dim = self(numpy.zeros((1, 3, size, size), numpy.float32)).shape[1]
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, version, the file with its digest, the output and the preprocessing."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "weights": str(self.weights.resolve()),
+            "sha256": self.sha256,
+            "output": self.output,
+            "preprocessing": vars(self.preprocessing),
+        }
+
+    def prepare(self, picture: Any) -> numpy.ndarray:
+        """Prepare a picture: `(3, size, size)` float32."""
+        return self.preprocessing(picture)
+
+    def __call__(self, images: numpy.ndarray) -> numpy.ndarray:
+        """Compute the features `(N, D)` float32 of prepared pictures `(N, 3, size, size)`.
+
+        Raises
+        ------
+        DataError
+            If the network fails, or gives something else than a row of numbers for each.
+        """
+        step = self._batch or max(1, len(images))
+        parts = [self._run(images[first : first + step]) for first in range(0, len(images), step)]
+        return numpy.concatenate(parts) if parts else numpy.empty((0, self.dim), numpy.float32)
+
+    def _run(self, images: numpy.ndarray) -> numpy.ndarray:
+        count = len(images)
+        if self._batch and count < self._batch:
+            fill = numpy.zeros((self._batch - count, *images.shape[1:]), images.dtype)
+            images = numpy.concatenate([images, fill])
+        if self._channels_last:
+            images = numpy.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        feed = {self._input.name: images.astype(self._dtype, copy=False)}
+        try:
+            (found,) = self._session.run([self.output], feed)
+        except Exception as error:  # onnxruntime has an exception for each of its error codes
+            raise DataError(f"{self.weights} cannot be run: {_first_line(error)}") from error
+        rows = numpy.asarray(found)
+        if rows.ndim == 4 and rows.shape[2:] == (1, 1):
+            rows = rows[:, :, 0, 0]
+        if rows.ndim != 2 or len(rows) != len(images) or rows.dtype.kind != "f":
+            raise DataError(
+                f"{self.weights}: output '{self.output}' is {rows.dtype} of shape {rows.shape};"
+                f" expected floating ({len(images)}, D)"
+            )
+        return numpy.asarray(rows[:count], numpy.float32)
+
+    def _choose_output(self, output: str | None) -> str:
+        names = [found.name for found in self._session.get_outputs()]
+        if output is None and len(names) != 1:
+            raise DataError(
+                f"{self.weights} has the outputs {', '.join(names)}; expected the name of one"
+            )
+        if output is not None and output not in names:
+            raise DataError(
+                f"{self.weights} has no output '{output}'; expected {' or '.join(names)}"
+            )
+        return output or names[0]
+
+    def _check_input(self) -> Any:
+        inputs = self._session.get_inputs()
+        size = self.preprocessing.size
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        if len(inputs) == 1 and inputs[0].type in _TYPES and len(inputs[0].shape or ()) == 4:
+            sides = inputs[0].shape[1:]
+            for wanted in ((3, size, size), (size, size, 3)):
+                fits = (
+                    not isinstance(side, int) or side == number
+                    for side, number in zip(sides, wanted, strict=True)
+                )
+                if all(fits):
+                    return inputs[0]
+        raise DataError(
+            f"{self.weights} takes {found or 'nothing'}; expected one input of float (N, 3, {size},"
+            f" {size}) or (N, {size}, {size}, 3), where {size} is the preprocessing's size"
+        )
+
+
+def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> OnnxExtractor:
+    """Return the extractor that `OnnxExtractor.describe` described.
+
+    Parameters
+    ----------
+    description
+        Of a data set or a run.
+    weights
+        Where the file is now, if it has moved.
+
+    Raises
+    ------
+    DataError
+        If the description is of another version, or the file is not there or is another one.
+    """
+    fields = {"name": str, "weights": str, "sha256": str, "output": str, "preprocessing": dict}
+    if description.get("version") != OnnxExtractor.version or not all(
+        isinstance(description.get(name), kind) for name, kind in fields.items()
+    ):
+        raise DataError(
+            f"the features come from {dict(description)}; expected version"
+            f" {OnnxExtractor.version} of an extractor with {', '.join(fields)}"
+        )
+    path, sha256 = weights or Path(description["weights"]), description["sha256"]
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there; expected the weights of '{description['name']}' with SHA-256"
+            f" {sha256[:16]}...: say where they are (--weights)"
+        )
+    if digest(path) != sha256:
+        raise DataError(
+            f"{path} is another file than the features were computed with: SHA-256"
+            f" {digest(path)[:16]}...; expected {sha256[:16]}..."
+        )
+    preprocessing = Preprocessing().changed(description["preprocessing"])
+    return OnnxExtractor(path, preprocessing, description["output"], description["name"])
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, and of the file of its weights if that stands beside it."""
+    hashed = hashlib.sha256()
+    for part in (path, path.with_name(f"{path.name}.data")):
+        if part == path or part.is_file():
+            with explained(part, "read"), open(part, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def _open_session(weights: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{weights} needs onnxruntime, which is not installed; expected the extra 'onnx'"
+            " (pip install 'xpcap[onnx]')"
+        ) from error
+    there = onnxruntime.get_available_providers()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said once, by us
+    try:
+        return onnxruntime.InferenceSession(
+            str(weights), options, providers=[name for name in _PROVIDERS if name in there]
+        )
+    except Exception as error:  # onnxruntime has an exception for each of its error codes
+        raise DataError(f"{weights} cannot be opened as ONNX: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

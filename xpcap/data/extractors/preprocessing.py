@@ -1,0 +1,152 @@
+"""What is done to a picture before a network sees it, and what well-known networks want."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from xpcap.errors import ConfigurationError
+
+LARGEST = 4096  # pixels on a side
+_LONGEST = 8  # times as long as wide; the rest of a longer picture lies far outside the crop
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop to the centre, scale and centre the colours.
+
+    A colour value v of 0 to 255 becomes `(scale v - mean) / std`.
+
+    Parameters
+    ----------
+    size
+        Pixels on each side of what the network sees.
+    shorter_side
+        To which the shorter side is resized before the centre is cut out; None resizes the whole
+        picture to the square, whatever its proportions.
+    interpolation
+        `"bilinear"` or `"bicubic"`, both smoothed where they make a picture smaller.
+    channels
+        Their order, `"rgb"` or `"bgr"`, in `mean` and `std` too.
+    scale
+        Multiplies the values.
+    mean, std
+        Three numbers each.
+
+    Raises
+    ------
+    ConfigurationError
+        If a value cannot be used.
+    """
+
+    size: int = 224
+    shorter_side: int | None = 256
+    interpolation: str = "bilinear"
+    channels: str = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        sides = {"size": self.size}
+        if self.shorter_side is not None:
+            sides["shorter_side"] = self.shorter_side
+        for name, side in sides.items():
+            if type(side) is not int or not 1 <= side <= LARGEST:
+                raise ConfigurationError(f"{name} is {side!r}; expected 1 to {LARGEST} pixels")
+        if self.shorter_side is not None and self.shorter_side < self.size:
+            raise ConfigurationError(
+                f"shorter_side {self.shorter_side} is less than size {self.size}, which is cut out"
+            )
+        for name, known in (("interpolation", _INTERPOLATIONS), ("channels", _CHANNELS)):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}; expected {' or '.join(known)}"
+                )
+        if not _are_finite([self.scale]):
+            raise ConfigurationError(f"scale is {self.scale!r}; expected a number")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if (
+                not isinstance(numbers, (tuple, list))
+                or len(numbers) != 3
+                or not _are_finite(numbers)
+            ):
+                raise ConfigurationError(f"{name} is {numbers!r}; expected three numbers")
+            object.__setattr__(self, name, tuple(numbers))  # JSON has lists only
+        if 0 in self.std:
+            raise ConfigurationError("std holds a 0, by which nothing can be divided")
+
+    def __call__(self, picture: Any) -> numpy.ndarray:
+        """Prepare a `PIL.Image.Image` in red, green and blue: `(3, size, size)` float32."""
+        cut = self._resized(picture)
+        values = numpy.asarray(cut, numpy.float32)
+        if self.channels == "bgr":
+            values = values[..., ::-1]
+        mean, std = (numpy.asarray(numbers, numpy.float32) for numbers in (self.mean, self.std))
+        values = (values * numpy.float32(self.scale) - mean) / std
+        return numpy.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def _resized(self, picture: Any) -> Any:
+        from PIL import Image
+
+        how = Image.Resampling[self.interpolation.upper()]
+        if self.shorter_side is None:
+            return picture.resize((self.size, self.size), how)
+        short = min(picture.size)
+        picture = _centre(picture, *(min(side, _LONGEST * short) for side in picture.size))
+        whole = [self.shorter_side * side // short for side in picture.size]
+        return _centre(picture.resize(whole, how), self.size, self.size)
+
+    def changed(self, fields: Mapping[str, Any]) -> Preprocessing:
+        """Return the same with other values of some fields.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such field, or a value cannot be used.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in fields:
+            if name not in known:
+                raise ConfigurationError(
+                    f"preprocessing has no '{name}'; expected {', '.join(known)}"
+                )
+        return dataclasses.replace(self, **fields)
+
+
+def _centre(picture: Any, width: int, height: int) -> Any:
+    """Cut the centre out."""
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _are_finite(numbers: Any) -> bool:
+    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+
+
+_INTERPOLATIONS = ("bilinear", "bicubic")
+_CHANNELS = ("rgb", "bgr")
+_IMAGENET = Preprocessing()
+_CAFFE = Preprocessing(
+    channels="bgr", scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
+)
+_CLIP = Preprocessing(
+    shorter_side=224,
+    interpolation="bicubic",
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+PRESETS = {
+    "vgg16-fc7": _IMAGENET,
+    "vgg16-fc7-caffe": _CAFFE,
+    "resnet101-pool": _IMAGENET,
+    "clip-vit": _CLIP,
+}
+"""By name: torchvision's preprocessing of VGG-16 and ResNet-101, Caffe's of VGG-16, and OpenAI's
+of CLIP's vision transformers at 224 pixels."""
