@@ -9,7 +9,7 @@ import click
 import h5py
 import numpy
 import pytest
-from click.testing import CliRunner
+from commands import one_line
 from PIL import Image
 from tiny import make_tiny
 
@@ -20,24 +20,8 @@ SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--epochs", "
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Call xpcap in an empty folder; what is printed to both streams comes back."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
-
-
-@pytest.fixture
 def tiny(tmp_path):
     return make_tiny(tmp_path / "tiny")
-
-
-def one_line(result, message):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert re.search(message, lines[-1]), result.stderr
-    assert lines[-1].startswith("xpcap: ")
-    assert all(line.startswith(("device: ", "data: ")) for line in lines[:-1]), result.stderr
 
 
 def test_train_leaves_a_run_and_prints_captions(call, tiny, tmp_path):

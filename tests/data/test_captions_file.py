@@ -90,7 +90,12 @@ def test_coco(tmp_path):
 
 def test_karpathy(tmp_path):
     def image(name, split, **more):
-        return {"filename": name, "split": split, "sentences": [{"raw": "A."}, {"raw": "B"}], **more}
+        return {
+            "filename": name,
+            "split": split,
+            "sentences": [{"raw": "A."}, {"raw": "B"}],
+            **more,
+        }
 
     content = {
         "dataset": "coco",
@@ -134,7 +139,11 @@ def test_karpathy(tmp_path):
         ("image,caption\na\n", "c.csv", "line 2: expected 'caption'"),
         ('image,caption\na,"b\n', "c.csv", "is no CSV file"),
         ({"images": 3, "annotations": []}, "c.json", "expected 'images', a list"),
-        ({"images": [{"id": 1}], "annotations": []}, "c.json", r"images\[0\]: expected 'file_name'"),
+        (
+            {"images": [{"id": 1}], "annotations": []},
+            "c.json",
+            r"images\[0\]: expected 'file_name'",
+        ),
         (
             {"images": [{"id": "1", "file_name": "a"}], "annotations": []},
             "c.json",

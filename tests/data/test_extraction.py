@@ -163,5 +163,3 @@ def test_threads_open_pictures_as_one_does(tmp_path):
     one.run(workers=1)
     many.run(workers=16)
     numpy.testing.assert_array_equal(one.rows(), many.rows())
-
-

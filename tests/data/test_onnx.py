@@ -4,48 +4,22 @@ import numpy
 import pytest
 from PIL import Image
 
-onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
+pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from networks import flat_product, node, saved
+from onnx import TensorProto
 
-from xpcap.data.extractors import (  # noqa: E402
+from xpcap.data.extractors import (
     OnnxExtractor,
     Preprocessing,
     make_extractor,
     open_extractor,
 )
-from xpcap.errors import ConfigurationError, DataError  # noqa: E402
+from xpcap.errors import ConfigurationError, DataError
 
 RNG = numpy.random.default_rng(0)
 SMALL = Preprocessing(size=8, shorter_side=8, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
-
-
-def saved(path, nodes, inputs, outputs, weights=()):
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info(*i) for i in inputs],
-        [helper.make_tensor_value_info(*o) for o in outputs],
-        [numpy_helper.from_array(value, name) for name, value in dict(weights).items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
-
-
-def node(kind, inputs, output, **attributes):
-    return helper.make_node(kind, inputs.split(), [output], **attributes)
-
-
-def flat_product(path, shape=("N", 3, 8, 8), kind=TensorProto.FLOAT, dim=5):
-    """Flatten and multiply: the smallest network that sees every pixel."""
-    dtype = numpy.float16 if kind == TensorProto.FLOAT16 else numpy.float32
-    W = RNG.standard_normal((3 * 8 * 8, dim)).astype(dtype)
-    nodes = [node("Flatten", "x", "flat", axis=1), node("MatMul", "flat W", "y")]
-    saved(path, nodes, [("x", kind, shape)], [("y", kind, (shape[0], dim))], {"W": W})
-    return W
 
 
 def pictures(count, size=8):
@@ -85,9 +59,7 @@ def test_a_vgg_shaped_network_against_numpy(tmp_path):
         nodes.append(node("Relu", f"c{k}", f"r{k}"))
         last = f"r{k}"
         if k in (1, 3):
-            nodes.append(
-                node("MaxPool", last, f"p{k}", kernel_shape=[2, 2], strides=[2, 2])
-            )
+            nodes.append(node("MaxPool", last, f"p{k}", kernel_shape=[2, 2], strides=[2, 2]))
             last = f"p{k}"
     nodes += [
         node("Flatten", last, "flat", axis=1),
@@ -188,7 +160,9 @@ def test_what_was_described_is_opened_again_and_nothing_else(tmp_path):
     numpy.testing.assert_array_equal(again.prepare(picture), extractor.prepare(picture))
 
     moved = path.rename(tmp_path / "b.onnx")
-    with pytest.raises(DataError, match=r"a\.onnx is not there; expected the weights of 'clip-vit'"):
+    with pytest.raises(
+        DataError, match=r"a\.onnx is not there; expected the weights of 'clip-vit'"
+    ):
         open_extractor(description)
     assert open_extractor(description, moved).dim == 5
 
@@ -218,7 +192,12 @@ def test_weights_beside_the_file_count_too(tmp_path):
     ],
 )
 def test_networks_of_another_input(tmp_path, shape, kind, found):
-    saved(tmp_path / "a.onnx", [node("Identity", "x", "y")], [("x", kind, shape)], [("y", kind, shape)])
+    saved(
+        tmp_path / "a.onnx",
+        [node("Identity", "x", "y")],
+        [("x", kind, shape)],
+        [("y", kind, shape)],
+    )
     with pytest.raises(DataError, match=f"takes x .*{found}.*; expected one input of float"):
         OnnxExtractor(tmp_path / "a.onnx", SMALL)
 
@@ -237,7 +216,7 @@ def test_files_that_are_no_network(tmp_path):
         OnnxExtractor(path, SMALL)
     for content in (b"", b"hello", bytes(RNG.integers(256, size=1000, dtype=numpy.uint8))):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="cannot be opened as ONNX|takes nothing") as caught:
+        with pytest.raises(DataError, match="cannot be opened as ONNX") as caught:
             OnnxExtractor(path, SMALL)
         assert "\n" not in str(caught.value)
     flat_product(path)
@@ -270,7 +249,9 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_choosing_an_extractor(tmp_path):
-    with pytest.raises(ConfigurationError, match="'vgg' is unknown; expected one of filter-bank, v"):
+    with pytest.raises(
+        ConfigurationError, match="'vgg' is unknown; expected one of filter-bank, v"
+    ):
         make_extractor("vgg")
     with pytest.raises(ConfigurationError, match="'onnx' needs the weights of its network"):
         make_extractor("onnx")

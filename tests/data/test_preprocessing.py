@@ -61,12 +61,11 @@ def test_the_centre_is_cut_out(size, corner):
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_presets_are_those_of_torchvision(size, preset):
     """Written out from torchvision's Resize, CenterCrop and Normalize."""
-    pixels, picture = noise(*size)
+    _, picture = noise(*size)
     chosen = PRESETS[preset]
-    width, height = size
     short, long = min(size), max(size)
     scaled = int(chosen.shorter_side * long / short)
-    whole = (chosen.shorter_side, scaled) if width == short else (scaled, chosen.shorter_side)
+    whole = (chosen.shorter_side, scaled) if size[0] == short else (scaled, chosen.shorter_side)
     how = Image.Resampling[chosen.interpolation.upper()]
     resized = numpy.asarray(picture.resize(whole, how), numpy.float64)
     top, left = (int(round((side - 224) / 2.0)) for side in resized.shape[:2])  # noqa: RUF046

@@ -4,7 +4,7 @@ import shutil
 import h5py
 import numpy
 import pytest
-from test_prepare import own
+from own import own
 
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare

@@ -166,3 +166,12 @@ def test_a_damaged_run_is_named(tiny, tmp_path, file, content, message):
         (tmp_path / "run" / file).write_text(content)
     with pytest.raises(XpcapError, match=message):
         open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("captions", "size"), [(None, 48), (7, 7)])
+def test_without_a_batch_size_a_small_set_is_one_batch(tiny, tmp_path, captions, size):
+    trainer, _ = run(tiny, tmp_path / "run", batch_size=None, max_train=captions)
+    assert len(trainer.batches) == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"][
+        "batch_size"
+    ] == size

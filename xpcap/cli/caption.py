@@ -53,6 +53,10 @@ def caption(
     from xpcap.run_folder import open_run
     from xpcap.train.showing import caption_pictures, caption_split
 
+    if images and data:
+        raise click.UsageError("--data goes with the images of a data set, not with --image")
+    if weights and not images:
+        raise click.UsageError("--weights goes with --image")
     opened = open_run(run, open_device(device))
     if images:
         shown = caption_pictures(opened, images, weights)

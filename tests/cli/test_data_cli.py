@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+from commands import one_line
+from own import own
+from PIL import Image
+
+SMALL = ["--hidden", "16", "--wordvec", "8", "--epochs", "2", "--lr", "0.02", "--device", "cpu"]
+
+
+def test_own_pictures_to_a_caption_in_three_commands(call, tmp_path):
+    own(tmp_path)
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "new.png")
+    result = call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "mine\n"
+    assert "train: 23 images, 46 captions" in result.stderr
+    assert "pictures left out: 0 broken, 0 without captions, 0 of another split" in result.stderr
+    assert call("train", "--data", "mine", *SMALL).exit_code == 0
+    result = call("caption", "runs/mine-lstm-1", "--image", "new.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == "new.png"
+    assert result.stdout.splitlines()[1].startswith("  xpcap   ")
+
+
+def test_a_stranger_to_the_run_is_refused(call, tmp_path):
+    own(tmp_path)
+    call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
+    call("train", "--data", "mine", *SMALL)
+    config = tmp_path / "runs" / "mine-lstm-1" / "config.json"
+    changed = json.loads(config.read_text())
+    changed["data"]["extractor"]["version"] = 2
+    config.write_text(json.dumps(changed))
+    one_line(
+        call("caption", "runs/mine-lstm-1", "--image", "photos/1.png", "--device", "cpu"),
+        "the features come from .*'version': 2.*; expected .*'version': 1",
+    )
+
+
+def test_prepare_as_json_names_what_is_broken(call, tmp_path):
+    own(tmp_path)
+    (tmp_path / "photos" / "4.png").write_bytes(b"x")
+    words = ["data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank"]
+    one_line(call(*words), r"photos/4\.png cannot be opened as a picture")
+    result = call(*words, "--skip-broken", "--json", "--workers", "3")
+    found = json.loads(result.stdout)
+    assert found["built"]["images"] == {"train": 22, "val": 2}
+    assert found["broken"][0]["image"] == "photos/4.png"
+    assert "cannot be opened" in found["broken"][0]["reason"]
+
+
+def test_prepare_without_features_says_so(call, tmp_path):
+    own(tmp_path)
+    result = call("data", "prepare", "captions.json", "--out", "mine")
+    assert "features are still to come" in result.stderr
+    one_line(
+        call("data", "prepare", "captions.json", "--out", "other", "--weights", "a.onnx"),
+        "--weights, --output and --preprocessing need --extractor",
+    )
+    one_line(call("data", "prepare", "captions.json", "--out", "mine"), "not an empty folder")
+
+
+def test_an_onnx_network_with_its_own_preprocessing(call, tmp_path):
+    pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
+    from networks import flat_product
+
+    own(tmp_path)
+    flat_product(tmp_path / "net.onnx")
+    (tmp_path / "how.json").write_text(json.dumps({"size": 8, "shorter_side": None}))
+    words = ["data", "prepare", "captions.json", "--out", "mine", "--extractor", "onnx"]
+    one_line(call(*words), "'onnx' needs the weights of its network")
+    one_line(call(*words, "--weights", "none.onnx"), r"none\.onnx: No such file")
+    one_line(call(*words, "--weights", "net.onnx"), "takes x tensor")
+    result = call(*words, "--weights", "net.onnx", "--preprocessing", "how.json")
+    assert result.exit_code == 0, result.output
+    assert call("train", "--data", "mine", *SMALL).exit_code == 0
+    picture = ["--image", "photos/3.png", "--device", "cpu"]
+    assert call("caption", "runs/mine-lstm-1", *picture).exit_code == 0
+    Path("net.onnx").rename("moved.onnx")
+    one_line(call("caption", "runs/mine-lstm-1", *picture), r"say where they are \(--weights\)")
+    moved = call("caption", "runs/mine-lstm-1", *picture, "--weights", "moved.onnx")
+    assert moved.exit_code == 0, moved.output
+    flat_product(tmp_path / "other.onnx")
+    one_line(
+        call("caption", "runs/mine-lstm-1", *picture, "--weights", "other.onnx"),
+        "is another file than the features were computed with",
+    )
+
+
+def test_options_of_pictures_and_of_the_data_set_do_not_mix(call, tmp_path):
+    own(tmp_path)
+    call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
+    call("train", "--data", "mine", *SMALL)
+    one_line(
+        call("caption", "runs/mine-lstm-1", "--image", "photos/1.png", "--data", "mine"),
+        "--data goes with the images of a data set, not with --image",
+    )
+    one_line(
+        call("caption", "runs/mine-lstm-1", "--weights", "a.onnx"), "--weights goes with --image"
+    )
+
+
+def test_info_shows_counts_lengths_and_problems(call, tmp_path):
+    own(tmp_path)
+    call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
+    result = call("data", "info", "mine")
+    assert result.exit_code == 0, result.output
+    assert "train: 23 images, 46 captions, <UNK> 0.0% of their words" in result.stdout
+    assert "  fc7  23 x 4096 float32" in result.stdout
+    assert "    3 words       46  " + "#" * 40 in result.stdout
+    (tmp_path / "mine" / "val2014_urls.txt").unlink()
+    result = call("data", "info", "mine")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].startswith("problem: cannot read mine/val2014_urls.txt")
+    found = json.loads(call("data", "info", "mine", "--json").stdout)
+    assert len(found["problems"]) == 1
+    one_line(call("data", "info", "nowhere"), "nowhere is not a folder")
