@@ -1,10 +1,13 @@
 from pathlib import Path
+from typing import Any
 
+import guard
 import h5py
 import numpy
 import pytest
 
-from xpcap.data.pca import PCA
+from xpcap.backend import CPU, Backend
+from xpcap.data.pca import PCA, blocks
 from xpcap.errors import DataError
 
 
@@ -14,29 +17,166 @@ def some_features(count: int, width: int) -> numpy.ndarray:
     return (4 + rng.standard_normal((count, width)) * scales).astype(numpy.float32)
 
 
-@pytest.mark.parametrize(("count", "width"), [(30, 12), (12, 30), (20, 20)])
-def test_components_are_those_of_the_singular_value_decomposition(count: int, width: int) -> None:
+def decompose(features: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return all variances and the unit directions, from the singular value decomposition."""
+    centred = features.astype(numpy.float64)
+    centred -= centred.mean(axis=0)
+    _, singular, directions = numpy.linalg.svd(centred, full_matrices=False)
+    return singular**2 / (len(features) - 1), directions
+
+
+def assert_same_directions(found: numpy.ndarray, expected: numpy.ndarray, tolerance: float) -> None:
+    cosines = (found * expected).sum(axis=1) / numpy.linalg.norm(found, axis=1)
+    numpy.testing.assert_allclose(abs(cosines), 1, rtol=tolerance)
+
+
+def assert_same(found: PCA, expected: PCA) -> None:
+    numpy.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
+    numpy.testing.assert_allclose(found.explained_variance, expected.explained_variance, rtol=1e-5)
+    numpy.testing.assert_allclose(found.components, expected.components, atol=1e-4)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a block have 70 numbers: seven rows of ten."""
+    monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", 280)
+
+
+class Linalg:
+    """What the guard lacks: `linalg.eigh`, by NumPy, for guard arrays only."""
+
+    def eigh(self, matrix: Any) -> Any:
+        assert isinstance(matrix, guard.GuardArray)
+        return tuple(map(guard.xp.array, numpy.linalg.eigh(guard.xp.asnumpy(matrix))))
+
+
+class GuardWithLinalg(guard.GuardNamespace):
+    linalg = Linalg()
+
+
+GUARD = Backend("guard", GuardWithLinalg())
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "tolerance"), [(30, 12, 1e-6), (12, 30, 1e-9), (20, 20, 1e-6)]
+)
+def test_components_are_those_of_the_singular_value_decomposition(
+    count: int, width: int, tolerance: float
+) -> None:
     features = some_features(count, width)
     pca = PCA.fit(features, 7)
-    centred = features.astype(numpy.float64) - features.mean(axis=0, dtype=numpy.float64)
-    _, singular, directions = numpy.linalg.svd(centred, full_matrices=False)
-    variance = singular[:7] ** 2 / count
+    variances, directions = decompose(features)
     numpy.testing.assert_allclose(pca.mean, features.astype(numpy.float64).mean(axis=0))
-    numpy.testing.assert_allclose(pca.explained_variance, variance, rtol=1e-9)
-    for found, direction in zip(pca.components, directions, strict=False):
-        cosine = found @ direction / numpy.linalg.norm(found)
-        assert abs(abs(cosine) - 1) < 1e-9
+    numpy.testing.assert_allclose(pca.explained_variance, variances[:7], rtol=tolerance)
+    assert_same_directions(pca.components, directions[:7], tolerance)
+    for found in pca.components:
         assert found[abs(found).argmax()] > 0
 
 
-def test_what_comes_out_has_mean_zero_and_mean_square_one_over_the_training_set() -> None:
-    features = some_features(40, 15)
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(("count", "width"), [(200, 30), (30, 60)])
+def test_it_agrees_with_scikit_learn(count: int, width: int, whiten: bool) -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn")
+    features = some_features(count, width)
+    theirs = decomposition.PCA(9, whiten=whiten, svd_solver="full").fit(features.astype(float))
+    ours = PCA.fit(features, 9, whiten)
+    numpy.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-7)
+    numpy.testing.assert_allclose(ours.explained_variance, theirs.explained_variance_, rtol=1e-6)
+    assert_same_directions(ours.components, theirs.components_, 1e-6)
+    signs = numpy.sign((ours.components * theirs.components_).sum(axis=1))
+    scale = 1 if whiten else 1 / numpy.sqrt(theirs.explained_variance_.mean())
+    expected = theirs.transform(features.astype(float)) * signs * scale
+    numpy.testing.assert_allclose(ours.transform(features), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 15), (15, 40)])
+def test_what_comes_out_has_mean_zero_and_mean_variance_one_over_the_training_set(
+    count: int, width: int
+) -> None:
+    features = some_features(count, width)
     pca = PCA.fit(features, 6)
     out = pca.transform(features)
-    assert out.shape == (40, 6)
+    assert out.shape == (count, 6)
     assert out.dtype == numpy.float32
     numpy.testing.assert_allclose(out.mean(axis=0), numpy.zeros(6), atol=1e-6)
-    assert (out.astype(float) ** 2).mean() == pytest.approx(1, rel=1e-6)
+    assert out.var(axis=0, ddof=1).mean() == pytest.approx(1, rel=1e-6)
+    assert out[:, 0].var() > 2 * out[:, 5].var()
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 15), (15, 40)])
+def test_whitened_every_component_has_variance_one_and_none_goes_with_another(
+    count: int, width: int
+) -> None:
+    features = some_features(count, width)
+    out = PCA.fit(features, 6, whiten=True).transform(features)
+    numpy.testing.assert_allclose(numpy.cov(out.T), numpy.eye(6), atol=1e-5)
+
+
+def test_blocks_are_all_rows_in_turn(small_blocks: None) -> None:
+    assert list(blocks(numpy.zeros((20, 10)))) == [slice(0, 7), slice(7, 14), slice(14, 20)]
+    assert list(blocks(numpy.zeros((2, 99)))) == [slice(0, 1), slice(1, 2)]
+
+
+def test_many_blocks_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = some_features(100, 10)
+    features = features[features[:, 0].argsort()]  # the first block's mean is far from the mean
+    whole = PCA.fit(features, 4)
+    for size in (280, 40):
+        monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", size)
+        assert_same(PCA.fit(features, 4), whole)
+
+
+def test_only_blocks_are_read_and_told_of(small_blocks: None) -> None:
+    class Rows:
+        shape = (20, 10)
+
+        def __getitem__(self, rows: slice, /) -> numpy.ndarray:
+            assert rows.stop - rows.start <= 7
+            return some_features(20, 10)[rows]
+
+    told: list[tuple[str, int, int]] = []
+    pca = PCA.fit(Rows(), 4, progress=lambda *what: told.append(what))
+    assert_same(pca, PCA.fit(some_features(20, 10), 4))
+    assert told[:3] == [("covariance", done, 20) for done in (7, 14, 20)]
+    assert told[3:] == [("components", 0, 1), ("components", 1, 1)]
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 10), (10, 200)])
+def test_a_large_mean_does_not_drown_a_small_variance(
+    small_blocks: None, count: int, width: int
+) -> None:
+    rng = numpy.random.default_rng(6)
+    spread = numpy.linspace(0.2, 0.02, width)
+    features = (1000 / 3 + rng.standard_normal((count, width)) * spread).astype(numpy.float32)
+    pca = PCA.fit(features, 4)
+    variances, directions = decompose(features)
+    numpy.testing.assert_allclose(pca.explained_variance, variances[:4], rtol=1e-4)
+    assert_same_directions(pca.components, directions[:4], 1e-6)
+    centred = features - features.mean(axis=0, dtype=numpy.float64)
+    numpy.testing.assert_allclose(
+        pca.transform(features), centred @ pca.components.T, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 10), (10, 40)])
+def test_a_device_finds_what_the_host_finds(small_blocks: None, count: int, width: int) -> None:
+    features = some_features(count, width)
+    host, device = (PCA.fit(features, 4, backend=backend) for backend in (CPU, GUARD))
+    assert_same(device, host)
+    assert type(device.components) is type(device.mean) is numpy.ndarray
+    out = device.transform(features, GUARD)
+    assert type(out) is numpy.ndarray
+    numpy.testing.assert_allclose(out, host.transform(features), atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 10), (10, 40)])
+def test_a_gpu_finds_what_the_host_finds(gpu: Backend, count: int, width: int) -> None:
+    features = some_features(count, width)
+    host, device = (PCA.fit(features, 4, backend=backend) for backend in (CPU, gpu))
+    assert_same(device, host)
+    numpy.testing.assert_allclose(
+        device.transform(features, gpu), host.transform(features), atol=1e-4
+    )
 
 
 def test_new_features_go_through_the_same_transform() -> None:
@@ -54,10 +194,33 @@ def test_more_components_than_directions_are_refused(dim: int) -> None:
         PCA.fit(some_features(9, 12), dim)  # nine points differ in eight directions
 
 
-def test_what_is_not_finite_is_refused() -> None:
-    features = some_features(9, 12)
-    features[3, 4] = numpy.nan
-    with pytest.raises(DataError, match="NaN or infinity"):
+def test_directions_in_which_nothing_varies_are_refused() -> None:
+    features = some_features(200, 12)
+    features[:, 8:] = features[:, :4] + features[:, 4:8]
+    assert len(PCA.fit(features, 8).components) == 8
+    with pytest.raises(DataError, match="the 200 x 12 features vary in fewer directions"):
+        PCA.fit(features, 9)
+    with pytest.raises(DataError, match="vary in fewer directions"):
+        PCA.fit(numpy.ones((20, 12), numpy.float32), 1)
+
+
+def test_of_a_single_image_there_are_no_components() -> None:
+    with pytest.raises(DataError, match="of 1 x 12 features; expected two images or more"):
+        PCA.fit(some_features(1, 12), 1)
+
+
+@pytest.mark.parametrize("width", [10, 40])
+@pytest.mark.parametrize("row", [0, 19])
+@pytest.mark.parametrize("value", [numpy.nan, numpy.inf, 1e30])
+def test_what_is_not_finite_is_refused(
+    small_blocks: None, value: float, row: int, width: int
+) -> None:
+    features = some_features(20, width)
+    features[row, 4] = value
+    features[row, 5] = -value
+    if width > 20:
+        features = features.astype(float) * 1e170
+    with pytest.raises(DataError, match="the features hold NaN or infinity"):
         PCA.fit(features, 2)
 
 

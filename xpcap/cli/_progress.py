@@ -14,9 +14,12 @@ REFRESH_SECONDS = 0.5
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Yield `show(what, done, total)`, which draws a bar for each thing that is being done."""
-    progress = _bars("{task.completed}/{task.total}")
+    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
+
+    figures = TextColumn("{task.completed}/{task.total}")
+    progress = _bars(*([DownloadColumn(), TransferSpeedColumn()] if in_bytes else [figures]))
     tasks: dict[str, Any] = {}
 
     def show(what: str, done: int, total: int) -> None:
@@ -31,7 +34,9 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def training() -> Iterator[Callable[[Trainer], None]]:
     """Yield `watch(trainer)`: a bar an epoch with loss and captions/s, and a line after each."""
-    progress = _bars("{task.fields[figures]}")
+    from rich.progress import TextColumn
+
+    progress = _bars(TextColumn("{task.fields[figures]}"))
     with _drawn(progress):
         yield lambda trainer: _TrainingBar(progress, trainer).follow()
 
@@ -81,7 +86,7 @@ def _drawn(progress: Any) -> AbstractContextManager[Any]:
     return nullcontext() if progress.disable else progress
 
 
-def _bars(figures: str) -> Any:
+def _bars(*figures: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -89,7 +94,7 @@ def _bars(figures: str) -> Any:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn(figures),
+        *figures,
         TimeRemainingColumn(),
         console=console,
         transient=True,

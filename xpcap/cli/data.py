@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap.cli._options import AnyPath, json_option, show_json, talk
+from xpcap.cli._options import AnyPath, device_option, json_option, open_device, show_json, talk
 from xpcap.cli._progress import stages
 
 if TYPE_CHECKING:
@@ -170,6 +170,53 @@ def _say_what_was_built(report: BuildReport, max_words: int) -> None:
         talk(f"{split}: {images} images, {report.captions[split]} captions")
     talk(f"left out: {report.too_long} captions over {max_words} words, {report.empty} without any")
     talk(f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all words")
+
+
+@data.command()
+@click.argument("folder", type=AnyPath)
+@click.option("--dim", type=click.IntRange(min=1), default=512, help="Components to keep.")
+@click.option("--whiten", is_flag=True, help="Give every component variance 1.")
+@click.option("--replace", is_flag=True, help="Write over the pca features that are there.")
+@device_option
+@json_option
+def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
+    """Reduce the features of the data folder FOLDER to their principal components.
+
+    They may be larger than memory. Runs that are trained on the folder then take these features,
+    and keep the transform for new pictures.
+    """
+    from xpcap.data.reduction import reduce_folder
+
+    backend = open_device(device)
+    with stages() as progress:
+        report = reduce_folder(folder, backend=backend, progress=progress, **options)
+    if as_json:
+        show_json({"folder": str(folder), **asdict(report)})
+        return
+    talk(
+        f"{report.images} images: {report.width} to {report.dim} numbers,"
+        f" {report.explained:.1%} of the variance"
+    )
+    talk(f"{report.seconds:.1f} s, of which {report.product_seconds:.1f} s for matrix products")
+    click.echo(folder)
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["coco"]))
+@click.option(
+    "--out", type=AnyPath, default="datasets/coco_captioning", help="The new data folder."
+)
+@click.option("--url", help="A mirror of the archive.", show_default="the course's site")
+def download(name: str, out: Path, url: str | None) -> None:
+    """Fetch the CS231n data set: COCO's captions with VGG-16 features, about 1 GB.
+
+    Interrupted, the same command goes on. Every file is checked by its size and SHA-256.
+    """
+    from xpcap.data.download import ADDRESS, download_coco
+
+    with stages(in_bytes=True) as progress:
+        download_coco(out, url or ADDRESS, progress)
+    click.echo(out)
 
 
 @data.command()

@@ -1,0 +1,148 @@
+"""Unpacking a zip archive of which every file is known beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from xpcap.data.progress import Progress
+from xpcap.errors import DataError
+from xpcap.files import read_json
+
+PIECE = 2**20
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError)
+_PLAIN = (0, stat.S_IFREG)  # archives written on Windows say 0
+_ENCRYPTED = 0x1  # of the flags of a zip member
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file must be.
+
+    Parameters
+    ----------
+    size
+        In bytes.
+    sha256
+        Of its bytes, in hexadecimal.
+    """
+
+    size: int
+    sha256: str
+
+
+Manifest = Mapping[str, Expected]
+"""All files by name."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the sizes and checksums of files from a JSON file."""
+    files = read_json(path)["files"]
+    return {name: Expected(file["bytes"], file["sha256"]) for name, file in files.items()}
+
+
+def unpacked_size(manifest: Manifest) -> int:
+    """Count the bytes of all files together."""
+    return sum(expected.size for expected in manifest.values())
+
+
+def unpack(
+    archive: Path, folder: Path, manifest: Manifest, inside: str, progress: Progress
+) -> None:
+    """Write the files of the manifest, and no others, from an archive into a folder.
+
+    Parameters
+    ----------
+    archive
+        The zip file.
+    folder
+        Where to; it exists.
+    manifest
+        The files that the archive must hold.
+    inside
+        The folder of the archive that they are in, where they are not at its top.
+    progress
+        Told how far it is.
+
+    Raises
+    ------
+    DataError
+        If the archive is broken, or a file is missing, there twice, encrypted, no plain file, or
+        not the one expected; the folder may then hold some of the files.
+    OSError
+        If a file cannot be written.
+    """
+    with _opened(archive) as opened:
+        members = [
+            (_find(opened, name, inside, expected), name, expected)
+            for name, expected in manifest.items()
+        ]
+        done, total = 0, unpacked_size(manifest)
+        for member, name, expected in members:
+            digest = hashlib.sha256()
+            with open(folder / name, "xb") as file:
+                for piece in _pieces(opened, member, expected.size):
+                    file.write(piece)
+                    digest.update(piece)
+                    done += len(piece)
+                    progress("unpacking", done, total)
+            _check_digest(name, digest.hexdigest(), expected.sha256)
+
+
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    with open(archive, "rb") as file:
+        try:
+            opened = zipfile.ZipFile(file)
+        except _DAMAGED as error:
+            raise DataError(f"the archive is not a whole zip file: {error}") from error
+        with opened:
+            yield opened
+
+
+def _find(opened: zipfile.ZipFile, name: str, inside: str, expected: Expected) -> zipfile.ZipInfo:
+    """Find a file by its exact place, so that no name in the archive can lead elsewhere."""
+    found = [m for m in opened.infolist() if m.filename in (name, f"{inside}/{name}")]
+    if len(found) != 1:
+        raise DataError(f"the archive holds {name} {len(found)} times; expected it once")
+    member = found[0]
+    if stat.S_IFMT(member.external_attr >> 16) not in _PLAIN:
+        raise DataError(f"{name} in the archive is a link or a device; expected a plain file")
+    if member.flag_bits & _ENCRYPTED:
+        raise DataError(f"{name} in the archive is encrypted; expected a plain file")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{name} in the archive is not compressed by the usual method, deflate")
+    if member.file_size != expected.size:
+        raise DataError(
+            f"{name} in the archive is {member.file_size} bytes; expected {expected.size}"
+        )
+    return member
+
+
+def _pieces(opened: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> Iterator[bytes]:
+    """Read `size` bytes of a file, whatever more its compressed bytes would swell to."""
+    try:
+        with opened.open(member) as file:
+            while size:
+                piece = file.read(min(size, PIECE))
+                if not piece:
+                    raise EOFError
+                size -= len(piece)
+                yield piece
+    except _DAMAGED as error:
+        reason = str(error) or "it ends early"
+        raise DataError(f"{member.filename} in the archive is damaged: {reason}") from error
+
+
+def _check_digest(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DataError(
+            f"{name} in the archive has the SHA-256 {found[:12]}...; expected {expected[:12]}..."
+        )

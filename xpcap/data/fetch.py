@@ -1,0 +1,213 @@
+"""Fetching a large file from the web over a connection that may be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import time
+import urllib.error
+from http.client import HTTPMessage, HTTPResponse, InvalidURL
+from pathlib import Path
+
+from xpcap.data.progress import Progress
+from xpcap.data.web import FAILURES, open_url, reason_of
+from xpcap.errors import DataError
+from xpcap.files import explained, new_file, read_json
+
+LARGEST = 4 * 2**30
+TIMEOUT = 30.0
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new try; they begin anew whenever bytes arrived."""
+PIECE = 2**18
+
+
+class Part:
+    """A file on its way here, and beside it a note of what it is a part of.
+
+    Parameters
+    ----------
+    path
+        Where it is kept, whether something is there already or not.
+    url
+        Where it comes from.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path = path
+        self.url = url
+        self.version = ""
+        self.total: int | None = None
+        self._note = path.with_name(f"{path.name}.json")
+        with contextlib.suppress(DataError):
+            self._recall(read_json(self._note))
+
+    def _recall(self, note: object) -> None:
+        match note:
+            case {"url": self.url, "version": str(version), "total": int(total)}:
+                self.version, self.total = version, total
+
+    @property
+    def have(self) -> int:
+        """How many bytes can be gone on from; none where the file might not be known again."""
+        if not self.version or self.total is None or not self.path.is_file():
+            return 0
+        size = self.path.stat().st_size
+        return size if size <= self.total else 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What to ask for: the rest, if the file is still the same, else all of it."""
+        if not self.have:
+            return {}
+        return {"Range": f"bytes={self.have}-", "If-Range": self.version}
+
+    def is_followed_by(self, headers: HTTPMessage) -> bool:
+        """Tell whether the bytes under these headers go on where this part ends."""
+        follows = rf"bytes {self.have}-\d+/{self.total}"
+        same = _version(headers) in ("", self.version)
+        return same and re.fullmatch(follows, headers.get("Content-Range", "")) is not None
+
+    def begin(self, answer: HTTPResponse) -> None:
+        """Start anew with a whole file."""
+        self.remove()
+        self.version, self.total = _version(answer.headers), answer.length
+        note = {"url": self.url, "version": self.version, "total": self.total}
+        with new_file(self._note) as temporary:
+            temporary.write_text(json.dumps(note))
+
+    def remove(self) -> None:
+        """Forget what was fetched."""
+        with explained(self.path, "remove"):
+            self.path.unlink(missing_ok=True)
+            self._note.unlink(missing_ok=True)
+        self.version, self.total = "", None
+
+
+def _version(headers: HTTPMessage) -> str:
+    """Return what tells this version of a file from others, to the byte; empty if nothing does."""
+    tag = headers.get("ETag", "")
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")
+    return version if version.isascii() and version.isprintable() else ""
+
+
+class _CutError(Exception):
+    """A try that failed; another one may not."""
+
+
+def fetch(part: Part, spare: int, progress: Progress) -> None:
+    """Fetch what is missing of a file, with new tries whenever the connection is cut.
+
+    Parameters
+    ----------
+    part
+        The file.
+    spare
+        How many bytes must stay free on its disk.
+    progress
+        Told how far it is.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be had. What there is of it stays, if it can be gone on from.
+    """
+    pauses, most = list(PAUSES), part.have
+    while True:
+        try:
+            _fetch_rest(part, spare, progress)
+            return
+        except _CutError as cut:
+            if part.have > most:
+                pauses, most = list(PAUSES), part.have
+            if not pauses:
+                raise DataError(f"cannot fetch {part.url}: {cut}{_kept(part)}") from cut
+        time.sleep(pauses.pop(0))
+
+
+def _kept(part: Part) -> str:
+    if not part.have:
+        return ""
+    return f"; {part.have} of {part.total} bytes are kept, the next call goes on from there"
+
+
+def _fetch_rest(part: Part, spare: int, progress: Progress) -> None:
+    if part.have and part.have == part.total:
+        _check_room(part, spare)
+        return
+    with _ask(part) as answer:
+        if answer.status == 200:
+            part.begin(answer)
+        elif not part.is_followed_by(answer.headers):
+            part.remove()
+            raise _CutError("the server sends another range than it was asked for")
+        try:
+            _check_room(part, spare)
+            _append(answer, part, progress)
+        except BaseException:
+            if not part.have:  # of no use to a later try
+                part.remove()
+            raise
+
+
+def _ask(part: Part) -> HTTPResponse:
+    try:
+        answer = open_url(part.url, TIMEOUT, part.headers)
+    except FAILURES as error:
+        reason = reason_of(error)
+        if part.have and _status(error) == 416:  # there is less of it than there was
+            part.remove()
+            raise _CutError(reason) from error
+        if _may_pass(error):
+            raise _CutError(reason) from error
+        raise DataError(f"cannot fetch {part.url}: {reason}") from error
+    if answer.status not in (200, 206):
+        answer.close()
+        raise DataError(f"cannot fetch {part.url}: the server answers {answer.status}")
+    return answer
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    return not isinstance(error, (ValueError, InvalidURL))
+
+
+def _status(error: Exception) -> int | None:
+    return error.code if isinstance(error, urllib.error.HTTPError) else None
+
+
+def _check_room(part: Part, spare: int) -> None:
+    if part.total is not None and part.total > LARGEST:
+        raise DataError(f"{part.url} is {part.total} bytes; expected at most {LARGEST}")
+    folder = part.path.parent
+    needed = spare + (part.total or 0) - part.have
+    with explained(folder, "write"):
+        free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder} has {free / 1e9:.2f} GB free; {part.url} needs {needed / 1e9:.2f} GB"
+        )
+
+
+def _append(answer: HTTPResponse, part: Part, progress: Progress) -> None:
+    done, total = part.have, part.total
+    most = LARGEST if total is None else total
+    with explained(part.path, "write"), open(part.path, "ab") as file:
+        while done <= most and (piece := _read(answer)):
+            done += len(piece)
+            file.write(piece)
+            progress("downloading", done, total or done)
+    if done > most:
+        raise DataError(f"{part.url} is longer than {most} bytes")
+    if total is not None and done < total:
+        raise _CutError("the connection was cut")
+
+
+def _read(answer: HTTPResponse) -> bytes:
+    try:
+        return answer.read1(PIECE)
+    except FAILURES as error:
+        raise _CutError(reason_of(error)) from error
