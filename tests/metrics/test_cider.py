@@ -1,0 +1,176 @@
+import itertools
+import json
+import math
+
+import numpy
+import pytest
+
+from xpcap.errors import DataError
+from xpcap.metrics import DocumentFrequencies, cider, cider_d
+
+SAID = ["a fox sits here", "the lamp stands on a hill", "boat boat boat", "", "a fox"]
+KNOWN = [
+    ["a fox sits on the hill", "the fox sits here"],
+    ["a lamp on the hill", "the lamp stands on a hill", "lamp"],
+    ["a boat", "two boats near a boat on the river"],
+    ["a lamp"],
+    ["a fox", ""],
+]
+
+
+def cut(candidates, references):
+    return [c.split() for c in candidates], [[r.split() for r in known] for known in references]
+
+
+def grams(words, n):
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
+
+
+def by_loops(candidates, references, robust):
+    """Follow the paper with a number for every n-gram there is, however many are zero."""
+    values = []
+    for candidate, known in zip(candidates, references, strict=True):
+        total = 0.0
+        for n in (1, 2, 3, 4):
+            sentences = [*candidates, *itertools.chain(*references)]
+            every = sorted({gram for words in sentences for gram in grams(words, n)})
+            for reference in known:
+                c, r = numpy.zeros(len(every)), numpy.zeros(len(every))
+                for k, gram in enumerate(every):
+                    within = sum(any(gram in grams(s, n) for s in image) for image in references)
+                    idf = math.log(len(references) / max(1, within))
+                    c[k] = grams(candidate, n).count(gram) * idf
+                    r[k] = grams(reference, n).count(gram) * idf
+                dot = (numpy.minimum(c, r) if robust else c) @ r
+                if dot:
+                    bigrams = [len(grams(words, 2)) for words in (candidate, reference)]
+                    longer = bigrams[0] - bigrams[1]
+                    penalty = math.exp(-(longer**2) / (2 * 6.0**2)) if robust else 1
+                    norms = numpy.linalg.norm(c) * numpy.linalg.norm(r)
+                    total += penalty * dot / norms / (4 * len(known))
+        values.append(10 * total)
+    return values
+
+
+@pytest.mark.parametrize(("metric", "robust"), [(cider, False), (cider_d, True)])
+def test_against_loops(metric, robust):
+    candidates, references = cut(SAID, KNOWN)
+    score = metric(candidates, references)
+    expected = by_loops(candidates, references, robust)
+    assert score.images == pytest.approx(expected, abs=1e-12)
+    assert score.corpus == pytest.approx(sum(expected) / 5)
+    assert sum(value > 0 for value in expected) == 4
+
+
+def test_both_by_hand():
+    # "cat" and "a cat" tell which image it is; "a" does not; there is nothing of three words
+    said, known = ["a cat", "cat cat", "cat"], ["a cat"]
+    others = [["a dog"]]
+    for metric, expected in [
+        (cider, [5, 2.5, 2.5]),
+        (cider_d, [5, 2.5 / 2, 2.5 * math.exp(-1 / 72)]),
+    ]:
+        for candidate, value in zip(said, expected, strict=True):
+            assert metric(*cut([candidate, "x"], [known, *others])).images == pytest.approx(
+                [value, 0]
+            )
+
+
+def test_10_needs_all_references_alike_and_a_telling_run_of_every_length():
+    same = ["a red fox sits", "the old lamp is here"]
+    for metric in (cider, cider_d):
+        score = metric(*cut(same, [[same[0]] * 3, [same[1]]]))
+        assert score.images == pytest.approx([10, 10])
+        # with another reference, 10 cannot be had
+        assert metric(*cut(same, [[same[0], "a fox"], [same[1]]])).images[0] < 10
+        # three words have no run of four, and where all images have the words, nothing is telling
+        assert metric(*cut(["a red fox", "x"], [["a red fox"], ["y"]])).images == pytest.approx(
+            [7.5, 0]
+        )
+        assert metric(*cut(same[:1] * 2, [same[:1]] * 2)).corpus == 0
+
+
+def test_repeating_a_word_and_another_length_cost_cider_d_only():
+    candidates, references = cut(SAID, KNOWN)
+    loose, robust = cider(candidates, references), cider_d(candidates, references)
+    assert (robust.images <= loose.images + 1e-12).all()
+    assert robust.images[2] < 0.5 * loose.images[2]
+
+
+@pytest.mark.parametrize("metric", [cider, cider_d])
+def test_the_order_of_images_does_not_matter(metric):
+    candidates, references = cut(SAID, KNOWN)
+    score, turned = metric(candidates, references), metric(candidates[::-1], references[::-1])
+    assert score.corpus == pytest.approx(turned.corpus)
+    assert score.images == pytest.approx(turned.images[::-1])
+
+
+@pytest.mark.parametrize("metric", [cider, cider_d])
+def test_one_image_has_0_by_itself_and_its_value_with_stored_frequencies(metric, tmp_path):
+    candidates, references = cut(SAID, KNOWN)
+    together = metric(candidates, references)
+    DocumentFrequencies.of(references).write(tmp_path / "frequencies.json")
+    stored = DocumentFrequencies.read(tmp_path / "frequencies.json")
+    for k in range(5):
+        one = candidates[k : k + 1], references[k : k + 1]
+        assert metric(*one).corpus == 0
+        assert metric(*one, stored).corpus == together.images[k]
+
+
+def test_frequencies_count_images_and_not_sentences():
+    counted = DocumentFrequencies.of([[["a", "b"], ["a", "a", "b"]], [["b", "a"]], [["c"]]])
+    assert counted.images == 3
+    assert counted.counts == {("a",): 2, ("b",): 2}  # the others are in one image, as any unknown
+    assert counted.idf(("a",)) == pytest.approx(math.log(3 / 2))
+    assert counted.idf(("a", "b")) == counted.idf(("never", "seen")) == pytest.approx(math.log(3))
+
+
+def test_frequencies_are_stored_whatever_the_words(tmp_path):
+    words = ["größer", "a b", '"', "", "山"]
+    counted = DocumentFrequencies.of([[words]] * 2)
+    counted.write(tmp_path / "frequencies.json")
+    assert DocumentFrequencies.read(tmp_path / "frequencies.json") == counted
+    assert counted.counts[("größer", "a b", '"', "")] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["frequencies.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"images": 2, "ngrams": [["a"]]},
+        {"images": 2, "ngrams": [["a"]], "counts": [1, 2]},
+        {"images": 2, "ngrams": [["a"]], "counts": [3]},
+        {"images": 2, "ngrams": [["a"]], "counts": [0]},
+        {"images": 2, "ngrams": [["a"]], "counts": [1.5]},
+        {"images": 2, "ngrams": ["a"], "counts": [1]},
+        {"images": 2, "ngrams": [[1]], "counts": [1]},
+        {"images": 2, "ngrams": [[["a"]]], "counts": [1]},
+        {"images": 0, "ngrams": [], "counts": []},
+        {"images": 2.5, "ngrams": [], "counts": []},
+        {"images": None, "ngrams": [], "counts": []},
+    ],
+)
+def test_a_wrong_file_of_frequencies(tmp_path, content):
+    path = tmp_path / "frequencies.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="expected document frequencies: 'images'") as caught:
+        DocumentFrequencies.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        DocumentFrequencies.read(tmp_path / "none.json")
+    with pytest.raises(DataError, match="of 0 images; expected at least one"):
+        DocumentFrequencies.of([])
+    with pytest.raises(DataError, match=r"must be in 1\.\.2"):
+        DocumentFrequencies(2, {("a",): 3})
+    with pytest.raises(DataError, match="is a string; expected a list of words"):
+        DocumentFrequencies.of([["a b"]])
+    with pytest.raises(DataError, match="no captions to measure"):
+        cider([], [])
+    with pytest.raises(DataError, match="image 0 has no reference"):
+        cider_d([["a"]], [[]])

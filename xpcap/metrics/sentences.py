@@ -1,0 +1,95 @@
+"""What the metrics share: sentences as lists of words, their n-grams, and what a score is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy
+
+from xpcap.errors import DataError
+
+Words = Sequence[str]
+"""A sentence."""
+
+NGram = tuple[str, ...]
+"""Words that stand one after the other."""
+
+ORDERS = (1, 2, 3, 4)
+"""The lengths of the n-grams that BLEU and CIDEr count."""
+
+
+class Score(NamedTuple):
+    """What a metric gives: one number for all captions, and one for each image.
+
+    Parameters
+    ----------
+    corpus
+        The value of all captions together.
+    images
+        The value of each image, `(N,)` float64.
+    """
+
+    corpus: float
+    images: numpy.ndarray
+
+    @classmethod
+    def mean_of(cls, images: Sequence[float]) -> Score:
+        """Make one whose value of all captions is the mean over images."""
+        values = numpy.array(images, numpy.float64)
+        return cls(float(values.mean()), values)
+
+
+def ngrams(words: Words, n: int) -> Counter[NGram]:
+    """Count the n-grams of a sentence."""
+    return Counter(zip(*(words[first:] for first in range(n)), strict=False))
+
+
+def check_counts(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
+    """Check that there is a candidate, and that each has references.
+
+    Raises
+    ------
+    DataError
+        If not; it says which image, counted from 0.
+    """
+    if len(candidates) != len(references):
+        raise DataError(
+            f"{len(candidates)} candidates, but references for {len(references)};"
+            " expected a candidate and its references for each image"
+        )
+    if not len(candidates):
+        raise DataError("no captions to measure; expected at least one")
+    for image, known in enumerate(references):
+        if isinstance(known, str):
+            raise DataError(f"image {image}: its references are a string; expected a list of them")
+        if not len(known):
+            raise DataError(f"image {image} has no reference; expected at least one")
+
+
+def check_words(sentences: Iterable[Words]) -> None:
+    """Check that sentences are cut into words.
+
+    Raises
+    ------
+    DataError
+        If one is a string.
+    """
+    for words in sentences:
+        if isinstance(words, str):
+            raise DataError(f"'{words}' is a string; expected a list of words")
+
+
+def check_sentences(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
+    """Check a candidate an image, its references, and that all are cut into words.
+
+    Raises
+    ------
+    DataError
+        If `check_counts` or `check_words` does.
+    """
+    check_counts(candidates, references)
+    check_words(candidates)
+    for known in references:
+        check_words(known)
