@@ -85,6 +85,8 @@ ARGUMENTS = {
         "dah": unwritten(N, 3 * H),
     },
     "softmax": {"scores": normal(N, V)},
+    "log_softmax": {"scores": normal(N, V)},
+    "top": {"values": numpy.round(normal(M, V), 1), "count": 4},
     "softmax_cross_entropy": {
         "scores": normal(M, V),
         "bias": normal(V),

@@ -18,6 +18,13 @@ def softmax(xp: Namespace, scores: Array) -> Array:
 
 
 @kernel
+def log_softmax(xp: Namespace, scores: Array) -> Array:
+    """Logarithm of `softmax`: s - log(sum e^s), in nats."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@kernel
 def softmax_cross_entropy(
     xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
 ) -> None:

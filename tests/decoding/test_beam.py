@@ -1,0 +1,203 @@
+import dataclasses
+
+import numpy
+import pytest
+from slow_decoding import END, NULL, START, UNK, every_caption, slow_beam
+
+from xpcap.backend import CPU, to_host
+from xpcap.decoding.beam import Beam, beam_search
+from xpcap.decoding.constraints import Constraints
+from xpcap.errors import ConfigurationError
+from xpcap.models import CaptioningRNN
+
+WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"]
+BANNED = (NULL, START, UNK)
+SHORT = Constraints(max_length=3, banned=BANNED)
+
+
+def model_of(cell="lstm", backend=CPU, seed=0, end=0.0):
+    """Weights so large that words differ much in likelihood."""
+    vocabulary = {word: k for k, word in enumerate(WORDS)}
+    model = CaptioningRNN(vocabulary, 5, 4, 6, cell, dtype=numpy.float64, seed=seed, backend="cpu")
+    model.params = {name: 3 * value for name, value in model.params.items()}
+    rng = numpy.random.default_rng(seed)
+    model.params["b_vocab"] = rng.standard_normal(len(WORDS))
+    model.params["b_vocab"][END] += end
+    return model.to(backend)
+
+
+def some_features(count=4, seed=1):
+    return numpy.random.default_rng(seed).standard_normal((count, 5))
+
+
+def captions(decoded, n):
+    """Of image n: words up to `<END>`, as many as there are."""
+    words, scores = to_host(decoded.words[n]), to_host(decoded.scores[n])
+    return [
+        [int(word) for word in row if word != NULL]
+        for row, score in zip(words, scores, strict=True)
+        if score > -numpy.inf
+    ]
+
+
+def check(decoded, n, expected):
+    """Compare with `(score, words, log_probs)`, the best first."""
+    assert captions(decoded, n) == [words for _, words, _ in expected]
+    for k, (score, words, log_probs) in enumerate(expected):
+        assert float(decoded.scores[n, k]) == pytest.approx(score, abs=1e-10)
+        found = to_host(decoded.log_probs[n, k])
+        numpy.testing.assert_allclose(found[: len(words)], log_probs, atol=1e-10)
+        assert not found[len(words) :].any()
+
+
+OPTIONS = {
+    "plain": {},
+    "average": {"length_penalty": "average"},
+    "gnmt": {"length_penalty": "gnmt", "alpha": 0.9},
+    "min length": {"constraints": dataclasses.replace(SHORT, min_length=2)},
+    "one length": {"constraints": dataclasses.replace(SHORT, min_length=3)},
+    "no word": {"constraints": dataclasses.replace(SHORT, max_length=0)},
+    "no repeated word": {"constraints": dataclasses.replace(SHORT, no_repeat_ngram=1)},
+    "no repeated pair": {
+        "constraints": dataclasses.replace(SHORT, max_length=4, no_repeat_ngram=2)
+    },
+    "more banned": {"constraints": dataclasses.replace(SHORT, banned=(*BANNED, 5))},
+    "nothing left": {
+        "constraints": Constraints(max_length=4, min_length=4, no_repeat_ngram=1, banned=BANNED)
+    },
+}
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_beam_wide_enough_finds_every_caption(backend, option, cell):
+    beam = Beam(width=400, n_best=400, **{"constraints": SHORT, **OPTIONS[option]})
+    features = some_features(2)
+    decoded = beam_search(model_of(cell, backend), backend.to_device(features), beam)
+    for n in range(2):
+        check(decoded, n, every_caption(model_of(cell), features[n], beam))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "no word"])
+def test_a_narrow_beam_is_the_slow_one(backend, option, width):
+    beam = Beam(width, width, **{"constraints": SHORT, **OPTIONS[option]})
+    features = some_features(5)
+    decoded = beam_search(model_of("lstm", backend), backend.to_device(features), beam)
+    for n in range(5):
+        expected = slow_beam(model_of(), features[n], beam)
+        check(decoded, n, expected)
+        one = dataclasses.replace(beam, n_best=1)
+        best = beam_search(model_of("lstm", backend), backend.to_device(features[n : n + 1]), one)
+        check(best, 0, expected[:1])
+
+
+@pytest.mark.parametrize(("width", "groups"), [(2, 2), (4, 2), (6, 3), (6, 2), (3, 3)])
+@pytest.mark.parametrize("diversity", [0.0, 0.7, 20.0])
+def test_groups_are_the_slow_ones(backend, width, groups, diversity):
+    beam = Beam(width, width, groups=groups, diversity=diversity, constraints=SHORT)
+    features = some_features(4)
+    decoded = beam_search(model_of("lstm", backend), backend.to_device(features), beam)
+    for n in range(4):
+        check(decoded, n, slow_beam(model_of(), features[n], beam))
+
+
+def test_groups_that_look_at_each_other_say_different_things():
+    features = some_features(6)
+    for diversity, distinct in ((0.0, 1), (50.0, 3)):
+        beam = Beam(3, 3, groups=3, diversity=diversity, constraints=SHORT)
+        decoded = beam_search(model_of(), features, beam)
+        for n in range(6):
+            assert len({words[0] for words in captions(decoded, n)}) == distinct
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("end", [-3.0, 0.0, 3.0])
+def test_width_one_is_greedy(backend, cell, end):
+    model, features = model_of(cell, backend, end=end), backend.to_device(some_features(20))
+    beam = Beam(width=1, constraints=Constraints(max_length=8))
+    found = to_host(beam_search(model, features, beam).words[:, 0])
+    greedy = to_host(model.sample(features, 8))
+    whole = (greedy == END).any(axis=1)
+    numpy.testing.assert_array_equal(found[:, :8], greedy)
+    assert (found[~whole, 8] == END).all()
+    assert not found[whole, 8].any()
+
+
+def test_batched_is_one_by_one(backend):
+    features = some_features(30)
+    for options in ({}, {"groups": 2, "width": 4}, {"length_penalty": "average"}):
+        beam = Beam(**{"width": 3, "n_best": 2, "constraints": SHORT, **options})
+        model = model_of("lstm", backend)
+        together = beam_search(model, backend.to_device(features), beam)
+        for n in range(30):
+            alone = beam_search(model, backend.to_device(features[n : n + 1]), beam)
+            assert captions(together, n) == captions(alone, 0)
+
+
+def test_when_nothing_ends_a_caption_is_ended(backend):
+    model = model_of("lstm", backend, end=-1000.0)
+    for max_length in (0, 1, 7):
+        limits = Constraints(max_length=max_length, banned=BANNED)
+        decoded = beam_search(
+            model, backend.to_device(some_features()), Beam(3, constraints=limits)
+        )
+        for n in range(4):
+            (words,) = captions(decoded, n)
+            assert len(words) == max_length + 1
+            assert words[-1] == END
+
+
+def test_no_images(backend):
+    decoded = beam_search(
+        model_of("lstm", backend), backend.to_device(some_features(0)), Beam(constraints=SHORT)
+    )
+    assert decoded.words.shape == (0, 1, 4)
+
+
+def test_parameters_and_features_stay_as_they_are():
+    model, features = model_of(), some_features()
+    before = {name: value.copy() for name, value in model.params.items()}
+    kept = features.copy()
+    beam_search(model, features, Beam(constraints=SHORT))
+    numpy.testing.assert_array_equal(features, kept)
+    for name, value in before.items():
+        numpy.testing.assert_array_equal(model.params[name], value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "1 captions of a beam of 0"),
+        ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be"),
+        ({"n_best": 0}, "0 captions"),
+        ({"length_penalty": "wu"}, "length penalty 'wu' is unknown; expected none, average, gnmt"),
+        ({"width": 3, "groups": 2}, "a beam of 3 cannot be divided into 2 groups"),
+        ({"groups": 0}, "into 0 groups"),
+        ({"alpha": -1.0}, "alpha -1.0"),
+        ({"diversity": float("nan")}, "diversity nan"),
+    ],
+)
+def test_what_cannot_be_used(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Beam(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_length": 31}, "captions of 31 to 30 words cannot be"),
+        ({"min_length": -1}, "captions of -1 to 30"),
+        ({"no_repeat_ngram": -1}, "no-repeat-ngram must be >= 0"),
+    ],
+)
+def test_constraints_that_cannot_be(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Constraints(**options)
+
+
+def test_a_vocabulary_without_end():
+    model = model_of()
+    model.end = None
+    with pytest.raises(ConfigurationError, match="lacks <START> or <END>"):
+        beam_search(model, some_features(), Beam())

@@ -1,0 +1,7 @@
+"""Captions from a trained model: which word comes next, and which captions are the best."""
+
+from xpcap.decoding.beam import Beam, beam_search
+from xpcap.decoding.captioner import Captioner, Decoded
+from xpcap.decoding.constraints import Constraints
+
+__all__ = ["Beam", "Captioner", "Constraints", "Decoded", "beam_search"]

@@ -1,0 +1,51 @@
+"""What decoding needs of a captioner, and what it gives back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from xpcap.backend import Array
+
+State = tuple[Array, ...]
+"""Arrays with a row for each caption."""
+
+
+class Captioner(Protocol):
+    """What says, word after word, how likely every next word is."""
+
+    @property
+    def null(self) -> int:
+        """The index of `<NULL>`."""
+
+    @property
+    def start_word(self) -> int | None:
+        """The index of `<START>`."""
+
+    @property
+    def end(self) -> int | None:
+        """The index of `<END>`."""
+
+    def start(self, features: Array) -> State:
+        """Return the state before the first word of N images."""
+
+    def step(self, words: Array, state: State) -> tuple[Array, State]:
+        """Feed a word `(R,)` to each caption; return scores `(R, V)` and the new state."""
+
+
+class Decoded(NamedTuple):
+    """Captions of N images, B each, the best first.
+
+    Attributes
+    ----------
+    words
+        Indices `(N, B, T)` int32, `<NULL>` after `<END>`; nothing but `<NULL>` where there is no
+        further caption.
+    log_probs
+        Of each word given those before, `(N, B, T)`, in nats; 0 after `<END>`.
+    scores
+        What they are sorted by, `(N, B)`; minus infinity where there is no further caption.
+    """
+
+    words: Array
+    log_probs: Array
+    scores: Array

@@ -1,0 +1,83 @@
+"""Which words may come next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xpcap.backend import Array, Namespace
+from xpcap.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What no caption may be.
+
+    A caption that can only go on against them ends instead, whatever its length.
+
+    Parameters
+    ----------
+    min_length, max_length
+        How many words it has, `<END>` not counted.
+    no_repeat_ngram
+        No so many words in a row occur twice; 0 lets them.
+    banned
+        Indices of words that are never said.
+
+    Raises
+    ------
+    ConfigurationError
+        If a number cannot be used.
+    """
+
+    min_length: int = 0
+    max_length: int = 30
+    no_repeat_ngram: int = 0
+    banned: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_length <= self.max_length:
+            raise ConfigurationError(
+                f"captions of {self.min_length} to {self.max_length} words cannot be;"
+                " expected 0 <= min-length <= max-length"
+            )
+        if self.no_repeat_ngram < 0:
+            raise ConfigurationError(f"no-repeat-ngram must be >= 0, got {self.no_repeat_ngram}")
+
+    def apply(self, xp: Namespace, log_probs: Array, said: Array, end: int) -> None:
+        """Set the log-probabilities of words that may not come next to minus infinity, in place.
+
+        Parameters
+        ----------
+        xp
+            The array namespace.
+        log_probs
+            `(R, V)`.
+        said
+            The words before, `(R, t)`.
+        end
+            The index of `<END>`.
+        """
+        length = said.shape[1]
+        ending = log_probs[:, end].copy()
+        if length >= self.max_length:
+            log_probs[...] = -xp.inf
+        else:
+            for word in self.banned:
+                log_probs[:, word] = -xp.inf
+            self._ban_repetitions(xp, log_probs, said)
+            if length < self.min_length:
+                log_probs[:, end] = -xp.inf
+        stuck = log_probs.max(axis=1) == -xp.inf
+        log_probs[:, end] = xp.where(stuck, ending, log_probs[:, end])
+
+    def _ban_repetitions(self, xp: Namespace, log_probs: Array, said: Array) -> None:
+        n, length = self.no_repeat_ngram, said.shape[1]
+        if not n or length < n:
+            return
+        rows = xp.arange(len(said))
+        last = said[:, length - n + 1 :]
+        for first in range(length - n + 1):
+            again = (said[:, first : first + n - 1] == last).all(axis=1)
+            word = said[:, first + n - 1]
+            log_probs[rows, word] = xp.where(again, -xp.inf, log_probs[rows, word])
