@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy
 
-from xpcap.data.hdf5 import DAMAGED, find_array, open_hdf5
+from xpcap.data.hdf5 import DAMAGED
+from xpcap.data.row_reader import open_rows
 from xpcap.errors import DataError
 
 BLOCK_BYTES = 64 * 2**20
@@ -66,12 +67,13 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
 
 
 class LazyFeatures:
-    """Features that stay in their file; indexing reads the rows asked for.
+    """Features that stay in their file; indexing reads the rows asked for, from any thread.
 
     Parameters
     ----------
     path
-        An HDF5 file with the floating array `features (images, D)`.
+        An HDF5 file with the floating array `features (images, D)`. Uncompressed and in one piece,
+        as h5py writes it unless told otherwise, it is read at a fraction of memory's speed.
     dtype
         Of what is returned: `"float32"` or `"float16"`.
 
@@ -86,29 +88,28 @@ class LazyFeatures:
             raise DataError(f"feature dtype '{dtype}' is unknown; expected {FEATURE_DTYPES}")
         self.path = path
         self.dtype: numpy.dtype[Any] = numpy.dtype(dtype)
-        self._file = open_hdf5(path)
-        self._array = find_array(self._file, path, "features", 2, "f")
-        self.shape: tuple[int, int] = self._array.shape
+        self._reader = open_rows(path, "features")
+        self.shape = self._reader.shape
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> numpy.ndarray:
-        """Read rows: a slice, or integers `(N,)` in any order, repeated ones too.
+        """Read rows, named in any way in which NumPy names them: a slice, or integers `(N,)`.
 
         Raises
         ------
         DataError
             If the file cannot be read there, or a number is not finite.
         """
-        if isinstance(rows, slice):
-            return self._read(rows)
-        distinct, places = numpy.unique(rows, return_inverse=True)
-        return self._read(distinct)[places]
+        wanted = numpy.arange(len(self))[rows]
+        distinct, places = numpy.unique(wanted, return_inverse=True)
+        found = self._read(distinct)
+        return found if numpy.array_equal(distinct, wanted) else found[places]
 
-    def _read(self, rows: Any) -> numpy.ndarray:
+    def _read(self, rows: numpy.ndarray) -> numpy.ndarray:
         try:
-            found = self._array[rows]
+            found = self._reader.read(rows)
         except DAMAGED as error:
             raise DataError(f"{self.path} is damaged: 'features' cannot be read") from error
         with numpy.errstate(over="ignore"):
@@ -118,8 +119,8 @@ class LazyFeatures:
                 f"{self.path}: 'features' holds NaN or infinite numbers (as {self.dtype});"
                 " expected finite ones"
             )
-        return found  # type: ignore[no-any-return]
+        return found
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._reader.close()

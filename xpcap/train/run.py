@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from xpcap.backend import Backend
 from xpcap.checkpoint import save_parameters
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
+from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
+from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.errors import ConfigurationError
 from xpcap.kernels.products import check_precision
 from xpcap.layers.dropout import check_rate
@@ -31,6 +33,7 @@ from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.trainer import Schedule, Trainer
 
+BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000
 
 
@@ -50,8 +53,10 @@ class RunOptions:
         Train on so many captions, drawn at random; None takes all.
     cell, hidden, wordvec, dropout, dtype
         Of the model, see `CaptioningRNN`.
-    batch_size, rule, lr
-        Captions a step; the update rule and its learning rate.
+    batch_size
+        Captions a step; None is 128, or all of them where there are fewer.
+    rule, lr
+        The update rule and its learning rate.
     precision
         Of matrix products, see `TrainingStep`.
     schedule
@@ -74,7 +79,7 @@ class RunOptions:
     wordvec: int = 256
     dropout: float = 0.0
     dtype: str = "float32"
-    batch_size: int = 128
+    batch_size: int | None = None
     rule: str = "adam"
     lr: float = 1e-3
     precision: str = "float32"
@@ -133,21 +138,22 @@ def train_run(
         rng=numpy.random.default_rng(options.seed),
     )
     dataset.references("val")  # a damaged file shall not be found after hours of training
-    config = _configuration(dataset, options)
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    size = options.batch_size or min(BATCH_SIZE, len(train))
+    config = _configuration(dataset, replace(options, batch_size=size))
     try:
         model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
     except (MemoryError, ValueError) as error:
         raise ConfigurationError(
             f"a model with {config['model']} cannot be made: {error}"
         ) from error
-    train, val = dataset.splits["train"], dataset.splits["val"]
     measured = _some_of(train)
     config["training"]["feature_scale"] = scale = _feature_scale(measured)
     with backend.activate():
         model.params["W_proj"] /= scale
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
-    batches, step = _place(train, model, optimizer, options)
-    validation = {"train": _evaluated(measured, options), "val": _evaluated(val, options)}
+    batches, step = _place(train, model, optimizer, options, size)
+    validation = {"train": _evaluated(measured, size), "val": _evaluated(val, size)}
     trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     transform = PCA.read(data / layout.PCA) if reduced else None
@@ -196,18 +202,18 @@ def _configuration(dataset: Dataset, options: RunOptions) -> dict[str, Any]:
 
 
 def _place(
-    split: Split, model: CaptioningRNN, optimizer: Optimizer, options: RunOptions
+    split: Split, model: CaptioningRNN, optimizer: Optimizer, options: RunOptions, size: int
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
     """Decide where the training data lie: on a GPU whole, if its memory is twice as much."""
     backend, clip_norm = model.backend, options.schedule.clip_norm
-    size, seed = options.batch_size, options.seed
+    seed = options.seed
     if backend.device is None:
         step = TrainingStep(model, optimizer, clip_norm, options.precision)
-        return EpochBatches(split, size, seed), step
+        return _batches(split, size, seed), step
     bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
     if 2 * bytes_needed > backend.free_memory():
         step = TrainingStep(model, optimizer, clip_norm, options.precision)
-        return StagedBatches(EpochBatches(split, size, seed), backend), step
+        return StagedBatches(_batches(split, size, seed), backend), step
     resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
     return EpochBatches(split, size, seed, with_features=False), resident
 
@@ -229,8 +235,14 @@ def _feature_scale(split: Split) -> float:
     return float(numpy.sqrt((features**2).mean())) or 1.0
 
 
-def _evaluated(split: Split, options: RunOptions) -> EpochBatches:
-    return EpochBatches(split, min(options.batch_size, len(split)))
+def _evaluated(split: Split, size: int) -> EpochBatches:
+    return _batches(split, min(size, len(split)))
+
+
+def _batches(split: Split, size: int, seed: int | None = None) -> EpochBatches:
+    """Make batches; of features that lie in a file, a thread reads them ahead."""
+    ahead = isinstance(split.features, LazyFeatures)
+    return (PrefetchedBatches if ahead else EpochBatches)(split, size, seed)
 
 
 def _save(trainer: Trainer, out: Path) -> None:
