@@ -3,5 +3,16 @@
 from xpcap.decoding.beam import Beam, beam_search
 from xpcap.decoding.captioner import Captioner, Decoded
 from xpcap.decoding.constraints import Constraints
+from xpcap.decoding.ensemble import Ensemble
+from xpcap.decoding.sampling import Sampling, sample
 
-__all__ = ["Beam", "Captioner", "Constraints", "Decoded", "beam_search"]
+__all__ = [
+    "Beam",
+    "Captioner",
+    "Constraints",
+    "Decoded",
+    "Ensemble",
+    "Sampling",
+    "beam_search",
+    "sample",
+]

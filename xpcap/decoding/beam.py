@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy
 
 from xpcap.backend import Array, namespace
-from xpcap.decoding.captioner import Captioner, Decoded, State
+from xpcap.decoding.captioner import Captioner, Decoded, State, check_words
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.kernels.softmax import log_softmax
@@ -115,8 +115,6 @@ def beam_search(model: Captioner, features: Array, beam: Beam) -> Decoded:
     ConfigurationError
         If the vocabulary has no `<START>` or no `<END>`.
     """
-    if model.start_word is None or model.end is None:
-        raise ConfigurationError("the vocabulary lacks <START> or <END>; beam search needs both")
     search = _Search(model, features, beam)
     for t in range(beam.constraints.max_length + 1):
         if not search.advance(t):
@@ -138,9 +136,8 @@ class _Search:
     """
 
     def __init__(self, model: Captioner, features: Array, beam: Beam) -> None:
-        assert model.start_word is not None
-        assert model.end is not None
-        self.model, self.beam, self.end = model, beam, model.end
+        self.model, self.beam = model, beam
+        self.start_word, self.end = check_words(model)
         self.images, self.places = len(features), beam.width // beam.groups
         self.state: State = model.start(features)
         xp = self.xp = namespace(*self.state)
@@ -163,7 +160,7 @@ class _Search:
         if not len(of):
             return False
         said = self.said[of, place, :t]
-        words = said[:, -1] if t else xp.full(len(of), self.model.start_word, dtype=numpy.int32)
+        words = said[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
         rows = self.row[of, place]
         scores, self.state = self.model.step(words, tuple(part[rows] for part in self.state))
         log_probs = log_softmax(xp, scores)

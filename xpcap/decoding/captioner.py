@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from xpcap.backend import Array
+from xpcap.errors import ConfigurationError
 
 State = tuple[Array, ...]
 """Arrays with a row for each caption."""
@@ -30,6 +31,21 @@ class Captioner(Protocol):
 
     def step(self, words: Array, state: State) -> tuple[Array, State]:
         """Feed a word `(R,)` to each caption; return scores `(R, V)` and the new state."""
+
+
+def check_words(model: Captioner) -> tuple[int, int]:
+    """Return the indices of `<START>` and `<END>`.
+
+    Raises
+    ------
+    ConfigurationError
+        If the vocabulary has no such word.
+    """
+    if model.start_word is None or model.end is None:
+        raise ConfigurationError(
+            "the vocabulary lacks <START> or <END>, with which captions begin and end"
+        )
+    return model.start_word, model.end
 
 
 class Decoded(NamedTuple):

@@ -1,0 +1,163 @@
+import numpy
+import pytest
+from slow_decoding import END, NULL, START, UNK, choices, every_caption, next_log_probs
+from talkers import BANNED, SHORT, captions, model_of, some_features
+
+from xpcap.backend import to_host
+from xpcap.decoding import Beam, Constraints, Ensemble, Sampling, beam_search, sample
+from xpcap.decoding.sampling import _draw
+from xpcap.errors import ConfigurationError
+
+
+def test_captions_are_drawn_as_often_as_they_are_likely():
+    model, features = model_of(), some_features(1)
+    count, limits = 20_000, Constraints(max_length=2, banned=BANNED)
+    decoded = sample(model, features, Sampling(count, constraints=limits))
+    found: dict[tuple, int] = {}
+    for words in captions(decoded, 0):
+        found[tuple(words)] = found.get(tuple(words), 0) + 1
+    total = 0.0
+    for _, words, _ in every_caption(model, features[0], Beam(constraints=limits)):
+        p = 1.0
+        for t, word in enumerate(words):
+            following = numpy.exp(next_log_probs(model, words[:t], features[0]))
+            may = choices(words[:t], len(following), limits)
+            p *= following[word] / following[may].sum()
+        assert found.get(tuple(words), 0) / count == pytest.approx(p, abs=5 * (p / count) ** 0.5)
+        total += p
+    assert total == pytest.approx(1)
+
+
+def test_log_probs_are_the_models_whatever_the_draw():
+    model, features = model_of(), some_features(3)
+    decoded = sample(model, features, Sampling(5, 0.3, top_k=3, constraints=SHORT))
+    for n in range(3):
+        for k, words in enumerate(captions(decoded, n)):
+            expected = [
+                next_log_probs(model, words[:t], features[n])[word] for t, word in enumerate(words)
+            ]
+            numpy.testing.assert_allclose(decoded.log_probs[n, k, : len(words)], expected)
+            assert decoded.scores[n, k] == pytest.approx(sum(expected))
+        assert (numpy.diff(decoded.scores[n]) <= 0).all()
+
+
+def test_a_seed_says_the_same_on_every_backend_and_for_every_number_of_images(backend):
+    features = some_features(8)
+    expected = sample(model_of(), features, Sampling(3, seed=5, constraints=SHORT))
+    model = model_of("lstm", backend)
+    found = sample(model, backend.to_device(features), Sampling(3, seed=5, constraints=SHORT))
+    numpy.testing.assert_array_equal(to_host(found.words), expected.words)
+    few = sample(model, backend.to_device(features[:2]), Sampling(3, seed=5, constraints=SHORT))
+    numpy.testing.assert_array_equal(to_host(few.words), expected.words[:2])
+    other = sample(model, backend.to_device(features), Sampling(3, seed=6, constraints=SHORT))
+    assert (to_host(other.words) != expected.words).any()
+
+
+def test_the_coldest_draw_is_greedy(backend):
+    model, features = model_of("gru", backend), backend.to_device(some_features(9))
+    greedy = beam_search(model, features, Beam(1, constraints=SHORT))
+    for sampling in (
+        Sampling(temperature=1e-6, constraints=SHORT),
+        Sampling(top_k=1, constraints=SHORT),
+        Sampling(top_p=1e-9, constraints=SHORT),
+    ):
+        numpy.testing.assert_array_equal(
+            to_host(sample(model, features, sampling).words), to_host(greedy.words)
+        )
+
+
+PROBS = numpy.array([0.1, 0.4, 0.05, 0.25, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), PROBS),
+        (Sampling(temperature=0.5), PROBS**2 / (PROBS**2).sum()),
+        (Sampling(temperature=2.0), PROBS**0.5 / (PROBS**0.5).sum()),
+        (Sampling(top_k=2), numpy.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+        (Sampling(top_k=9), PROBS),
+        (Sampling(top_p=0.39), numpy.array([0, 1, 0, 0, 0])),
+        (Sampling(top_p=0.41), numpy.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+        (Sampling(top_p=0.9), numpy.array([0.1, 0.4, 0, 0.25, 0.2]) / 0.95),
+        (Sampling(top_k=3, top_p=0.7), numpy.array([0, 0.4, 0, 0.25, 0]) / 0.65),
+    ],
+)
+def test_the_words_that_are_drawn_among(sampling, expected):
+    """Draws spread evenly over 0..1 hit each word as often as its probability says."""
+    count = 10_000
+    draws = (numpy.arange(count) + 0.5) / count
+    log_probs = numpy.repeat(numpy.log(PROBS)[None], count, axis=0)
+    found = numpy.bincount(_draw(numpy, log_probs, draws, sampling), minlength=5) / count
+    numpy.testing.assert_allclose(found, expected, atol=2 / count)
+
+
+def test_a_draw_just_below_one_takes_a_word_that_may_come():
+    log_probs = numpy.array([[0.0, -numpy.inf, -40.0]], numpy.float32)
+    draws = numpy.array([numpy.nextafter(1.0, 0.0)])
+    assert _draw(numpy, log_probs, draws, Sampling())[0] in (0, 2)
+
+
+def test_constraints_hold_for_draws_too():
+    limits = Constraints(min_length=2, max_length=4, no_repeat_ngram=1, banned=BANNED)
+    decoded = sample(model_of(), some_features(10), Sampling(20, 3.0, constraints=limits))
+    for n in range(10):
+        for words in captions(decoded, n):
+            assert words[-1] == END
+            assert len(set(words)) == len(words)
+            assert 3 <= len(words) <= 4  # there are three words to say
+            assert not {NULL, START, UNK} & set(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "count 0, top-k 0 and seed 0 cannot be used"),
+        ({"top_k": -1}, "top-k -1"),
+        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+        ({"temperature": float("nan")}, "got nan"),
+        ({"top_p": 0.0}, "top-p must be in"),
+        ({"top_p": 1.1}, "top-p must be in"),
+    ],
+)
+def test_what_cannot_be_used(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Sampling(**options)
+
+
+def test_an_ensemble_averages_probabilities(backend):
+    models = [
+        model_of("lstm", backend, 0),
+        model_of("gru", backend, 3),
+        model_of("rnn", backend, 4),
+    ]
+    features = some_features(2)
+    ensemble = Ensemble(models)
+    state = ensemble.start(backend.to_device(features))
+    words = backend.to_device(numpy.array([START, START], numpy.int32))
+    scores, state = ensemble.step(words, state)
+    scores, _ = ensemble.step(words * 0 + 5, state)
+    for n in range(2):
+        alone = [
+            numpy.exp(next_log_probs(model_of(cell, seed=seed), [5], features[n]))
+            for cell, seed in (("lstm", 0), ("gru", 3), ("rnn", 4))
+        ]
+        expected = sum(alone) / 3
+        numpy.testing.assert_allclose(numpy.exp(to_host(scores[n])), expected, rtol=1e-9)
+
+
+def test_an_ensemble_of_one_searches_as_its_member():
+    model, features = model_of(), some_features(6)
+    beam = Beam(3, 3, constraints=SHORT)
+    alone, together = (beam_search(m, features, beam) for m in (model, Ensemble([model])))
+    numpy.testing.assert_array_equal(alone.words, together.words)
+    numpy.testing.assert_allclose(alone.scores, together.scores, atol=1e-12)
+
+
+def test_ensembles_that_cannot_be():
+    with pytest.raises(ConfigurationError, match="an ensemble of 0 captioners"):
+        Ensemble([])
+    other = model_of()
+    other.end = 4
+    with pytest.raises(ConfigurationError, match="expected at least one, and all alike"):
+        Ensemble([model_of(), other])

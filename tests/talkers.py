@@ -1,0 +1,37 @@
+"""Small captioners whose words differ much in likelihood, and what they say."""
+
+import numpy
+from slow_decoding import END, NULL, START, UNK
+
+from xpcap.backend import CPU, to_host
+from xpcap.decoding import Constraints
+from xpcap.models import CaptioningRNN
+
+WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"]
+BANNED = (NULL, START, UNK)
+SHORT = Constraints(max_length=3, banned=BANNED)
+
+
+def model_of(cell="lstm", backend=CPU, seed=0, end=0.0):
+    """Weights so large that words differ much in likelihood."""
+    vocabulary = {word: k for k, word in enumerate(WORDS)}
+    model = CaptioningRNN(vocabulary, 5, 4, 6, cell, dtype=numpy.float64, seed=seed, backend="cpu")
+    model.params = {name: 3 * value for name, value in model.params.items()}
+    rng = numpy.random.default_rng(seed)
+    model.params["b_vocab"] = rng.standard_normal(len(WORDS))
+    model.params["b_vocab"][END] += end
+    return model.to(backend)
+
+
+def some_features(count=4, seed=1):
+    return numpy.random.default_rng(seed).standard_normal((count, 5))
+
+
+def captions(decoded, n):
+    """Of image n: words up to `<END>`, as many as there are."""
+    words, scores = to_host(decoded.words[n]), to_host(decoded.scores[n])
+    return [
+        [int(word) for word in row if word != NULL]
+        for row, score in zip(words, scores, strict=True)
+        if score > -numpy.inf
+    ]
