@@ -41,8 +41,8 @@ UFUNCS = _names(
     "abs absolute add arctan2 bitwise_and bitwise_or ceil cos divide equal exp expm1 floor"
     " floor_divide greater greater_equal hypot invert isfinite isinf isnan less less_equal log"
     " log1p log2 logaddexp logical_and logical_not logical_or logical_xor maximum minimum multiply"
-    " negative not_equal power reciprocal remainder rint sign sin sqrt square subtract tanh true_divide"
-    " trunc"
+    " negative not_equal power reciprocal remainder rint sign sin sqrt square subtract tanh"
+    " true_divide trunc"
 )
 FUNCTIONS = _names(
     "all any argmax argmin argpartition argsort ascontiguousarray broadcast_to clip concatenate"
