@@ -25,6 +25,7 @@ from xpcap.data.folder import FEATURE_KINDS
 from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
+from xpcap.decoding import Beam, Sampling, beam_search, sample
 from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import explained, new_folder, read_json
 from xpcap.models import CaptioningRNN
@@ -105,23 +106,32 @@ class Run:
     vocabulary: Vocabulary
     model: CaptioningRNN
 
-    def caption(self, features: numpy.ndarray) -> list[str]:
-        """Caption images greedily.
+    def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
+        """Caption images.
 
         Parameters
         ----------
         features
             `(N, D)` of the kind the run was trained on, on the host.
+        how
+            How captions are found, the best of each image; None is greedily, `<UNK>` and all.
 
         Returns
         -------
         list of str
             N sentences without `<START>` and `<END>`.
         """
-        sentences: list[str] = []
-        for first in range(0, len(features), BATCH):
-            rows = self.model.backend.to_device(features[first : first + BATCH])
-            sentences += decode_captions(self.model.sample(rows), self.vocabulary.idx_to_word)
+        backend, sentences = self.model.backend, list[str]()
+        with backend.activate():
+            for first in range(0, len(features), BATCH):
+                rows = backend.to_device(features[first : first + BATCH])
+                if how is None:
+                    words = self.model.sample(rows)
+                elif isinstance(how, Beam):
+                    words = beam_search(self.model, rows, how).words[:, 0]
+                else:
+                    words = sample(self.model, rows, how).words[:, 0]
+                sentences += decode_captions(words, self.vocabulary.idx_to_word)
         return [plain(sentence) for sentence in sentences]
 
     def features_of(self, pictures: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:

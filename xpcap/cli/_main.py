@@ -13,6 +13,7 @@ import xpcap
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.data import data
+from xpcap.cli.evaluate import evaluate
 from xpcap.cli.info import info
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
@@ -77,5 +78,5 @@ def main() -> None:
     """
 
 
-for command in (train, caption, data, selfcheck, bench, info):
+for command in (train, caption, evaluate, data, selfcheck, bench, info):
     main.add_command(command)

@@ -82,34 +82,53 @@ class Dataset:
         DataError
             If that file holds something else than one list of texts an image.
         """
-        path = self.folder / layout.REFERENCES
-        stored = read_json(path) if path.exists() else None
         split = self.splits[name]
         images = split.features.shape[0]
-        if stored is None:
+        if not self._has_references:
             by_image = collections.defaultdict(list)
             sentences = decode_captions(split.captions, self.vocabulary.idx_to_word)
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
                 by_image[image].append(plain(sentence))
             return [by_image[image] for image in range(images)]
-        try:
-            captions = [image["captions"] for image in stored[name]]
-        except (KeyError, TypeError):
-            captions = [None]
-        if not all(
-            isinstance(said, list) and all(isinstance(sentence, str) for sentence in said)
-            for said in captions
-        ):
+        return [image["captions"] for image in self._read_references(name)]
+
+    def image_ids(self, name: str) -> list[int]:
+        """Return the number of each image of a split where it came from, else its place.
+
+        Raises
+        ------
+        DataError
+            As `references`.
+        """
+        if not self._has_references:
+            return list(range(self.splits[name].features.shape[0]))
+        images = self._read_references(name)
+        return [image.get("id", place) for place, image in enumerate(images)]
+
+    @property
+    def _has_references(self) -> bool:
+        return (self.folder / layout.REFERENCES).exists()
+
+    def _read_references(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / layout.REFERENCES
+        content = read_json(path)
+        images = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(images, list) or not all(map(_is_described, images)):
             raise DataError(
-                f"{self.folder / layout.REFERENCES}: expected '{name}', a list of objects with"
-                " 'captions', each a list of texts"
+                f"{path}: expected '{name}', a list of objects with 'captions', each a list of"
+                " texts"
             )
-        if len(captions) != images:
+        count = self.splits[name].features.shape[0]
+        if len(images) != count:
             raise DataError(
-                f"{self.folder / layout.REFERENCES}: '{name}' has {len(captions)} images;"
-                f" expected {images} as the features have"
+                f"{path}: '{name}' has {len(images)} images; expected {count} as the features have"
             )
-        return captions
+        return images
+
+
+def _is_described(image: Any) -> bool:
+    captions = image.get("captions") if isinstance(image, dict) else None
+    return isinstance(captions, list) and all(isinstance(said, str) for said in captions)
 
 
 def open_dataset(

@@ -27,6 +27,7 @@ __all__ = [
     "Score",
     "Scores",
     "bleu",
+    "check_names",
     "cider",
     "cider_d",
     "distinct_n",
@@ -114,7 +115,7 @@ def evaluate_captions(
     >>> print(f"{scores.corpus['BLEU-1']:.3f} {scores.corpus['ROUGE-L']:.3f}")
     1.000 0.836
     """
-    _check_names(names, training_captions, vocabulary)
+    check_names(names, training_captions, vocabulary)
     check_counts(candidates, references)
     said = [tokenize_any(caption) for caption in candidates]
     known = [[tokenize_any(caption) for caption in captions] for captions in references]
@@ -144,11 +145,18 @@ def evaluate_captions(
     return Scores(corpus, images)
 
 
-def _check_names(
+def check_names(
     names: Sequence[str],
     training_captions: Iterable[str] | None,
     vocabulary: Iterable[str] | None,
 ) -> None:
+    """Check that metrics are known and have what they need.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is not, or has not.
+    """
     for name in names:
         if name not in METRICS:
             raise ConfigurationError(

@@ -44,6 +44,17 @@ def caption_split(run: Run, split: str, count: int, data: Path | None) -> list[d
     DataError
         If the data set is not there, or is not the one the run was trained on.
     """
+    return caption_dataset(run, open_data(run, data), split, count)
+
+
+def open_data(run: Run, data: Path | None = None) -> Dataset:
+    """Open the run's own data set, from `data` if it has moved, features left in their files.
+
+    Raises
+    ------
+    DataError
+        If the data set is not there, or is not the one the run was trained on.
+    """
     folder = data or Path(run.config["data"]["folder"])
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
     if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
@@ -53,7 +64,7 @@ def caption_split(run: Run, split: str, count: int, data: Path | None) -> list[d
             f"{folder} has {dataset.feature_dim} features an image; expected"
             f" {run.config['model']['input_dim']}, as {run.folder} was trained with"
         )
-    return caption_dataset(run, dataset, split, count)
+    return dataset
 
 
 def caption_pictures(

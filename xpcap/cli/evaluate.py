@@ -1,0 +1,66 @@
+"""`xpcap evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xpcap.cli._decoding import decoding_options, make_decoder
+from xpcap.cli._options import AnyPath, device_option, json_option, open_device, show_json, talk
+
+
+@click.command()
+@click.argument("run", type=AnyPath)
+@click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Whose images.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="BLEU-1 to BLEU-4, ROUGE-L, CIDEr, CIDEr-D, distinct-1, distinct-2, novel,"
+    " vocabulary-use; METEOR and SPICE with Java; may be given several times.",
+    show_default="those that need no Java",
+)
+@decoding_options
+@click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
+@click.option("--images", type=AnyPath, help="Write every image's values, as lines of JSON.")
+@click.option("--results", type=AnyPath, help="Write the captions in COCO's results format.")
+@device_option
+@json_option
+def evaluate(
+    run: Path,
+    split: str,
+    metrics: tuple[str, ...],
+    data: Path | None,
+    images: Path | None,
+    results: Path | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Caption a split with a trained RUN, and measure the captions against people's.
+
+    Values are of all captions together; CIDEr and CIDEr-D are ten times a cosine, and count how
+    rare words are in this split's references.
+    """
+    from xpcap.evaluation import evaluate_run, write_images, write_results
+    from xpcap.metrics import METRICS
+    from xpcap.run_folder import open_run
+    from xpcap.train.showing import open_data
+
+    opened = open_run(run, open_device(device))
+    how = make_decoder(opened.vocabulary, options)
+    chosen = metrics or tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
+    found = evaluate_run(opened, open_data(opened, data), split, how, chosen)
+    for path, write in ((images, write_images), (results, write_results)):
+        if path is not None:
+            write(path, found)
+            talk(f"written: {path}")
+    if as_json:
+        show_json({"images": len(found.images), **found.scores.corpus})
+        return
+    talk(f"{len(found.images)} images of '{split}'")
+    for name, value in found.scores.corpus.items():
+        click.echo(f"{name:<15} {value:.4f}")
