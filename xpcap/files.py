@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from xpcap.errors import DataError
 
@@ -92,6 +92,26 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise DataError(str(error).replace(str(temporary), str(path))) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock(file: IO[bytes], path: Path) -> None:
+    """Let no other process lock an open file, called `path`, until it is closed.
+
+    On Windows, which has other locks, nothing is done.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"{path} is in use: another xpcap is at work on it") from error
 
 
 def check_new_folder(path: Path) -> None:

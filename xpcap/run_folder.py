@@ -20,9 +20,9 @@ import numpy
 
 from xpcap.backend import Backend, as_backend
 from xpcap.checkpoint import load_parameters
+from xpcap.data.extraction import extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.folder import FEATURE_KINDS
-from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
 from xpcap.decoding import Beam, Sampling, beam_search, sample
@@ -163,11 +163,17 @@ class Run:
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
         extractor = open_extractor(data["extractor"], weights)
-        prepared = [extractor.prepare(open_picture(path)) for path in pictures]
-        features: numpy.ndarray = extractor(numpy.stack(prepared))
-        if data["kind"] == "pca":
-            features = PCA.read(self.folder / TRANSFORM).transform(features)
-        return features
+        features = extract(extractor, pictures)
+        transform = self.transform
+        return features if transform is None else transform.transform(features)
+
+    @property
+    def transform(self) -> PCA | None:
+        """How the features of its extractor were reduced, if they were."""
+        data = self.config["data"]
+        if data["kind"] != "pca" or not data.get("extractor"):
+            return None
+        return PCA.read(self.folder / TRANSFORM)
 
 
 def open_run(folder: Path, backend: Backend | str | None = None) -> Run:

@@ -89,6 +89,36 @@ def test_an_onnx_network_with_its_own_preprocessing(call, tmp_path):
     )
 
 
+def test_a_data_set_of_another_extractor_or_reduction_is_refused(call, tmp_path):
+    own(tmp_path)
+    prepare = ["data", "prepare", "captions.json", "--extractor", "filter-bank", "--out"]
+    for name in ("mine", "other"):
+        assert call(*prepare, name).exit_code == 0
+        assert call("data", "pca", name, "--dim", "4", "--device", "cpu").exit_code == 0
+    assert call("train", "--data", "mine", *SMALL).exit_code == 0
+    caption = ["caption", "runs/mine-lstm-1", "--device", "cpu", "--data"]
+    assert call(*caption, "other").exit_code == 0
+    whiten = ["--dim", "4", "--whiten", "--replace", "--device", "cpu"]
+    assert call("data", "pca", "other", *whiten).exit_code == 0
+    one_line(call(*caption, "other"), "has other principal components than runs/mine-lstm-1")
+    description = tmp_path / "mine" / "dataset.json"
+    changed = json.loads(description.read_text())
+    changed["extractor"]["version"] = 2
+    description.write_text(json.dumps(changed))
+    one_line(call(*caption, "mine"), "has features from .*'version': 2.*; expected those from")
+
+
+def test_checks_come_before_the_features(call, tmp_path):
+    own(tmp_path)
+    words = ["data", "prepare", "captions.json", "--out", "x", "--extractor", "filter-bank"]
+    one_line(call(*words, "--vocab", "none.json"), r"none\.json")
+    one_line(call(*words, "--max-words", "1"), "no caption for 'train'")
+    (tmp_path / "how.json").write_text('["size"]')
+    words = [*words[:-1], "onnx", "--weights", "captions.json"]
+    one_line(call(*words, "--preprocessing", "how.json"), "expected an object")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".x")]
+
+
 def test_options_of_pictures_and_of_the_data_set_do_not_mix(call, tmp_path):
     own(tmp_path)
     call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")

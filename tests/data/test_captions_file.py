@@ -56,7 +56,7 @@ def test_a_picture_named_twice_has_all_its_captions(tmp_path):
 
 
 def test_csv(tmp_path):
-    content = '\ufeffimage,caption,split\na.png,"one, two",\nb.png,Größe,val\na.png,three,\n'
+    content = '\ufeffimage, caption ,split\na.png,"one, two",\nb.png,Größe,val\na.png,three,\n'
     assert as_rows(read_captions(written(tmp_path, content, "captions.CSV"))) == [
         ("a.png", 0, None, ["one, two", "three"]),
         ("b.png", 1, "val", ["Größe"]),
@@ -138,6 +138,17 @@ def test_karpathy(tmp_path):
         ("", "c.csv", "no column 'caption'"),
         ("image,caption\na\n", "c.csv", "line 2: expected 'caption'"),
         ('image,caption\na,"b\n', "c.csv", "is no CSV file"),
+        ("image,caption\na,b c,d\n", "c.csv", 'line 2 has more fields .* between "quotes"'),
+        ([{"image": "a\u2028b", "captions": []}], "c.json", "no picture can be called"),
+        ('[{"image": "a\\ud800", "captions": []}]', "c.json", "no picture can be called"),
+        (
+            [
+                {"image": i, "captions": [], "split": s}
+                for i, s in (("p/1", "val"), ("p/../p/1", "train"))
+            ],
+            "c.json",
+            "is in the splits val and train",
+        ),
         ({"images": 3, "annotations": []}, "c.json", "expected 'images', a list"),
         (
             {"images": [{"id": 1}], "annotations": []},

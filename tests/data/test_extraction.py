@@ -1,10 +1,12 @@
 import os
+import time
+from pathlib import Path
 
 import numpy
 import pytest
 from PIL import Image
 
-from xpcap.data.extraction import Extraction
+from xpcap.data.extraction import Extraction, extract
 from xpcap.errors import DataError
 
 
@@ -40,6 +42,10 @@ def expected(count):
     return numpy.array([(k % 256, k // 256, 7) for k in range(count)], numpy.float32)
 
 
+def rows_of(extraction):
+    return extraction.features(range(len(extraction.pictures)))
+
+
 def hidden(folder):
     return [path for path in folder.iterdir() if path.suffix == ".features"]
 
@@ -49,8 +55,8 @@ def test_rows_in_the_order_of_the_pictures(tmp_path, count):
     extractor, told = Corner(), []
     extraction = Extraction(extractor, photos(tmp_path, count), tmp_path / "out")
     assert extraction.run(progress=lambda *args: told.append(args)) == []
-    numpy.testing.assert_array_equal(extraction.rows(), expected(count))
-    assert extraction.rows().dtype == numpy.float32
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(count))
+    assert rows_of(extraction).dtype == numpy.float32
     assert told[-1] == ("pictures", count, count)
     assert sum(extractor.seen) == count
     assert max(extractor.seen) <= 32
@@ -65,13 +71,13 @@ def test_a_broken_picture_ends_it_by_name_and_the_rest_goes_on_when_it_is_mended
     extraction = Extraction(Corner(), paths, tmp_path / "out")
     with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
         extraction.run()
-    assert extraction.done == 64
+    assert extraction.path.stat().st_size == 64 * 28
     paths[70].write_bytes(whole)
     again = Corner()
     extraction = Extraction(again, paths, tmp_path / "out")
     assert extraction.run() == []
     assert sum(again.seen) == 36
-    numpy.testing.assert_array_equal(extraction.rows(), expected(100))
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(100))
 
 
 def test_broken_pictures_are_skipped_by_name(tmp_path):
@@ -83,7 +89,7 @@ def test_broken_pictures_are_skipped_by_name(tmp_path):
     assert [picture.path for picture in broken] == [paths[3], paths[39]]
     assert "3.png cannot be opened as a picture" in broken[0].reason
     assert "39.png: No such file" in broken[1].reason
-    rows = extraction.rows()
+    rows = rows_of(extraction)
     assert numpy.isnan(rows[[3, 39]]).all()
     kept = [k for k in range(40) if k not in (3, 39)]
     numpy.testing.assert_array_equal(rows[kept], expected(40)[kept])
@@ -112,24 +118,140 @@ def test_interrupted_it_goes_on_even_after_half_a_row(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Extraction(Interrupted(2), paths, tmp_path / "out").run()
     (partial,) = hidden(tmp_path)
-    assert partial.stat().st_size == 64 * 12
+    assert partial.stat().st_size == 64 * (16 + 12)
     with open(partial, "ab") as file:
         file.write(b"12345")
     again = Corner()
     extraction = Extraction(again, paths, tmp_path / "out")
     extraction.run()
     assert sum(again.seen) == 36
-    numpy.testing.assert_array_equal(extraction.rows(), expected(100))
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(100))
 
 
-def test_a_picture_changed_since_begins_anew(tmp_path):
+@pytest.mark.parametrize("when", [5e8, 4e9])
+def test_a_picture_changed_since_is_done_again_and_those_after_it(tmp_path, when):
+    """Whether its new time is earlier, as `mv` and `cp -p` leave it, or later."""
     paths = photos(tmp_path, 64)
     Extraction(Corner(), paths, tmp_path / "out").run()
     Image.new("RGB", (5, 4), (9, 9, 9)).save(paths[5])
-    os.utime(paths[5], (4e9, 4e9))
+    os.utime(paths[5], (when, when))
+    again = Corner()
+    extraction = Extraction(again, paths, tmp_path / "out")
+    extraction.run()
+    assert sum(again.seen) == 59
+    wanted = expected(64)
+    wanted[5] = 9
+    numpy.testing.assert_array_equal(rows_of(extraction), wanted)
+
+
+def test_a_picture_skipped_before_ends_a_call_that_skips_none(tmp_path):
+    paths = photos(tmp_path, 80)
+    whole = paths[40].read_bytes()
+    paths[40].write_bytes(b"broken")
+    skipping = Interrupted(2)
+    with pytest.raises(KeyboardInterrupt):
+        Extraction(skipping, paths, tmp_path / "out").run(skip_broken=True)
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    with pytest.raises(DataError, match=r"40\.png cannot be opened"):
+        extraction.run()
+    paths[40].write_bytes(whole)
+    assert extraction.run() == []
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(80))
+
+
+def test_a_skipped_picture_that_was_mended_is_done(tmp_path):
+    paths = photos(tmp_path, 40)
+    whole = paths[7].read_bytes()
+    paths[7].write_bytes(b"broken")
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    assert len(extraction.run(skip_broken=True)) == 1
+    paths[7].write_bytes(whole)
+    os.utime(paths[7], (1e9, 1e9))
+    assert extraction.run(skip_broken=True) == []
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(40))
+
+
+def test_too_long_a_file_is_cut(tmp_path):
+    paths = photos(tmp_path, 40)
     extraction = Extraction(Corner(), paths, tmp_path / "out")
     extraction.run()
-    numpy.testing.assert_array_equal(extraction.rows()[5], [9, 9, 9])
+    with open(extraction.path, "ab") as file:
+        file.write(bytes(28 * 5))
+    extraction.run()
+    assert extraction.path.stat().st_size == 40 * 28
+
+
+def test_two_at_once_are_refused(tmp_path):
+    pytest.importorskip("fcntl", reason="locks are of POSIX systems")
+    paths = photos(tmp_path, 40)
+
+    class Second(Corner):
+        def __call__(self, images):
+            with pytest.raises(DataError, match="another xpcap is at work on it"):
+                Extraction(Corner(), paths, tmp_path / "out").run()
+            return super().__call__(images)
+
+    extraction = Extraction(Second(), paths, tmp_path / "out")
+    extraction.run()
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(40))
+
+
+def test_the_same_names_in_another_folder_are_other_pictures(tmp_path, monkeypatch):
+    for name, shift in (("a", 0), ("b", 100)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (5, 4), (shift, 0, 7)).save(tmp_path / name / "0.png")
+        os.utime(tmp_path / name / "0.png", (1e9, 1e9))
+    for name, shift in (("a", 0), ("b", 100)):
+        monkeypatch.chdir(tmp_path / name)
+        extraction = Extraction(Corner(), [Path("0.png")], tmp_path / "out")
+        extraction.run()
+        assert rows_of(extraction)[0, 0] == shift
+
+
+def test_forgetting_leaves_the_work_for_other_folders(tmp_path):
+    paths = photos(tmp_path, 5)
+    names = ["pets", "pets.v2", "my[1]", "my1", "a*"]
+    all_of_them = [Extraction(Corner(), paths, tmp_path / name) for name in names]
+    for extraction in all_of_them:
+        extraction.run()
+    for left, extraction in enumerate(all_of_them):
+        assert len(hidden(tmp_path)) == len(names) - left
+        extraction.forget()
+        assert not extraction.path.exists()
+
+
+def test_an_interruption_does_not_wait_for_all_that_was_begun(tmp_path):
+    class Slow(Interrupted):
+        opened = 0
+
+        def prepare(self, picture):
+            self.opened += 1
+            time.sleep(0.01)
+            return super().prepare(picture)
+
+    slow = Slow(0)
+    with pytest.raises(KeyboardInterrupt):
+        Extraction(slow, photos(tmp_path, 64), tmp_path / "out").run(workers=1)
+    assert slow.opened < 45
+    assert not hidden(tmp_path)  # where nothing is done, nothing is left
+
+
+def test_in_the_folder_one_is_in(tmp_path, monkeypatch):
+    paths = photos(tmp_path, 3)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    extraction = Extraction(Corner(), paths, Path("."))
+    extraction.run()
+    assert extraction.path.parent == tmp_path
+
+
+def test_a_few_pictures_at_once(tmp_path):
+    extractor = Corner()
+    found = extract(extractor, photos(tmp_path, 70))
+    numpy.testing.assert_array_equal(found, expected(70))
+    assert max(extractor.seen) <= 32
+    with pytest.raises(DataError, match=r"none\.png"):
+        extract(extractor, [tmp_path / "none.png"])
 
 
 def test_other_pictures_or_another_extractor_have_a_file_of_their_own(tmp_path):
@@ -162,4 +284,4 @@ def test_threads_open_pictures_as_one_does(tmp_path):
     one, many = (Extraction(Corner(), paths, tmp_path / name) for name in ("one", "many"))
     one.run(workers=1)
     many.run(workers=16)
-    numpy.testing.assert_array_equal(one.rows(), many.rows())
+    numpy.testing.assert_array_equal(rows_of(one), rows_of(many))

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from PIL import Image
 
-pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
+onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra dev)")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
 
 from networks import flat_product, node, saved
@@ -180,6 +180,28 @@ def test_weights_beside_the_file_count_too(tmp_path):
     (tmp_path / "a.onnx.data").write_bytes(b"weights")
     with pytest.raises(DataError, match="is another file"):
         open_extractor(before)
+
+
+def test_weights_in_another_file_take_no_part(tmp_path):
+    flat_product(tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    onnx.save(
+        model,
+        tmp_path / "b.onnx",
+        save_as_external_data=True,
+        location="else.bin",
+        size_threshold=0,
+    )
+    with pytest.raises(DataError, match="cannot be opened as ONNX"):
+        OnnxExtractor(tmp_path / "b.onnx", SMALL)
+    model = onnx.load(tmp_path / "a.onnx")
+    onnx.save(model, tmp_path / "c.onnx", location="c.onnx.data", **beside)
+    described = OnnxExtractor(tmp_path / "c.onnx", SMALL).describe()
+    data = bytearray((tmp_path / "c.onnx.data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "c.onnx.data").write_bytes(data)
+    with pytest.raises(DataError, match="is another file"):
+        open_extractor(described)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def test_it_goes_through_json():
         ({"mean": 3}, "mean is 3"),
         ({"std": [1, 2, None]}, "std is"),
         ({"std": [1, 0, 1]}, "std holds a 0"),
+        ({"scale": 10**400}, "scale is 1000"),
+        ({"mean": [True, 0, 0]}, "mean is"),
+        (["size"], "preprocessing is .*; expected an object"),
+        ("size", "preprocessing is"),
+        (5, "preprocessing is"),
+        (None, "preprocessing is"),
     ],
 )
 def test_values_that_cannot_be_used(changes, message):

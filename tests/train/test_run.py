@@ -172,6 +172,6 @@ def test_a_damaged_run_is_named(tiny, tmp_path, file, content, message):
 def test_without_a_batch_size_a_small_set_is_one_batch(tiny, tmp_path, captions, size):
     trainer, _ = run(tiny, tmp_path / "run", batch_size=None, max_train=captions)
     assert len(trainer.batches) == 1
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"][
-        "batch_size"
-    ] == size
+    assert (
+        json.loads((tmp_path / "run" / "config.json").read_text())["training"]["batch_size"] == size
+    )

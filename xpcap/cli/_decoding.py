@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from xpcap.decoding import Beam, Sampling
 
 _OPTIONS = (
-    click.option("--beam", type=click.IntRange(min=1), default=1, help="Width of the beam; 1 is greedy."),
+    click.option(
+        "--beam", type=click.IntRange(min=1), default=1, help="Width of the beam; 1 is greedy."
+    ),
     click.option(
         "--length-penalty",
         metavar="none|average|gnmt",

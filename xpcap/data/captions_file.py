@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,8 @@ def _from_csv(file: Path, folder: Path) -> Iterable[CaptionedImage]:
     with explained(file, "read"), open(file, encoding="utf-8-sig", newline="") as lines:
         try:
             rows = csv.DictReader(lines, strict=True)
-            missing = {"image", "caption"} - set(rows.fieldnames or ())
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+            missing = {"image", "caption"} - set(rows.fieldnames)
             if missing:
                 raise DataError(
                     f"{file}: no column '{min(missing)}'; expected a first line with the columns"
@@ -117,6 +119,11 @@ def _from_csv(file: Path, folder: Path) -> Iterable[CaptionedImage]:
                 )
             for k, row in enumerate(rows):
                 where = f"{file}: line {rows.line_num}"
+                if None in row:
+                    raise DataError(
+                        f"{where} has more fields than the first line; a caption with a comma in"
+                        ' it stands between "quotes"'
+                    )
                 split = _split(where, row.get("split") or None)
                 caption = _text(where, row, "caption")
                 yield CaptionedImage(
@@ -163,6 +170,7 @@ def _merged(file: Path, images: Iterable[CaptionedImage]) -> list[CaptionedImage
     """Give a picture that is named several times all its captions."""
     known: dict[Path, CaptionedImage] = {}
     for image in images:
+        image.path = Path(os.path.normpath(image.path))
         first = known.setdefault(image.path, image)
         if first is not image:
             first.split = first.split or image.split
@@ -199,13 +207,21 @@ def _text(where: str, record: Any, key: str) -> str:
 
 def _name(where: str, record: Any, key: str) -> str:
     name = _text(where, record, key)
-    if not name.strip() or any(mark in name for mark in "\n\r\0"):
+    if not name.strip() or "\0" in name or len(name.splitlines()) > 1 or not _is_unicode(name):
         raise DataError(f"{where}: '{key}' is {name!r}, which no picture can be called")
     return name
 
 
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half a character, which JSON can hold
+        return False
+    return True
+
+
 def _whole(where: str, record: Any, key: str) -> int:
     found = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise DataError(f"{where}: expected '{key}', a whole number")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,10 @@ from xpcap.data.extractors import Extractor
 from xpcap.data.images import open_picture
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.errors import DataError
-from xpcap.files import explained
+from xpcap.files import explained, lock
 
 _BATCH = 32
+_BLOCK = 1024  # rows that are read back at a time
 
 
 class Broken(NamedTuple):
@@ -28,11 +30,37 @@ class Broken(NamedTuple):
     reason: str
 
 
-class Extraction:
-    """The features of pictures, a row each, in a file that grows as they are computed.
+def extract(extractor: Extractor, pictures: Sequence[Path]) -> numpy.ndarray:
+    """Compute the features `(N, D)` float32 of a few pictures.
 
-    Whoever is interrupted and asks again for the same pictures from the same extractor, which
-    the file's name tells, goes on from there; unless one that was done has been changed since.
+    Raises
+    ------
+    DataError
+        If one cannot be opened, or its features are not finite.
+    """
+    rows = numpy.empty((len(pictures), extractor.dim), numpy.float32)
+    for first in range(0, len(pictures), _BATCH):
+        batch = pictures[first : first + _BATCH]
+        opened = [extractor.prepare(open_picture(path)) for path in batch]
+        rows[first : first + _BATCH] = _compute(extractor, batch, opened)
+    return rows
+
+
+def _compute(
+    extractor: Extractor, pictures: Sequence[Path], prepared: Sequence[numpy.ndarray]
+) -> numpy.ndarray:
+    rows: numpy.ndarray = extractor(numpy.stack(prepared))
+    for path, row in zip(pictures, rows, strict=True):
+        if not numpy.isfinite(row).all():
+            raise DataError(f"{path}: '{extractor.name}' gives NaN or infinity")
+    return rows
+
+
+class Extraction:
+    """The features of pictures, a row each, in a hidden file that grows as they are computed.
+
+    Whoever is interrupted and asks again for the same pictures from the same extractor, which the
+    file's name tells, goes on from the first picture that was not done, or has changed since.
 
     Parameters
     ----------
@@ -41,31 +69,23 @@ class Extraction:
     pictures
         Files.
     beside
-        The path that the rows are kept beside, under a hidden name.
-
-    Attributes
-    ----------
-    path
-        The file: `(len(pictures), extractor.dim)` float32 when complete, rows of NaN for broken
-        pictures.
+        The path that the file is beside.
     """
 
     def __init__(self, extractor: Extractor, pictures: Sequence[Path], beside: Path) -> None:
         self.extractor = extractor
         self.pictures = pictures
-        self._pattern = f".{beside.name}.*.features"
-        self.path = beside.with_name(self._pattern.replace("*", self._key()))
-        self._row_bytes = 4 * extractor.dim
+        self._beside = beside.absolute()
+        self.path = self._beside.with_name(f".{self._beside.name}.{self._key()}.features")
+        # `stamp` tells one state of a picture's file from another; features of a broken one are NaN
+        self._row = numpy.dtype(
+            [("stamp", numpy.int64, 2), ("features", numpy.float32, extractor.dim)]
+        )
 
-    @property
-    def done(self) -> int:
-        """How many pictures have their features."""
-        if not self.path.exists():
-            return 0
-        stat = self.path.stat()
-        count = stat.st_size // self._row_bytes
-        changed = any(_time(path) > stat.st_mtime for path in self.pictures[:count])
-        return 0 if changed else count
+    def _key(self) -> str:
+        pictures = [str(path.absolute()) for path in self.pictures]
+        content = json.dumps([self.extractor.describe(), *pictures])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def run(
         self,
@@ -93,85 +113,119 @@ class Extraction:
         ------
         DataError
             If a picture cannot be opened and `skip_broken` is not said, the extractor gives
-            something that is not finite, or the file cannot be written. What was computed is kept.
+            something that is not finite, the file cannot be written, or another process is at
+            work on it. What was computed is kept.
         """
-        total, done = len(self.pictures), self.done
-        batches = [self.pictures[k : k + _BATCH] for k in range(done, total, _BATCH)]
+        total = len(self.pictures)
         with explained(self.path, "write"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-                open(self.path, "ab") as file,
-            ):
-                file.truncate(done * self._row_bytes)  # half a row may be left of an interruption
-                for batch, opened in zip(batches, self._opened(pool, batches), strict=True):
-                    file.write(self._rows(batch, opened, skip_broken).tobytes())
-                    file.flush()
-                    done += len(batch)
-                    progress("pictures", done, total)
+            with open(self.path, "ab") as file:
+                lock(file, self.path)
+                done = self._done(skip_broken)
+                file.truncate(done * self._row.itemsize)
+                batches = [self.pictures[k : k + _BATCH] for k in range(done, total, _BATCH)]
+                pool = ThreadPoolExecutor(workers or os.cpu_count())
+                try:
+                    for batch, opened in zip(batches, self._opened(pool, batches), strict=True):
+                        file.write(self._rows(batch, opened, skip_broken).tobytes())
+                        file.flush()
+                        done += len(batch)
+                        progress("pictures", done, total)
+                finally:
+                    pool.shutdown(cancel_futures=True)
+                    if not done:
+                        self.path.unlink()
         return self._broken()
 
-    def rows(self) -> numpy.ndarray:
-        """Return the finished rows, left in their file."""
-        shape = len(self.pictures), self.extractor.dim
-        with explained(self.path, "read"):
-            return numpy.memmap(self.path, numpy.float32, "r", shape=shape)
+    def features(self, rows: Sequence[int]) -> numpy.ndarray:
+        """Return the features of some pictures, by their numbers, which ascend."""
+        first = rows[0]
+        block = self._read(first, rows[-1] + 1)
+        return numpy.asarray(block["features"][numpy.asarray(rows) - first])
 
     def forget(self) -> None:
         """Remove the file, and those of other pictures and extractors for the same place."""
-        for path in self.path.parent.glob(self._pattern):
-            path.unlink(missing_ok=True)
+        name = re.compile(rf"\.{re.escape(self._beside.name)}\.[0-9a-f]{{16}}\.features")
+        for path in self._beside.parent.iterdir():
+            if name.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
-    def _key(self) -> str:
-        content = json.dumps([self.extractor.describe(), *map(str, self.pictures)])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+    def _read(self, first: int, end: int) -> numpy.ndarray:
+        with explained(self.path, "read"):
+            offset = first * self._row.itemsize
+            return numpy.fromfile(self.path, self._row, end - first, offset=offset)
+
+    def _blocks(self, end: int) -> Iterator[tuple[int, numpy.ndarray]]:
+        for first in range(0, end, _BLOCK):
+            yield first, self._read(first, min(first + _BLOCK, end))
+
+    def _done(self, skip_broken: bool) -> int:
+        """Count the rows, from the first on, that can be kept."""
+        written = self.path.stat().st_size // self._row.itemsize
+        for first, block in self._blocks(min(written, len(self.pictures))):
+            for k, row in enumerate(block):
+                same = tuple(row["stamp"]) == _stamp(self.pictures[first + k])
+                if not same or (numpy.isnan(row["features"][0]) and not skip_broken):
+                    return first + k
+        return min(written, len(self.pictures))
 
     def _opened(
         self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]]
-    ) -> Iterator[list[numpy.ndarray | DataError]]:
+    ) -> Iterator[list[_Opened]]:
         """Open batch after batch, always one ahead of the one that is asked for."""
-        ahead: list[Future[numpy.ndarray | DataError]] = []
-        try:
-            for batch in [*batches, ()]:
-                now, ahead = ahead, [pool.submit(self._open, path) for path in batch]
-                if now:
-                    yield [future.result() for future in now]
-        finally:
-            for future in ahead:
-                future.cancel()
+        ahead: list[Future[_Opened]] = []
+        for batch in [*batches, ()]:
+            now, ahead = ahead, [pool.submit(self._open, path) for path in batch]
+            if now:
+                yield [future.result() for future in now]
 
-    def _open(self, path: Path) -> numpy.ndarray | DataError:
+    def _open(self, path: Path) -> _Opened:
+        stamp = _stamp(path)
         try:
-            return self.extractor.prepare(open_picture(path))
+            return _Opened(stamp, self.extractor.prepare(open_picture(path)), None)
         except DataError as error:
-            return error
+            return _Opened(stamp, None, error)
 
     def _rows(
-        self, batch: Sequence[Path], opened: Sequence[numpy.ndarray | DataError], skip_broken: bool
+        self, batch: Sequence[Path], opened: Sequence[_Opened], skip_broken: bool
     ) -> numpy.ndarray:
-        rows = numpy.full((len(batch), self.extractor.dim), numpy.nan, numpy.float32)
+        rows = numpy.empty(len(batch), self._row)
+        rows["stamp"] = [picture.stamp for picture in opened]
+        rows["features"] = numpy.nan
         whole: dict[int, numpy.ndarray] = {}
         for k, picture in enumerate(opened):
-            if not isinstance(picture, DataError):
-                whole[k] = picture
-            elif not skip_broken:
-                raise picture
+            if picture.prepared is not None:
+                whole[k] = picture.prepared
+            elif picture.error is not None and not skip_broken:
+                raise picture.error
         if whole:
-            rows[list(whole)] = self.extractor(numpy.stack(list(whole.values())))
-        for k in whole:
-            if not numpy.isfinite(rows[k]).all():
-                raise DataError(f"{batch[k]}: '{self.extractor.name}' gives NaN or infinity")
+            paths = [batch[k] for k in whole]
+            rows["features"][list(whole)] = _compute(self.extractor, paths, list(whole.values()))
         return rows
 
     def _broken(self) -> list[Broken]:
         """Say of every row of NaN what is wrong with its picture."""
-        skipped = numpy.flatnonzero(numpy.isnan(self.rows()[:, 0])).tolist()
-        return [Broken(self.pictures[k], str(self._open(self.pictures[k]))) for k in skipped]
+        found = []
+        for first, block in self._blocks(len(self.pictures)):
+            for k in numpy.flatnonzero(numpy.isnan(block["features"][:, 0])).tolist():
+                path = self.pictures[first + k]
+                error = self._open(path).error
+                found.append(Broken(path, str(error or f"{path} could not be opened at its turn")))
+        return found
 
 
-def _time(path: Path) -> float:
-    """Return when a file was last changed; 0 if it is not there."""
+class _Opened(NamedTuple):
+    """A picture's file as it was, and the picture, prepared, or why there is none."""
+
+    stamp: tuple[int, int]
+    prepared: numpy.ndarray | None
+    error: DataError | None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file does, its size and its time; zeros if it is not there."""
     try:
-        return path.stat().st_mtime
+        stat = path.stat()
     except OSError:
-        return 0.0
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns

@@ -17,7 +17,7 @@ does: where the features come from, and how the set was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,21 @@ def write_contents(
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def write_features(path: Path, features: numpy.ndarray, rows: numpy.ndarray) -> None:
-    """Write `features[rows]` into a feature file, block by block, as they may not fit in memory.
+def write_features(
+    path: Path, rows: Sequence[int], dim: int, read: Callable[[Sequence[int]], numpy.ndarray]
+) -> None:
+    """Write a feature file block by block, as it may not fit in memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rows
+        The numbers of its rows where they come from.
+    dim
+        D, the numbers in a row.
+    read
+        Returns the rows `(R, dim)` of some numbers.
 
     Raises
     ------
@@ -132,9 +145,9 @@ def write_features(path: Path, features: numpy.ndarray, rows: numpy.ndarray) -> 
     import h5py
 
     with explained(path, "write"), h5py.File(path, "w") as file:
-        written = file.create_dataset("features", (len(rows), features.shape[1]), numpy.float32)
+        written = file.create_dataset("features", (len(rows), dim), numpy.float32)
         for first in range(0, len(rows), _BLOCK):
-            written[first : first + _BLOCK] = features[rows[first : first + _BLOCK]]
+            written[first : first + _BLOCK] = read(rows[first : first + _BLOCK])
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from xpcap.errors import DataError
 from xpcap.files import explained
 
-DAMAGED = (OSError, RuntimeError, KeyError, ValueError, MemoryError)
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 """What h5py raises where the bytes of a file make no sense."""
 
 KINDS = {"f": "floating", "iu": "integer"}
@@ -66,8 +66,9 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
 
     expected = f"expected an {ndim}-dimensional {KINDS[kinds]} array"
     try:
-        keys = sorted(file)
+        keys = sorted(map(str, file))
         found = file[key] if key in keys else None
+        kind = found.dtype.kind if isinstance(found, h5py.Dataset) else ""
     except DAMAGED as error:
         raise DataError(f"{path} is damaged: '{key}' cannot be found in it") from error
     if found is None:
@@ -76,7 +77,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         )
     if not isinstance(found, h5py.Dataset):
         raise DataError(f"{path}: '{key}' is a group; {expected}")
-    if found.ndim != ndim or found.dtype.kind not in kinds:
+    if found.ndim != ndim or kind not in kinds:
         raise DataError(f"{path}: '{key}' is {found.dtype} of shape {found.shape}; {expected}")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
@@ -16,6 +17,7 @@ from xpcap.files import explained
 
 MAX_BYTES = 20 * 2**20
 _OPENING = threading.Lock()
+_LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # pixels; threads decode such ones in turn
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
@@ -88,14 +90,15 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     DataError
         If it is broken, no picture, or so large that it may be an attack.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         # filters of warnings belong to the process, not to a thread: one at a time
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(content))
-        with opened:
+        large = opened.width * opened.height > _LARGE
+        with opened, _DECODING_LARGE if large else contextlib.nullcontext():
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
                 image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
@@ -103,6 +106,10 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # each of Pillow's decoders fails in its own way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is unknown"
         raise DataError(f"{name} cannot be opened as a picture: {reason}") from error

@@ -132,6 +132,13 @@ class PCA:
                 out = rows @ components.T
             return numpy.asarray(to_host(out - offset))
 
+    def equals(self, other: PCA) -> bool:
+        """Tell whether another transform is the same, to the bit."""
+        return all(
+            numpy.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("mean", "components", "explained_variance")
+        )
+
     def write(self, path: Path) -> None:
         """Write the three arrays under their names into an HDF5 file.
 

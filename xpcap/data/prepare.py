@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy
+from typing import NamedTuple
 
 from xpcap.data import folder as layout
 from xpcap.data.captions_file import CaptionedImage, read_captions
-from xpcap.data.encoding import BuildReport, build_report, check_captions, check_limits, encode
+from xpcap.data.encoding import (
+    BuildReport,
+    Encoded,
+    build_report,
+    check_captions,
+    check_limits,
+    encode,
+)
 from xpcap.data.extraction import Broken, Extraction
 from xpcap.data.extractors import Extractor
 from xpcap.data.folder import SplitContents, write_contents, write_features
@@ -111,6 +117,8 @@ def prepare(
     captioned = [image for image in images if image.captions]
     chosen = [image for image in captioned if image.split != _OTHER[validation]]
     parts = _split(captions, chosen, validation)
+    words = None if vocabulary is None else Vocabulary.read(vocabulary)
+    made = _encode(captions, parts, words, min_count, max_words)  # before an hour is spent
     extraction, broken = None, list[Broken]()
     if extractor is not None:
         files = [image.path for part in parts.values() for image in part]
@@ -118,23 +126,16 @@ def prepare(
             _check_there(captions, files)
         extraction = Extraction(extractor, files, out)
         broken = extraction.run(skip_broken, workers, progress)
-        skipped = {picture.path for picture in broken}
-        parts = {name: [i for i in part if i.path not in skipped] for name, part in parts.items()}
-    tokens = {
-        name: [[tokenize_any(caption) for caption in image.captions] for image in part]
-        for name, part in parts.items()
-    }
-    if min_count is None:
-        min_count = FREQUENT if sum(map(len, tokens["train"])) >= MANY_CAPTIONS else 1
-    if vocabulary is None:
-        words = Vocabulary.build((said for image in tokens["train"] for said in image), min_count)
-    else:
-        words = Vocabulary.read(vocabulary)
-    encoded = {name: encode(part, words, max_words) for name, part in tokens.items()}
-    check_captions(captions, encoded)
+        if broken:
+            skipped = {picture.path for picture in broken}
+            parts = {
+                name: [image for image in part if image.path not in skipped]
+                for name, part in parts.items()
+            }
+            made = _encode(captions, parts, words, min_count, max_words)
     contents = {
         name: SplitContents(
-            *encoded[name],
+            *made.encoded[name],
             features={},
             urls=[_address(image, extractor) for image in part],
             ids=[image.id for image in part],
@@ -142,7 +143,7 @@ def prepare(
         )
         for name, part in parts.items()
     }
-    built = build_report(tokens, encoded, words, max_words)
+    built = build_report(made.tokens, made.encoded, made.words, max_words)
     description = {
         "name": out.resolve().name,
         "max_words": max_words,
@@ -152,14 +153,41 @@ def prepare(
     if extractor is not None:
         description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
     with new_folder(out) as folder:
-        write_contents(folder, words, contents, description)
+        write_contents(folder, made.words, contents, description)
         if extraction is not None:
             _write_features(folder, extraction, parts)
     if extraction is not None:
         extraction.forget()
     return PrepareReport(
-        built, min_count, len(images) - len(captioned), len(captioned) - len(chosen), broken
+        built, made.min_count, len(images) - len(captioned), len(captioned) - len(chosen), broken
     )
+
+
+class _Made(NamedTuple):
+    tokens: dict[str, list[list[list[str]]]]
+    min_count: int
+    words: Vocabulary
+    encoded: dict[str, Encoded]
+
+
+def _encode(
+    source: Path,
+    parts: Mapping[str, Sequence[CaptionedImage]],
+    words: Vocabulary | None,
+    min_count: int | None,
+    max_words: int,
+) -> _Made:
+    tokens = {
+        name: [[tokenize_any(caption) for caption in image.captions] for image in part]
+        for name, part in parts.items()
+    }
+    if min_count is None:
+        min_count = FREQUENT if sum(map(len, tokens["train"])) >= MANY_CAPTIONS else 1
+    if words is None:
+        words = Vocabulary.build((said for image in tokens["train"] for said in image), min_count)
+    encoded = {name: encode(part, words, max_words) for name, part in tokens.items()}
+    check_captions(source, encoded)
+    return _Made(tokens, min_count, words, encoded)
 
 
 def _split(
@@ -203,5 +231,6 @@ def _write_features(
 ) -> None:
     places = {path: k for k, path in enumerate(extraction.pictures)}
     for name, part in parts.items():
-        rows = numpy.array([places[image.path] for image in part])
-        write_features(folder / layout.features_file(name, "fc7"), extraction.rows(), rows)
+        rows = [places[image.path] for image in part]
+        path = folder / layout.features_file(name, "fc7")
+        write_features(path, rows, extraction.extractor.dim, extraction.features)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
+from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.data.pca import PCA
 from xpcap.errors import DataError
 from xpcap.run_folder import Run
 
@@ -64,7 +66,21 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
             f"{folder} has {dataset.feature_dim} features an image; expected"
             f" {run.config['model']['input_dim']}, as {run.folder} was trained with"
         )
+    if _maker(dataset.description) != _maker(run.config["data"]):
+        raise DataError(
+            f"{folder} has features from {_maker(dataset.description)}; expected those from"
+            f" {_maker(run.config['data'])}, as {run.folder} was trained with"
+        )
+    transform = run.transform
+    if transform is not None and not transform.equals(PCA.read(folder / layout.PCA)):
+        raise DataError(f"{folder} has other principal components than {run.folder}")
     return dataset
+
+
+def _maker(description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the extractor of a description, wherever its file lies."""
+    extractor = description.get("extractor")
+    return extractor and {key: value for key, value in extractor.items() if key != "weights"}
 
 
 def caption_pictures(

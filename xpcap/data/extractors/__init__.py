@@ -96,7 +96,7 @@ def make_extractor(
             f"extractor '{name}' needs the weights of its network, an ONNX file"
         )
     preset = PRESETS.get(name, Preprocessing())
-    return OnnxExtractor(weights, preset.changed(changes or {}), output, name)
+    return OnnxExtractor(weights, preset.changed({} if changes is None else changes), output, name)
 
 
 def open_extractor(description: Mapping[str, Any], weights: Path | None = None) -> Extractor:

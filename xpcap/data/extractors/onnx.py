@@ -192,12 +192,17 @@ def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> On
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, and of the file of its weights if that stands beside it."""
     hashed = hashlib.sha256()
-    for part in (path, path.with_name(f"{path.name}.data")):
+    for part in (path, _data_of(path)):
         if part == path or part.is_file():
             with explained(part, "read"), open(part, "rb") as file:
                 while chunk := file.read(_CHUNK):
                     hashed.update(chunk)
     return hashed.hexdigest()
+
+
+def _data_of(path: Path) -> Path:
+    """Name the file in which PyTorch's exporter puts the weights of a large network."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _open_session(weights: Path) -> Any:
@@ -211,9 +216,11 @@ def _open_session(weights: Path) -> Any:
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said once, by us
+    with explained(weights, "read"):  # from bytes, no other file can take part
+        source = str(weights) if _data_of(weights).is_file() else weights.read_bytes()
     try:
         return onnxruntime.InferenceSession(
-            str(weights), options, providers=[name for name in _PROVIDERS if name in there]
+            source, options, providers=[name for name in _PROVIDERS if name in there]
         )
     except Exception as error:  # onnxruntime has an exception for each of its error codes
         raise DataError(f"{weights} cannot be opened as ONNX: {_first_line(error)}") from error

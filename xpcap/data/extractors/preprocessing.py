@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy
 from xpcap.errors import ConfigurationError
 
 LARGEST = 4096  # pixels on a side
+_LARGEST = 1e30  # of a number; float32 ends soon after
 _LONGEST = 8  # times as long as wide; the rest of a longer picture lies far outside the crop
 
 
@@ -111,6 +111,10 @@ class Preprocessing:
         ConfigurationError
             If there is no such field, or a value cannot be used.
         """
+        if not isinstance(fields, Mapping):
+            raise ConfigurationError(
+                f"preprocessing is {str(fields)[:40]!r}; expected an object with its fields"
+            )
         known = [field.name for field in dataclasses.fields(self)]
         for name in fields:
             if name not in known:
@@ -127,7 +131,7 @@ def _centre(picture: Any, width: int, height: int) -> Any:
 
 
 def _are_finite(numbers: Any) -> bool:
-    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+    return all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers)
 
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
