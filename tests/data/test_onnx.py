@@ -184,18 +184,12 @@ def test_weights_beside_the_file_count_too(tmp_path):
 
 def test_weights_in_another_file_take_no_part(tmp_path):
     flat_product(tmp_path / "a.onnx")
-    model = onnx.load(tmp_path / "a.onnx")
-    onnx.save(
-        model,
-        tmp_path / "b.onnx",
-        save_as_external_data=True,
-        location="else.bin",
-        size_threshold=0,
-    )
+    for name, location in (("b.onnx", "else.bin"), ("c.onnx", "c.onnx.data")):
+        model = onnx.load(tmp_path / "a.onnx")
+        beside = {"save_as_external_data": True, "size_threshold": 0}
+        onnx.save(model, tmp_path / name, location=location, **beside)
     with pytest.raises(DataError, match="cannot be opened as ONNX"):
         OnnxExtractor(tmp_path / "b.onnx", SMALL)
-    model = onnx.load(tmp_path / "a.onnx")
-    onnx.save(model, tmp_path / "c.onnx", location="c.onnx.data", **beside)
     described = OnnxExtractor(tmp_path / "c.onnx", SMALL).describe()
     data = bytearray((tmp_path / "c.onnx.data").read_bytes())
     data[0] ^= 1
