@@ -162,7 +162,7 @@ class _Search:
         said = self.said[of, place, :t]
         words = said[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
         rows = self.row[of, place]
-        scores, self.state = self.model.step(words, tuple(part[rows] for part in self.state))
+        scores, self.state = self.model.step(words, self.state, rows)
         log_probs = log_softmax(xp, scores)
         beam.constraints.apply(xp, log_probs, said, self.end)
         self.row[of, place] = xp.arange(len(of))

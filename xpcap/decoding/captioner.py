@@ -29,8 +29,11 @@ class Captioner(Protocol):
     def start(self, features: Array) -> State:
         """Return the state before the first word of N images."""
 
-    def step(self, words: Array, state: State) -> tuple[Array, State]:
-        """Feed a word `(R,)` to each caption; return scores `(R, V)` and the new state."""
+    def step(self, words: Array, state: State, rows: Array | None = None) -> tuple[Array, State]:
+        """Feed words `(R,)` after the beginnings in some rows of the state, or in all of them.
+
+        Returns scores `(R, V)` and the new state, of R rows.
+        """
 
 
 def check_words(model: Captioner) -> tuple[int, int]:

@@ -43,12 +43,12 @@ class Ensemble:
         self._sizes = [len(state) for state in states]
         return tuple(part for state in states for part in state)
 
-    def step(self, words: Array, state: State) -> tuple[Array, State]:
+    def step(self, words: Array, state: State, rows: Array | None = None) -> tuple[Array, State]:
         """Feed a word to each caption; scores are the logarithm of the average probability."""
         xp = namespace(words, *state)
         log_probs, new, first = [], list[Array](), 0
         for member, size in zip(self.members, self._sizes, strict=True):
-            scores, after = member.step(words, state[first : first + size])
+            scores, after = member.step(words, state[first : first + size], rows)
             log_probs.append(log_softmax(xp, scores))
             new += after
             first += size

@@ -90,13 +90,13 @@ def sample(model: Captioner, features: Array, sampling: Sampling) -> Decoded:
     draws = numpy.random.default_rng(sampling.seed).random((N, B, T))
     draws = xp.asarray(draws.reshape(N * B, T))
     images = xp.repeat(xp.arange(N), B)
-    state = tuple(part[images] for part in state)
     said = xp.full((N * B, T), model.null, dtype=numpy.int32)
     spoken = xp.zeros((N * B, T), dtype=dtype)
     rows = xp.arange(N * B)  # of the captions that go on
+    parents = images  # the rows of the state that they follow
     words = xp.full(N * B, start, dtype=numpy.int32)
     for t in range(T):
-        scores, state = model.step(words, state)
+        scores, state = model.step(words, state, parents)
         log_probs = log_softmax(xp, scores)
         may = log_probs.copy()
         sampling.constraints.apply(xp, may, said[rows, :t], end)
@@ -106,8 +106,7 @@ def sample(model: Captioner, features: Array, sampling: Sampling) -> Decoded:
         goes_on = xp.nonzero(words != end)[0]
         if not len(goes_on):
             break
-        rows, words = rows[goes_on], words[goes_on]
-        state = tuple(part[goes_on] for part in state)
+        rows, words, parents = rows[goes_on], words[goes_on], goes_on
     totals = spoken.sum(axis=1).reshape(N, B)
     order = xp.argsort(-totals, axis=1, kind="stable")
     image = xp.arange(N)[:, None]

@@ -15,6 +15,7 @@ from xpcap.backend import Array, Backend, as_backend, namespace
 from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.init import captioner_parameters
+from xpcap.kernels import fastest
 from xpcap.layers import (
     affine_backward,
     affine_forward,
@@ -22,13 +23,10 @@ from xpcap.layers import (
     dropout_forward,
     gru_backward,
     gru_forward,
-    gru_step_forward,
     lstm_backward,
     lstm_forward,
-    lstm_step_forward,
     rnn_backward,
     rnn_forward,
-    rnn_step_forward,
     temporal_affine_backward,
     temporal_affine_forward,
     temporal_softmax_loss,
@@ -36,9 +34,10 @@ from xpcap.layers import (
     word_embedding_forward,
 )
 from xpcap.layers.dropout import check_rate
-from xpcap.layers.gru import gru_unroll, gru_unroll_backward
-from xpcap.layers.lstm import lstm_unroll, lstm_unroll_backward
-from xpcap.layers.rnn import rnn_unroll, rnn_unroll_backward
+from xpcap.layers.gru import gru_advance, gru_unroll, gru_unroll_backward
+from xpcap.layers.lstm import lstm_advance, lstm_unroll, lstm_unroll_backward
+from xpcap.layers.rnn import rnn_advance, rnn_unroll, rnn_unroll_backward
+from xpcap.models.distinct import on_distinct
 from xpcap.models.greedy import greedy
 
 
@@ -46,14 +45,15 @@ class Cell(NamedTuple):
     """One kind of recurrent network, as the captioner uses it.
 
     `forward(x, h0, *weights)` and `backward(dh, cache)` run over a sequence;
-    `step(x, *state, *weights)` returns the new state and a cache; `unroll` and `unroll_backward`
-    are the recurrence alone, over a packed sequence. `gates` is the number of blocks of H columns
-    in the weights, `weights` are their names, `states` how many arrays a state has.
+    `advance(xp, gates, ah, *state, *biases)` takes one step from x Wx + b and h Wh and returns the
+    new state; `unroll` and `unroll_backward` are the recurrence alone, over a packed sequence.
+    `gates` is the number of blocks of H columns in the weights, `weights` are their names, `states`
+    how many arrays a state has.
     """
 
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[[Array, Any], tuple[Array, ...]]
-    step: Callable[..., tuple[Any, ...]]
+    advance: Callable[..., tuple[Array, ...]]
     unroll: Callable[..., Any]
     unroll_backward: Callable[..., tuple[Array, ...]]
     gates: int
@@ -63,15 +63,15 @@ class Cell(NamedTuple):
 
 CELLS = {
     "rnn": Cell(
-        rnn_forward, rnn_backward, rnn_step_forward, rnn_unroll, rnn_unroll_backward,
+        rnn_forward, rnn_backward, rnn_advance, rnn_unroll, rnn_unroll_backward,
         gates=1, weights=("Wx", "Wh", "b"), states=1,
     ),
     "lstm": Cell(
-        lstm_forward, lstm_backward, lstm_step_forward, lstm_unroll, lstm_unroll_backward,
+        lstm_forward, lstm_backward, lstm_advance, lstm_unroll, lstm_unroll_backward,
         gates=4, weights=("Wx", "Wh", "b"), states=2,
     ),
     "gru": Cell(
-        gru_forward, gru_backward, gru_step_forward, gru_unroll, gru_unroll_backward,
+        gru_forward, gru_backward, gru_advance, gru_unroll, gru_unroll_backward,
         gates=3, weights=("Wx", "Wh", "b", "bn"), states=1,
     ),
 }  # fmt: skip
@@ -277,7 +277,9 @@ class CaptioningRNN:
         xp = namespace(h0)
         return (h0, *(xp.zeros_like(h0) for _ in range(self.cell.states - 1)))
 
-    def step(self, words: Array, state: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+    def step(
+        self, words: Array, state: tuple[Array, ...], rows: Array | None = None
+    ) -> tuple[Array, tuple[Array, ...]]:
         """Feed one word to each caption.
 
         Parameters
@@ -285,7 +287,9 @@ class CaptioningRNN:
         words
             Indices `(N,)`.
         state
-            From `start` or the step before.
+            From `start` or the step before, `(M, H)` each.
+        rows
+            The row of `state` that each word follows, `(N,)`; None: each its own, N = M.
 
         Returns
         -------
@@ -293,10 +297,19 @@ class CaptioningRNN:
             Of every next word, `(N, V)`; and the new state.
         """
         params = self.params
-        x = params["W_embed"][words]
-        *new_state, _ = self.cell.step(x, *state, *self._weights())
-        scores, _ = affine_forward(new_state[0], params["W_vocab"], params["b_vocab"])
-        return scores, tuple(new_state)
+        xp = fastest(namespace(words, *state))
+        Wx, Wh, b = (params[name] for name in self.cell.weights[:3])
+        gates = on_distinct(xp, words, lambda some: params["W_embed"][some] @ Wx + b)
+        if rows is None:
+            ah = state[0] @ Wh
+        else:
+            ah = on_distinct(xp, rows, lambda some: state[0][some] @ Wh)
+            state = tuple(part[rows] for part in state)
+        biases = [params[name] for name in self.cell.weights[3:]]
+        new_state = self.cell.advance(xp, gates, ah, *state, *biases)
+        scores = new_state[0] @ params["W_vocab"]
+        scores += params["b_vocab"]
+        return scores, new_state
 
     def sample(self, features: Array, max_length: int = 30) -> Array:
         """Caption images greedily: always the most likely next word.
