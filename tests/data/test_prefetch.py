@@ -19,9 +19,9 @@ from xpcap.train import Schedule, Trainer
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     yield
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.fixture

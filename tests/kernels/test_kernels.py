@@ -13,6 +13,7 @@ from xpcap.kernels.batches import next_batch
 from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import softmax, softmax_cross_entropy
+from xpcap.kernels.top import top
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -35,8 +36,9 @@ def unwritten(*shape):
 def run(version, xp, arguments):
     """Return what a kernel returns and every array it was given, as it left them."""
     returned = version(xp, **arguments)
+    several = returned if isinstance(returned, tuple) else (returned,)
     return {
-        **({} if returned is None else {"returned": returned}),
+        **{f"returned {k}": value for k, value in enumerate(several) if value is not None},
         **{name: value for name, value in arguments.items() if hasattr(value, "shape")},
     }
 
@@ -376,3 +378,19 @@ def test_split_gates_are_views(xp):
     ]  # fmt: skip
     parts[1][:] = 0.0
     assert float(wide.sum()) == 66.0 - 22.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 17, 40])
+def test_the_largest_of_each_row(backend, count):
+    """Equal ones in their order, by sorting and by looking again and again."""
+    values = numpy.round(numpy.random.default_rng(4).standard_normal((30, 40)), 1)
+    found, places = top(backend.xp, backend.to_device(values), count)
+    for row, best, where in zip(values, to_host(found), to_host(places), strict=True):
+        order = sorted(range(40), key=lambda k: (-row[k], k))[:count]
+        assert where.tolist() == order
+        assert best.tolist() == row[order].tolist()
+
+
+def test_minus_infinity_may_be_among_the_largest():
+    values = numpy.array([[1.0, -numpy.inf, -numpy.inf]])
+    assert top(numpy, values, 2)[0].tolist() == [[1.0, -numpy.inf]]
