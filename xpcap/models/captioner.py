@@ -297,7 +297,7 @@ class CaptioningRNN:
             Of every next word, `(N, V)`; and the new state.
         """
         params = self.params
-        xp = fastest(namespace(words, *state))
+        xp = namespace(words, *state)
         Wx, Wh, b = (params[name] for name in self.cell.weights[:3])
         gates = on_distinct(xp, words, lambda some: params["W_embed"][some] @ Wx + b)
         if rows is None:
@@ -306,7 +306,7 @@ class CaptioningRNN:
             ah = on_distinct(xp, rows, lambda some: state[0][some] @ Wh)
             state = tuple(part[rows] for part in state)
         biases = [params[name] for name in self.cell.weights[3:]]
-        new_state = self.cell.advance(xp, gates, ah, *state, *biases)
+        new_state = self.cell.advance(fastest(xp), gates, ah, *state, *biases)
         scores = new_state[0] @ params["W_vocab"]
         scores += params["b_vocab"]
         return scores, new_state
