@@ -31,6 +31,18 @@ def test_a_split_is_captioned_and_measured(trained, tmp_path):
     assert [entry["caption"] for entry in results] == [image["caption"] for image in images]
 
 
+def test_only_images_with_captions_count_and_keep_their_own_numbers(trained, tmp_path):
+    path = tmp_path / "tiny" / "references.json"
+    references = json.loads(path.read_text())
+    for k, image in enumerate(references["val"]):
+        image["id"] = 900 + k
+    references["val"][3]["captions"] = []
+    path.write_text(json.dumps(references))
+    assert trained("--results", "coco.json").exit_code == 0
+    found = [entry["image_id"] for entry in json.loads((tmp_path / "coco.json").read_text())]
+    assert found == [900, 901, 902, *range(904, 912)]
+
+
 def test_as_json_with_chosen_metrics(trained):
     found = json.loads(trained("--json", "--metric", "CIDEr-D", "--metric", "novel").stdout)
     assert set(found) == {"images", "CIDEr-D", "novel"}
