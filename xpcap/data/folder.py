@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy
 
+from xpcap.data.hdf5 import write_arrays
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
 
@@ -102,10 +103,12 @@ def write_contents(
     import h5py
 
     vocabulary.write(folder / VOCABULARY)
-    with explained(folder / CAPTIONS, "write"), h5py.File(folder / CAPTIONS, "w") as file:
-        for split, contents in splits.items():
-            file[f"{split}_captions"] = contents.captions.astype(numpy.int32)
-            file[f"{split}_image_idxs"] = contents.image_idxs.astype(numpy.int32)
+    indices = {}
+    for split, contents in splits.items():
+        indices[f"{split}_captions"] = contents.captions.astype(numpy.int32)
+        indices[f"{split}_image_idxs"] = contents.image_idxs.astype(numpy.int32)
+    with explained(folder / CAPTIONS, "write"):
+        write_arrays(folder / CAPTIONS, indices)
     references = {}
     for split, contents in splits.items():
         for kind, features in contents.features.items():

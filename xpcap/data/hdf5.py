@@ -1,9 +1,13 @@
-"""Opening HDF5 files that may be missing, truncated or something else."""
+"""Opening HDF5 files that may be missing, truncated or something else, and writing small ones."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy
 
 from xpcap.errors import DataError
 from xpcap.files import explained
@@ -95,3 +99,23 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         return found[...]
     except DAMAGED as error:
         raise DataError(f"{path} is damaged: '{key}' cannot be read") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
+    """Write arrays that fit in memory twice under their names into a new HDF5 file.
+
+    The file is made in memory first: HDF5 itself can crash where a disk turns out to be full only
+    when it closes the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    path.write_bytes(image.getbuffer())

@@ -23,7 +23,6 @@ c, the mean of the first block, which is close to the mean m:
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Protocol, TypeAlias
 import numpy
 
 from xpcap.backend import CPU, Array, Backend, Namespace, to_host
-from xpcap.data.hdf5 import open_hdf5, read_array
+from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.errors import DataError
 from xpcap.files import new_file
@@ -147,15 +146,15 @@ class PCA:
         DataError
             If the file cannot be written.
         """
-        import h5py
-
-        image = io.BytesIO()  # HDF5 itself can crash where the disk is full when it closes a file
-        with h5py.File(image, "w") as file:
-            file["mean"] = self.mean
-            file["components"] = self.components
-            file["explained_variance"] = self.explained_variance
         with new_file(path) as temporary:
-            temporary.write_bytes(image.getbuffer())
+            write_arrays(
+                temporary,
+                {
+                    "mean": self.mean,
+                    "components": self.components,
+                    "explained_variance": self.explained_variance,
+                },
+            )
 
     @classmethod
     def read(cls, path: Path) -> PCA:
