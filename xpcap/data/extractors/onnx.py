@@ -180,10 +180,11 @@ def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> On
             f"{path} is not there; expected the weights of '{description['name']}' with SHA-256"
             f" {sha256[:16]}...: say where they are (--weights)"
         )
-    if digest(path) != sha256:
+    found = digest(path)
+    if found != sha256:
         raise DataError(
             f"{path} is another file than the features were computed with: SHA-256"
-            f" {digest(path)[:16]}...; expected {sha256[:16]}..."
+            f" {found[:16]}...; expected {sha256[:16]}..."
         )
     preprocessing = Preprocessing().changed(description["preprocessing"])
     return OnnxExtractor(path, preprocessing, description["output"], description["name"])
