@@ -12,12 +12,16 @@ SHAPES = ("circle", "square", "star")
 
 
 def make_tiny(
-    path: Path, train: int = 24, val: int = 12, kinds: tuple[str, ...] = ("fc7",)
+    path: Path,
+    train: int = 24,
+    val: int = 12,
+    kinds: tuple[str, ...] = ("fc7",),
+    shapes: tuple[str, ...] = SHAPES,
 ) -> Path:
     """Write a data folder: two captions an image, features one-hot in colour and shape."""
-    combinations = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
+    combinations = [(c, s) for c in range(len(COLOURS)) for s in range(len(shapes))]
     vocabulary = Vocabulary.build(
-        [["a", COLOURS[c], SHAPES[s]] for c, s in combinations] + [["there", "is", "one"]]
+        [["a", COLOURS[c], shapes[s]] for c, s in combinations] + [["there", "is", "one"]]
     )
     splits = {}
     for name, images in (("train", train), ("val", val)):
@@ -26,7 +30,7 @@ def make_tiny(
         for image in range(images):
             c, s = combinations[image % len(combinations)]
             features[image, [c, len(COLOURS) + s]] = 1
-            said = [["a", COLOURS[c], SHAPES[s]], ["there", "is", "a", COLOURS[c], SHAPES[s]]]
+            said = [["a", COLOURS[c], shapes[s]], ["there", "is", "a", COLOURS[c], shapes[s]]]
             references.append([" ".join(words) for words in said])
             for words in said:
                 captions.append(vocabulary.encode(words, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,22 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.dataset import Dataset
+from xpcap.data.dataset import Dataset, Split
 from xpcap.data.vocabulary import SPECIAL, plain
 from xpcap.decoding import Beam, Sampling
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained, new_file
-from xpcap.metrics import DEFAULT, Scores, check_names, evaluate_captions
-from xpcap.run_folder import Run
+from xpcap.metrics import METRICS as OF_CAPTIONS
+from xpcap.metrics import Score, Scores, evaluate_captions
+from xpcap.run_folder import BATCH, Run
+
+PERPLEXITY = "perplexity"
+
+METRICS = (*OF_CAPTIONS, PERPLEXITY)
+"""The names that `evaluate_run` knows: those of `xpcap.metrics`, and `perplexity`."""
+
+DEFAULT = tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
+"""Those that need no Java."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Evaluation:
     ----------
     images
         For each image `image` (its address), `id`, `caption`, `references`, and its value by
-        metric.
+        metric; its perplexity is None if none of its captions is among the encoded ones.
     scores
         The metrics.
     """
@@ -52,7 +62,7 @@ def evaluate_run(
     how
         How captions are found; the best of each image counts.
     metrics
-        Names of `xpcap.metrics.METRICS`.
+        Names of `METRICS`, in capitals or not.
 
     Raises
     ------
@@ -61,9 +71,7 @@ def evaluate_run(
     ConfigurationError
         If a metric is unknown, or cannot be computed here.
     """
-    trained = [said for image in dataset.references("train") for said in image]
-    words = run.vocabulary.idx_to_word[len(SPECIAL) :]
-    check_names(metrics, trained, words)
+    names = _known(metrics)
     references = dataset.references(split)
     rows = [row for row, said in enumerate(references) if said]
     if not rows:
@@ -71,13 +79,18 @@ def evaluate_run(
     part = dataset.splits[split]
     captions = run.caption(part.features[numpy.array(rows)], how)
     known = [[plain(sentence) for sentence in references[row]] for row in rows]
+    trained = dataset.references("train") if "novel" in names else []
     scores = evaluate_captions(
         captions,
         known,
-        metrics,
-        training_captions=trained,
-        vocabulary=words,
+        [name for name in names if name != PERPLEXITY],
+        training_captions=[said for image in trained for said in image],
+        vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
     )
+    corpus, by_image = scores.corpus, scores.images
+    if PERPLEXITY in names:
+        corpus[PERPLEXITY], values = perplexity(run, part)
+        by_image[PERPLEXITY] = values[rows]
     ids = dataset.image_ids(split)
     images = [
         {
@@ -85,11 +98,53 @@ def evaluate_run(
             "id": ids[row],
             "caption": caption,
             "references": known[k],
-            **{name: float(values[k]) for name, values in scores.images.items()},
+            **{name: _number(by_image[name][k]) for name in names if name in by_image},
         }
         for k, (row, caption) in enumerate(zip(rows, captions, strict=True))
     ]
-    return Evaluation(images, scores)
+    return Evaluation(images, Scores({name: corpus[name] for name in names}, by_image))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    """Return the names as `METRICS` writes them, each once."""
+    by_lower = {name.lower(): name for name in METRICS}
+    for name in names:
+        if name.lower() not in by_lower:
+            raise ConfigurationError(
+                f"metric '{name}' is unknown; expected one of {', '.join(METRICS)}"
+            )
+    return list(dict.fromkeys(by_lower[name.lower()] for name in names))
+
+
+def perplexity(run: Run, split: Split) -> Score:
+    """Measure how well a run foresees a split's encoded captions, `<END>` and `<UNK>` counted.
+
+    e^(nats a word): among how many equally likely words it hesitates. Training's validation loss
+    is the logarithm of it.
+
+    Returns
+    -------
+    Score
+        Of all captions together, and of those of each image of the split; NaN where it has none.
+    """
+    nats = numpy.empty(len(split))
+    for first in range(0, len(split), BATCH):
+        rows = slice(first, first + BATCH)
+        features = split.features[split.image_idxs[rows]]
+        nats[rows] = -run.score(features, split.captions[rows]).sum(axis=1, dtype=numpy.float64)
+    words = (split.captions[:, 1:] != run.model.null).sum(axis=1)
+    images = split.features.shape[0]
+    by_image = [numpy.bincount(split.image_idxs, values, images) for values in (nats, words)]
+    with numpy.errstate(invalid="ignore"):  # 0 nats / 0 words
+        each = by_image[0] / by_image[1]
+    largest = 700.0  # whose exponential is finite
+    return Score(
+        math.exp(min(nats.sum() / words.sum(), largest)), numpy.exp(numpy.minimum(each, largest))
+    )
 
 
 def write_results(path: Path, evaluation: Evaluation) -> None:

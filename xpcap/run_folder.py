@@ -12,20 +12,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from xpcap.backend import Backend, as_backend
+from xpcap.backend import Backend, as_backend, to_host
 from xpcap.checkpoint import load_parameters
 from xpcap.data.extraction import extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.folder import FEATURE_KINDS
 from xpcap.data.pca import PCA
-from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
-from xpcap.decoding import Beam, Sampling, beam_search, sample
+from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary, decode_captions, plain
+from xpcap.decoding import (
+    Beam,
+    Captioner,
+    Constraints,
+    Decoded,
+    Ensemble,
+    Sampling,
+    beam_search,
+    sample,
+    score_captions,
+)
 from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import explained, new_folder, read_json
 from xpcap.models import CaptioningRNN
@@ -99,40 +109,79 @@ class Run:
         Its words.
     model
         With the parameters of the best epoch.
+    partners
+        Models of other runs that decide with it, see `ensemble`.
     """
 
     folder: Path
     config: Mapping[str, Any]
     vocabulary: Vocabulary
     model: CaptioningRNN
+    partners: Sequence[CaptioningRNN] = ()
 
-    def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
-        """Caption images.
+    @property
+    def captioner(self) -> Captioner:
+        """What says how likely words are: the model, with its partners if it has any."""
+        return Ensemble([self.model, *self.partners]) if self.partners else self.model
+
+    def decode(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> Decoded:
+        """Find captions of images, and how likely their words are.
 
         Parameters
         ----------
         features
             `(N, D)` of the kind the run was trained on, on the host.
         how
-            How captions are found, the best of each image; None is greedily, `<UNK>` and all.
+            How captions are found; None is greedily, without `<UNK>`.
+
+        Returns
+        -------
+        Decoded
+            Of all N images, on the host.
+        """
+        if how is None:
+            how = Beam(width=1, constraints=Constraints(banned=unsaid(self.vocabulary)))
+        backend, captioner, parts = self.model.backend, self.captioner, list[Decoded]()
+        with backend.activate():
+            for first in range(0, max(len(features), 1), BATCH):
+                rows = backend.to_device(features[first : first + BATCH])
+                if isinstance(how, Beam):
+                    found = beam_search(captioner, rows, how)
+                else:
+                    found = sample(captioner, rows, how, first)
+                parts.append(Decoded(*map(to_host, found)))
+        return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
+
+    def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
+        """Caption images: the best of what `decode` finds.
 
         Returns
         -------
         list of str
             N sentences without `<START>` and `<END>`.
         """
-        backend, sentences = self.model.backend, list[str]()
+        words = self.decode(features, how).words[:, 0]
+        return [plain(said) for said in decode_captions(words, self.vocabulary.idx_to_word)]
+
+    def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
+        """Return how likely the words of given captions are, as `score_captions` says.
+
+        Parameters
+        ----------
+        features
+            `(N, D)`, one image a caption, on the host.
+        captions
+            `(N, T+1)` on the host.
+
+        Returns
+        -------
+        array
+            `(N, T)` in nats, on the host.
+        """
+        backend = self.model.backend
         with backend.activate():
-            for first in range(0, len(features), BATCH):
-                rows = backend.to_device(features[first : first + BATCH])
-                if how is None:
-                    words = self.model.sample(rows)
-                elif isinstance(how, Beam):
-                    words = beam_search(self.model, rows, how).words[:, 0]
-                else:
-                    words = sample(self.model, rows, how).words[:, 0]
-                sentences += decode_captions(words, self.vocabulary.idx_to_word)
-        return [plain(sentence) for sentence in sentences]
+            arrays = backend.to_device(features), backend.to_device(captions)
+            return numpy.asarray(to_host(score_captions(self.captioner, *arrays)))
 
     def features_of(self, pictures: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
         """Compute the features of pictures as those of the training set were.
@@ -174,6 +223,70 @@ class Run:
         if data["kind"] != "pca" or not data.get("extractor"):
             return None
         return PCA.read(self.folder / TRANSFORM)
+
+
+def unsaid(vocabulary: Vocabulary, allow_unk: bool = False) -> tuple[int, ...]:
+    """Return the indices of what captions shall not hold: marks, and `<UNK>` unless allowed."""
+    marks = (NULL, START) if allow_unk else (NULL, START, UNK)
+    return tuple(vocabulary.word_to_idx[mark] for mark in marks)
+
+
+def ensemble(runs: Sequence[Run]) -> Run:
+    """Let runs decide together: the probability of a word is the average of theirs.
+
+    Parameters
+    ----------
+    runs
+        One or more, on one device.
+
+    Returns
+    -------
+    Run
+        The first one, with the others' models as partners.
+
+    Raises
+    ------
+    CheckpointError
+        If one has other words than the first, or needs other features.
+    """
+    for other in runs[1:]:
+        _check_alike(runs[0], other)
+    models = [model for run in runs for model in (run.model, *run.partners)]
+    return replace(runs[0], model=models[0], partners=models[1:])
+
+
+def _check_alike(first: Run, other: Run) -> None:
+    """Check that two runs have the same words and need the same features."""
+    why = "expected the same, as they are to decide together"
+    if tuple(other.vocabulary.idx_to_word) != tuple(first.vocabulary.idx_to_word):
+        raise CheckpointError(f"{other.folder} has another vocabulary than {first.folder}; {why}")
+    expected, found = _input(first), _input(other)
+    for what in expected:
+        if found[what] != expected[what]:
+            raise CheckpointError(
+                f"{other.folder} has {what} {found[what]}, {first.folder} {expected[what]}; {why}"
+            )
+    one, another = first.transform, other.transform
+    if one is not None and another is not None and not another.equals(one):
+        raise CheckpointError(
+            f"{other.folder} has other principal components than {first.folder}; {why}"
+        )
+
+
+def _input(run: Run) -> dict[str, Any]:
+    """Return what is fed into a run's model, in words."""
+    data = run.config["data"]
+    return {
+        "the input size": run.model.params["W_proj"].shape[0],
+        "features of the kind": data["kind"],
+        "features from": extractor_of(data) or data.get("features"),
+    }
+
+
+def extractor_of(description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the extractor that a data set's or a run's description names, wherever its file is."""
+    extractor = description.get("extractor")
+    return extractor and {key: value for key, value in extractor.items() if key != "weights"}
 
 
 def open_run(folder: Path, backend: Backend | str | None = None) -> Run:

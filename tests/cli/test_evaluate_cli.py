@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from commands import one_line
@@ -26,6 +27,9 @@ def test_a_split_is_captioned_and_measured(trained, tmp_path):
     assert len(images) == 12
     mean = sum(image["CIDEr-D"] for image in images) / 12
     assert float(values["CIDEr-D"]) == pytest.approx(mean, abs=1e-4)
+    # each image has 10 words to be foreseen
+    mean = math.prod(image["perplexity"] for image in images) ** (1 / 12)
+    assert float(values["perplexity"]) == pytest.approx(mean, abs=1e-4)
     results = json.loads((tmp_path / "coco.json").read_text())
     assert [set(entry) for entry in results] == [{"image_id", "caption"}] * 12
     assert [entry["caption"] for entry in results] == [image["caption"] for image in images]
@@ -44,20 +48,62 @@ def test_only_images_with_captions_count_and_keep_their_own_numbers(trained, tmp
 
 
 def test_as_json_with_chosen_metrics(trained):
-    found = json.loads(trained("--json", "--metric", "CIDEr-D", "--metric", "novel").stdout)
-    assert set(found) == {"images", "CIDEr-D", "novel"}
+    found = json.loads(trained("--json", "--metrics", " cider-d,Novel, CIDEr-D").stdout)
+    assert list(found) == ["images", "decoding", "CIDEr-D", "novel"]
+    assert found["images"] == 12
+    assert found["decoding"] == {
+        "beam": 1, "length_penalty": "none", "groups": 1, "diversity": 0.5, "sample": False,
+        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+    }  # fmt: skip
     sampled = [
         json.loads(trained("--json", "--sample", "--seed", seed, "--temperature", "3").stdout)
         for seed in (1, 1, 2)
     ]
     assert sampled[0] == sampled[1] != sampled[2]
     assert sampled[0]["BLEU-1"] < 0.9
+    assert sampled[0]["decoding"] == {
+        "sample": True, "temperature": 3.0, "top_k": 0, "top_p": 1.0, "seed": 1,
+        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+    }  # fmt: skip
+
+
+def test_perplexity_is_that_of_the_best_epoch(trained, tmp_path):
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    best = min(entry["val_loss"] for entry in map(json.loads, lines) if "val_loss" in entry)
+    found = json.loads(trained("--json", "--metrics", "perplexity").stdout)
+    assert found["perplexity"] == pytest.approx(math.exp(best), rel=1e-6)
+    assert trained("--metrics", "perplexity").stdout == f"perplexity      {math.exp(best):.4f}\n"
+
+
+def test_runs_decide_together(trained, call):
+    words = ["--data", "tiny", "--epochs", "2", "--device", "cpu", "--cell", "gru", "--seed", "1"]
+    assert call("train", *words, "--out", "other", *SMALL).exit_code == 0
+
+    def measured(*runs):
+        return json.loads(call("evaluate", *runs, "--json", "--device", "cpu").stdout)
+
+    one, other, both = measured("run"), measured("other"), measured("run", "other")
+    assert one["perplexity"] < both["perplexity"] < other["perplexity"]
+    itself = measured("run", "run")
+    assert itself.pop("decoding") == one.pop("decoding")
+    assert itself == pytest.approx(one, rel=1e-6)
+
+
+def test_runs_that_differ_do_not_decide_together(trained, call, tmp_path):
+    make_tiny(tmp_path / "fewer", shapes=("circle", "square"))
+    words = ["--data", "fewer", "--epochs", "1", "--device", "cpu", *SMALL]
+    assert call("train", *words, "--out", "other").exit_code == 0
+    one_line(trained("other"), "other has another vocabulary than run; expected the same")
+    one_line(trained("none"), "none is not a run; expected a folder made by xpcap train")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--metric", "F1"], "metric 'F1' is unknown; expected one of BLEU-1"),
+        (["--metrics", "F1"], "metric 'F1' is unknown; expected one of BLEU-1.*, perplexity"),
+        (["--metrics", "BLEU-1,,CIDEr"], "metric '' is unknown"),
+        (["--top-k", "5"], "--top-k goes with --sample"),
+        (["--sample", "--length-penalty", "gnmt"], "--length-penalty does not go with --sample"),
         (["--beam", "0"], "--beam"),
         (["--beam", "3", "--groups", "2"], "a beam of 3 cannot be divided into 2 groups"),
         (["--length-penalty", "wu"], "length penalty 'wu' is unknown"),

@@ -44,6 +44,16 @@ def test_references_are_read_back_from_captions_where_they_are_not_stored(tiny):
     assert dataset.description == {"name": "tiny"}
 
 
+def test_stored_references_are_read_once(tiny):
+    dataset = open_dataset(tiny)
+    first = dataset.references("val")
+    first[0].clear()  # a list of the caller's own
+    (tiny / "references.json").write_text("[")
+    assert dataset.references("val")[0] == ["a red circle", "there is a red circle"]
+    assert dataset.references("train")[1] == ["a red square", "there is a red square"]
+    assert dataset.image_ids("val") == list(range(12))
+
+
 def test_features_are_chosen_by_name_or_by_what_is_there(tiny):
     assert open_dataset(tiny, "fc7").kind == "fc7"
     for split in ("train", "val"):

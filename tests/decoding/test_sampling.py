@@ -53,6 +53,15 @@ def test_a_seed_says_the_same_on_every_backend_and_for_every_number_of_images(ba
     assert (to_host(other.words) != expected.words).any()
 
 
+def test_images_drawn_for_in_parts_say_what_they_say_together(backend):
+    model, same = model_of("lstm", backend), numpy.repeat(some_features(1), 7, axis=0)
+    features, sampling = backend.to_device(same), Sampling(2, seed=5, constraints=SHORT)
+    together = to_host(sample(model, features, sampling).words)
+    parts = [sample(model, features[k : k + 3], sampling, first=k).words for k in (0, 3, 6)]
+    numpy.testing.assert_array_equal(numpy.concatenate([to_host(p) for p in parts]), together)
+    assert (together[:3] != together[3:6]).any()
+
+
 def test_the_coldest_draw_is_greedy(backend):
     model, features = model_of("gru", backend), backend.to_device(some_features(9))
     greedy = beam_search(model, features, Beam(1, constraints=SHORT))

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from xpcap.data.vocabulary import Vocabulary
     from xpcap.decoding import Beam, Sampling
+
+_OF_BEAMS = ("beam", "length_penalty", "groups", "diversity")
+_OF_DRAWS = ("temperature", "top_k", "top_p", "seed")
 
 _OPTIONS = (
     click.option(
@@ -47,16 +51,16 @@ def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def make_decoder(
     vocabulary: Vocabulary, options: Mapping[str, Any], count: int = 1
 ) -> Beam | Sampling:
-    """Return what the options ask for, `count` captions an image."""
-    from xpcap.data.vocabulary import NULL, START, UNK
+    """Return what the options ask for, `count` captions an image (`--n-best`)."""
     from xpcap.decoding import Beam, Constraints, Sampling
+    from xpcap.run_folder import unsaid
 
-    marks = (NULL, START) if options["allow_unk"] else (NULL, START, UNK)
+    _check(options, count)
     constraints = Constraints(
         options["min_words"],
         options["max_words"],
         options["no_repeat_ngram"],
-        tuple(vocabulary.word_to_idx[mark] for mark in marks),
+        unsaid(vocabulary, options["allow_unk"]),
     )
     if options["sample"]:
         return Sampling(
@@ -75,3 +79,25 @@ def make_decoder(
         diversity=options["diversity"],
         constraints=constraints,
     )
+
+
+def used(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without those that only the other way of finding captions has."""
+    unused = _OF_BEAMS if options["sample"] else _OF_DRAWS
+    return {name: value for name, value in options.items() if name not in unused}
+
+
+def _check(options: Mapping[str, Any], count: int) -> None:
+    """Refuse options that contradict each other, or that would do nothing."""
+    source = click.get_current_context().get_parameter_source
+    for name in options.keys() - used(options).keys():
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} {'does not go' if options['sample'] else 'goes'} with"
+                " --sample"
+            )
+    if not options["sample"] and count > options["beam"]:
+        raise click.UsageError(
+            f"--n-best {count} is more than --beam {options['beam']} can find; expected --beam"
+            f" {count} or more, or --sample"
+        )

@@ -20,6 +20,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 AnyPath = click.Path(path_type=Path)
 
+runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
+
 
 def talk(message: str) -> None:
     """Say something that is no result."""
@@ -42,9 +44,15 @@ def show_json(value: Any) -> None:
 
 
 def show_captions(shown: Sequence[dict[str, Any]]) -> None:
-    """Print captions, each with its image and with what people said, if known."""
+    """Print captions, each with its image and with what people said, if known.
+
+    Where an image has several, each is led by its log-probability in nats.
+    """
+    several = any(len(entry["captions"]) > 1 for entry in shown)
     for entry in shown:
         click.echo(entry["image"])
-        click.echo(f"  xpcap   {entry['caption']}")
+        for found in entry["captions"]:
+            log_prob = f"{found['log_prob']:7.2f}  " if several else ""
+            click.echo(f"  xpcap   {log_prob}{found['caption']}")
         for sentence in entry.get("references", []):
             click.echo(f"  people  {sentence}")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from xpcap.cli._decoding import decoding_options, make_decoder
 from xpcap.cli._options import (
     AnyPath,
     device_option,
     json_option,
     open_device,
+    runs_argument,
     show_captions,
     show_json,
 )
 
 
 @click.command()
-@click.argument("run", type=AnyPath)
+@runs_argument
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Whose images.")
 @click.option("--count", type=click.IntRange(min=1), default=10, help="How many images.")
 @click.option(
@@ -34,34 +37,48 @@ from xpcap.cli._options import (
     show_default=False,
 )
 @click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
+@click.option(
+    "--n-best",
+    type=click.IntRange(min=1),
+    default=1,
+    help="How many captions an image, the best of --beam or so many draws of --sample; each with"
+    " its log-probability in nats.",
+)
+@decoding_options
 @device_option
 @json_option
 def caption(
-    run: Path,
+    runs: tuple[Path, ...],
     split: str,
     count: int,
     images: tuple[Path, ...],
     weights: Path | None,
     data: Path | None,
+    n_best: int,
     device: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Caption images with a trained RUN: of its data set, or any pictures.
 
-    Pictures can be captioned by runs whose features xpcap computes from pixels.
+    Several RUNs decide together: the probability of a word is the average of theirs. Pictures can
+    be captioned by runs whose features xpcap computes from pixels. --json adds to each caption the
+    log-probability of every word.
     """
-    from xpcap.run_folder import open_run
+    from xpcap.run_folder import ensemble, open_run
     from xpcap.train.showing import caption_pictures, caption_split
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
     if weights and not images:
         raise click.UsageError("--weights goes with --image")
-    opened = open_run(run, open_device(device))
+    backend = open_device(device)
+    opened = ensemble([open_run(run, backend) for run in runs])
+    how = make_decoder(opened.vocabulary, options, n_best)
     if images:
-        shown = caption_pictures(opened, images, weights)
+        shown = caption_pictures(opened, images, weights, how)
     else:
-        shown = caption_split(opened, split, count, data)
+        shown = caption_split(opened, split, count, data, how)
     if as_json:
         show_json(shown)
     else:

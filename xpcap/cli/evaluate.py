@@ -7,20 +7,26 @@ from typing import Any
 
 import click
 
-from xpcap.cli._decoding import decoding_options, make_decoder
-from xpcap.cli._options import AnyPath, device_option, json_option, open_device, show_json, talk
+from xpcap.cli._decoding import decoding_options, make_decoder, used
+from xpcap.cli._options import (
+    AnyPath,
+    device_option,
+    json_option,
+    open_device,
+    runs_argument,
+    show_json,
+    talk,
+)
 
 
 @click.command()
-@click.argument("run", type=AnyPath)
+@runs_argument
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Whose images.")
 @click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    metavar="NAME",
+    "--metrics",
+    metavar="NAMES",
     help="BLEU-1 to BLEU-4, ROUGE-L, CIDEr, CIDEr-D, distinct-1, distinct-2, novel,"
-    " vocabulary-use; METEOR and SPICE with Java; may be given several times.",
+    " vocabulary-use, perplexity; METEOR and SPICE with Java; with commas between them.",
     show_default="those that need no Java",
 )
 @decoding_options
@@ -30,9 +36,9 @@ from xpcap.cli._options import AnyPath, device_option, json_option, open_device,
 @device_option
 @json_option
 def evaluate(
-    run: Path,
+    runs: tuple[Path, ...],
     split: str,
-    metrics: tuple[str, ...],
+    metrics: str | None,
     data: Path | None,
     images: Path | None,
     results: Path | None,
@@ -42,24 +48,25 @@ def evaluate(
 ) -> None:
     """Caption a split with a trained RUN, and measure the captions against people's.
 
-    Values are of all captions together; CIDEr and CIDEr-D are ten times a cosine, and count how
-    rare words are in this split's references.
+    Several RUNs decide together: the probability of a word is the average of theirs. Values are of
+    all captions together; CIDEr and CIDEr-D are ten times a cosine, and count how rare words are in
+    this split's references. Perplexity is that of people's captions, as far as they are encoded.
     """
-    from xpcap.evaluation import evaluate_run, write_images, write_results
-    from xpcap.metrics import METRICS
-    from xpcap.run_folder import open_run
+    from xpcap.evaluation import DEFAULT, evaluate_run, write_images, write_results
+    from xpcap.run_folder import ensemble, open_run
     from xpcap.train.showing import open_data
 
-    opened = open_run(run, open_device(device))
+    names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
+    backend = open_device(device)
+    opened = ensemble([open_run(run, backend) for run in runs])
     how = make_decoder(opened.vocabulary, options)
-    chosen = metrics or tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
-    found = evaluate_run(opened, open_data(opened, data), split, how, chosen)
+    found = evaluate_run(opened, open_data(opened, data), split, how, names)
     for path, write in ((images, write_images), (results, write_results)):
         if path is not None:
             write(path, found)
             talk(f"written: {path}")
     if as_json:
-        show_json({"images": len(found.images), **found.scores.corpus})
+        show_json({"images": len(found.images), "decoding": used(options), **found.scores.corpus})
         return
     talk(f"{len(found.images)} images of '{split}'")
     for name, value in found.scores.corpus.items():

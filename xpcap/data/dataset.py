@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Dataset:
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
                 by_image[image].append(plain(sentence))
             return [by_image[image] for image in range(images)]
-        return [image["captions"] for image in self._read_references(name)]
+        return [list(image["captions"]) for image in self._described(name)]
 
     def image_ids(self, name: str) -> list[int]:
         """Return the number of each image of a split where it came from, else its place.
@@ -102,16 +103,19 @@ class Dataset:
         """
         if not self._has_references:
             return list(range(self.splits[name].features.shape[0]))
-        images = self._read_references(name)
-        return [image.get("id", place) for place, image in enumerate(images)]
+        return [image.get("id", place) for place, image in enumerate(self._described(name))]
 
     @property
     def _has_references(self) -> bool:
         return (self.folder / layout.REFERENCES).exists()
 
-    def _read_references(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / layout.REFERENCES
-        content = read_json(path)
+    @cached_property
+    def _references(self) -> Any:
+        """What `references.json` holds; it is read once."""
+        return read_json(self.folder / layout.REFERENCES)
+
+    def _described(self, name: str) -> list[dict[str, Any]]:
+        path, content = self.folder / layout.REFERENCES, self._references
         images = content.get(name) if isinstance(content, dict) else None
         if not isinstance(images, list) or not all(map(_is_described, images)):
             raise DataError(

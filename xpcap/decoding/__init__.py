@@ -5,6 +5,7 @@ from xpcap.decoding.captioner import Captioner, Decoded
 from xpcap.decoding.constraints import Constraints
 from xpcap.decoding.ensemble import Ensemble
 from xpcap.decoding.sampling import Sampling, sample
+from xpcap.decoding.scoring import score_captions
 
 __all__ = [
     "Beam",
@@ -15,4 +16,5 @@ __all__ = [
     "Sampling",
     "beam_search",
     "sample",
+    "score_captions",
 ]

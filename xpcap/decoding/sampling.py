@@ -58,10 +58,10 @@ class Sampling:
             raise ConfigurationError(f"top-p must be in (0, 1], got {self.top_p}")
 
 
-def sample(model: Captioner, features: Array, sampling: Sampling) -> Decoded:
+def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0) -> Decoded:
     """Draw captions of images.
 
-    An image's draws depend on the seed and its place among the images, on nothing else.
+    An image's draws depend on its place among all images and on how it is drawn, on nothing else.
 
     Parameters
     ----------
@@ -71,6 +71,8 @@ def sample(model: Captioner, features: Array, sampling: Sampling) -> Decoded:
         `(N, D)` floating, where the model is.
     sampling
         How to draw.
+    first
+        The place of the first of these images among all, where they are captioned in parts.
 
     Returns
     -------
@@ -87,8 +89,8 @@ def sample(model: Captioner, features: Array, sampling: Sampling) -> Decoded:
     state = model.start(features)
     xp, dtype = namespace(*state), state[0].dtype
     N, B, T = len(features), sampling.count, sampling.constraints.max_length + 1
-    draws = numpy.random.default_rng(sampling.seed).random((N, B, T))
-    draws = xp.asarray(draws.reshape(N * B, T))
+    generator = numpy.random.PCG64(sampling.seed).advance(first * B * T)  # a step a draw
+    draws = xp.asarray(numpy.random.Generator(generator).random((N * B, T)))
     images = xp.repeat(xp.arange(N), B)
     said = xp.full((N * B, T), model.null, dtype=numpy.int32)
     spoken = xp.zeros((N * B, T), dtype=dtype)

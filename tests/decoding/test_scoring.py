@@ -1,0 +1,72 @@
+import numpy
+import pytest
+from slow_decoding import END, NULL, START, next_log_probs
+from talkers import SHORT, model_of, some_features
+
+from xpcap.backend import CPU, to_host
+from xpcap.decoding import Beam, Ensemble, beam_search, score_captions
+from xpcap.errors import ShapeError
+
+CAPTIONS = numpy.array(
+    [
+        [START, 4, 5, 6, END],
+        [START, 4, END, NULL, NULL],
+        [START, 4, 5, 3, 6],  # not ended
+        [START, NULL, NULL, NULL, NULL],
+        [START, 6, NULL, 5, END],  # a gap
+    ],
+    numpy.int32,
+)
+
+
+def slow_scores(models, features):
+    """Of every word by itself, each model run from the start: the logarithm of the mean."""
+    found = numpy.zeros((len(CAPTIONS), CAPTIONS.shape[1] - 1))
+    for n, (_, *words) in enumerate(CAPTIONS.tolist()):
+        for t, word in enumerate(words):
+            if word != NULL:
+                probs = [
+                    numpy.exp(next_log_probs(model, words[:t], features[n])[word])
+                    for model in models
+                ]
+                found[n, t] = numpy.log(sum(probs) / len(probs))
+    return found
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_every_word_is_as_likely_as_by_itself(backend, cell):
+    features = some_features(5)
+    found = score_captions(
+        model_of(cell, backend), backend.to_device(features), backend.to_device(CAPTIONS)
+    )
+    expected = slow_scores([model_of(cell)], features)
+    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
+    assert (to_host(found) == 0).tolist() == (CAPTIONS[:, 1:] == NULL).tolist()
+
+
+def test_an_ensembles_words_are_as_likely_as_its_members_find_them_on_average(backend):
+    features, seeds = some_features(5), (0, 3)
+    together = Ensemble([model_of("lstm", backend, seed) for seed in seeds])
+    found = score_captions(together, backend.to_device(features), backend.to_device(CAPTIONS))
+    expected = slow_scores([model_of("lstm", CPU, seed) for seed in seeds], features)
+    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
+
+
+def test_the_sum_is_the_loss():
+    model, features = model_of(), some_features(5)
+    whole = -score_captions(model, features, CAPTIONS).sum() / len(CAPTIONS)
+    assert whole == pytest.approx(float(model.evaluate(features, CAPTIONS)))
+
+
+def test_captions_that_were_found_are_as_likely_as_was_said():
+    model, features = model_of(), some_features(5)
+    decoded = beam_search(model, features, Beam(1, constraints=SHORT))
+    captions = numpy.concatenate([numpy.full((5, 1), START), decoded.words[:, 0]], axis=1)
+    found = score_captions(model, features, captions)
+    numpy.testing.assert_allclose(found, decoded.log_probs[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("captions", [CAPTIONS[0], CAPTIONS[:, :1], CAPTIONS[:3]])
+def test_captions_that_do_not_fit(captions):
+    with pytest.raises(ShapeError, match=r"expected captions \(N, T\+1\) with T > 0 for features"):
+        score_captions(model_of(), some_features(5), captions)

@@ -1,0 +1,52 @@
+"""How likely given captions are."""
+
+from __future__ import annotations
+
+from xpcap.backend import Array, namespace
+from xpcap.decoding.captioner import Captioner
+from xpcap.errors import ShapeError
+from xpcap.kernels.softmax import log_softmax
+
+
+def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
+    """Return how likely each word of given captions is after the image and the words before it.
+
+    Parameters
+    ----------
+    model
+        What is asked for the likelihood of words.
+    features
+        `(N, D)` floating, one image a caption, where the model is.
+    captions
+        Word indices `(N, T+1)`, `<START>` first, `<NULL>` after `<END>`.
+
+    Returns
+    -------
+    array
+        Log-probabilities `(N, T)` of all words but the first, in nats; 0 where that is `<NULL>`.
+
+    Raises
+    ------
+    ShapeError
+        If the captions are not a row an image.
+    """
+    if captions.ndim != 2 or captions.shape[1] < 2 or len(captions) != len(features):
+        raise ShapeError(
+            f"expected captions (N, T+1) with T > 0 for features (N, D), got {captions.shape} and"
+            f" {features.shape}"
+        )
+    state = model.start(features)
+    xp = namespace(captions, *state)
+    targets = captions[:, 1:]
+    counted = targets != model.null
+    found = xp.zeros(targets.shape, dtype=state[0].dtype)
+    rows = xp.arange(len(captions))  # of the captions that go on
+    for t in range(targets.shape[1]):
+        goes_on = xp.nonzero(counted[rows, t:].any(axis=1))[0]
+        if not len(goes_on):
+            break
+        rows = rows[goes_on]
+        scores, state = model.step(captions[rows, t], state, goes_on)
+        log_probs = log_softmax(xp, scores)[xp.arange(len(rows)), targets[rows, t]]
+        found[rows, t] = xp.where(counted[rows, t], log_probs, 0)
+    return found
