@@ -2,10 +2,12 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from guard import open_guard
 
 import xpcap.backend
 from xpcap.backend import CPU, Backend, Namespace, open_backend
+from xpcap.cli import main
 from xpcap.errors import BackendError
 
 
@@ -58,3 +60,10 @@ def coco_dir() -> Path:
     if not (folder / "captions_val2017.json").is_file():
         pytest.skip(f"no captions_val2017.json in {folder}; XPCAP_COCO_DIR names its folder")
     return folder
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call xpcap in an empty folder; what is printed to both streams comes back."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])

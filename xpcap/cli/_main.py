@@ -12,9 +12,11 @@ import click
 import xpcap
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
+from xpcap.cli.curves import curves
 from xpcap.cli.data import data
 from xpcap.cli.evaluate import evaluate
 from xpcap.cli.info import info
+from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
 from xpcap.errors import XpcapError
@@ -78,5 +80,5 @@ def main() -> None:
     """
 
 
-for command in (train, caption, evaluate, data, selfcheck, bench, info):
+for command in (train, curves, caption, evaluate, report, data, selfcheck, bench, info):
     main.add_command(command)

@@ -98,9 +98,24 @@ SHOWN = 8
     "--seed", type=click.IntRange(min=0), default=0, help="Of parameters, order, dropout and draws."
 )
 @click.option("--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="The run folder.")
+@click.option(
+    "--tensorboard",
+    type=AnyPath,
+    metavar="DIR",
+    show_default=False,
+    help="Write TensorBoard events too, in a folder of DIR that is named like the run;"
+    " tensorboard --logdir DIR compares all runs there.",
+)
 @device_option
 @json_option
-def train(data: str, out: Path | None, device: str, as_json: bool, **options: Any) -> None:
+def train(
+    data: str,
+    out: Path | None,
+    tensorboard: Path | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train a captioner and leave a run folder.
 
     With no options: draws the built-in scenes once, trains an LSTM on them, and prints the
@@ -126,7 +141,7 @@ def train(data: str, out: Path | None, device: str, as_json: bool, **options: An
     out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
     talk(f"data: {folder}; run: {out}")
     with training() as watch:
-        trainer, dataset = train_run(folder, out, chosen, backend, watch)
+        trainer, dataset = train_run(folder, out, chosen, backend, watch, tensorboard)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
     shown = caption_dataset(run, dataset, "val", SHOWN)
     if as_json:

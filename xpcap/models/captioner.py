@@ -23,10 +23,16 @@ from xpcap.layers import (
     dropout_forward,
     gru_backward,
     gru_forward,
+    gru_step_backward,
+    gru_step_forward,
     lstm_backward,
     lstm_forward,
+    lstm_step_backward,
+    lstm_step_forward,
     rnn_backward,
     rnn_forward,
+    rnn_step_backward,
+    rnn_step_forward,
     temporal_affine_backward,
     temporal_affine_forward,
     temporal_softmax_loss,
@@ -45,6 +51,8 @@ class Cell(NamedTuple):
     """One kind of recurrent network, as the captioner uses it.
 
     `forward(x, h0, *weights)` and `backward(dh, cache)` run over a sequence;
+    `step_forward(x, *state, *weights)` takes one step and returns the new state and a cache, and
+    `step_backward(*dstate, cache)` the gradients of its arguments;
     `advance(xp, gates, ah, *state, *biases)` takes one step from x Wx + b and h Wh and returns the
     new state; `unroll` and `unroll_backward` are the recurrence alone, over a packed sequence.
     `gates` is the number of blocks of H columns in the weights, `weights` are their names, `states`
@@ -53,6 +61,8 @@ class Cell(NamedTuple):
 
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[[Array, Any], tuple[Array, ...]]
+    step_forward: Callable[..., tuple[Any, ...]]
+    step_backward: Callable[..., tuple[Array, ...]]
     advance: Callable[..., tuple[Array, ...]]
     unroll: Callable[..., Any]
     unroll_backward: Callable[..., tuple[Array, ...]]
@@ -63,15 +73,18 @@ class Cell(NamedTuple):
 
 CELLS = {
     "rnn": Cell(
-        rnn_forward, rnn_backward, rnn_advance, rnn_unroll, rnn_unroll_backward,
+        rnn_forward, rnn_backward, rnn_step_forward, rnn_step_backward,
+        rnn_advance, rnn_unroll, rnn_unroll_backward,
         gates=1, weights=("Wx", "Wh", "b"), states=1,
     ),
     "lstm": Cell(
-        lstm_forward, lstm_backward, lstm_advance, lstm_unroll, lstm_unroll_backward,
+        lstm_forward, lstm_backward, lstm_step_forward, lstm_step_backward,
+        lstm_advance, lstm_unroll, lstm_unroll_backward,
         gates=4, weights=("Wx", "Wh", "b"), states=2,
     ),
     "gru": Cell(
-        gru_forward, gru_backward, gru_advance, gru_unroll, gru_unroll_backward,
+        gru_forward, gru_backward, gru_step_forward, gru_step_backward,
+        gru_advance, gru_unroll, gru_unroll_backward,
         gates=3, weights=("Wx", "Wh", "b", "bn"), states=1,
     ),
 }  # fmt: skip

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy
+
+from xpcap.errors import DataError
 from xpcap.files import explained
 from xpcap.train.trainer import Trainer
 
 FLUSH_EVERY = 50
+_LARGEST = 2**53  # integers up to here are floats too
+
+Line: TypeAlias = dict[str, Any]
 
 
 class History:
     """Writes a run's `history.jsonl`.
 
-    A step is `{"step", "epoch", "loss", "lr"}`, loss in nats a word, or null; an epoch is
-    `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split measured. Losses are
-    fetched from the device a batch of steps at a time, so that it is not stopped at each.
+    A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
+    all gradients before clipping, either null if it is not finite, the norm also without clipping.
+    An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
+    measured. What is on the device is fetched a batch of steps at a time, so that it is not stopped
+    at each.
 
     Parameters
     ----------
     path
         The file; lines are added to it.
+    also
+        Called with the lines that were written, and when each happened, in seconds since 1970.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, also: Callable[[Sequence[tuple[float, Line]]], None] | None = None
+    ) -> None:
         self.path = path
-        self._pending: list[tuple[dict[str, Any], Any]] = []
+        self._also = also
+        self._pending: list[tuple[float, Line, Mapping[str, Any]]] = []
 
     def follow(self, trainer: Trainer) -> None:
         """Write down all that a trainer does from now on."""
@@ -38,29 +54,142 @@ class History:
     def _step(self, trainer: Trainer) -> None:
         batch = trainer.batch
         assert batch is not None
-        line = {"step": trainer.step, "epoch": trainer.epoch + 1}
+        line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
         per_word = trainer.loss * (len(batch.captions) / batch.words)
-        self._pending.append(({**line, "lr": trainer.learning_rate}, per_word))
+        there = {"loss": per_word, "grad_norm": trainer.gradient_norm}
+        self._pending.append((time.time(), line, there))
         if len(self._pending) >= FLUSH_EVERY:
             self.flush()
 
     def _epoch(self, trainer: Trainer) -> None:
-        line: dict[str, Any] = {"step": trainer.step, "epoch": trainer.epoch}
+        line: Line = {"step": trainer.step, "epoch": trainer.epoch}
         for name, figures in trainer.figures.items():
             line[f"{name}_loss"] = figures.loss
             line[f"{name}_perplexity"] = figures.perplexity
         self.flush()
-        self._write(json.dumps(line) + "\n")
+        self._write([(time.time(), line)])
 
     def flush(self) -> None:
         """Write what is still pending."""
-        lines = [
-            json.dumps({**line, "loss": value if math.isfinite(value := float(loss)) else None})
-            for line, loss in self._pending
-        ]
-        self._pending.clear()
-        self._write("".join(f"{line}\n" for line in lines))
+        pending, self._pending = self._pending, []
+        self._write(
+            [
+                (when, {**line, **{name: _fetched(value) for name, value in there.items()}})
+                for when, line, there in pending
+            ]
+        )
 
-    def _write(self, text: str) -> None:
+    def _write(self, lines: Sequence[tuple[float, Line]]) -> None:
+        text = "".join(f"{json.dumps(line)}\n" for _, line in lines)
         with explained(self.path, "write"), open(self.path, "a", encoding="utf-8") as file:
             file.write(text)
+        if self._also is not None:
+            self._also(lines)
+
+
+def _fetched(value: Any) -> float | None:
+    """Fetch an array of no axes from the device; None is none, and so is what is not finite."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run's history as columns; NaN is where there is no figure.
+
+    Parameters
+    ----------
+    step, epoch
+        `(S,)` integers, from 1: of each step, its number and epoch.
+    loss, lr, grad_norm
+        `(S,)`: nats a word, the learning rate, and the norm of all gradients before clipping.
+    epoch_step, epoch_number
+        `(E,)` integers: the last step of each epoch, and its number.
+    losses, perplexities
+        By split, `(E,)`: nats a word, and e to that power.
+    """
+
+    step: numpy.ndarray
+    epoch: numpy.ndarray
+    loss: numpy.ndarray
+    lr: numpy.ndarray
+    grad_norm: numpy.ndarray
+    epoch_step: numpy.ndarray
+    epoch_number: numpy.ndarray
+    losses: Mapping[str, numpy.ndarray]
+    perplexities: Mapping[str, numpy.ndarray]
+
+    @property
+    def val_loss(self) -> numpy.ndarray:
+        """The validation loss after each epoch, `(E,)`."""
+        return self.losses.get("val", numpy.full(len(self.epoch_step), numpy.nan))
+
+    @property
+    def best(self) -> int | None:
+        """Which of the E epochs has the lowest validation loss, or None if none has one."""
+        known = numpy.isfinite(self.val_loss)
+        return int(numpy.nanargmin(self.val_loss)) if known.any() else None
+
+
+def read_history(path: Path) -> Curves:
+    """Read a `history.jsonl`, also while it is being written: a half-written last line is left out.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or a line, which is named, is not what `History` writes.
+    """
+    with explained(path, "read"):
+        lines = path.read_bytes().split(b"\n")
+    steps, epochs = list[Line](), list[Line]()
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        try:
+            _check(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        (steps if "loss" in line else epochs).append(line)
+    return Curves(
+        step=_integers(steps, "step"),
+        epoch=_integers(steps, "epoch"),
+        loss=_floats(steps, "loss"),
+        lr=_floats(steps, "lr"),
+        grad_norm=_floats(steps, "grad_norm"),
+        epoch_step=_integers(epochs, "step"),
+        epoch_number=_integers(epochs, "epoch"),
+        losses=_by_split(epochs, "_loss"),
+        perplexities=_by_split(epochs, "_perplexity"),
+    )
+
+
+def _check(line: Any) -> None:
+    """Check that a line has a step and an epoch, and otherwise numbers or null."""
+    if not isinstance(line, dict):
+        raise ValueError("expected an object")
+    for name in ("step", "epoch"):
+        if type(line.get(name)) is not int or not 0 < line[name] <= _LARGEST:
+            raise ValueError(f"expected '{name}' to be from 1 on, got {line.get(name)!r:.40}")
+    for name, value in line.items():
+        number = type(value) is float or (type(value) is int and abs(value) <= _LARGEST)
+        if not number and value is not None:
+            raise ValueError(f"expected '{name}' to be a number or null, got {value!r:.40}")
+
+
+def _integers(lines: Sequence[Line], name: str) -> numpy.ndarray:
+    return numpy.array([line[name] for line in lines], numpy.int64)
+
+
+def _floats(lines: Sequence[Line], name: str) -> numpy.ndarray:
+    return numpy.array([line.get(name) for line in lines], numpy.float64)  # None becomes NaN
+
+
+def _by_split(lines: Sequence[Line], ending: str) -> dict[str, numpy.ndarray]:
+    names = dict.fromkeys(name for line in lines for name in line if name.endswith(ending))
+    return {name.removesuffix(ending): _floats(lines, name) for name in names}

@@ -20,7 +20,7 @@ from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
 from xpcap.data.prefetch import PrefetchedBatches
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.kernels.products import check_precision
 from xpcap.layers.dropout import check_rate
 from xpcap.models import CaptioningRNN
@@ -31,6 +31,7 @@ from xpcap.train.history import History
 from xpcap.train.resident import ResidentStep
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
+from xpcap.train.tensorboard import EventFile, check_events
 from xpcap.train.trainer import Schedule, Trainer
 
 BATCH_SIZE = 128
@@ -102,6 +103,7 @@ def train_run(
     options: RunOptions,
     backend: Backend,
     watch: Callable[[Trainer], None] | None = None,
+    tensorboard: Path | None = None,
 ) -> tuple[Trainer, Dataset]:
     """Train a captioner and write its run folder.
 
@@ -117,6 +119,8 @@ def train_run(
         Where.
     watch
         Called with the trainer before the first step, to add callbacks.
+    tensorboard
+        Where TensorBoard looks: an event file is written to its subfolder of the run's name.
 
     Returns
     -------
@@ -129,6 +133,9 @@ def train_run(
         One line that names what is wrong; before the first epoch is whole, no folder is left.
     """
     check_precision(options.precision, backend.device is not None, options.dtype)
+    events = None if tensorboard is None else tensorboard / out.resolve().name
+    if events is not None:
+        check_events(events)
     dataset = open_dataset(
         data,
         options.features,
@@ -158,18 +165,20 @@ def train_run(
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     transform = PCA.read(data / layout.PCA) if reduced else None
     create_run(out, config, dataset.vocabulary, transform)
-    history = History(out / HISTORY)
-    history.follow(trainer)
-    trainer.on("epoch", lambda trainer: _save(trainer, out))
-    if watch is not None:
-        watch(trainer)
     try:
+        history = History(out / HISTORY, None if events is None else EventFile(events).write)
+        history.follow(trainer)
+        trainer.on("epoch", lambda trainer: _save(trainer, out))
+        if watch is not None:
+            watch(trainer)
         with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
             trainer.run()
     except BaseException as error:
         if not (out / BEST).exists():
-            shutil.rmtree(out, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
+            for folder in (out, events):
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+        elif isinstance(error, (KeyboardInterrupt, DivergedError)):
             history.flush()
         raise
     model.params = dict(trainer.best_params)

@@ -1,0 +1,77 @@
+import base64
+import io
+
+import numpy
+import pytest
+from own import own
+from PIL import Image
+from tiny import make_tiny
+
+from xpcap.data.coco_json import AnnotatedImage, box_features
+from xpcap.data.dataset import open_dataset
+from xpcap.data.extractors import FilterBank
+from xpcap.data.prepare import prepare
+from xpcap.data.scenes import make_scenes, read_picture
+from xpcap.report.pictures import THUMBNAIL, boxes_of, categories_of, pictures_of
+
+
+def opened(address):
+    kind, content = address.split(",", 1)
+    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert kind == f"data:image/{picture.format.lower()};base64"
+    return picture
+
+
+def test_pictures_of_scenes_come_out_of_their_archive_as_they_are(tmp_path):
+    make_scenes(tmp_path / "scenes", train=4, val=3)
+    dataset = open_dataset(tmp_path / "scenes")
+    found = pictures_of(dataset, "val", [2, 0])
+    for row, picture in zip([2, 0], found, strict=True):
+        expected = read_picture(tmp_path / "scenes", "val", row)
+        assert numpy.array_equal(numpy.array(opened(picture.data)), expected)
+        assert not picture.link
+        assert not picture.boxes
+
+
+@pytest.fixture
+def mine(tmp_path):
+    file, _ = own(tmp_path, count=6)
+    prepare(file, tmp_path / "data", extractor=FilterBank())
+    return open_dataset(tmp_path / "data")
+
+
+def test_own_pictures_are_made_small(mine):
+    path = mine.splits["val"].urls[0]
+    Image.new("RGB", (2000, 500), "green").save(path)
+    picture = opened(pictures_of(mine, "val", [0])[0].data)
+    assert picture.size == (THUMBNAIL, THUMBNAIL // 4)
+    assert picture.format == "JPEG"
+    red, green, blue = picture.getpixel((9, 9))
+    assert green > 100
+    assert red < 20
+    assert blue < 20
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_a_picture_that_cannot_be_had_is_left_out(mine, damage, tmp_path):
+    path = tmp_path / mine.splits["val"].urls[0]
+    path.unlink() if damage == "missing" else path.write_bytes(b"no picture")
+    assert pictures_of(mine, "val", [0])[0].data == ""
+
+
+def test_pictures_in_the_web_are_linked(tmp_path):
+    dataset = open_dataset(make_tiny(tmp_path / "tiny"))
+    (picture,) = pictures_of(dataset, "val", [1])
+    assert picture.link == "http://localhost/val/1.png"
+    assert not picture.data
+    assert categories_of(dataset) == []
+
+
+def test_boxes_are_read_back_from_the_features():
+    image = AnnotatedImage(1, "")
+    image.boxes = [(7, 0.04, 0.2, 0.3), (7, 0.25, 0.5, 0.6), (9, 0.36, 0.4, 0.4)]
+    features = box_features(image, [3, 7, 9]).astype(numpy.float32)
+    dog, cat = boxes_of(features, ["person", "cat", "dog"])
+    assert (dog.category, cat.category) == ("dog", "cat")
+    assert (dog.x, dog.y, dog.side) == pytest.approx((0.4, 0.4, 0.6))
+    assert (cat.x, cat.y, cat.side) == pytest.approx((0.5, 0.6, 0.5))

@@ -1,0 +1,182 @@
+import base64
+import hashlib
+import itertools
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from browser import Browser, needs_browser
+from commands import one_line
+from tiny import make_tiny
+
+
+class Page(HTMLParser):
+    """The tags of a page, in order, and the text of each kind of element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def page(call, runs, tmp_path):
+    result = call("report", *runs, "--beam", "3", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one/report.html\n"
+    return tmp_path / "one" / "report.html"
+
+
+def test_a_page_stands_alone_and_is_what_it_should_be(page):
+    text = page.read_text()
+    found = Page(text)
+    names = [tag for tag, _ in found.tags]
+    assert not {"link", "iframe", "object", "embed", "base"} & set(names)
+    assert all("src" not in script for script in found.all("script"))
+    assert "url(" not in re.sub(r'clip-path="url\(#\w+\)"', "", text)
+    assert "@import" not in text
+    for image in found.all("img"):
+        assert image["alt"]
+        assert image["src"].startswith("data:") or image["loading"] == "lazy"
+    assert found.all("html")[0]["lang"] == "en"
+    assert any(meta.get("name") == "viewport" for meta in found.all("meta"))
+    levels = [int(tag[1]) for tag in names if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) > 9
+    assert len(ids) == len(set(ids))
+    assert all(word["type"] == "button" for word in found.all("button"))
+
+
+def test_no_script_but_the_page_s_own_may_run(page):
+    text = page.read_text()
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_captions_and_names_are_text(page):
+    text = page.read_text()
+    assert "alert(1)" in text
+    assert "<script>alert" not in text
+    assert "<b>" not in text
+    assert any("<b>two" in part for part in Page(text).texts["th"])
+
+
+def test_measures_are_those_of_evaluate(call, runs, page):
+    text = page.read_text()
+    rows = re.findall(r'<tr><th scope="row">([\w-]+)</th>(.*?)</tr>', text)
+    shown = {name: re.findall(r">([-+.\d]+)<", cells) for name, cells in rows[:12]}
+    for k, run in enumerate(runs):
+        result = call("evaluate", run, "--beam", "3", "--json", "--device", "cpu")
+        expected = json.loads(result.stdout)
+        assert {"BLEU-4", "CIDEr-D", "perplexity"} <= shown.keys() & expected.keys()
+        for name in shown:
+            assert shown[name][k] == f"{expected[name]:.4f}"
+    for first, second, difference in shown.values():
+        assert float(difference) == pytest.approx(float(second) - float(first), abs=2e-4)
+
+
+def test_the_page_of_one_run_has_no_second(call, runs, tmp_path):
+    result = call("report", "one", "--beam", "2", "--count", "5", "--out", "a/b.html")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "a" / "b.html").read_text()
+    assert not any(word in text for word in ("Most different", "difference</th>", "<b>two"))
+    assert "5 of 12 images: the best, the worst and others" in text
+    assert len(re.findall(r"<h3>Image", text)) == 5
+    assert len(re.findall(r"<h4>Image", text)) == 4  # two best, two worst
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none is not a run"),
+        (["one", "--beam", "0"], "--beam"),
+        (["one", "--length-penalty", "x"], "length penalty 'x' is unknown"),
+        (["one", "--data", "none"], "none is not a folder"),
+        (["one", "other"], "has other images"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_page(call, runs, words, message, tmp_path):
+    if "other" in words:
+        make_tiny(tmp_path / "others", val=7)
+        small = ["--hidden", "4", "--wordvec", "4", "--epochs", "1"]
+        assert call("train", "--data", "others", "--out", "other", *small).exit_code == 0
+    one_line(call("report", *words, "--device", "cpu"), message)
+    assert not list(tmp_path.glob("*/report.html"))
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_a_missing_library_is_named_before_the_work(call, runs, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    one_line(call("report", "one", "--device", "cpu"), r"xpcap\[report\]")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    browser = Browser(tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+@needs_browser
+@pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 390)])
+def test_a_browser_shows_it_without_complaint(browser, page, theme, width):
+    browser.open(page, width, theme=theme)
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper))) > 380) == (theme == "light")
+    assert (
+        browser.run("document.documentElement.scrollWidth") <= width
+    )  # nothing to scroll sideways
+    assert not browser.complaints
+    assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()]
+
+
+@needs_browser
+def test_search_and_order(browser, page):
+    browser.open(page)
+    shown = "[...document.querySelectorAll('#all .card:not([hidden])')]"
+    everything = browser.run(f"{shown}.length")
+    assert everything == 12
+    browser.run("form.elements.words.value = 'STAR red'; form.dispatchEvent(new Event('input'))")
+    texts = browser.run(f"{shown}.map(card => card.textContent)")
+    assert 0 < len(texts) < everything
+    assert all("star" in text and "red" in text for text in texts)
+    assert browser.run("form.querySelector('output').textContent") == f"{len(texts)} of 12"
+    browser.run("form.elements.words.value = ''; form.elements.order.value = '1 1'; show()")
+    values = browser.run(f"{shown}.map(card => Number(card.dataset.values.split(' ')[1]))")
+    assert len(values) == everything
+    assert values == sorted(values)
+    assert not browser.complaints
+
+
+@needs_browser
+def test_a_word_says_how_likely_it_was(browser, page):
+    browser.open(page)
+    browser.run("document.querySelector('.word').click()")
+    assert browser.run("document.querySelector('.word').getAttribute('aria-pressed')") == "true"
+    said = browser.run("document.querySelector('.spoken').textContent")
+    assert re.fullmatch(r"\w+: probability [01]\.\d\d", said)
+    browser.run("document.querySelector('.word').click()")
+    assert browser.run("document.querySelector('.spoken').textContent") == ""

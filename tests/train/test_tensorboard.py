@@ -1,0 +1,201 @@
+"""Events for TensorBoard, read back record by record."""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from tiny import make_tiny
+
+from xpcap.backend import CPU
+from xpcap.errors import ConfigurationError, DataError, DivergedError, XpcapError
+from xpcap.train import Schedule
+from xpcap.train.run import RunOptions, train_run
+from xpcap.train.tensorboard import EventFile
+
+TAGS = {
+    "loss": "loss/step",
+    "lr": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "train_loss": "loss/train",
+    "train_perplexity": "perplexity/train",
+    "val_loss": "loss/val",
+    "val_perplexity": "perplexity/val",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def event_pb2():
+    return pytest.importorskip("tensorboardX.proto.event_pb2", reason="needs tensorboardX")
+
+
+def run(tiny, out, logs, watch=None, clip_norm=5.0, **options):
+    chosen = RunOptions(
+        hidden=16, wordvec=8, batch_size=10, lr=0.02,
+        schedule=Schedule(epochs=3, clip_norm=clip_norm), **options,
+    )  # fmt: skip
+    return train_run(tiny, out, chosen, CPU, watch, logs)
+
+
+def masked_crc32c(data):
+    """CRC-32C bit by bit (RFC 3720), rotated and added to as TensorFlow does."""
+    remainder = 0xFFFFFFFF
+    for byte in data:
+        remainder ^= byte
+        for _ in range(8):
+            remainder = (remainder >> 1) ^ (0x82F63B78 if remainder & 1 else 0)
+    crc = remainder ^ 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def events(folder, event_pb2):
+    """Return the events of the one file in a folder; its checksums are checked."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        header, data = content[:8], content[12 : 12 + length]
+        checksums = content[8:12] + content[12 + length : 16 + length]
+        assert struct.unpack("<II", checksums) == (masked_crc32c(header), masked_crc32c(data))
+        found.append(event_pb2.Event.FromString(data))
+        content = content[16 + length :]
+    assert found[0].file_version == "brain.Event:2"
+    times = [event.wall_time for event in found]
+    assert times == sorted(times)
+    return found[1:]
+
+
+def scalars(folder, event_pb2):
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events(folder, event_pb2)
+        for value in event.summary.value
+    ]
+
+
+def expected(run_folder):
+    """Return the same from the history: scalars are float32, and nothing stands for null."""
+    return [
+        (line["step"], TAGS[name], numpy.float32(line[name]))
+        for line in map(json.loads, (run_folder / "history.jsonl").read_text().splitlines())
+        for name in TAGS
+        if line.get(name) is not None
+    ]
+
+
+def test_the_checksum_of_this_test_is_that_of_the_rfc():
+    assert masked_crc32c(bytes(32)) == ((0x8A9136AA >> 15 | 0x8A9136AA << 17) + 0xA282EAD8) % 2**32
+
+
+def test_events_are_those_of_the_history(tiny, tmp_path, event_pb2):
+    for name in ("a", "b"):
+        run(tiny, tmp_path / "runs" / name, tmp_path / "logs")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["a", "b"]
+    found = scalars(tmp_path / "logs" / "a", event_pb2)
+    assert sorted(found) == sorted(expected(tmp_path / "runs" / "a"))
+    assert len(found) == 15 * 3 + 3 * 4
+    assert sorted(step for step, tag, _ in found if tag == "perplexity/val") == [5, 10, 15]
+
+
+def test_what_is_null_is_left_out(tiny, tmp_path, event_pb2):
+    run(tiny, tmp_path / "run", tmp_path / "logs", clip_norm=None)
+    found = scalars(tmp_path / "logs" / "run", event_pb2)
+    assert len(found) == 15 * 2 + 3 * 4
+    assert "gradient_norm" not in {tag for _, tag, _ in found}
+
+
+def test_events_may_lie_in_the_run_itself(tiny, tmp_path, event_pb2):
+    run(tiny, tmp_path / "runs" / "a", tmp_path / "runs")
+    found = scalars(tmp_path / "runs" / "a", event_pb2)
+    assert sorted(found) == sorted(expected(tmp_path / "runs" / "a"))
+
+
+def interrupted_at(step):
+    def watch(trainer):
+        def interrupt(trainer):
+            if trainer.step == step:
+                raise KeyboardInterrupt
+
+        trainer.on("step", interrupt)
+
+    return watch
+
+
+def diverging_at(step):
+    def watch(trainer):
+        def spoil(trainer):
+            if trainer.step == step:
+                trainer.model.params["b_vocab"][0] = numpy.nan
+
+        trainer.on("step", spoil)
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("watch", "error", "steps"),
+    [(interrupted_at(8), KeyboardInterrupt, 8), (diverging_at(8), DivergedError, 10)],
+)
+def test_a_run_that_ends_early_has_all_its_steps(tiny, tmp_path, event_pb2, watch, error, steps):
+    with pytest.raises(error):
+        run(tiny, tmp_path / "run", tmp_path / "logs", watch)
+    found = scalars(tmp_path / "logs" / "run", event_pb2)
+    assert sorted(found) == sorted(expected(tmp_path / "run"))
+    assert {step for step, *_ in found} == set(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("logs", ["logs", "."])
+def test_a_run_without_a_whole_epoch_leaves_nothing(tiny, tmp_path, event_pb2, logs):
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path / "run", tmp_path / logs, interrupted_at(3))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / logs / "run").exists()
+    run(tiny, tmp_path / "run", tmp_path / logs)
+
+
+def test_other_events_are_not_mixed_with_new_ones(tiny, tmp_path, event_pb2):
+    run(tiny, tmp_path / "a" / "run", tmp_path / "logs")
+    before = scalars(tmp_path / "logs" / "run", event_pb2)
+    with pytest.raises(DataError, match=r"logs/run exists and is not an empty folder"):
+        run(tiny, tmp_path / "b" / "run", tmp_path / "logs")
+    assert not (tmp_path / "b").exists()
+    assert scalars(tmp_path / "logs" / "run", event_pb2) == before
+
+
+def test_a_place_that_cannot_be_written_leaves_no_run(tiny, tmp_path, event_pb2):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write .*file/run"):
+        run(tiny, tmp_path / "run", tmp_path / "file")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full device")
+def test_a_full_disk_is_one_line(tmp_path, event_pb2):
+    file = EventFile(tmp_path / "logs")
+    (path,) = (tmp_path / "logs").iterdir()
+    path.unlink()
+    os.symlink("/dev/full", path)
+    with pytest.raises(DataError, match=r"tfevents.*: no space left on the device"):
+        file.write([(0.0, {"step": 1, "loss": 2.0})])
+
+
+def test_without_tensorboardx_nothing_is_begun(tiny, tmp_path, monkeypatch):
+    for name in ("tensorboardX", "tensorboardX.proto.event_pb2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigurationError, match=r"needs tensorboardX, .* its extra 'tensorboard'"):
+        run(tiny, tmp_path / "run", tmp_path / "logs")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_mistake_elsewhere_leaves_no_events(tiny, tmp_path, event_pb2):
+    with pytest.raises(XpcapError, match="batch size"):
+        train_run(tiny, tmp_path / "run", RunOptions(batch_size=99), CPU, None, tmp_path / "logs")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -1,0 +1,75 @@
+"use strict";
+
+// a letter for each part of a picture: "a" strongly against the word, "j" neither, "s" strongly for
+const LEVELS = 9;
+const strength = (letter) => (letter.charCodeAt(0) - "a".charCodeAt(0) - LEVELS) / LEVELS;
+const SVG = "http://www.w3.org/2000/svg";
+
+function regionsOf(picture, count) {
+  let overlay = picture.querySelector(".regions");
+  if (!overlay) {
+    const side = Math.sqrt(count);
+    overlay = document.createElementNS(SVG, "svg");
+    overlay.setAttribute("class", "regions");
+    overlay.setAttribute("viewBox", `0 0 ${side} ${side}`);
+    overlay.setAttribute("preserveAspectRatio", "none");
+    overlay.setAttribute("aria-hidden", "true");
+    for (let k = 0; k < count; k++) {
+      const cell = document.createElementNS(SVG, "rect");
+      for (const [name, value] of Object.entries({ x: k % side, y: Math.floor(k / side), width: 1, height: 1 })) {
+        cell.setAttribute(name, value);
+      }
+      overlay.append(cell);
+    }
+    picture.append(overlay);
+  }
+  return overlay.querySelectorAll("rect");
+}
+
+function paint(card, levels) {
+  const picture = card.querySelector(".picture");
+  const boxes = picture.querySelectorAll(".boxes rect");
+  const parts = boxes.length || !levels || !picture.querySelector("img") ? boxes : regionsOf(picture, levels.length);
+  const shown = levels ? parts : picture.querySelectorAll("rect");
+  shown.forEach((part, k) => {
+    const value = levels ? strength(levels[k]) : 0;
+    part.style.fill = value === 0 ? "" : `var(${value > 0 ? "--for" : "--against"})`;
+    part.style.fillOpacity = value === 0 ? (boxes.length ? "" : 0) : 0.75 * Math.abs(value);
+  });
+}
+
+document.addEventListener("click", (event) => {
+  const word = event.target.closest(".word");
+  if (!word) return;
+  const card = word.closest(".card");
+  const chosen = word.getAttribute("aria-pressed") !== "true";
+  card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", "false"));
+  card.querySelectorAll(".spoken").forEach((line) => { line.textContent = ""; });
+  word.setAttribute("aria-pressed", String(chosen));
+  if (chosen) word.closest(".said").querySelector(".spoken").textContent = word.dataset.text;
+  paint(card, chosen ? word.dataset.levels : "");
+});
+
+const form = document.getElementById("filter");
+const all = document.getElementById("all");
+const cards = [...all.children];
+const texts = cards.map((card) =>
+  [...card.querySelectorAll(".caption, .references")].map((part) => part.textContent).join(" ").toLowerCase());
+
+function show() {
+  const words = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let count = 0;
+  cards.forEach((card, k) => {
+    card.hidden = !words.every((word) => texts[k].includes(word));
+    count += !card.hidden;
+  });
+  const [run, sign] = form.elements.order.value.split(" ").map(Number);
+  const value = (card) => Number(card.dataset.values.split(" ")[run]);
+  const ordered = form.elements.order.value ? [...cards].sort((a, b) => sign * (value(a) - value(b))) : cards;
+  all.append(...ordered);
+  form.querySelector("output").textContent = `${count} of ${cards.length}`;
+}
+
+form.addEventListener("input", show);
+form.addEventListener("submit", (event) => event.preventDefault());
+show();

@@ -1,0 +1,66 @@
+"""The report as one HTML file: no server, no network, no script from elsewhere.
+
+All text is escaped by Jinja, and the page's content security policy lets no script run but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+import xpcap
+from xpcap.files import explained, new_file
+from xpcap.report.contents import Report
+from xpcap.report.libraries import load
+from xpcap.report.plots import plots
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Draw a report and write it.
+
+    Raises
+    ------
+    ConfigurationError
+        If Jinja or matplotlib is missing.
+    DataError
+        If the file cannot be written.
+    """
+    html = render(report)
+    with new_file(path) as temporary, explained(path, "write"):
+        temporary.write_text(html, encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    environment = load("jinja2").Environment(autoescape=True, trim_blocks=True)
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = [run.name for run in report.runs]
+    scores = [run.evaluation.scores.corpus for run in report.runs]
+    headings = ("Best", "Worst", "Most different")
+    chosen = zip(headings, (report.best, report.worst, report.different), strict=True)
+    html: str = environment.from_string(_read("page.html")).render(
+        report=report,
+        title=f"xpcap report: {' and '.join(names)}",
+        images=len(report.runs[0].evaluation.images),
+        measures=[(name, [score[name] for score in scores]) for name in scores[0]],
+        chosen=[(heading, places) for heading, places in chosen if places],
+        explained=any(
+            word.spoken.text
+            for entry in report.entries
+            for said in entry.said
+            for word in said.words
+        ),
+        plots=plots(report.runs),
+        style=_read("page.css"),
+        script=script,
+        script_hash=f"sha256-{digest}",
+        version=xpcap.__version__,
+    )
+    return html
+
+
+def _read(name: str) -> str:
+    return resources.files("xpcap.report").joinpath(name).read_text(encoding="utf-8")

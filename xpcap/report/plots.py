@@ -1,0 +1,222 @@
+"""The report's plots, drawn by matplotlib as SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from xpcap.report.contents import SORTED_BY, RunPart
+from xpcap.report.libraries import load
+
+# colours that stand in the SVG for variables of the page's style, which has two themes
+_INK, _GRID = "#010101", "#020202"
+_SERIES = ("#030303", "#040404")
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _GRID: "var(--line)",
+    _SERIES[0]: "var(--first)",
+    _SERIES[1]: "var(--second)",
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be read, found and enlarged
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+_WIDTH = 6.4  # inches; the page scales them
+_POINTS = 400  # of a curve
+_DASHES = ("solid", "dashed")
+_BINS = 25
+_WORDS = "words read"
+_UNTOLD = ("Date", "Creator", "Format", "Type")  # what matplotlib would say of the file
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing and what it shows, in words, for those who cannot see it."""
+
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Plots:
+    """All plots of a report, by the section in which they stand."""
+
+    scores: Plot
+    training: Sequence[Plot]
+    inside: Sequence[Plot]
+
+
+def plots(runs: Sequence[RunPart]) -> Plots:
+    """Draw all plots of one or two runs.
+
+    Raises
+    ------
+    ConfigurationError
+        If matplotlib is missing.
+    """
+    matplotlib = load("matplotlib")
+    with matplotlib.rc_context(_STYLE):
+        training = [_losses(runs), _rates(runs)]
+        if any(numpy.isfinite(run.curves.grad_norm).any() for run in runs):
+            training.append(_norms(runs))
+        inside = [_gradients(runs), *(_saturation(run, k) for k, run in enumerate(runs))]
+        return Plots(_scores(runs), training, inside)
+
+
+def _losses(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes("step", "nats a word")
+    ends = []
+    for k, run in enumerate(runs):
+        curves = run.curves
+        axes.plot(
+            *_thinned(curves.step, curves.loss),
+            color=_SERIES[k], linewidth=0.8, alpha=0.6, label=f"{run.name}: training",
+        )  # fmt: skip
+        axes.plot(
+            curves.epoch_step, curves.val_loss,
+            "o-", color=_SERIES[k], markersize=3, label=f"{run.name}: validation",
+        )  # fmt: skip
+        if curves.best is not None:
+            epoch, loss = curves.epoch_number[curves.best], curves.val_loss[curves.best]
+            ends.append(f"{run.name} is best after epoch {epoch}, with {loss:.3f} in validation")
+    axes.legend()
+    return _plot(figure, f"Loss in training and validation: {'; '.join(ends) or 'no epoch yet'}.")
+
+
+def _rates(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes("step", "learning rate", height=2.2)
+    for k, run in enumerate(runs):
+        axes.plot(
+            *_thinned(run.curves.step, run.curves.lr),
+            color=_SERIES[k], linestyle=_DASHES[k], label=run.name,
+        )  # fmt: skip
+    axes.legend()
+    return _plot(figure, "The learning rate of each step.")
+
+
+def _norms(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes("step", "norm of all gradients", height=2.2)
+    for k, run in enumerate(runs):
+        axes.plot(
+            *_thinned(run.curves.step, run.curves.grad_norm),
+            color=_SERIES[k], linewidth=0.8, label=run.name,
+        )  # fmt: skip
+    axes.set_yscale("log")
+    axes.legend()
+    return _plot(figure, "The joint norm of all parameters' gradients, before clipping.")
+
+
+def _gradients(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes(_WORDS, "norm of the gradient")
+    _count(axes)
+    for k, run in enumerate(runs):
+        words = 1 + numpy.arange(len(run.flow.hidden))
+        axes.plot(words, run.flow.hidden, "o-", color=_SERIES[k], label=f"{run.name}: hidden state")
+        if run.flow.cell is not None:
+            axes.plot(
+                words, run.flow.cell, "s--",
+                color=_SERIES[k], markerfacecolor="none", label=f"{run.name}: cell state",
+            )  # fmt: skip
+    axes.set_yscale("log")
+    axes.legend()
+    first = "; ".join(f"{run.name} {run.flow.first:.3g}" for run in runs)
+    return _plot(
+        figure,
+        "How long the gradient of a caption's loss is at the state after each word read, on average"
+        f" over the captions that go on; at the first state, which the image sets: {first}.",
+    )
+
+
+def _saturation(run: RunPart, number: int) -> Plot:
+    gates = run.saturation.names
+    figure = _figure(_WIDTH, 2.2 * math.ceil(len(gates) / 2))
+    axes = figure.subplots(
+        math.ceil(len(gates) / 2), min(2, len(gates)), squeeze=False, sharey=True
+    )
+    for k, panel in enumerate(axes.flat):
+        panel.set_visible(k < len(gates))
+        if k >= len(gates):
+            continue
+        words = 1 + numpy.arange(run.saturation.low.shape[1])
+        high, low = run.saturation.high[k], run.saturation.low[k]
+        panel.fill_between(words, 1 - high, 1, color=_SERIES[number], alpha=0.55)
+        panel.fill_between(words, 0, low, color=_SERIES[number], alpha=0.25)
+        panel.set(title=gates[k], ylim=(0, 1), xlabel=_WORDS)
+        _count(panel)
+    text = "; ".join(
+        f"{gate} {low.mean():.0%} low, {high.mean():.0%} high"
+        for gate, low, high in zip(gates, run.saturation.low, run.saturation.high, strict=True)
+    )
+    return _plot(figure, f"{run.name}: shares of saturated units: {text}.")
+
+
+def _scores(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes(SORTED_BY, "images")
+    values = [run.evaluation.scores.images[SORTED_BY] for run in runs]
+    bins = numpy.linspace(0, max(float(value.max()) for value in values) or 1.0, _BINS + 1)
+    for k, (run, value) in enumerate(zip(runs, values, strict=True)):
+        axes.hist(
+            value, bins, histtype="stepfilled" if k == 0 else "step",
+            color=_SERIES[k], alpha=0.6 if k == 0 else 1, linewidth=1.5, label=run.name,
+        )  # fmt: skip
+    axes.legend()
+    medians = "; ".join(
+        f"{run.name}: median {numpy.median(value):.2f}, {(value == 0).mean():.0%} at zero"
+        for run, value in zip(runs, values, strict=True)
+    )
+    return _plot(figure, f"How {SORTED_BY} is spread over images. {medians}.")
+
+
+def _axes(x: str, y: str, height: float = 3.2) -> tuple[Any, Any]:
+    figure = _figure(_WIDTH, height)
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _count(axes: Any) -> None:
+    """Let the horizontal axis have whole numbers only."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _figure(width: float, height: float) -> Any:
+    return load("matplotlib.figure").Figure(figsize=(width, height))
+
+
+def _plot(figure: Any, text: str) -> Plot:
+    file = io.StringIO()
+    with load("matplotlib").rc_context({"svg.hashsalt": text}):  # ids differ from plot to plot
+        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(_UNTOLD))
+    svg = re.sub(r'<g id="[^"]*"', "<g", file.getvalue())
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return Plot(svg[svg.index("<svg") :], text)
+
+
+def _thinned(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Average neighbours, so that a curve has no more points than can be told apart."""
+    size = -(-len(x) // _POINTS) or 1
+    whole = len(x) // size * size
+    return (
+        x[:whole].reshape(-1, size).mean(axis=1),
+        y[:whole].reshape(-1, size).mean(axis=1),
+    )

@@ -1,0 +1,108 @@
+"""Scalars as a TensorBoard event file, made with tensorboardX (the extra `tensorboard`).
+
+tensorboardX's own writer hands events to a thread: when its disk is full the thread dies, and the
+program waits for it forever. Here each batch of events is one write to a file that is closed again.
+
+A file is records, each: the length of its data (8 bytes, little end first), that length's checksum,
+the data, their checksum. Data are a protocol buffer `Event`; checksums are CRC-32C, masked
+(tensorflow/core/lib/io/record_writer.h).
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xpcap.errors import ConfigurationError
+from xpcap.files import check_new_folder, explained
+
+_TAGS = {
+    "loss": "loss/step",
+    "lr": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "train_loss": "loss/train",
+    "val_loss": "loss/val",
+    "train_perplexity": "perplexity/train",
+    "val_perplexity": "perplexity/val",
+}
+
+
+def check_events(folder: Path) -> None:
+    """Check that an event file can be begun in a folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If tensorboardX is missing.
+    DataError
+        If the folder is not a new name: TensorBoard would mix what is there with the new events.
+    """
+    _module("proto.event_pb2")
+    check_new_folder(folder)
+
+
+class EventFile:
+    """Writes what `History` writes as scalars for TensorBoard.
+
+    Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
+    `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats a
+    word. What is null in the history is left out.
+
+    Parameters
+    ----------
+    folder
+        Where the file is put, and no other may be; made if it is not there.
+
+    Raises
+    ------
+    ConfigurationError
+        If tensorboardX is missing.
+    DataError
+        If the file cannot be written, now or later.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._event = _module("proto.event_pb2").Event
+        self._summary = _module("proto.summary_pb2").Summary
+        self._checksum = _module("record_writer").masked_crc32c
+        with explained(folder, "write"):
+            folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        self._path = folder / f"events.out.tfevents.{now:.0f}.xpcap"
+        self._write([self._event(wall_time=now, file_version="brain.Event:2")])
+
+    def write(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+        """Write lines of a history, each with its time in seconds since 1970."""
+        self._write([self._scalars(when, line) for when, line in lines])
+
+    def _scalars(self, when: float, line: Mapping[str, Any]) -> Any:
+        values = [
+            self._summary.Value(tag=tag, simple_value=line[name])
+            for name, tag in _TAGS.items()
+            if line.get(name) is not None
+        ]
+        return self._event(wall_time=when, step=line["step"], summary=self._summary(value=values))
+
+    def _write(self, events: Sequence[Any]) -> None:
+        records = b"".join(self._record(event.SerializeToString()) for event in events)
+        with explained(self._path, "write"), open(self._path, "ab") as file:
+            file.write(records)
+
+    def _record(self, data: bytes) -> bytes:
+        length = struct.pack("<Q", len(data))
+        checksums = [struct.pack("<I", self._checksum(part)) for part in (length, data)]
+        return length + checksums[0] + data + checksums[1]
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"tensorboardX.{name}")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--tensorboard needs tensorboardX, which cannot be imported ({error}); install xpcap"
+            " with its extra 'tensorboard'"
+        ) from error
