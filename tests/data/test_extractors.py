@@ -91,8 +91,8 @@ def form_measures(image: numpy.ndarray, sigma: float) -> list[numpy.ndarray]:
     return [*measures, 6 * numpy.sqrt(w) / (image.mean() + 2e-4)]
 
 
-def test_features_are_what_the_formulas_say() -> None:
-    picture = some_pictures(1)[0]
+def channel_maps(picture: numpy.ndarray) -> list[tuple[numpy.ndarray, float]]:
+    """Return what each channel is an average of, and under how wide a window."""
     maps = [colour_map(picture, channel) for channel in range(8)]
     coarse, fine = [], []
     for image in maps:
@@ -102,20 +102,66 @@ def test_features_are_what_the_formulas_say() -> None:
         large = power / (power + 0.335**12)
         coarse.append(present * large)
         fine.append(present * (1 - large))
-    expected = []
+    channels: list[tuple[numpy.ndarray, float]] = []
     for weights in (coarse, fine):
         form_map = sum(weight * image for weight, image in zip(weights, maps, strict=True))
-        area = 2 * averaged(form_map, 12) / (form_map.mean() + 2e-4)
+        area = 2 * form_map / (form_map.mean() + 2e-4)
         for sigma in (0.9, 1.8):
-            expected += [averaged(measure, 40) for measure in form_measures(form_map, sigma)]
-            expected.append(area)
-        expected += [
-            2 * weight * averaged(image, 12) / (image.mean() + 2e-4)
+            channels += [(measure, 40) for measure in form_measures(form_map, sigma)]
+            channels.append((area, 12))
+        channels += [
+            (2 * weight * image / (image.mean() + 2e-4), 12)
             for weight, image in zip(weights, maps, strict=True)
         ]
+    return channels
+
+
+def test_features_are_what_the_formulas_say() -> None:
+    picture = some_pictures(1)[0]
+    expected = [averaged(*channel) for channel in channel_maps(picture)]
     found = FilterBank()(picture[None]).reshape(64, 8, 8)
     assert abs(found).max() > 1
     numpy.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("region", [(0, 2), (1, 0), (6, 5)])
+def test_a_regions_part_is_the_average_of_what_is_inside(region: tuple[int, int]) -> None:
+    picture = some_pictures(1)[0]
+    y, x = numpy.mgrid[:64, :64]
+    inside = (y // 8 == region[0]) & (x // 8 == region[1])
+    expected = [averaged(inside * values, width) for values, width in channel_maps(picture)]
+    found = FilterBank().regions(picture[None])[0][region].reshape(64, 8, 8)
+    assert abs(found).max() > 0.1
+    numpy.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_the_parts_of_all_regions_are_the_features(backend: Backend) -> None:
+    pictures = backend.to_device(some_pictures(51))  # more than a block
+    parts = FilterBank().regions(pictures)
+    assert namespace(parts) is backend.xp
+    assert parts.shape == (51, 8, 8, 4096)
+    assert parts.dtype == numpy.float32
+    for index in (0, 49, 50):
+        together = to_host(parts[index]).sum(axis=(0, 1))
+        features = to_host(FilterBank()(pictures[index : index + 1])[0])
+        numpy.testing.assert_allclose(together, features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "region"),
+    [((0, 8), (56, 64), (0, 7)), ((56, 64), (0, 8), (7, 0)), ((16, 24), (40, 48), (2, 5))],
+)
+def test_a_thing_speaks_from_where_it_stands(
+    rows: tuple[int, int], columns: tuple[int, int], region: tuple[int, int]
+) -> None:
+    empty = numpy.full((1, 64, 64, 3), 120, numpy.uint8)
+    picture = empty.copy()
+    picture[:, slice(*rows), slice(*columns)] = (230, 20, 30)
+    channels = (FilterBank()(picture) - FilterBank()(empty)).reshape(64, 8, 8)
+    for channel in (11, 23, 24, 32 + 11, 32 + 23, 32 + 24):  # area and red, coarse and fine
+        assert numpy.unravel_index(channels[channel].argmax(), (8, 8)) == region
+    strength = abs(FilterBank().regions(picture)[0]).sum(axis=-1)
+    assert numpy.unravel_index(strength.argmax(), (8, 8)) == region
 
 
 def test_one_picture_gives_what_its_row_in_a_batch_gives() -> None:
@@ -155,8 +201,9 @@ def test_the_features_are_computed_where_the_pictures_are(backend: Backend) -> N
     ],
 )
 def test_other_arrays_are_refused(images: numpy.ndarray) -> None:
-    with pytest.raises(ShapeError, match=r"expected \(N, 64, 64, 3\) uint8"):
-        FilterBank()(images)
+    for compute in (FilterBank(), FilterBank().regions):
+        with pytest.raises(ShapeError, match=r"expected \(N, 64, 64, 3\) uint8"):
+            compute(images)
 
 
 def test_an_extractor_is_found_again_by_its_description() -> None:

@@ -188,6 +188,22 @@ def test_new_features_go_through_the_same_transform() -> None:
     numpy.testing.assert_allclose(pca.transform(features), one_by_one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+def test_gradients_of_components_become_slopes_of_the_features(whiten: bool) -> None:
+    features = some_features(40, 15)
+    pca = PCA.fit(features, 6, whiten)
+    gradient = numpy.random.default_rng(7).standard_normal((2, 3, 6))
+    found = pca.backward(gradient)
+    assert found.shape == (2, 3, 15)
+    assert found.dtype == numpy.float64
+    for d, step in enumerate(numpy.eye(15)):  # of any length, for a transform that is affine
+        slope = (pca.transform(features[:1] + step) - pca.transform(features[:1] - step))[0] / 2
+        numpy.testing.assert_allclose(found[:, :, d], gradient @ slope, atol=1e-5)
+    of_single = pca.backward(gradient.astype(numpy.float32))
+    assert of_single.dtype == numpy.float32
+    numpy.testing.assert_allclose(of_single, found, atol=1e-5)
+
+
 @pytest.mark.parametrize("dim", [0, 9, 12, 99])
 def test_more_components_than_directions_are_refused(dim: int) -> None:
     with pytest.raises(DataError, match=f"cannot make {dim} principal components"):

@@ -12,7 +12,11 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare
 from xpcap.data.scenes import make_scenes, read_picture
-from xpcap.report.pictures import THUMBNAIL, boxes_of, categories_of, pictures_of
+from xpcap.report.pictures import THUMBNAIL, boxes_of, categories_of, picture_of, shown
+
+
+def pictures_of(dataset, split, rows):
+    return [shown(dataset, split, row, picture_of(dataset, split, row)) for row in rows]
 
 
 def opened(address):

@@ -131,6 +131,13 @@ class PCA:
                 out = rows @ components.T
             return numpy.asarray(to_host(out - offset))
 
+    def backward(self, gradient: numpy.ndarray) -> numpy.ndarray:
+        """Turn gradients of the scaled components `(..., K)` into those of the features `(..., D)`.
+
+        They are `gradient · components`, of the gradient's dtype.
+        """
+        return numpy.asarray(gradient @ self.components.astype(gradient.dtype, copy=False))
+
     def equals(self, other: PCA) -> bool:
         """Tell whether another transform is the same, to the bit."""
         return all(

@@ -233,7 +233,8 @@ def _unroll(model: CaptioningRNN, features: Array, captions: Array) -> _Run:
             f"expected captions (N, T+1) for features (N, D), got {captions.shape} and"
             f" {features.shape}"
         )
-    T = numpy.max(numpy.nonzero(to_host(captions)[:, 1:] != model.null)[1], initial=-1) + 1
+    places = numpy.nonzero(to_host(captions)[:, 1:] != model.null)[1]
+    T = int(places.max(initial=-1)) + 1
     vectors, _ = word_embedding_forward(captions[:, : T + 1], params["W_embed"])
     targets = xp.ascontiguousarray(captions[:, 1 : T + 1].T)
     weights = [params[name] for name in cell.weights]

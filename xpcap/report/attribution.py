@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
@@ -47,6 +48,7 @@ def spoken_for(
     features: numpy.ndarray,
     words: numpy.ndarray,
     categories: Sequence[str],
+    pictures: Sequence[Any],
 ) -> list[list[Spoken]]:
     """Find what spoke for each word of captions.
 
@@ -60,39 +62,47 @@ def spoken_for(
         Indices `(N, T)` int32, `<NULL>` after `<END>`.
     categories
         Whose boxes are the features, if they are.
+    pictures
+        Of each image, or None.
 
     Returns
     -------
     list of list of Spoken
         For each image T of them; empty ones where features mean nothing that could be named.
     """
-    by_pixels = (run.config["data"].get("extractor") or {}).get("name") == FilterBank.name
-    if not (by_pixels or categories):
-        return [[Spoken()] * words.shape[1]] * len(words)
+    extractor = run.config["data"].get("extractor") or {}
+    by_region = extractor.get("name") == FilterBank.name
+    unknown = [Spoken()] * words.shape[1]
+    if not (by_region or categories):
+        return [unknown] * len(words)
     to_device = run.model.backend.to_device
-    _, gradients = word_gradients(run.model, to_device(features), to_device(words))
-    gradients = to_host(gradients)
-    if by_pixels:
-        return [_by_region(maps) for maps in _region_maps(run, features, gradients)]
-    numbers = (gradients * features[:, None]).reshape(*words.shape, len(categories), len(NUMBERS))
+    _, gradients = map(to_host, word_gradients(run.model, to_device(features), to_device(words)))
+    if categories:
+        shape = (*words.shape, len(categories), len(NUMBERS))
+        values = (gradients * features[:, None]).reshape(shape).sum(axis=-1)
+        return [
+            _by_category(values[n], categories, boxes_of(features[n], categories))
+            for n in range(len(words))
+        ]
+    transform = run.transform
+    if transform is not None:
+        gradients = transform.backward(gradients)
     return [
-        _by_category(values, categories, boxes_of(image, categories))
-        for values, image in zip(numbers.sum(axis=-1), features, strict=True)
+        unknown if picture is None else _by_region(_region_maps(picture, gradient))
+        for picture, gradient in zip(pictures, gradients, strict=True)
     ]
 
 
-def _region_maps(run: Run, features: numpy.ndarray, gradients: numpy.ndarray) -> numpy.ndarray:
-    """Return `(N, T, 8, 8)`: attributions summed over the filter bank's channels."""
-    transform = run.transform
-    if transform is None:
-        return FilterBank.regions(gradients * features[:, None])
-    return FilterBank.regions(transform.backward(gradients) * transform.backward(features)[:, None])
+def _region_maps(picture: Any, gradients: numpy.ndarray) -> numpy.ndarray:
+    """Return what each region of a picture adds, `(T, 8, 8)`, given gradients `(T, 4096)`."""
+    bank = FilterBank()
+    (parts,) = bank.regions(bank.prepare(picture)[None])
+    return numpy.asarray(numpy.tensordot(gradients, parts, (1, 2)))
 
 
 def _by_region(maps: numpy.ndarray) -> list[Spoken]:
-    """Describe the maps `(T, 8, 8)` of a caption's words; strengths are relative to its largest."""
-    largest = numpy.abs(maps).max()
-    return [Spoken(_where(one), _levels(one.reshape(-1), largest)) for one in maps]
+    """Describe the maps `(T, 8, 8)` of a caption's words."""
+    return [Spoken(_where(one), _levels(one.reshape(-1))) for one in maps]
 
 
 def _where(regions: numpy.ndarray) -> str:
@@ -101,10 +111,10 @@ def _where(regions: numpy.ndarray) -> str:
     if regions[row, column] <= 0:
         return ""
     vertical, horizontal = (
-        names[int(3 * place / size)]
+        names[int(3 * (place + 0.5) / size)]
         for names, place, size in zip((_ROWS, _COLUMNS), (row, column), regions.shape, strict=True)
     )
-    return f"most from the {vertical} {horizontal}"
+    return f"most from the {vertical} {horizontal}; in all {regions.sum():+.2f}"
 
 
 def _by_category(
@@ -113,15 +123,16 @@ def _by_category(
     """Describe the values `(T, categories)` of a caption's words."""
     place = {category: k for k, category in enumerate(categories)}
     shown = [place[box.category] for box in boxes]
-    largest = numpy.abs(values).max()
     spoken = []
     for word in values:
         order = numpy.argsort(-numpy.abs(word))[:NAMED]
         text = ", ".join(f"{categories[k]} {word[k]:+.2f}" for k in order if word[k])
-        spoken.append(Spoken(text, _levels(word[shown], largest)))
+        spoken.append(Spoken(text, _levels(word[shown])))
     return spoken
 
 
-def _levels(values: numpy.ndarray, largest: float) -> str:
-    scaled = numpy.rint(LEVELS * values / (largest or 1)).astype(int)
+def _levels(values: numpy.ndarray) -> str:
+    """Write strengths down as letters, relative to the strongest."""
+    largest = numpy.abs(values).max(initial=0) or 1.0
+    scaled = numpy.rint(LEVELS * values / largest).astype(int)
     return "".join(chr(ord("a") + LEVELS + level) for level in scaled)

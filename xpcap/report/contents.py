@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 
+from xpcap.backend import to_host
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import NULL, decode_captions, plain
 from xpcap.decoding import Beam, Decoded
@@ -16,7 +17,7 @@ from xpcap.errors import DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import GateSaturation, GradientFlow, gate_saturation, gradient_flow
 from xpcap.report.attribution import Spoken, spoken_for
-from xpcap.report.pictures import Picture, categories_of, pictures_of
+from xpcap.report.pictures import Picture, categories_of, picture_of, shown
 from xpcap.run_folder import HISTORY, Run
 from xpcap.train.history import Curves, read_history
 from xpcap.train.showing import open_data
@@ -25,6 +26,7 @@ SORTED_BY = "CIDEr-D"
 INSPECTED = 256  # captions whose gradients are looked at
 LISTED = 300  # images, where there are more
 EXTREMES = 12  # best ones, worst ones, and those about which two runs differ most
+Looked = TypeVar("Looked", GradientFlow, GateSaturation)
 _DESCRIBING = ("image", "id", "caption", "references")  # all else of an image are its values
 
 
@@ -141,16 +143,15 @@ def gather(
     listed = _listed(values.shape[1], count, extremes)
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
+    pictures = [picture_of(datasets[0], split, row) for row in rows]
     said = [
-        _said(run, dataset, split, rows, beam, [part.evaluation.images[k] for k in listed])
+        _said(run, dataset, split, rows, beam, part.evaluation, listed, pictures)
         for run, dataset, part in zip(runs, datasets, parts, strict=True)
     ]
     images = [parts[0].evaluation.images[k] for k in listed]
     entries = [
-        Entry(image["id"], picture, image["references"], by_run)
-        for image, picture, *by_run in zip(
-            images, pictures_of(datasets[0], split, rows), *said, strict=True
-        )
+        Entry(image["id"], shown(datasets[0], split, row, picture), image["references"], by_run)
+        for image, row, picture, *by_run in zip(images, rows, pictures, *said, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
     return Report(parts, split, _in_words(beam), entries, best, worst, different)
@@ -183,10 +184,16 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
         name,
         _facts(run, dataset),
         read_history(run.folder / HISTORY),
-        gradient_flow(run.model, features, captions),
-        gate_saturation(run.model, features, captions),
+        _on_host(gradient_flow(run.model, features, captions)),
+        _on_host(gate_saturation(run.model, features, captions)),
         evaluation,
     )
+
+
+def _on_host(found: Looked) -> Looked:
+    values = {name: getattr(found, name) for name in found._fields}
+    there = {name: to_host(value) for name, value in values.items() if hasattr(value, "shape")}
+    return found._replace(**there)
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
@@ -233,13 +240,15 @@ def _said(
     split: str,
     rows: Sequence[int],
     beam: Beam,
-    images: Sequence[dict[str, Any]],
+    evaluation: Evaluation,
+    listed: Sequence[int],
+    pictures: Sequence[Any],
 ) -> list[Said]:
     """Caption some images once more, to see all of the beam and what spoke for each word."""
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
     words = decoded.words[:, 0]
-    spoken = spoken_for(run, features, words, categories_of(dataset))
+    spoken = spoken_for(run, features, words, categories_of(dataset), pictures)
     return [
         Said(
             image["caption"],
@@ -247,7 +256,7 @@ def _said(
             _beams(run, decoded, n),
             {name: image[name] for name in image if name not in _DESCRIBING},
         )
-        for n, image in enumerate(images)
+        for n, image in enumerate(evaluation.images[k] for k in listed)
     ]
 
 

@@ -52,29 +52,39 @@ class Picture:
     boxes: Sequence[Box] = ()
 
 
-def pictures_of(dataset: Dataset, split: str, rows: Sequence[int]) -> list[Picture]:
-    """Find the pictures of some images of a split.
+def picture_of(dataset: Dataset, split: str, row: int) -> Any:
+    """Open the picture of an image of a split, if it is at hand.
 
-    A picture that is not there any more, or cannot be opened, is left out: a report is no less true
-    without it.
-
-    Parameters
-    ----------
-    dataset, split, rows
-        Which images.
+    One that is not there any more, or cannot be opened, is None: a report is no less true without
+    it.
     """
-    part, description = dataset.splits[split], dataset.description
-    archive = dataset.folder / description["pictures"] if "pictures" in description else None
-    categories = categories_of(dataset)
-    found = []
-    for row in rows:
-        address = part.urls[row]
-        if address.startswith(("http://", "https://")):
-            boxes = boxes_of(part.features[row], categories) if categories else ()
-            found.append(Picture(link=address, boxes=boxes))
-        else:
-            found.append(Picture(data=_embedded(address, archive)))
-    return found
+    address, description = dataset.splits[split].urls[row], dataset.description
+    if is_in_the_web(address):
+        return None
+    try:
+        if "pictures" not in description:
+            return open_picture(Path(address))
+        with zipfile.ZipFile(dataset.folder / description["pictures"]) as archive:
+            member = address.removeprefix(f"{description['pictures']}/")
+            return decode_picture(archive.read(member), address)
+    except (DataError, OSError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def shown(dataset: Dataset, split: str, row: int, picture: Any) -> Picture:
+    """Say how an image is shown, given its picture or None."""
+    part, categories = dataset.splits[split], categories_of(dataset)
+    link = part.urls[row] if is_in_the_web(part.urls[row]) else ""
+    return Picture(
+        "" if picture is None else _data_address(picture),
+        link,
+        boxes_of(part.features[row], categories) if categories else (),
+    )
+
+
+def is_in_the_web(address: str) -> bool:
+    """Whether a browser can fetch an address."""
+    return address.startswith(("http://", "https://"))
 
 
 def categories_of(dataset: Dataset) -> list[str]:
@@ -100,22 +110,10 @@ def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box.side)
 
 
-def _embedded(address: str, archive: Path | None) -> str:
-    try:
-        if archive is not None:
-            with zipfile.ZipFile(archive) as pictures:
-                member = address.removeprefix(f"{archive.name}/")
-                picture = decode_picture(pictures.read(member), address)
-        else:
-            picture = open_picture(Path(address))
-    except (DataError, OSError, KeyError, zipfile.BadZipFile):
-        return ""
-    return _data_address(picture)
-
-
 def _data_address(picture: Any) -> str:
     """Return a small copy of a picture as a `data:` address: sharp where it is small itself."""
     small = max(picture.size) <= THUMBNAIL // 2
+    picture = picture.copy()
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     if small:

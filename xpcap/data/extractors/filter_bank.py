@@ -40,7 +40,7 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -62,6 +62,13 @@ _AREA_GAIN, _COLOUR_GAIN = 2.0, 2.0
 _FLOOR = 2e-4  # added to the means that are divided by
 _TINY = 1e-6  # against division by zero where there is no colour or no edge
 _BLOCK = 50  # pictures at a time: about 30 MB
+
+
+class _Windows(NamedTuple):
+    """Weights of a picture's rows and of its columns, `(..., K, 64)` each."""
+
+    rows: Array
+    columns: Array
 
 
 class FilterBank:
@@ -105,16 +112,53 @@ class FilterBank:
             If `images` have another shape or dtype.
         """
         xp = namespace(images)
-        expected = (self.size, self.size, 3)
-        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != numpy.uint8:
-            raise ShapeError(
-                f"images has shape {images.shape} and dtype {images.dtype};"
-                f" expected (N, {self.size}, {self.size}, 3) uint8"
-            )
+        self._check(images)
+        form, place = (
+            _Windows(window, window)
+            for window in map(xp.asarray, (self._form_window, self._place_window))
+        )
         out = xp.empty((len(images), self.dim), dtype=xp.float32)
         for start in range(0, len(images), _BLOCK):
             block = images[start : start + _BLOCK]
-            out[start : start + _BLOCK] = self._features(xp, block).reshape(len(block), -1)
+            features = self._features(xp, block, form, place)
+            out[start : start + _BLOCK] = features.reshape(len(block), self.dim)
+        return out
+
+    def regions(self, images: Array) -> Array:
+        """Share out the features of pictures among 8 x 8 regions, 8 pixels wide and high.
+
+        A feature is an average over the picture, under a window that may be far wider than its
+        cell. Its part from a region is what the pixels of that region add to the average; what it
+        is divided by, a mean of the whole picture, is taken as given. So a gradient with respect
+        to the features, times these parts, says where in a picture its cause is.
+
+        Parameters
+        ----------
+        images
+            `(N, 64, 64, 3)` uint8, red, green, blue; NumPy or CuPy.
+
+        Returns
+        -------
+        Array
+            `(N, 8, 8, 4096)` float32 of the same library, 1 MiB a picture: for each region, row by
+            row, its part of every feature. Over all regions they add up to the features.
+
+        Raises
+        ------
+        ShapeError
+            If `images` have another shape or dtype.
+        """
+        xp = namespace(images)
+        self._check(images)
+        form, place = (
+            _Windows(*map(xp.asarray, _cut(window)))
+            for window in (self._form_window, self._place_window)
+        )
+        out = xp.empty((len(images), _CELLS, _CELLS, self.dim), dtype=xp.float32)
+        for start in range(0, len(images), _BLOCK):
+            block = images[start : start + _BLOCK]
+            parts = xp.moveaxis(self._features(xp, block, form, place), 2, 0)
+            out[start : start + _BLOCK] = parts.reshape(len(block), _CELLS, _CELLS, self.dim)
         return out
 
     def describe(self) -> dict[str, Any]:
@@ -128,26 +172,34 @@ class FilterBank:
         resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return numpy.array(resized)
 
-    def _features(self, xp: Namespace, images: Array) -> Array:
-        """Turn `(N, 64, 64, 3)` uint8 into `(N, 64, 8, 8)` float32."""
-        form_window, place_window = xp.asarray(self._form_window), xp.asarray(self._place_window)
+    def _check(self, images: Array) -> None:
+        expected = (self.size, self.size, 3)
+        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != numpy.uint8:
+            raise ShapeError(
+                f"images has shape {images.shape} and dtype {images.dtype};"
+                f" expected (N, {self.size}, {self.size}, 3) uint8"
+            )
+
+    def _features(self, xp: Namespace, images: Array, form: _Windows, place: _Windows) -> Array:
+        """Turn `(N, 64, 64, 3)` uint8 into `(N, 64, 8, 8)` float32, after the windows' own axes."""
         maps = _colour_maps(xp, images)
         gains = xp.asarray(_FORM_GAINS, dtype=xp.float32)[:, None, None]
-        colours = _COLOUR_GAIN * _average(maps, place_window) / (_mean(maps) + _FLOOR)
+        colours = _COLOUR_GAIN * _average(maps, place) / (_mean(maps) + _FLOOR)
         channels = []
         for weight in self._weights(xp, maps):
             form_map = (weight * maps).sum(axis=1, keepdims=True)
-            area = _AREA_GAIN * _average(form_map, place_window) / (_mean(form_map) + _FLOOR)
+            area = _AREA_GAIN * _average(form_map, place) / (_mean(form_map) + _FLOOR)
             for matrices in self._derivatives:
                 measures = _measure(xp, form_map, [xp.asarray(matrix) for matrix in matrices])
-                channels += [gains * _average(measures, form_window), area]
+                channels += [gains * _average(measures, form), area]
             channels.append(weight * colours)
-        return xp.concatenate(channels, axis=1)
+        return xp.concatenate(channels, axis=-3)
 
     def _weights(self, xp: Namespace, maps: Array) -> tuple[Array, Array]:
         """Return how much each map counts as coarse and as fine, both `(N, 8, 1, 1)`."""
         fine, coarse = (
-            _mean(_average(maps, xp.asarray(gauss)) ** 2) for gauss in (self._fine, self._coarse)
+            _mean(_average(maps, _Windows(gauss, gauss)) ** 2)
+            for gauss in map(xp.asarray, (self._fine, self._coarse))
         )
         present = fine**2 / (fine**2 + _HALF_ENERGY**2)
         ratio = (coarse / (fine + _TINY)) ** 12
@@ -216,9 +268,9 @@ def _measure(xp: Namespace, maps: Array, derivatives: list[Array]) -> Array:
     return xp.concatenate([by_energy, by_area], axis=1)
 
 
-def _average(channels: Array, window: Array) -> Array:
+def _average(channels: Array, windows: _Windows) -> Array:
     """Average `(..., 64, 64)` under the windows of K x K places: `(..., K, K)`."""
-    return (window @ channels) @ window.T
+    return (windows.rows @ channels) @ windows.columns.swapaxes(-1, -2)
 
 
 def _gaussian_derivative(size: int, scale: float, order: int) -> numpy.ndarray:
@@ -241,3 +293,15 @@ def _windows(size: int, width: float) -> numpy.ndarray:
     centres = (numpy.arange(_CELLS) + 0.5) * size / _CELLS - 0.5
     weights = numpy.exp(-(((numpy.arange(size) - centres[:, None]) / width) ** 2) / 2)
     return numpy.asarray(weights / weights.sum(axis=1, keepdims=True), numpy.float32)
+
+
+def _cut(windows: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Cut windows `(8, size)` of rows and of columns at the borders of 8 x 8 regions.
+
+    They begin with axes for the rows and for the columns of regions, and then for pictures and
+    channels: `(8, 1, 1, 1, 8, size)` and `(1, 8, 1, 1, 8, size)`.
+    """
+    size = windows.shape[1]
+    inside = numpy.arange(size) * _CELLS // size == numpy.arange(_CELLS)[:, None, None]
+    parts = windows * inside
+    return parts[:, None, None, None], parts[None, :, None, None]
