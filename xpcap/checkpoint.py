@@ -1,70 +1,263 @@
-"""Parameters in a file: written whole or not at all, read without trusting them."""
+"""A training run in one file: all that it needs to go on as if it had never stopped.
+
+The file is in safetensors format, named arrays and a text. Reading it runs no code, and allocates
+no more than the file is long. Its arrays are
+
+    parameters.NAME         the model's parameters
+    memory.KEY.NAME         what the update rule remembers of each, such as Adam's m and v
+
+and its text, `xpcap` in the metadata, is JSON:
+
+    format                  2
+    written_by              the versions of xpcap, Python, NumPy and CuPy, and the device
+    config                  the model's sizes, where data and features came from, all options
+    vocabulary              the words, by their indices
+    optimizer               the update rule's numbers and its count of steps
+    progress                see `Progress`
+
+Nothing is kept of random numbers, because they have no state: the order of captions is a function
+of the seed and the epoch, dropout's masks are one of the seed and the step. Nothing in it depends
+on the device: it may be read on another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy
+import safetensors
+import safetensors.numpy
 
+import xpcap
 from xpcap.backend import Array, to_host
+from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError
 from xpcap.files import explained, new_file
 
+FORMAT = 2
+_TEXT = "xpcap"
+_DTYPES = ("F32", "F64")
 
-def save_parameters(path: Path, params: Mapping[str, Array]) -> None:
-    """Write parameters, from any device, as a NumPy `.npz` file.
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Parameters
+    ----------
+    step, epoch
+        How many are done; the steps of an epoch that is not done count.
+    best_loss, best_epoch
+        The lowest validation loss, in nats a word, and its epoch; None and 0 before the first.
+    rate_scale, recoveries
+        What the learning rate is multiplied by since numbers went wrong, and how often they did.
+    history
+        How many bytes of `history.jsonl` tell of these steps.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best_loss: float | None = None
+    best_epoch: int = 0
+    rate_scale: float = 1.0
+    recoveries: int = 0
+    history: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """Training at the end of a step.
+
+    Parameters
+    ----------
+    parameters
+        By name.
+    memory
+        By what the update rule remembers, then by parameter, arrays of the parameters' shapes.
+    optimizer
+        The rule's numbers, and `t`, its count of steps.
+    progress
+        How far it is.
+    """
+
+    parameters: Mapping[str, Array]
+    memory: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    optimizer: Mapping[str, float] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Parameters
+    ----------
+    config
+        As in a run's `config.json`.
+    vocabulary
+        The words.
+    state
+        Where training is.
+    written_by
+        By which versions, and on which device.
+    """
+
+    config: Mapping[str, Any]
+    vocabulary: Vocabulary
+    state: State
+    written_by: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint from any device; a file that was there is replaced in one step.
 
     Raises
     ------
     DataError
-        If the file cannot be written; one that was there before is then still whole.
+        If it cannot be written; one that was there before is then still whole.
     """
-    host = {name: to_host(value) for name, value in params.items()}
-    with new_file(path) as temporary, open(temporary, "wb") as file:
-        numpy.savez(file, **host)
+    state = checkpoint.state
+    text = {
+        "format": FORMAT,
+        "written_by": checkpoint.written_by,
+        "config": checkpoint.config,
+        "vocabulary": list(checkpoint.vocabulary.idx_to_word),
+        "optimizer": state.optimizer,
+        "progress": asdict(state.progress),
+    }
+    arrays = {
+        ".".join(name): numpy.ascontiguousarray(to_host(value)) for name, value in _named(state)
+    }
+    content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(text)})
+    with new_file(path) as temporary, explained(path, "write"):
+        temporary.write_bytes(content)
 
 
-def load_parameters(path: Path, expected: Mapping[str, Array]) -> dict[str, numpy.ndarray]:
-    """Read parameters and check them against those of a model.
+def _named(state: State) -> Iterator[tuple[tuple[str, ...], Array]]:
+    for name, value in state.parameters.items():
+        yield ("parameters", name), value
+    for key, by_name in state.memory.items():
+        for name, value in by_name.items():
+            yield ("memory", key, name), value
 
-    Parameters
-    ----------
-    path
-        From `save_parameters`.
-    expected
-        Arrays with the names and shapes that must be there, such as a new model's `params`.
 
-    Returns
-    -------
-    dict
-        NumPy arrays by name.
+def written_by(device: str) -> dict[str, str]:
+    """Return the versions that a checkpoint written here and now comes from."""
+    versions = {
+        "xpcap": xpcap.__version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "device": device,
+    }
+    if device.startswith("gpu"):
+        versions["cupy"] = sys.modules["cupy"].__version__
+    return versions
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without trusting it.
 
     Raises
     ------
+    DataError
+        If there is no file that can be read.
     CheckpointError
-        It names the file, the parameter, what was found and what was expected.
+        If it is no checkpoint, is damaged, or has another format: it says which version wrote it.
     """
-    with explained(path, "read"):
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+    text, arrays = _read(path)
     try:
-        with file, numpy.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zip and array headers fail in many ways where bytes make no sense
-        raise CheckpointError(f"{path} is not a whole parameter file (.npz)") from error
-    if set(found) != set(expected):
+        return _parse(text, arrays)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: {_reason(error)}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+    with explained(path, "read"), open(path, "rb"):
+        pass  # safetensors has no errors of the operating system
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            text = json.loads((file.metadata() or {})[_TEXT])
+            if not isinstance(text, dict):
+                raise CheckpointError(f"{path}: expected a text that is a JSON object")
+            _check_format(path, text)
+            arrays = {}
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if file.get_slice(name).get_dtype() not in _DTYPES:
+                    raise CheckpointError(f"{path}: '{name}' is not of float32 or float64")
+                arrays[name] = file.get_tensor(name)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not a whole checkpoint of xpcap") from error
+    return text, arrays
+
+
+def _check_format(path: Path, text: Mapping[str, Any]) -> None:
+    if text.get("format") != FORMAT:
+        writer = text.get("written_by")
+        version = writer.get("xpcap") if isinstance(writer, dict) else None
         raise CheckpointError(
-            f"{path} holds {', '.join(sorted(found)) or 'nothing'};"
-            f" expected {', '.join(sorted(expected))}"
+            f"{path} has format {text.get('format')!r:.40}, written by xpcap {version!s:.40};"
+            f" expected format {FORMAT}"
         )
-    for name, value in found.items():
-        if not isinstance(value, numpy.ndarray):
-            raise CheckpointError(f"{path}: '{name}' is no array")
-        if value.shape != expected[name].shape or value.dtype.kind != "f":
-            raise CheckpointError(
-                f"{path}: '{name}' is {value.dtype} of shape {value.shape};"
-                f" expected floating of shape {tuple(expected[name].shape)}"
-            )
+
+
+def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Checkpoint:
+    """Make sense of a checkpoint's text and arrays.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If they make none.
+    """
+    vocabulary = Vocabulary.checked(text["vocabulary"], "'vocabulary'")
+    for name in ("config", "optimizer", "progress", "written_by"):
+        if not isinstance(text.get(name), dict):
+            raise CheckpointError(f"expected '{name}', an object")
+    parameters: dict[str, numpy.ndarray] = {}
+    memory: dict[str, dict[str, numpy.ndarray]] = {}
+    for name, value in arrays.items():
+        match name.split("."):
+            case ["parameters", parameter]:
+                parameters[parameter] = value
+            case ["memory", key, parameter]:
+                memory.setdefault(key, {})[parameter] = value
+            case _:
+                raise CheckpointError(f"'{name}' is no array of a checkpoint")
         if not numpy.isfinite(value).all():
-            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite numbers")
-    return found
+            raise CheckpointError(f"'{name}' holds NaN or infinite numbers")
+    shapes = {name: value.shape for name, value in parameters.items()}
+    for key, by_name in memory.items():
+        if {name: value.shape for name, value in by_name.items()} != shapes:
+            raise CheckpointError(f"'memory.{key}' does not have the shapes of the parameters")
+    for name, number in text["optimizer"].items():
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise CheckpointError(f"optimizer: expected '{name}' to be a number")
+    state = State(parameters, memory, text["optimizer"], _progress(text["progress"]))
+    return Checkpoint(text["config"], vocabulary, state, text["written_by"])
+
+
+def _progress(found: Mapping[str, Any]) -> Progress:
+    known = {one.name for one in fields(Progress)}
+    if found.keys() != known:
+        raise CheckpointError(f"progress: expected {', '.join(sorted(known))}")
+    for name, value in found.items():
+        kinds = (int, float) if name in ("best_loss", "rate_scale") else (int,)
+        if name == "best_loss" and value is None:
+            continue
+        if type(value) not in kinds or not 0 <= value < 2**53:
+            raise CheckpointError(f"progress: expected '{name}' to be a number from 0 on")
+    return Progress(**found)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"expected {error}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -29,5 +29,13 @@ class ConfigurationError(XpcapError, ValueError):
     """An option has a value that xpcap does not know or cannot use."""
 
 
+class Stopped(XpcapError):
+    """Training was asked to stop, by a signal, and has written down where it is."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class DivergedError(XpcapError, ArithmeticError):
     """Training went wrong: a loss is no longer a finite number."""

@@ -55,6 +55,8 @@ def read_json(path: Path) -> Any:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it, in one step, when the block succeeds.
 
+    Its bytes are on the disk before it does, and its name is after.
+
     Raises
     ------
     DataError
@@ -65,9 +67,22 @@ def new_file(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             yield temporary
+            synchronize(temporary)
             temporary.replace(path)
+            synchronize(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def synchronize(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk; Windows has no such wait."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -229,6 +229,11 @@ class Optimizer:
         """The arrays `(P,)` that the rule remembers; empty before the first step."""
         return {name: self.config[name] for name in self._rule.memory if name in self.config}
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The rule's settings and its count of steps: `config` without what it remembers."""
+        return {name: value for name, value in self.config.items() if name not in self.memory}
+
     def update(
         self, xp: Namespace, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0
     ) -> None:

@@ -1,17 +1,16 @@
 """A run: the folder that training leaves behind, and everything needed to caption with it.
 
-config.json     format, xpcap's version, the model's sizes, where the data came from, options
-vocab.json      idx_to_word, word_to_idx
-history.jsonl   an object a step, and one an epoch with the validation figures
-best.npz        the parameters of the epoch with the lowest validation loss
-last.npz        the parameters at the end
-pca.h5          where features are reduced: the transform, so that new pictures can follow
+best.safetensors    the checkpoint of the epoch with the lowest validation loss
+last.safetensors    the last checkpoint, from which training goes on
+history.jsonl       an object a step, and one an epoch with the validation figures
+pca.h5              where features are reduced: the transform, so that new pictures can follow
+step-N.safetensors  earlier checkpoints, where they were asked for
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Backend, as_backend, to_host
-from xpcap.checkpoint import load_parameters
+from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from xpcap.data.extraction import extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.folder import FEATURE_KINDS
@@ -37,31 +36,30 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.errors import CheckpointError, XpcapError
-from xpcap.files import explained, new_folder, read_json
+from xpcap.files import explained, lock, new_folder
 from xpcap.models import CaptioningRNN
 
-FORMAT = 1
-CONFIG, VOCABULARY, HISTORY = "config.json", "vocab.json", "history.jsonl"
-BEST, LAST, TRANSFORM = "best.npz", "last.npz", "pca.h5"
+BEST, LAST, HISTORY, TRANSFORM = (
+    "best.safetensors",
+    "last.safetensors",
+    "history.jsonl",
+    "pca.h5",
+)
+_LOCK = ".lock"
 BATCH = 256
 
 
 def create_run(
-    folder: Path,
-    config: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    transform: PCA | None = None,
+    folder: Path, checkpoints: Mapping[str, Checkpoint], transform: PCA | None = None
 ) -> None:
-    """Begin a run: make its folder with everything that is known before the first step.
+    """Make a run's folder.
 
     Parameters
     ----------
     folder
         A new name.
-    config
-        With `model` (the arguments of `CaptioningRNN`) and `data`.
-    vocabulary
-        The words.
+    checkpoints
+        By `BEST` and `LAST`, what it begins with: at least one.
     transform
         How the data set's features were reduced, if they were.
 
@@ -74,9 +72,8 @@ def create_run(
     """
     check_new_run(folder)
     with new_folder(folder) as temporary:
-        vocabulary.write(temporary / VOCABULARY)
-        with explained(folder / CONFIG, "write"):
-            (temporary / CONFIG).write_text(json.dumps({"format": FORMAT, **config}, indent=2))
+        for name, checkpoint in checkpoints.items():
+            write_checkpoint(temporary / name, checkpoint)
         if transform is not None:
             transform.write(temporary / TRANSFORM)
 
@@ -89,10 +86,30 @@ def check_new_run(folder: Path) -> None:
     CheckpointError
         If it does.
     """
-    with explained(folder, "write"):
-        taken = (folder / CONFIG).exists()
-    if taken:
+    if is_run(folder):
         raise CheckpointError(f"{folder} holds another run; expected a new name")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    with explained(folder, "read"):
+        return any((folder / name).exists() for name in (BEST, LAST))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let no other process train in a run's folder meanwhile.
+
+    Raises
+    ------
+    DataError
+        If another one does.
+    """
+    with explained(folder, "write"):
+        file = open(folder / _LOCK, "ab")  # noqa: SIM115 - closed below
+    with file:
+        lock(file, folder)
+        yield
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Run:
     folder
         Where it is.
     config
-        What `config.json` says.
+        What its checkpoints say of it.
     vocabulary
         Its words.
     model
@@ -289,43 +306,70 @@ def extractor_of(description: Mapping[str, Any]) -> dict[str, Any] | None:
     return extractor and {key: value for key, value in extractor.items() if key != "weights"}
 
 
-def open_run(folder: Path, backend: Backend | str | None = None) -> Run:
+def open_run(path: Path, backend: Backend | str | None = None) -> Run:
     """Open a run to caption with it.
 
     Parameters
     ----------
-    folder
-        Made by `xpcap train`.
+    path
+        A folder made by `xpcap train`, of which the best epoch is taken; or one of its checkpoints.
     backend
         Where the model shall live: a device name, a `Backend`, or None for the default one.
 
     Raises
     ------
     CheckpointError
-        If the folder holds no run, one of another format, or a file of it is damaged.
+        If there is no run, or one of another format, or a file of it is damaged.
     """
-    path = folder / CONFIG
-    with explained(folder, "read"):
-        there = path.exists()
-    if not there:
-        raise CheckpointError(f"{folder} is not a run; expected a folder made by xpcap train")
-    config = read_json(path)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a run of format {FORMAT}")
-    vocabulary = Vocabulary.read(folder / VOCABULARY)
+    with explained(path, "read"):
+        file = path / BEST if path.is_dir() else path
+        if not file.exists():
+            if is_run(path):
+                raise CheckpointError(
+                    f"{path} has no {BEST}; its training has not come to the end of an epoch"
+                )
+            raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+    checkpoint = read_checkpoint(file)
+    model = _build(file, checkpoint).to(as_backend(backend))
+    return Run(file.parent, checkpoint.config, checkpoint.vocabulary, model)
+
+
+def _build(path: Path, checkpoint: Checkpoint) -> CaptioningRNN:
+    """Make the model of a checkpoint, on the CPU, and check one against the other."""
+    config, parameters = checkpoint.config, checkpoint.state.parameters
     _check_config(path, config)
+    sizes = {
+        ("W_proj", 0): "input_dim",
+        ("W_proj", 1): "hidden_dim",
+        ("W_embed", 1): "wordvec_dim",
+    }
+    for (name, axis), size in sizes.items():  # before memory is taken
+        there = parameters[name].shape if name in parameters else ()
+        if len(there) != 2 or there[axis] != config["model"].get(size):
+            raise CheckpointError(
+                f"{path}: '{name}' is of shape {there}; expected 'model' of the same {size}"
+            )
+    if len(parameters["W_embed"]) != len(checkpoint.vocabulary):
+        raise CheckpointError(
+            f"{path}: 'W_embed' has {len(parameters['W_embed'])} rows; expected one for each of"
+            f" {len(checkpoint.vocabulary)} words"
+        )
     try:
-        model = CaptioningRNN(vocabulary.word_to_idx, **config["model"], backend="cpu")
+        model = CaptioningRNN(checkpoint.vocabulary.word_to_idx, **config["model"], backend="cpu")
     except (XpcapError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: 'model' cannot be built: {error}") from error
-    if not (folder / BEST).exists():
-        raise CheckpointError(f"{folder} has no {BEST}; its training ended before the first epoch")
-    model.params = load_parameters(folder / BEST, model.params)
-    return Run(folder, config, vocabulary, model.to(as_backend(backend)))
+    for name in parameters.keys() | model.params.keys():
+        found, expected = (
+            params[name].shape if name in params else None for params in (parameters, model.params)
+        )
+        if found != expected:
+            raise CheckpointError(f"{path}: '{name}' is of shape {found}; expected {expected}")
+    model.params = {name: parameters[name] for name in model.params}  # sums depend on their order
+    return model
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Check that the parts of `config.json` that are used are of their types."""
+    """Check that the parts of a configuration that are used are of their types."""
     data = config.get("data")
     if not isinstance(config.get("model"), dict) or not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected 'model' and 'data', both objects")

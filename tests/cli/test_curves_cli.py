@@ -27,7 +27,7 @@ def line(step, epoch, **figures):
 
 def write_run(folder, validation=VALIDATION, steps=STEPS, loss=lambda step: 1 + 2 / step):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "last.safetensors").touch()
     epochs = {step: number for number, step in enumerate(validation, start=1)}
     text = ""
     for step in range(1, steps + 1):
@@ -188,7 +188,7 @@ def test_a_mistake_is_one_line(call, tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     one_line(call("curves"), "Missing argument 'RUN...'")
     one_line(call("curves", "nowhere"), "nowhere is not a run; expected a folder made by xpcap")
-    one_line(call("curves", "run", "run/config.json"), "run/config.json is not a run")
+    one_line(call("curves", "run", "run/history.jsonl"), "run/history.jsonl is not a run")
     one_line(call("curves", "x" * 300), "File name too long|is not a run")
     history = tmp_path / "run" / "history.jsonl"
     history.write_text("{}\n" + history.read_text())

@@ -6,6 +6,8 @@ from commands import one_line
 from own import own
 from PIL import Image
 
+from xpcap.checkpoint import read_checkpoint, write_checkpoint
+
 SMALL = ["--hidden", "16", "--wordvec", "8", "--epochs", "2", "--lr", "0.02", "--device", "cpu"]
 
 
@@ -28,10 +30,10 @@ def test_a_stranger_to_the_run_is_refused(call, tmp_path):
     own(tmp_path)
     call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
     call("train", "--data", "mine", *SMALL)
-    config = tmp_path / "runs" / "mine-lstm-1" / "config.json"
-    changed = json.loads(config.read_text())
-    changed["data"]["extractor"]["version"] = 2
-    config.write_text(json.dumps(changed))
+    path = tmp_path / "runs" / "mine-lstm-1" / "best.safetensors"
+    checkpoint = read_checkpoint(path)
+    checkpoint.config["data"]["extractor"]["version"] = 2
+    write_checkpoint(path, checkpoint)
     one_line(
         call("caption", "runs/mine-lstm-1", "--image", "photos/1.png", "--device", "cpu"),
         "the features come from .*'version': 2.*; expected .*'version': 1",

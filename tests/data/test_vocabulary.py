@@ -59,8 +59,8 @@ SPECIAL = ["<NULL>", "<START>", "<END>", "<UNK>"]
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "expected 'idx_to_word', a list of words"),
-        ('{"idx_to_word": [1]}', "expected 'idx_to_word', a list of words"),
+        ("[]", "'idx_to_word': expected a list of words"),
+        ('{"idx_to_word": [1]}', "'idx_to_word': expected a list of words"),
         (json.dumps({"idx_to_word": [*SPECIAL, "a", "a"]}), "holds a word twice"),
         (json.dumps({"idx_to_word": [*SPECIAL, "a"], "word_to_idx": {"a": 3}}), "not the inverse"),
         (json.dumps({"idx_to_word": ["a"], "word_to_idx": {"a": 0}}), "does not begin with <NULL>"),

@@ -117,7 +117,7 @@ def test_what_is_written_comes_back(dataset, tmp_path):
 def test_lines_are_told_with_their_times(dataset, tmp_path):
     told = []
     trainer = build(dataset, "cpu")
-    History(tmp_path / "h.jsonl", told.extend).follow(trainer)
+    History(tmp_path / "h.jsonl", also=told.extend).follow(trainer)
     trainer.run()
     times = [when for when, _ in told]
     assert times == sorted(times)

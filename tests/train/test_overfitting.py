@@ -5,7 +5,7 @@ import numpy
 import pytest
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import load_parameters
+from xpcap.checkpoint import read_checkpoint
 from xpcap.data.coco_json import build_from_coco
 from xpcap.data.minibatch import gather
 from xpcap.data.vocabulary import decode_captions
@@ -40,7 +40,7 @@ def test_fifty_captions_are_overfitted(folder, tmp_path, cell):
     trainer, dataset = train_run(folder, tmp_path / "run", options, CPU)
     assert trainer.step == 100
     model = trainer.model
-    model.params = load_parameters(tmp_path / "run" / "last.npz", model.params)
+    model.params = dict(read_checkpoint(tmp_path / "run" / "last.safetensors").state.parameters)
     captions, features, _ = gather(dataset.splits["train"], numpy.arange(50))
     summed = float(model.evaluate(features, captions))  # over a caption's words
     print(cell, summed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from tiny import make_tiny
 
 from xpcap.backend import CPU
-from xpcap.errors import ConfigurationError, DataError, DivergedError, XpcapError
+from xpcap.errors import ConfigurationError, DataError, DivergedError, Stopped, XpcapError
 from xpcap.train import Schedule
-from xpcap.train.run import RunOptions, train_run
+from xpcap.train.options import RunOptions
+from xpcap.train.run import Conduct, resume_run, train_run
 from xpcap.train.tensorboard import EventFile
 
 TAGS = {
@@ -42,7 +44,7 @@ def run(tiny, out, logs, watch=None, clip_norm=5.0, **options):
         hidden=16, wordvec=8, batch_size=10, lr=0.02,
         schedule=Schedule(epochs=3, clip_norm=clip_norm), **options,
     )  # fmt: skip
-    return train_run(tiny, out, chosen, CPU, watch, logs)
+    return train_run(tiny, out, chosen, CPU, Conduct(tensorboard=logs, watch=watch))
 
 
 def masked_crc32c(data):
@@ -57,8 +59,13 @@ def masked_crc32c(data):
 
 
 def events(folder, event_pb2):
-    """Return the events of the one file in a folder; its checksums are checked."""
-    (path,) = folder.glob("events.out.tfevents.*")
+    """Return the events of the files in a folder, in their order; checksums are checked."""
+    paths = folder.glob("events.out.tfevents.*")
+    ordered = sorted(paths, key=lambda path: int(path.name.rpartition(".")[2]))
+    return [event for path in ordered for event in events_of(path, event_pb2)]
+
+
+def events_of(path, event_pb2):
     content, found = path.read_bytes(), []
     while content:
         (length,) = struct.unpack("<Q", content[:8])
@@ -70,7 +77,9 @@ def events(folder, event_pb2):
     assert found[0].file_version == "brain.Event:2"
     times = [event.wall_time for event in found]
     assert times == sorted(times)
-    return found[1:]
+    assert found[1].session_log.status == event_pb2.SessionLog.START
+    assert found[1].step == int(path.name.rpartition(".")[2]) + 1
+    return found[2:]
 
 
 def scalars(folder, event_pb2):
@@ -122,7 +131,7 @@ def interrupted_at(step):
     def watch(trainer):
         def interrupt(trainer):
             if trainer.step == step:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
 
         trainer.on("step", interrupt)
 
@@ -142,7 +151,7 @@ def diverging_at(step):
 
 @pytest.mark.parametrize(
     ("watch", "error", "steps"),
-    [(interrupted_at(8), KeyboardInterrupt, 8), (diverging_at(8), DivergedError, 10)],
+    [(interrupted_at(8), Stopped, 9), (diverging_at(8), DivergedError, 9)],
 )
 def test_a_run_that_ends_early_has_all_its_steps(tiny, tmp_path, event_pb2, watch, error, steps):
     with pytest.raises(error):
@@ -153,12 +162,13 @@ def test_a_run_that_ends_early_has_all_its_steps(tiny, tmp_path, event_pb2, watc
 
 
 @pytest.mark.parametrize("logs", ["logs", "."])
-def test_a_run_without_a_whole_epoch_leaves_nothing(tiny, tmp_path, event_pb2, logs):
-    with pytest.raises(KeyboardInterrupt):
+def test_a_resumed_run_goes_on_beside_its_first_events(tiny, tmp_path, event_pb2, logs):
+    with pytest.raises(Stopped):
         run(tiny, tmp_path / "run", tmp_path / logs, interrupted_at(3))
-    assert not (tmp_path / "run").exists()
-    assert not (tmp_path / logs / "run").exists()
-    run(tiny, tmp_path / "run", tmp_path / logs)
+    assert {step for step, *_ in scalars(tmp_path / logs / "run", event_pb2)} == {1, 2, 3, 4}
+    resume_run(tmp_path / "run", CPU, conduct=Conduct(tensorboard=tmp_path / logs))
+    found = scalars(tmp_path / logs / "run", event_pb2)
+    assert sorted(found) == sorted(expected(tmp_path / "run"))
 
 
 def test_other_events_are_not_mixed_with_new_ones(tiny, tmp_path, event_pb2):
@@ -196,6 +206,7 @@ def test_without_tensorboardx_nothing_is_begun(tiny, tmp_path, monkeypatch):
 
 
 def test_a_mistake_elsewhere_leaves_no_events(tiny, tmp_path, event_pb2):
+    conduct = Conduct(tensorboard=tmp_path / "logs")
     with pytest.raises(XpcapError, match="batch size"):
-        train_run(tiny, tmp_path / "run", RunOptions(batch_size=99), CPU, None, tmp_path / "logs")
+        train_run(tiny, tmp_path / "run", RunOptions(batch_size=99), CPU, conduct)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

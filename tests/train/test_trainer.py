@@ -183,5 +183,5 @@ def test_a_learning_rate_is_checked(rate):
 
 
 def test_an_unknown_event_is_refused(dataset):
-    with pytest.raises(ConfigurationError, match="expected step, epoch, end"):
+    with pytest.raises(ConfigurationError, match="expected step, measured, epoch, end"):
         build(dataset).on("batch", print)

@@ -15,13 +15,14 @@ from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
 from xpcap.cli.data import data
 from xpcap.cli.evaluate import evaluate
+from xpcap.cli.exchange import export, import_
 from xpcap.cli.info import info
 from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
-from xpcap.errors import XpcapError
+from xpcap.errors import Stopped, XpcapError
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, SIGNALLED = 2, 130, 128
 
 
 class Commands(click.Group):
@@ -48,6 +49,8 @@ class Commands(click.Group):
             sys.exit(USER_ERROR)
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
+        except Stopped as stop:
+            _end(str(stop), SIGNALLED + stop.signal)
         except XpcapError as error:
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
@@ -80,5 +83,8 @@ def main() -> None:
     """
 
 
-for command in (train, curves, caption, evaluate, report, data, selfcheck, bench, info):
+COMMANDS = (
+    train, curves, caption, evaluate, report, export, import_, data, selfcheck, bench, info,
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)

@@ -47,7 +47,11 @@ class _TrainingBar:
     def __init__(self, progress: Any, trainer: Trainer) -> None:
         self.progress = progress
         self.trainer = trainer
-        self.task = progress.add_task("epoch 1", total=len(trainer.batches), figures="")
+        total = len(trainer.batches)
+        done = trainer.step - trainer.epoch * total
+        self.task = progress.add_task(
+            f"epoch {trainer.epoch + 1}", total=total, completed=done, figures=""
+        )
         self.begun = self.stepped = self.shown = time.perf_counter()
         self.seen = 0
 
@@ -67,7 +71,7 @@ class _TrainingBar:
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
-        rate = self.seen / (self.stepped - self.begun)
+        rate = self.seen / max(self.stepped - self.begun, 1e-9)
         total = trainer.schedule.epochs
         losses = "  ".join(f"{name} {f.loss:.4f}" for name, f in trainer.figures.items())
         perplexity = trainer.figures["val"].perplexity

@@ -42,13 +42,13 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
-    from xpcap.run_folder import CONFIG, HISTORY
+    from xpcap.run_folder import HISTORY, is_run
     from xpcap.train.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY
     if path.exists():
         return read_history(path)
-    if (run / CONFIG).exists():
+    if is_run(run):
         raise CheckpointError(
             f"{run} has no {HISTORY} yet; it is written every {FLUSH_EVERY} steps of training"
         )

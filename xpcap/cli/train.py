@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from xpcap.cli._options import (
     AnyPath,
@@ -20,9 +22,11 @@ from xpcap.cli._options import (
 from xpcap.cli._progress import stages, training
 
 if TYPE_CHECKING:
+    from xpcap.train.options import RunOptions
     from xpcap.train.trainer import Trainer
 
 SHOWN = 8
+CHANGEABLE = ("epochs", "patience", "lazy")
 
 
 @click.command()
@@ -106,12 +110,39 @@ SHOWN = 8
     help="Write TensorBoard events too, in a folder of DIR that is named like the run;"
     " tensorboard --logdir DIR compares all runs there.",
 )
+@click.option(
+    "--resume",
+    type=AnyPath,
+    metavar="RUN",
+    show_default=False,
+    help="Go on with a run that was stopped. --epochs, --patience, --lazy, --data, --device and how"
+    " it is saved may be others then.",
+)
+@click.option(
+    "--save-every",
+    metavar="STEPS|MINUTESm",
+    callback=lambda context, parameter, value: _saved_every(value),
+    show_default="an epoch",
+    help="Write a checkpoint so often besides: 500, or 10m.",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=0), default=0, help="Earlier checkpoints that are kept."
+)
+@click.option(
+    "--on-nan",
+    type=click.Choice(["stop", "skip", "rollback"]),
+    default="stop",
+    help="When a loss is not finite or explodes: skip the minibatch, or go back at half the rate.",
+)
+@click.option(
+    "--on-nan-limit", type=click.IntRange(min=0), default=3, help="How often, before it stops."
+)
 @device_option
 @json_option
 def train(
     data: str,
     out: Path | None,
-    tensorboard: Path | None,
+    resume: Path | None,
     device: str,
     as_json: bool,
     **options: Any,
@@ -119,29 +150,42 @@ def train(
     """Train a captioner and leave a run folder.
 
     With no options: draws the built-in scenes once, trains an LSTM on them, and prints the
-    validation loss and eight validation captions beside people's own.
+    validation loss and eight validation captions beside people's own. Ctrl-C ends it after a step,
+    and --resume RUN goes on from there as if it had never stopped.
     """  # fmt: skip
     from xpcap.run_folder import Run, check_new_run
-    from xpcap.train import Schedule
-    from xpcap.train.run import RunOptions, train_run
+    from xpcap.train.recovery import OnNaN
+    from xpcap.train.run import Conduct, resume_run, train_run
+    from xpcap.train.saving import Saving
     from xpcap.train.showing import caption_dataset
 
-    schedule = Schedule(
-        epochs=options.pop("epochs"),
-        lr_decay=options.pop("lr_decay"),
-        cosine=options.pop("schedule") == "cosine",
-        clip_norm=options.pop("clip") or None,
-        patience=options.pop("patience"),
+    steps, minutes = options.pop("save_every")
+    conduct = Conduct(
+        Saving(steps, minutes, options.pop("keep")),
+        OnNaN(options.pop("on_nan"), options.pop("on_nan_limit")),
+        options.pop("tensorboard"),
+        warn=talk,
     )
-    chosen = RunOptions(schedule=schedule, **options)
-    if out is not None:
-        check_new_run(out)
-    backend = open_device(device)
-    folder = _data_folder(data)
-    out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
-    talk(f"data: {folder}; run: {out}")
-    with training() as watch:
-        trainer, dataset = train_run(folder, out, chosen, backend, watch, tensorboard)
+    if resume is not None:
+        changes = _changes(resume, options)
+        backend = open_device(device)
+        moved = None if _is_default("data") else _data_folder(data)
+        talk(f"run: {resume}")
+        with training() as watch:
+            conduct = replace(conduct, watch=watch)
+            trainer, dataset = resume_run(resume, backend, changes, moved, conduct)
+        out = resume
+    else:
+        chosen = _options(options)
+        if out is not None:
+            check_new_run(out)
+        backend = open_device(device)
+        folder = _data_folder(data)
+        out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
+        talk(f"data: {folder}; run: {out}")
+        with training() as watch:
+            conduct = replace(conduct, watch=watch)
+            trainer, dataset = train_run(folder, out, chosen, backend, conduct)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
     shown = caption_dataset(run, dataset, "val", SHOWN)
     if as_json:
@@ -153,6 +197,79 @@ def train(
             f"validation loss {figures['val_loss']:.4f} nats a word, perplexity"
             f" {figures['val_perplexity']:.2f} (epoch {figures['epoch']}); run: {out}"
         )
+
+
+def _options(options: dict[str, Any]) -> RunOptions:
+    """Return what the command's options say of a run."""
+    from xpcap.train import Schedule
+    from xpcap.train.options import RunOptions
+
+    options = dict(options)
+    schedule = Schedule(
+        epochs=options.pop("epochs"),
+        lr_decay=options.pop("lr_decay"),
+        cosine=options.pop("schedule") == "cosine",
+        clip_norm=options.pop("clip") or None,
+        patience=options.pop("patience"),
+    )
+    return RunOptions(schedule=schedule, **options)
+
+
+def _changes(run: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what is to be other than before in a run that is resumed.
+
+    Raises
+    ------
+    click.UsageError
+        If an option was given that is another than before and cannot be.
+    """
+    from dataclasses import asdict
+
+    from xpcap.checkpoint import read_checkpoint
+    from xpcap.run_folder import LAST, is_run
+    from xpcap.train.options import options_of
+
+    if not _is_default("out"):
+        raise click.UsageError("--out does not go with --resume, which goes on in the same folder")
+    if not is_run(run):
+        raise click.UsageError(f"--resume: {run} is not a run; expected one made by xpcap train")
+    given = [name for name in options if not _is_default(name)]
+    asked = asdict(_options(options))
+    before = asdict(options_of(read_checkpoint(run / LAST).config))
+    for values in (asked, before):
+        schedule = values.pop("schedule")
+        values |= {
+            "epochs": schedule["epochs"],
+            "patience": schedule["patience"],
+            "lr_decay": schedule["lr_decay"],
+            "schedule": "cosine" if schedule["cosine"] else "constant",
+            "clip": schedule["clip_norm"],
+        }
+    for name in given:
+        if name not in CHANGEABLE and asked[name] != before[name]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} cannot be changed when a run is resumed (it was"
+                f" {before[name]}); these can: {', '.join(f'--{one}' for one in CHANGEABLE)},"
+                " --data, --device, --save-every, --keep, --on-nan, --on-nan-limit, --tensorboard"
+            )
+    return {name: asked[name] for name in given if name in CHANGEABLE}
+
+
+def _is_default(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.COMMANDLINE
+
+
+def _saved_every(value: str | None) -> tuple[int | None, float | None]:
+    """Return how many steps or minutes, one of them None."""
+    if value is None:
+        return None, None
+    try:
+        return (None, float(value[:-1])) if value.endswith("m") else (int(value), None)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"'{value}' is neither a number of steps nor one of minutes, such as 500 or 10m"
+        ) from error
 
 
 def _data_folder(data: str) -> Path:

@@ -107,11 +107,11 @@ class EpochBatches:
             numpy.random.default_rng((self.seed, number)).shuffle(order)
         return order
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
         order = self.order(number)
-        for first in range(0, len(order), self.batch_size):
-            rows = order[first : first + self.batch_size]
+        for place in range(first * self.batch_size, len(order), self.batch_size):
+            rows = order[place : place + self.batch_size]
             if self.with_features:
                 yield gather(self.split, rows)
             else:

@@ -17,9 +17,9 @@ Item = TypeVar("Item")
 class PrefetchedBatches(EpochBatches):
     """`EpochBatches`, the same ones, read ahead by a thread that lives as long as an epoch."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0."""
-        return made_ahead(super().epoch(number))
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
+        return made_ahead(super().epoch(number, first))
 
 
 def made_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -105,15 +106,27 @@ class Vocabulary:
         """
         content = read_json(path)
         words = content.get("idx_to_word") if isinstance(content, dict) else None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise DataError(f"{path}: expected 'idx_to_word', a list of words")
-        vocabulary = cls(words)
-        if len(vocabulary.word_to_idx) != len(words):
-            raise DataError(f"{path}: 'idx_to_word' holds a word twice; expected each word once")
+        vocabulary = cls.checked(words, f"{path}: 'idx_to_word'")
         if content.get("word_to_idx") != vocabulary.word_to_idx:
             raise DataError(f"{path}: 'word_to_idx' is not the inverse of 'idx_to_word'")
+        return vocabulary
+
+    @classmethod
+    def checked(cls, words: Any, where: str) -> Vocabulary:
+        """Make one of words from a file, which is called `where`.
+
+        Raises
+        ------
+        DataError
+            If they are not a list of words, all different, the special ones first.
+        """
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{where}: expected a list of words")
+        vocabulary = cls(words)
+        if len(vocabulary.word_to_idx) != len(words):
+            raise DataError(f"{where} holds a word twice; expected each word once")
         if tuple(words[: len(SPECIAL)]) != SPECIAL:
-            raise DataError(f"{path}: 'idx_to_word' does not begin with {', '.join(SPECIAL)}")
+            raise DataError(f"{where} does not begin with {', '.join(SPECIAL)}")
         return vocabulary
 
     def write(self, path: Path) -> None:

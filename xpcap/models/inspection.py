@@ -115,7 +115,8 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
             dstate = (dstate[0] + dh[t], *dstate[1:])
             hidden[t] = _mean(_norms(dstate[0]), run.counted[t])
             if cell is not None:
-                cell[t] = _mean(_norms(_cell_gradient(*dstate, run.caches[t])), run.counted[t])
+                dcell = _cell_gradient(dstate[0], dstate[1], run.caches[t])
+                cell[t] = _mean(_norms(dcell), run.counted[t])
             dstate = _step_back(model, dstate, run.caches[t])
         first = _mean(_norms(dstate[0]), run.counted.any(axis=0))
         return GradientFlow(run.counted.sum(axis=1), hidden, cell, first)

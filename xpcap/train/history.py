@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,15 +36,34 @@ class History:
     ----------
     path
         The file; lines are added to it.
+    length
+        How many of its bytes are to be kept, as where a run is resumed.
     also
         Called with the lines that were written, and when each happened, in seconds since 1970.
+    warn
+        Told why lines could not be written; they are tried again with the next ones. None raises.
+    check
+        Called with the trainer before anything is written, so that it may raise.
+
+    Attributes
+    ----------
+    length
+        How many bytes are written.
     """
 
     def __init__(
-        self, path: Path, also: Callable[[Sequence[tuple[float, Line]]], None] | None = None
+        self,
+        path: Path,
+        length: int = 0,
+        also: Callable[[Sequence[tuple[float, Line]]], None] | None = None,
+        warn: Callable[[str], None] | None = None,
+        check: Callable[[Trainer], None] | None = None,
     ) -> None:
         self.path = path
+        self.length = length
         self._also = also
+        self._warn = warn
+        self._check = check
         self._pending: list[tuple[float, Line, Mapping[str, Any]]] = []
 
     def follow(self, trainer: Trainer) -> None:
@@ -59,32 +79,46 @@ class History:
         there = {"loss": per_word, "grad_norm": trainer.gradient_norm}
         self._pending.append((time.time(), line, there))
         if len(self._pending) >= FLUSH_EVERY:
-            self.flush()
+            self.flush(trainer)
 
     def _epoch(self, trainer: Trainer) -> None:
         line: Line = {"step": trainer.step, "epoch": trainer.epoch}
         for name, figures in trainer.figures.items():
             line[f"{name}_loss"] = figures.loss
             line[f"{name}_perplexity"] = figures.perplexity
-        self.flush()
-        self._write([(time.time(), line)])
+        self._pending.append((time.time(), line, {}))
+        self.flush(trainer)
 
-    def flush(self) -> None:
-        """Write what is still pending."""
-        pending, self._pending = self._pending, []
-        self._write(
-            [
-                (when, {**line, **{name: _fetched(value) for name, value in there.items()}})
-                for when, line, there in pending
-            ]
-        )
+    def flush(self, trainer: Trainer) -> None:
+        """Write what is pending, to the disk; where that fails, it stays pending."""
+        if self._check is not None:
+            self._check(trainer)
+        lines = [
+            (when, {**line, **{name: _fetched(value) for name, value in there.items()}})
+            for when, line, there in self._pending
+        ]
+        text = "".join(f"{json.dumps(line)}\n" for _, line in lines).encode()
+        try:
+            self._append(text)
+            self._pending.clear()
+            if self._also is not None:
+                self._also(lines)
+        except DataError as error:
+            if self._warn is None:
+                raise
+            self._warn(f"warning: {error}; training goes on")
 
-    def _write(self, lines: Sequence[tuple[float, Line]]) -> None:
-        text = "".join(f"{json.dumps(line)}\n" for _, line in lines)
-        with explained(self.path, "write"), open(self.path, "a", encoding="utf-8") as file:
+    def drop(self, step: int) -> None:
+        """Forget what is pending of later steps than `step`: they are taken back."""
+        self._pending = [entry for entry in self._pending if entry[1]["step"] <= step]
+
+    def _append(self, text: bytes) -> None:
+        with explained(self.path, "write"), open(self.path, "ab") as file:
+            file.truncate(self.length)  # lines that are not to be kept, or half a line
             file.write(text)
-        if self._also is not None:
-            self._also(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self.length += len(text)
 
 
 def _fetched(value: Any) -> float | None:

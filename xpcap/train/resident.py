@@ -87,13 +87,14 @@ class ResidentStep(TrainingStep):
         self._norm: Array = None
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
-        """Send an epoch's order and its steps' settings to the device."""
-        first = self.optimizer.config["t"] + 1
-        table = [self.optimizer.settings(first + k, factor) for k, factor in enumerate(factors)]
+        """Send an epoch's order and its remaining steps' settings to the device."""
+        t = self.optimizer.config["t"] + 1
+        table = [self.optimizer.settings(t + k, factor) for k, factor in enumerate(factors)]
+        first = len(self._table) - len(table)
         to_device = self.model.backend.to_device
         self._order[...] = to_device(batches.order(epoch), numpy.int32)
-        self._table[...] = to_device(numpy.array(table, self._table.dtype))
-        self._position[...] = to_device(numpy.array([0, step]))
+        self._table[first:] = to_device(numpy.array(table, self._table.dtype))
+        self._position[...] = to_device(numpy.array([first, step]))
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
         """Take the epoch's next step; batch, number and factor are those of `begin_epoch`."""

@@ -1,109 +1,75 @@
-"""One whole run: open the data, train, and leave a run folder behind."""
+"""One whole run: open the data, train, and leave a run folder behind; or go on with one."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-import xpcap
 from xpcap.backend import Backend
-from xpcap.checkpoint import save_parameters
+from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint, written_by
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
 from xpcap.data.prefetch import PrefetchedBatches
-from xpcap.errors import ConfigurationError, DivergedError
+from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.kernels.products import check_precision
-from xpcap.layers.dropout import check_rate
 from xpcap.models import CaptioningRNN
-from xpcap.models.captioner import check_cell
-from xpcap.optim import Optimizer, check_positive, find_rule
-from xpcap.run_folder import BEST, HISTORY, LAST, create_run
+from xpcap.optim import Optimizer
+from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
 from xpcap.train.history import History
+from xpcap.train.options import RunOptions, configuration, fingerprint, options_of
+from xpcap.train.recovery import OnNaN, Recovery, WentWrong
 from xpcap.train.resident import ResidentStep
+from xpcap.train.saving import Saver, Saving
+from xpcap.train.showing import check_data
+from xpcap.train.signals import heard
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.tensorboard import EventFile, check_events
-from xpcap.train.trainer import Schedule, Trainer
+from xpcap.train.trainer import Trainer
 
 BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000
 
 
+def say_nothing(message: str) -> None:
+    """Take no notice of a warning."""
+
+
 @dataclass(frozen=True)
-class RunOptions:
-    """What a run is made of, besides its data and its place.
+class Conduct:
+    """How a run behaves, besides what it computes.
 
     Parameters
     ----------
-    features
-        `"pca"`, `"fc7"` or `"auto"`.
-    lazy
-        Leave the features in their files.
-    feature_dtype
-        `"float32"` or `"float16"`.
-    max_train
-        Train on so many captions, drawn at random; None takes all.
-    cell, hidden, wordvec, dropout, dtype
-        Of the model, see `CaptioningRNN`.
-    batch_size
-        Captions a step; None is 128, or all of them where there are fewer.
-    rule, lr
-        The update rule and its learning rate.
-    precision
-        Of matrix products, see `TrainingStep`.
-    schedule
-        See `Schedule`.
-    seed
-        Of initial parameters, dropout, order and draws.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option has a value that cannot be used, whatever the data.
+    saving
+        When it writes checkpoints.
+    on_nan
+        What it does when numbers go wrong.
+    tensorboard
+        Where TensorBoard looks: an event file is written to its subfolder of the run's name.
+    watch
+        Called with the trainer before the first step, to add callbacks.
+    warn
+        Told of what does not end training.
     """
 
-    features: str = "auto"
-    lazy: bool = False
-    feature_dtype: str = "float32"
-    max_train: int | None = None
-    cell: str = "lstm"
-    hidden: int = 512
-    wordvec: int = 256
-    dropout: float = 0.0
-    dtype: str = "float32"
-    batch_size: int | None = None
-    rule: str = "adam"
-    lr: float = 1e-3
-    precision: str = "float32"
-    schedule: Schedule = field(default_factory=Schedule)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_cell(self.cell)
-        check_rate(self.dropout)
-        find_rule(self.rule)
-        check_positive("--lr", self.lr)
-        for name, value in (("--batch-size", self.batch_size), ("--max-train", self.max_train)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+    saving: Saving = field(default_factory=Saving)
+    on_nan: OnNaN = field(default_factory=OnNaN)
+    tensorboard: Path | None = None
+    watch: Callable[[Trainer], None] | None = None
+    warn: Callable[[str], None] = say_nothing
 
 
 def train_run(
-    data: Path,
-    out: Path,
-    options: RunOptions,
-    backend: Backend,
-    watch: Callable[[Trainer], None] | None = None,
-    tensorboard: Path | None = None,
+    data: Path, out: Path, options: RunOptions, backend: Backend, conduct: Conduct | None = None
 ) -> tuple[Trainer, Dataset]:
     """Train a captioner and write its run folder.
 
@@ -117,10 +83,8 @@ def train_run(
         What to train.
     backend
         Where.
-    watch
-        Called with the trainer before the first step, to add callbacks.
-    tensorboard
-        Where TensorBoard looks: an event file is written to its subfolder of the run's name.
+    conduct
+        How it behaves.
 
     Returns
     -------
@@ -130,12 +94,129 @@ def train_run(
     Raises
     ------
     XpcapError
-        One line that names what is wrong; before the first epoch is whole, no folder is left.
+        One line that names what is wrong. A mistake leaves no folder; of a run that has begun, the
+        last checkpoint is there.
+    Stopped
+        If SIGINT or SIGTERM came; the run can be resumed.
     """
+    conduct = conduct or Conduct()
     check_precision(options.precision, backend.device is not None, options.dtype)
-    events = None if tensorboard is None else tensorboard / out.resolve().name
-    if events is not None:
-        check_events(events)
+    check_new_run(out)
+    events = _events(conduct, out)
+    dataset = _open(data, options)
+    train = dataset.splits["train"]
+    options = replace(options, batch_size=options.batch_size or min(BATCH_SIZE, len(train)))
+    config = configuration(dataset, options, _feature_scale(_some_of(train)))
+    try:
+        model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+    except (MemoryError, ValueError) as error:
+        raise ConfigurationError(
+            f"a model with {config['model']} cannot be made: {error}"
+        ) from error
+    with backend.activate():
+        model.params["W_proj"] /= config["training"]["feature_scale"]
+    trainer = _trainer(model, dataset, options)
+    begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
+    reduced = dataset.kind == "pca" and "extractor" in dataset.description
+    create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
+    _train(out, trainer, begun, conduct, events)
+    return trainer, dataset
+
+
+def resume_run(
+    folder: Path,
+    backend: Backend,
+    changes: Mapping[str, Any] | None = None,
+    data: Path | None = None,
+    conduct: Conduct | None = None,
+) -> tuple[Trainer, Dataset]:
+    """Go on with a run from its last checkpoint as if it had never stopped.
+
+    On the device, with the number of threads and the versions that it was begun with, every number
+    is the same as then; elsewhere within rounding.
+
+    Parameters
+    ----------
+    folder
+        The run.
+    backend
+        Where to go on.
+    changes
+        `epochs`, `patience` and `lazy`, where they are to be others than before.
+    data
+        The data folder, if it has moved.
+    conduct
+        How it behaves.
+
+    Returns
+    -------
+    trainer, dataset
+        As from `train_run`.
+
+    Raises
+    ------
+    XpcapError, Stopped
+        As `train_run`; and if the folder holds no run that can be gone on with, another process is
+        at work on it, or the data are others.
+    """
+    conduct, changes = conduct or Conduct(), dict(changes or {})
+    last = read_checkpoint(folder / LAST)
+    try:
+        options = options_of(last.config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / LAST}: {error}") from error
+    lazy = changes.pop("lazy", options.lazy)
+    options = replace(options, lazy=lazy, schedule=replace(options.schedule, **changes))
+    check_precision(options.precision, backend.device is not None, options.dtype)
+    run = open_run(folder / LAST, backend)
+    dataset = _open(data or Path(run.config["data"]["folder"]), options)
+    check_data(run, dataset)
+    if fingerprint(dataset.splits["train"]) != last.config["data"]["captions"]:
+        raise DataError(
+            f"{dataset.folder} has other training captions than {folder} was begun with"
+        )
+    trainer = _trainer(run.model, dataset, options)
+    trainer.restore(last.state)
+    _find_best(folder, last, trainer)
+    scale = last.config["training"]["feature_scale"]
+    config = {**last.config, **configuration(dataset, options, scale)}
+    begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
+    _train(folder, trainer, begun, conduct, _events(conduct, folder, resumed=True))
+    return trainer, dataset
+
+
+def _find_best(folder: Path, last: Checkpoint, trainer: Trainer) -> None:
+    """Let a trainer that goes on from `last` know the best epoch so far.
+
+    It may be one that `last` does not know of yet, for the epochs since then are taken again and
+    are the same; or `last` itself, if there was no time to write it a second time.
+    """
+    progress, path = last.state.progress, folder / BEST
+    if path.exists():
+        best = read_checkpoint(path).state
+        if best.progress.best_epoch >= progress.best_epoch:
+            trainer.remember_best(best)
+            return
+    if progress.best_epoch == progress.epoch and trainer.at_epochs_end:
+        best = replace(last.state, memory={})
+        write_checkpoint(path, replace(last, state=best))
+        trainer.remember_best(best)
+    elif progress.best_epoch:
+        raise CheckpointError(
+            f"{path} is not of epoch {progress.best_epoch}, the best so far as {folder / LAST} says"
+        )
+
+
+def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | None:
+    """Return where TensorBoard's events go, if anywhere, after a look whether they can."""
+    if conduct.tensorboard is None:
+        return None
+    events = conduct.tensorboard / folder.resolve().name
+    check_events(events, resumed)
+    return events
+
+
+def _open(data: Path, options: RunOptions) -> Dataset:
     dataset = open_dataset(
         data,
         options.features,
@@ -145,69 +226,57 @@ def train_run(
         rng=numpy.random.default_rng(options.seed),
     )
     dataset.references("val")  # a damaged file shall not be found after hours of training
+    return dataset
+
+
+def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions) -> Trainer:
     train, val = dataset.splits["train"], dataset.splits["val"]
-    size = options.batch_size or min(BATCH_SIZE, len(train))
-    config = _configuration(dataset, replace(options, batch_size=size))
-    try:
-        model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
-    except (MemoryError, ValueError) as error:
-        raise ConfigurationError(
-            f"a model with {config['model']} cannot be made: {error}"
-        ) from error
-    measured = _some_of(train)
-    config["training"]["feature_scale"] = scale = _feature_scale(measured)
-    with backend.activate():
-        model.params["W_proj"] /= scale
+    size = options.batch_size or len(train)
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
     batches, step = _place(train, model, optimizer, options, size)
-    validation = {"train": _evaluated(measured, size), "val": _evaluated(val, size)}
-    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
-    reduced = dataset.kind == "pca" and "extractor" in dataset.description
-    transform = PCA.read(data / layout.PCA) if reduced else None
-    create_run(out, config, dataset.vocabulary, transform)
-    try:
-        history = History(out / HISTORY, None if events is None else EventFile(events).write)
+    validation = {"train": _evaluated(_some_of(train), size), "val": _evaluated(val, size)}
+    return Trainer(model, batches, optimizer, options.schedule, validation, step)
+
+
+def _train(
+    folder: Path, trainer: Trainer, begun: Checkpoint, conduct: Conduct, events: Path | None
+) -> None:
+    """Train to the end, in a folder that holds a run; the model has the best parameters then."""
+    with locked(folder), heard() as signal:
+        recovery = Recovery(conduct.on_nan, folder, conduct.warn)
+        history = History(
+            folder / HISTORY,
+            begun.state.progress.history,
+            also=None if events is None else EventFile(events, trainer.step).write,
+            warn=conduct.warn,
+            check=recovery.check,
+        )
+        recovery.follow(trainer)
         history.follow(trainer)
-        trainer.on("epoch", lambda trainer: _save(trainer, out))
-        if watch is not None:
-            watch(trainer)
-        with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
+        Saver(folder, begun, history, conduct.saving, signal, conduct.warn).follow(trainer)
+        if conduct.watch is not None:
+            conduct.watch(trainer)
+        try:
+            with trainer.model.backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
+                _run(trainer, recovery, history)
+        except DivergedError:
+            history.flush(trainer)
+            raise
+    trainer.model.params = dict(trainer.best_params)
+
+
+def _run(trainer: Trainer, recovery: Recovery, history: History) -> None:
+    """Train to the end; where numbers go wrong and can be mended, go on."""
+    while True:
+        try:
             trainer.run()
-    except BaseException as error:
-        if not (out / BEST).exists():
-            for folder in (out, events):
-                if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(error, (KeyboardInterrupt, DivergedError)):
-            history.flush()
-        raise
-    model.params = dict(trainer.best_params)
-    return trainer, dataset
-
-
-def _configuration(dataset: Dataset, options: RunOptions) -> dict[str, Any]:
-    training = asdict(options)
-    model = {
-        "input_dim": dataset.feature_dim,
-        "wordvec_dim": training.pop("wordvec"),
-        "hidden_dim": training.pop("hidden"),
-        "cell_type": training.pop("cell"),
-        "dropout": training.pop("dropout"),
-        "dtype": training.pop("dtype"),
-        "seed": options.seed,
-    }
-    return {
-        "xpcap": xpcap.__version__,
-        "model": model,
-        "data": {
-            "folder": str(dataset.folder.resolve()),
-            "kind": dataset.kind,
-            "name": dataset.description["name"],
-            "features": dataset.description.get("features"),
-            "extractor": dataset.description.get("extractor"),
-        },
-        "training": training,
-    }
+            return
+        except WentWrong as wrong:
+            try:
+                history.drop(recovery.recover(trainer, wrong))
+            except DivergedError:
+                history.drop(wrong.step)
+                raise
 
 
 def _place(
@@ -252,9 +321,3 @@ def _batches(split: Split, size: int, seed: int | None = None) -> EpochBatches:
     """Make batches; of features that lie in a file, a thread reads them ahead."""
     ahead = isinstance(split.features, LazyFeatures)
     return (PrefetchedBatches if ahead else EpochBatches)(split, size, seed)
-
-
-def _save(trainer: Trainer, out: Path) -> None:
-    save_parameters(out / LAST, trainer.model.params)
-    if trainer.best_epoch == trainer.epoch:
-        save_parameters(out / BEST, trainer.best_params)

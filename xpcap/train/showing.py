@@ -77,6 +77,19 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
     """
     folder = data or Path(run.config["data"]["folder"])
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
+    check_data(run, dataset)
+    return dataset
+
+
+def check_data(run: Run, dataset: Dataset) -> None:
+    """Check that a data set has the words and the features that a run was trained with.
+
+    Raises
+    ------
+    DataError
+        If it has not.
+    """
+    folder = dataset.folder
     if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
         raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
     if dataset.feature_dim != run.config["model"]["input_dim"]:
@@ -93,7 +106,6 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
     transform = run.transform
     if transform is not None and not transform.equals(PCA.read(folder / layout.PCA)):
         raise DataError(f"{folder} has other principal components than {run.folder}")
-    return dataset
 
 
 def caption_pictures(

@@ -23,8 +23,8 @@ class _Sampled:
     def __len__(self) -> int:
         return max(int(self.data["train_captions"].shape[0]) // self.batch_size, 1)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        for _ in range(len(self)):
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        for _ in range(first, len(self)):
             captions, features, _ = sample_coco_minibatch(self.data, self.batch_size, "train")
             yield Batch(captions, features)
 

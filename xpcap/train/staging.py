@@ -38,10 +38,10 @@ class StagedBatches:
         """Return how many batches an epoch has."""
         return len(self._batches)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0; the copy of the next has begun by then."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Yield batches as `EpochBatches` does; the copy of the next has begun by then."""
         waiting: tuple[Batch, _Buffer] | None = None
-        for k, batch in enumerate(self._batches.epoch(number)):
+        for k, batch in enumerate(self._batches.epoch(number, first)):
             buffer = self._buffers[k % 2]
             buffer.send(batch.features)
             if waiting is not None:

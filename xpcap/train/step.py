@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -129,6 +129,48 @@ class TrainingStep:
         self.gradients = self._layout.views(self._gradients)
         params.update(self._views)
         return True
+
+    def state(self) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+        """Return the parameters, and what the update rule remembers of each: views of both."""
+        with self.model.backend.activate():
+            self._gather()
+        memory = self.optimizer.memory.items()
+        return dict(self._views), {key: self._layout.views(flat) for key, flat in memory}
+
+    def restore(
+        self,
+        parameters: Mapping[str, Array],
+        memory: Mapping[str, Mapping[str, Array]],
+        numbers: Mapping[str, float],
+    ) -> None:
+        """Go back, or on, to another state, in the memory of this one.
+
+        Parameters
+        ----------
+        parameters, memory
+            As from `state`, on any device.
+        numbers
+            The optimizer's.
+
+        Raises
+        ------
+        ShapeError
+            If the parameters are not those of the model.
+        """
+        self._layout.check(parameters)
+        to_device = self.model.backend.to_device
+        with self.model.backend.activate():
+            self._gather()
+            for key in {*memory, *self.optimizer.memory}:
+                flat = self.optimizer.config.get(key)
+                if flat is None:
+                    flat = self.optimizer.config[key] = self.packed.xp.zeros_like(self._parameters)
+                flat[...] = 0
+                for name, value in memory.get(key, {}).items():
+                    self._layout.views(flat)[name][...] = to_device(value)
+            for name, view in self._views.items():
+                view[...] = to_device(parameters[name])
+        self.optimizer.config.update(numbers)
 
     def remembered(self, name: str) -> dict[str, Array]:
         """Return what the update rule remembers of a parameter."""

@@ -11,13 +11,14 @@ the data, their checksum. Data are a protocol buffer `Event`; checksums are CRC-
 from __future__ import annotations
 
 import importlib
+import os
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, explained
 
 _TAGS = {
@@ -31,18 +32,24 @@ _TAGS = {
 }
 
 
-def check_events(folder: Path) -> None:
-    """Check that an event file can be begun in a folder.
+def check_events(folder: Path, resumed: bool = False) -> None:
+    """Check that an event file can be begun in a folder: a new one, unless a run is resumed.
 
     Raises
     ------
     ConfigurationError
         If tensorboardX is missing.
     DataError
-        If the folder is not a new name: TensorBoard would mix what is there with the new events.
+        If it cannot be written, or is not a new name: TensorBoard would mix what is there with the
+        new events.
     """
     _module("proto.event_pb2")
-    check_new_folder(folder)
+    if not resumed:
+        check_new_folder(folder)
+    with explained(folder, "write"):
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise DataError(f"cannot write {folder}: {above} is not a folder that can be written to")
 
 
 class EventFile:
@@ -55,7 +62,9 @@ class EventFile:
     Parameters
     ----------
     folder
-        Where the file is put, and no other may be; made if it is not there.
+        Where the file is put; made if it is not there.
+    step
+        After which it begins: TensorBoard forgets what other files there say of later ones.
 
     Raises
     ------
@@ -65,15 +74,22 @@ class EventFile:
         If the file cannot be written, now or later.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._event = _module("proto.event_pb2").Event
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        events = _module("proto.event_pb2")
+        self._event = events.Event
         self._summary = _module("proto.summary_pb2").Summary
         self._checksum = _module("record_writer").masked_crc32c
         with explained(folder, "write"):
             folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
-        self._path = folder / f"events.out.tfevents.{now:.0f}.xpcap"
-        self._write([self._event(wall_time=now, file_version="brain.Event:2")])
+        self._path = folder / f"events.out.tfevents.{now:.0f}.xpcap.{step}"
+        begun = events.SessionLog(status=events.SessionLog.START)
+        self._write(
+            [
+                self._event(wall_time=now, file_version="brain.Event:2"),
+                self._event(wall_time=now, step=step + 1, session_log=begun),
+            ]
+        )
 
     def write(self, lines: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
         """Write lines of a history, each with its time in seconds since 1970."""

@@ -1,7 +1,9 @@
 """The training loop: minibatch -> loss and gradients -> clip -> update; then look at held-out data.
 
 The whole loop stands in `Trainer.run`. What happens besides (history, progress, files) is done by
-callbacks, by event: `"step"` after each update, `"epoch"` after each validation, `"end"`.
+callbacks, by event: `"step"` after each update, `"measured"` after each batch of a validation,
+`"epoch"` after the whole of it, `"end"`. At the first three a callback may raise: `state` is then
+that of the last step, and whatever `restore` is given goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xpcap.backend import Array
+from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
@@ -20,7 +23,7 @@ from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, check_positive, cosine
 from xpcap.train.step import TrainingStep
 
-EVENTS = ("step", "epoch", "end")
+EVENTS = ("step", "measured", "epoch", "end")
 
 
 class Batches(Protocol):
@@ -28,8 +31,8 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, number: int, /) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0."""
+    def epoch(self, number: int, first: int = 0, /) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,10 @@ class Figures:
 
 def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
     """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
-    return _measure(PackedLoss(model), batches)
+    return _measure(PackedLoss(model), batches, lambda: None)
 
 
-def _measure(packed: PackedLoss, batches: Batches) -> Figures:
+def _measure(packed: PackedLoss, batches: Batches, tell: Callable[[], None]) -> Figures:
     total: Any = 0.0
     words = 0
     backend = packed.model.backend
@@ -108,6 +111,7 @@ def _measure(packed: PackedLoss, batches: Batches) -> Figures:
             features = backend.to_device(batch.features)
             total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
             words += batch.words
+            tell()
         return Figures(float(total) / words)
 
 
@@ -141,6 +145,8 @@ class Trainer:
         Of the last epoch, by name.
     best_loss, best_epoch, best_params
         The validation loss of the best epoch so far, which it was, and its parameters.
+    rate_scale, recoveries
+        What all learning rates are multiplied by, and how often numbers went wrong so far.
     """
 
     def __init__(
@@ -166,11 +172,13 @@ class Trainer:
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_params = self._copies()
+        self.rate_scale = 1.0
+        self.recoveries = 0
         self.training_step = training_step or TrainingStep(model, optimizer, schedule.clip_norm)
         self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
 
     def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
-        """Have `callback(trainer)` called at each `event`: `"step"`, `"epoch"` or `"end"`."""
+        """Have `callback(trainer)` called at each `event`, one of `EVENTS`."""
         if event not in EVENTS:
             raise ConfigurationError(f"event '{event}' is unknown; expected {', '.join(EVENTS)}")
         self._callbacks[event].append(callback)
@@ -184,16 +192,68 @@ class Trainer:
             If a loss measured after an epoch is not finite.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
-            steps = range(self.step, self.step + len(self.batches))
-            factors = [self.schedule.factor(step, len(self.batches)) for step in steps]
-            self.training_step.begin_epoch(self.batches, self.epoch, self.step, factors)
-            for batch, factor in zip(self.batches.epoch(self.epoch), factors, strict=True):
+            for batch, factor in self._remaining():
                 self._take_step(batch, factor)
                 self._tell("step")
+            figures = self._measure_all()
             self.epoch += 1
-            self._validate()
+            self._judge(figures)
             self._tell("epoch")
         self._tell("end")
+
+    def state(self) -> State:
+        """Return where training is: views of the parameters and of what the rule remembers."""
+        parameters, memory = self.training_step.state()
+        progress = Progress(
+            step=self.step,
+            epoch=self.epoch,
+            best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
+            best_epoch=self.best_epoch,
+            rate_scale=self.rate_scale,
+            recoveries=self.recoveries,
+        )
+        return State(parameters, memory, self.optimizer.numbers, progress)
+
+    def restore(self, state: State) -> None:
+        """Go to where `state` is, in the middle of an epoch or not; `best_params` stay."""
+        progress = state.progress
+        self.training_step.restore(state.parameters, state.memory, state.optimizer)
+        self.step, self.epoch = progress.step, progress.epoch
+        self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        self.best_epoch = progress.best_epoch
+        self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
+
+    @property
+    def at_epochs_end(self) -> bool:
+        """Whether no epoch has been begun since the last that was measured."""
+        return self.step == self.epoch * len(self.batches)
+
+    def remember_best(self, state: State) -> None:
+        """Take the best epoch's parameters and its loss from elsewhere."""
+        to_device = self.model.backend.to_device
+        self.best_params = {name: to_device(value) for name, value in state.parameters.items()}
+        self.best_epoch = state.progress.best_epoch
+        if state.progress.best_loss is not None:
+            self.best_loss = state.progress.best_loss
+
+    def replay(self, step: int) -> None:
+        """Take steps of this epoch again, telling nobody, until `step` of them all are done."""
+        remaining = self._remaining()
+        while self.step < step:
+            self._take_step(*next(remaining))
+
+    def next_batch(self) -> tuple[Batch, float]:
+        """Return the minibatch of the next step, and what its learning rate is scaled by."""
+        return next(self._remaining())
+
+    def _remaining(self) -> Iterator[tuple[Batch, float]]:
+        """Begin, or go on with, an epoch: yield its batches and what their rates are scaled by."""
+        total = len(self.batches)
+        first = self.step - self.epoch * total
+        steps = range(self.step, self.step + total - first)
+        factors = [self.rate_scale * self.schedule.factor(step, total) for step in steps]
+        self.training_step.begin_epoch(self.batches, self.epoch, self.step, factors)
+        yield from zip(self.batches.epoch(self.epoch, first), factors, strict=True)
 
     def _take_step(self, batch: Batch, factor: float) -> None:
         self.training_step(batch, self.step, factor)
@@ -203,17 +263,23 @@ class Trainer:
         self.learning_rate = self.optimizer.learning_rate * factor
         self.step += 1
 
-    def _validate(self) -> None:
+    def _measure_all(self) -> dict[str, Figures]:
         packed = self.training_step.measuring
-        self.figures = {name: _measure(packed, held) for name, held in self.validation.items()}
-        for name, figures in self.figures.items():
-            if not math.isfinite(figures.loss):
+        return {
+            name: _measure(packed, held, lambda: self._tell("measured"))
+            for name, held in self.validation.items()
+        }
+
+    def _judge(self, figures: dict[str, Figures]) -> None:
+        self.figures = figures
+        for name, found in figures.items():
+            if not math.isfinite(found.loss):
                 raise DivergedError(
-                    f"the {name} loss is {figures.loss} after epoch {self.epoch}, step {self.step};"
+                    f"the {name} loss is {found.loss} after epoch {self.epoch}, step {self.step};"
                     f" try a learning rate below {self.optimizer.learning_rate}"
                 )
-        if "val" in self.figures and self.figures["val"].loss < self.best_loss:
-            self.best_loss = self.figures["val"].loss
+        if "val" in figures and figures["val"].loss < self.best_loss:
+            self.best_loss = figures["val"].loss
             self.best_epoch = self.epoch
             self.best_params = self._copies()
 

@@ -1,0 +1,176 @@
+import io
+import zipfile
+
+import numpy
+import pytest
+from captioners import CELLS, D, H, V, W, captioner, images, scores_of, sentences
+
+from xpcap.compat.cs231n import CaptioningRNN
+from xpcap.errors import DataError, XpcapError
+from xpcap.exchange.course import read_npz, write_npz
+from xpcap.exchange.parameters import sizes_of
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def member(archive, name, array, compressed=False):
+    content = io.BytesIO()
+    numpy.save(content, array, allow_pickle=True)
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    archive.writestr(f"{name}.npy", content.getvalue(), method)
+
+
+def written(path, params):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in params.items():
+            member(archive, name, array)
+    return path
+
+
+@every_cell
+def test_there_and_back_no_bit_changes(cell, tmp_path):
+    params = captioner(cell).params
+    write_npz(tmp_path / "a.npz", params)
+    found = read_npz(tmp_path / "a.npz")
+    assert found.keys() == params.keys()
+    for name, value in params.items():
+        assert found[name].dtype == value.dtype
+        numpy.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_it_loads_in_the_assignments_model(cell, tmp_path):
+    """In the course's way: the parameters are a dict that is assigned to."""
+    model = captioner(cell)
+    write_npz(tmp_path / "a.npz", model.params)
+    with numpy.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        params = dict(file)
+    assert list(params) == list(model.params)
+    theirs = CaptioningRNN(model.word_to_idx, D, W, H, cell)
+    theirs.params = params
+    found = scores_of(theirs, images(), sentences())
+    numpy.testing.assert_array_equal(found, scores_of(model, images(), sentences()))
+
+
+@every_cell
+@pytest.mark.parametrize("save", [numpy.savez, numpy.savez_compressed])
+def test_files_of_numpy_are_read_in_any_order(cell, save, tmp_path):
+    params = captioner(cell).params
+    some = {name: numpy.asfortranarray(params[name]) for name in sorted(params)}
+    save(tmp_path / "a.npz", **some)
+    found = read_npz(tmp_path / "a.npz")
+    for name, value in params.items():
+        numpy.testing.assert_array_equal(found[name], value)
+
+
+@every_cell
+def test_sizes_are_those_of_the_shapes(cell):
+    assert sizes_of("file", captioner(cell).params) == (V, D, W, H, cell)
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "message"),
+    [
+        (
+            "lstm",
+            {"W_vocab": None},
+            r"holds 'W_embed' \(8, 4\), .*; expected W_proj, .* bn for a GRU",
+        ),
+        ("lstm", {"more": numpy.ones(2)}, r"'more' \(2,\); expected W_proj"),
+        ("lstm", {"b_proj": numpy.ones(H, int)}, "'b_proj' is int64 of shape .* expected floating"),
+        ("lstm", {"b_proj": numpy.ones(0)}, r"'b_proj' is float64 of shape \(0,\); expected float"),
+        ("lstm", {"b": numpy.ones(3 * H)}, r"expected b_proj \(H,\), .* b \(4H,\).*b \(18,\)"),
+        ("gru", {"bn": None}, r"expected b_proj \(H,\), .* b \(4H,\).*b \(18,\)"),
+        ("gru", {"bn": numpy.ones(H + 1)}, r"bn \(H,\).*bn \(7,\)"),
+        ("rnn", {"W_proj": numpy.ones(H)}, r"W_proj \(D, H\).*W_proj \(6,\)"),
+        ("rnn", {"W_proj": numpy.ones(())}, r"W_proj \(D, H\).*W_proj \(\)"),
+        ("rnn", {"W_embed": numpy.ones((V + 1, W))}, r"W_vocab \(H, V\).*W_embed \(9, 4\)"),
+        ("rnn", {"Wx": numpy.ones((W + 1, H))}, r"Wx \(W, H\).*Wx \(5, 6\)"),
+        ("rnn", {"b_vocab": numpy.array([None] * V)}, "'b_vocab' is object"),
+    ],
+)
+def test_what_is_no_captioner_is_refused(cell, changes, message, tmp_path):
+    params = captioner(cell).params | changes
+    path = written(tmp_path / "a.npz", {k: v for k, v in params.items() if v is not None})
+    with pytest.raises(XpcapError, match=r"a\.npz.*" + message):
+        read_npz(path)
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path):
+    """Zeros, a thousandfold compressed."""
+    params = captioner("rnn").params | {"W_proj": numpy.zeros((400_000, H), numpy.float32)}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in params.items():
+            member(archive, name, array, compressed=True)
+    assert (tmp_path / "a.npz").stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"would swell to 9\d{6} bytes, over 20 times its size"):
+        read_npz(tmp_path / "a.npz")
+
+
+def header_only(shape):
+    content = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    numpy.lib.format.write_array_header_1_0(content, header)
+    return content.getvalue()
+
+
+def test_an_array_that_only_claims_to_be_large(tmp_path):
+    params = dict(captioner("rnn").params)
+    del params["W_proj"]
+    path = written(tmp_path / "a.npz", params)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("W_proj.npy", header_only((2**50, H)))
+    with pytest.raises(DataError, match="would swell to"):
+        read_npz(path)
+    path = written(tmp_path / "b.npz", params)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("W_proj.npy", header_only((D, H)) + b"1234")
+    with pytest.raises(DataError, match=r"b\.npz is damaged: its arrays cannot be read"):
+        read_npz(path)
+    path = written(tmp_path / "c.npz", params)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("W_proj.npy", header_only((-D, H)))
+    with pytest.raises(DataError, match=r"'W_proj' is float32 of shape \(-5, 6\)"):
+        read_npz(path)
+
+
+def test_files_that_are_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path, captioner("gru").params)
+    whole = path.read_bytes()
+    for cut in (3, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="is damaged"):
+            read_npz(path)
+    for place in range(0, len(whole), 97):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        path.write_bytes(broken)
+        try:
+            read_npz(path)
+        except XpcapError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - a byte may also be one of no consequence
+
+
+def test_a_name_twice(tmp_path):
+    path = written(tmp_path / "a.npz", captioner("rnn").params)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        member(archive, "b", numpy.ones(H))
+    with pytest.raises(DataError, match="a zip file, but not one of NumPy's arrays"):
+        read_npz(path)
+
+
+def test_files_of_torch_save_are_known(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"cos\nsystem\n")
+    with pytest.raises(
+        DataError, match=r"expected one of safetensors\.torch\.save_file \(not of torch\.save\)"
+    ):
+        read_npz(tmp_path / "a.pt")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*a\.npz: No such file"):
+        read_npz(tmp_path / "a.npz")
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+        read_npz(tmp_path)

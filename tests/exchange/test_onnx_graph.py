@@ -1,0 +1,161 @@
+import json
+
+import numpy
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra export)")
+runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
+
+from captioners import CELLS, WORDS, D, H, V, captioner, contents, images, scores_of
+from onnx import TensorProto, helper
+
+from xpcap.data.pca import PCA
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.exchange import onnx_graph
+from xpcap.exchange.onnx_graph import greedy_graph, write_onnx
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+NULL, START, END, UNK = range(4)
+
+
+def run(model, features, **more):
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, {"features": features, **more}), strict=True))
+
+
+def padded(words, length):
+    return numpy.pad(words, ((0, 0), (0, length - words.shape[1])))
+
+
+def softmax_log(scores):
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - numpy.log(numpy.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@every_cell
+def test_it_says_what_the_model_says(cell, seed):
+    model, features = captioner(cell, seed, scale=1.5), images(40)
+    expected = model.sample(features, max_length=12)
+    found = run(greedy_graph(contents(model), 12), features)
+    assert found["words"].dtype == numpy.int64
+    numpy.testing.assert_array_equal(padded(found["words"], 12), expected)
+
+
+def test_some_of_those_captions_end_and_some_do_not():
+    """Otherwise the test above would not show what happens after <END>."""
+    ended = [
+        (captioner(cell, seed, scale=1.5).sample(images(40), 12) == END).any(axis=1)
+        for cell in CELLS
+        for seed in range(4)
+    ]
+    assert 0.1 < numpy.mean(ended) < 0.9
+
+
+@every_cell
+def test_scores_and_log_probabilities(cell):
+    """Fed with its own words, the model scores all words as the graph does."""
+    model, features, T = captioner(cell, scale=0.6), images(5), 8
+    graph = greedy_graph(contents(model), T, [END])  # so that no caption ends
+    loop = next(node for node in graph.graph.node if node.op_type == "Loop")
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    body.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ("N", V)))
+    loop.output.append("all_scores")
+    kind = helper.make_tensor_value_info("all_scores", TensorProto.FLOAT, ("T", "N", V))
+    graph.graph.output.append(kind)
+    found = run(graph, features)
+    words = found["words"]
+    assert words.shape == (5, T)
+    fed = numpy.concatenate([numpy.full((5, 1), START), words[:, :-1]], axis=1)
+    expected = scores_of(model, features, fed)
+    numpy.testing.assert_allclose(
+        found["all_scores"].transpose(1, 0, 2), expected, rtol=0, atol=1e-5
+    )
+    logs = numpy.take_along_axis(softmax_log(expected), words[..., None], axis=2)[..., 0]
+    assert found["log_probs"].dtype == numpy.float32
+    numpy.testing.assert_allclose(found["log_probs"], logs, rtol=0, atol=1e-5)
+
+
+@every_cell
+def test_banned_words_are_not_said(cell):
+    model, features = captioner(cell, scale=1.5), images(40)
+    free = run(greedy_graph(contents(model), 12), features)["words"]
+    assert numpy.isin(free, [START, UNK]).any()
+    found = run(greedy_graph(contents(model), 12, [NULL, START, UNK]), features)["words"]
+    assert not numpy.isin(found, [START, UNK]).any()
+    model.params["b_vocab"][[NULL, START, UNK]] = -1e30
+    numpy.testing.assert_array_equal(padded(found, 12), model.sample(features, 12))
+
+
+def test_after_end_all_is_null_and_certain():
+    model = captioner("rnn")
+    model.params = {name: numpy.zeros_like(value) for name, value in model.params.items()}
+    model.params["b_vocab"][END] = 1
+    found = run(greedy_graph(contents(model)), images(3))
+    assert found["words"].tolist() == [[END]] * 3  # and the loop ends
+    model = captioner("lstm", 1, scale=1.5)
+    found = run(greedy_graph(contents(model), 12), images(40))
+    ended = numpy.cumsum(found["words"] == END, axis=1) - (found["words"] == END) > 0
+    assert ended.any()
+    assert (found["words"][ended] == NULL).all()
+    assert (found["log_probs"][ended] == 0).all()
+    assert (found["log_probs"][~ended] < 0).all()
+
+
+@every_cell
+def test_any_number_of_images(cell):
+    graph = greedy_graph(contents(captioner(cell)))
+    onnx.checker.check_model(graph, full_check=True)
+    for count in (0, 1, 7):
+        found = run(graph, images(count))
+        assert found["words"].shape == found["log_probs"].shape
+        assert len(found["words"]) == count
+    (features,) = graph.graph.input
+    dims = features.type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["N", D]
+
+
+def test_a_model_in_double_precision():
+    model = captioner("gru", dtype=numpy.float64, scale=1.5)
+    found = run(greedy_graph(contents(model), 12), images(10))["words"]
+    expected = model.sample(images(10).astype(numpy.float64), 12)
+    numpy.testing.assert_array_equal(padded(found, 12), expected)
+
+
+def test_features_are_reduced_where_it_is_known_how():
+    draw = numpy.random.default_rng(3).standard_normal
+    reduction = PCA(1e5 + draw(9), draw((D, 9)), numpy.ones(D))
+    model, features = captioner("lstm", scale=1.5), (1e5 + draw((20, 9))).astype(numpy.float32)
+    found = run(greedy_graph(contents(model, reduction), 12), features)["words"]
+    reduced = (features.astype(float) - reduction.mean) @ reduction.components.T
+    numpy.testing.assert_array_equal(padded(found, 12), model.sample(reduced, 12))
+
+
+def test_the_words_are_in_the_file(tmp_path):
+    model = captioner("gru")
+    write_onnx(tmp_path / "a.onnx", contents(model), [NULL])
+    session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    text = json.loads(session.get_modelmeta().custom_metadata_map["xpcap"])
+    assert text["vocabulary"] == WORDS
+    assert text["config"]["model"]["hidden_dim"] == H
+    found = session.run(["words"], {"features": images(4)})[0]
+    model.params["b_vocab"][NULL] = -1e30
+    numpy.testing.assert_array_equal(padded(found, 30), model.sample(images(4), 30))
+    assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == 17
+
+
+def test_files_larger_than_onnx_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "_LARGEST", 400)
+    with pytest.raises(DataError, match=r"the captioner has \d+ bytes; expected less than 400"):
+        write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")))
+
+
+def test_without_onnx_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[export\]'"):
+        greedy_graph(contents(captioner("rnn")))

@@ -1,0 +1,165 @@
+"""A run made of weights from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap.data import folder as layout
+from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.data.pca import PCA
+from xpcap.data.vocabulary import Vocabulary
+from xpcap.errors import ConfigurationError, DataError, XpcapError
+from xpcap.exchange.contents import Contents, write_run
+from xpcap.exchange.course import read_npz
+from xpcap.exchange.parameters import NAMES, alike, sizes_of
+from xpcap.exchange.tensors import Said, read_safetensors, split_transform
+from xpcap.exchange.torch_layout import from_torch
+from xpcap.files import explained, new_folder
+from xpcap.run_folder import Run, check_new_run, open_run
+from xpcap.train.showing import open_data
+
+_ZIP = b"PK"  # with which an .npz begins
+
+
+def import_run(
+    file: Path,
+    out: Path,
+    data: Path | None = None,
+    vocab: Path | None = None,
+    features: str = "auto",
+) -> Run:
+    """Make a run folder of a file of weights: a state dict in safetensors, or the course's `.npz`.
+
+    Parameters
+    ----------
+    file
+        Of `export_run`, or from elsewhere.
+    out
+        The run folder, a new name.
+    data
+        The data folder that the weights were trained on; state dicts of `export_run` name theirs.
+    vocab
+        The words, like `coco2014_vocab.json`, if neither the file nor `data` has them.
+    features
+        Which ones of `data`: `"pca"`, `"fc7"`, or `"auto"`: pca if there are as many as the weights
+        take, else fc7.
+
+    Returns
+    -------
+    Run
+        Open, on the CPU.
+
+    Raises
+    ------
+    XpcapError
+        One line that names what is wrong; no folder is left then.
+    """
+    check_new_run(out)
+    with explained(file, "read"), open(file, "rb") as opened:
+        zipped = opened.read(len(_ZIP)) == _ZIP
+    tensors, said = (read_npz(file), None) if zipped else read_safetensors(file)
+    vocabulary = _vocabulary(file, said, data, vocab)
+    tensors, transform = split_transform(tensors)
+    params = _parameters(file, alike(str(file), tensors), len(vocabulary))
+    sizes = sizes_of(str(file), params)
+    if sizes.words != len(vocabulary):
+        raise DataError(
+            f"{file} has weights of {sizes.words} words; expected {len(vocabulary)} as the"
+            " vocabulary has"
+        )
+    if said is None:
+        origin, transform = _origin(data, features, sizes.input_dim)
+    else:
+        origin = said.data if data is None else {**said.data, "folder": str(data.resolve())}
+        if features not in ("auto", kind := origin.get("kind")):
+            raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
+    config = {
+        "model": {
+            "dropout": 0.0,
+            "seed": 0,
+            **({} if said is None else said.model),
+            **sizes.model(),
+            "dtype": str(params["W_proj"].dtype),
+        },
+        "data": origin,
+        "imported": file.name,
+    }
+    with new_folder(out) as temporary:
+        write_run(temporary, Contents(params, vocabulary, config, transform))
+        try:
+            run = open_run(temporary, "cpu")
+            _check_features(run, data)
+        except XpcapError as error:
+            raise type(error)(str(error).replace(str(temporary), str(file))) from error
+    return replace(run, folder=out)
+
+
+def _vocabulary(file: Path, said: Said | None, data: Path | None, vocab: Path | None) -> Vocabulary:
+    """Take the words from where they are; all who have some must have the same."""
+    found = {} if said is None else {file: said.vocabulary}
+    for path in (vocab, data and data / layout.VOCABULARY):
+        if path is not None:
+            found[path] = Vocabulary.read(path)
+    if not found:
+        raise ConfigurationError(
+            f"{file} does not say which words it knows; expected the data folder that it was"
+            " trained on (--data), or a file like coco2014_vocab.json (--vocab)"
+        )
+    (first, vocabulary), *others = found.items()
+    for path, other in others:
+        if list(other.idx_to_word) != list(vocabulary.idx_to_word):
+            raise DataError(f"{path} has other words than {first}; expected the same")
+    return vocabulary
+
+
+def _parameters(
+    file: Path, tensors: dict[str, numpy.ndarray], words: int
+) -> dict[str, numpy.ndarray]:
+    """Return parameters, converted if they are not under their own names."""
+    if set(NAMES) <= set(tensors):
+        return tensors
+    try:
+        return alike(str(file), from_torch(tensors, words))
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any], PCA | None]:
+    """Return what a run's configuration says of its data, and how its features are reduced."""
+    if data is None:
+        return {"folder": "(no data folder)", "kind": "fc7"}, None
+    dataset = _opened(data, features, dim)
+    extractor = dataset.description.get("extractor")
+    origin = {
+        "folder": str(data.resolve()),
+        "kind": dataset.kind,
+        "name": dataset.description["name"],
+        "features": dataset.description.get("features"),
+        "extractor": extractor,
+    }
+    reduced = dataset.kind == "pca" and extractor
+    return origin, PCA.read(data / layout.PCA) if reduced else None
+
+
+def _opened(data: Path, features: str, dim: int) -> Dataset:
+    dataset = open_dataset(data, features, lazy=True)
+    others = data / layout.features_file("train", "fc7")
+    if features == "auto" and dataset.feature_dim != dim and others.exists():
+        return open_dataset(data, "fc7", lazy=True)
+    return dataset
+
+
+def _check_features(run: Run, data: Path | None) -> None:
+    """Check that a run's features can be had: those of its data folder, those of new pictures."""
+    if data is not None:
+        open_data(run)
+    transform, dim = run.transform, run.config["model"]["input_dim"]
+    if transform is not None and len(transform.components) != dim:
+        raise DataError(
+            f"{run.folder} reduces features to {len(transform.components)} numbers; expected {dim}"
+            " as its weights take"
+        )

@@ -1,0 +1,137 @@
+"""What a run is made of, and how that is written down in its configuration and read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy
+
+from xpcap.data.dataset import Dataset, Split
+from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
+from xpcap.layers.dropout import check_rate
+from xpcap.models.captioner import check_cell
+from xpcap.optim import check_positive, find_rule
+from xpcap.train.trainer import Schedule
+
+_MODEL = {
+    "wordvec": "wordvec_dim",
+    "hidden": "hidden_dim",
+    "cell": "cell_type",
+    "dropout": "dropout",
+    "dtype": "dtype",
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is made of, besides its data and its place.
+
+    Parameters
+    ----------
+    features
+        `"pca"`, `"fc7"` or `"auto"`.
+    lazy
+        Leave the features in their files.
+    feature_dtype
+        `"float32"` or `"float16"`.
+    max_train
+        Train on so many captions, drawn at random; None takes all.
+    cell, hidden, wordvec, dropout, dtype
+        Of the model, see `CaptioningRNN`.
+    batch_size
+        Captions a step; None is 128, or all of them where there are fewer.
+    rule, lr
+        The update rule and its learning rate.
+    precision
+        Of matrix products, see `TrainingStep`.
+    schedule
+        See `Schedule`.
+    seed
+        Of initial parameters, dropout, order and draws.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option has a value that cannot be used, whatever the data.
+    """
+
+    features: str = "auto"
+    lazy: bool = False
+    feature_dtype: str = "float32"
+    max_train: int | None = None
+    cell: str = "lstm"
+    hidden: int = 512
+    wordvec: int = 256
+    dropout: float = 0.0
+    dtype: str = "float32"
+    batch_size: int | None = None
+    rule: str = "adam"
+    lr: float = 1e-3
+    precision: str = "float32"
+    schedule: Schedule = field(default_factory=Schedule)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        check_rate(self.dropout)
+        find_rule(self.rule)
+        check_positive("--lr", self.lr)
+        for name, value in (("--batch-size", self.batch_size), ("--max-train", self.max_train)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+
+
+def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:
+    """Return what a run's checkpoints say of it.
+
+    Parameters
+    ----------
+    dataset, options
+        What it is trained on, and how; the batch size is known.
+    feature_scale
+        What its initial `W_proj` was divided by.
+    """
+    training = {**asdict(options), "features": dataset.kind}
+    model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
+    return {
+        "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
+        "data": {
+            "folder": str(dataset.folder.resolve()),
+            "kind": dataset.kind,
+            "name": dataset.description["name"],
+            "features": dataset.description.get("features"),
+            "extractor": dataset.description.get("extractor"),
+            "captions": fingerprint(dataset.splits["train"]),
+        },
+        "training": {**training, "feature_scale": feature_scale},
+    }
+
+
+def options_of(config: Mapping[str, Any]) -> RunOptions:
+    """Return the options that a run was begun with.
+
+    Raises
+    ------
+    CheckpointError
+        If they are not there: the run was not made by training.
+    """
+    try:
+        training = dict(config["training"])
+        del training["feature_scale"]
+        training["schedule"] = Schedule(**training["schedule"])
+        training["features"] = config["data"]["kind"]
+        model = {ours: config["model"][theirs] for ours, theirs in _MODEL.items()}
+        return RunOptions(**training, **model)
+    except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
+        raise CheckpointError(f"expected the options of a training run: {error}") from error
+
+
+def fingerprint(split: Split) -> str:
+    """Return a number, in hexadecimal, that tells captions and their images from all others."""
+    digest = hashlib.sha256()
+    for array in (split.captions, split.image_idxs):
+        digest.update(numpy.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""What happens when numbers go wrong: a loss that is not finite, or that explodes.
+
+Losses stay on the device until a number of steps are written down together; then they are looked
+at. Training, a function of its state, is taken back to the last state that was well, and the steps
+up to the one that failed are taken again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xpcap.backend import to_host
+from xpcap.checkpoint import State
+from xpcap.data.minibatch import Batch, gather
+from xpcap.errors import ConfigurationError, DivergedError, XpcapError
+from xpcap.files import explained, new_file
+from xpcap.kernels.products import multiplied_in
+from xpcap.models.diagnosis import first_nonfinite
+from xpcap.train.trainer import Trainer
+
+POLICIES = ("stop", "skip", "rollback")
+EXPLODED = 3.0  # times the loss of one who guesses among all words
+REPORT = "diverged.json"
+_NAMED = 5  # captions in a message
+
+
+@dataclass(frozen=True)
+class OnNaN:
+    """What to do.
+
+    Parameters
+    ----------
+    policy
+        `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last state that was well, at most
+        50 steps ago, and go on at half the learning rate.
+    limit
+        How often the last two, before it stops all the same.
+
+    Raises
+    ------
+    ConfigurationError
+        If the policy is unknown, or the limit negative.
+    """
+
+    policy: str = "stop"
+    limit: int = 3
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigurationError(
+                f"'{self.policy}' is unknown; expected {', '.join(POLICIES)} when numbers go wrong"
+            )
+        if self.limit < 0:
+            raise ConfigurationError(f"{self.limit} recoveries cannot be; expected 0 or more")
+
+
+class WentWrong(XpcapError):
+    """A step whose numbers are no good, and why."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+class Recovery:
+    """Watches a trainer's numbers, and mends what went wrong.
+
+    Parameters
+    ----------
+    on_nan
+        What to do.
+    folder
+        Where `diverged.json` is written when training stops: the step, its learning rate, its
+        captions' places in the training split, and what was the first to be not finite.
+    warn
+        Told what was done.
+    """
+
+    def __init__(self, on_nan: OnNaN, folder: Path, warn: Callable[[str], None]) -> None:
+        self.on_nan = on_nan
+        self.folder = folder
+        self._warn = warn
+        self._unseen: list[tuple[int, float, Any, Any]] = []
+        self._well: State | None = None
+
+    def follow(self, trainer: Trainer) -> None:
+        """Watch all that a trainer does from now on, until `check` is called."""
+        self._well = _copied(trainer)
+        trainer.on("step", self._note)
+        trainer.on("measured", self.check)
+        trainer.on("epoch", self._remember)
+
+    def _note(self, trainer: Trainer) -> None:
+        batch = trainer.batch
+        assert batch is not None
+        share = len(batch.captions) / batch.words
+        self._unseen.append((trainer.step, share, trainer.loss, trainer.gradient_norm))
+
+    def check(self, trainer: Trainer) -> None:
+        """Look at the steps since the last look.
+
+        Raises
+        ------
+        WentWrong
+            It names the first that went wrong.
+        """
+        unseen, self._unseen = self._unseen, []
+        most = EXPLODED * math.log(len(trainer.model.word_to_idx))
+        for step, share, loss, norm in unseen:
+            value = float(loss) * share
+            if not math.isfinite(value):
+                raise WentWrong(step, f"the loss is {value}")
+            if norm is not None and not math.isfinite(float(norm)):
+                raise WentWrong(step, f"the gradients' norm is {float(norm)}")
+            if value > most:
+                raise WentWrong(
+                    step, f"the loss explodes: {value:.3g} nats a word, guessing has {most / 3:.3g}"
+                )
+        if unseen:
+            self._remember(trainer)
+
+    def _remember(self, trainer: Trainer) -> None:
+        self._well = _copied(trainer)
+
+    def recover(self, trainer: Trainer, wrong: WentWrong) -> int:
+        """Take training back to where it was well, so that it can go on, or end it.
+
+        Returns
+        -------
+        int
+            Up to which step what was done still counts.
+
+        Raises
+        ------
+        DivergedError
+            If it is to stop; `diverged.json` is written then.
+        """
+        assert self._well is not None
+        self._unseen.clear()
+        done, rate = trainer.recoveries, trainer.rate_scale
+        trainer.restore(self._well)
+        trainer.recoveries, trainer.rate_scale = done, rate
+        mended = self.on_nan.policy != "stop" and done < self.on_nan.limit
+        if mended and self.on_nan.policy == "rollback":
+            trainer.rate_scale /= 2
+            what = f"back to step {trainer.step}, at {trainer.rate_scale:g} of the learning rate"
+        else:
+            trainer.replay(wrong.step - 1)
+            if not mended:
+                raise DivergedError(self._report(trainer, wrong))
+            trainer.step = wrong.step
+            what = "skipped"
+        trainer.recoveries += 1
+        self._warn(f"warning: {wrong}; {what} ({trainer.recoveries} of {self.on_nan.limit} times)")
+        self._remember(trainer)
+        return trainer.step
+
+    def _report(self, trainer: Trainer, wrong: WentWrong) -> str:
+        """Write down what is known of a step that is about to go wrong; return it in a line."""
+        batch, factor = trainer.next_batch()
+        rate = trainer.optimizer.learning_rate * factor
+        with multiplied_in(trainer.training_step.precision):
+            first = first_nonfinite(trainer.model, *_arrays(trainer, batch), trainer.step)
+        rows = [] if batch.rows is None else to_host(batch.rows).tolist()
+        report = {
+            "step": wrong.step,
+            "reason": wrong.reason,
+            "learning_rate": rate,
+            "first": first,
+            "captions": rows,
+        }
+        path = self.folder / REPORT
+        with new_file(path) as temporary, explained(path, "write"):
+            temporary.write_text(json.dumps(report, indent=2))
+        named = ", ".join(map(str, rows[:_NAMED]))
+        return (
+            f"{wrong}; learning rate {rate:.3g}, captions {named}, ... of the training split;"
+            f" {f'first not finite: {first}' if first else 'all numbers are finite'} ({path});"
+            " try a lower --lr, or --on-nan skip or rollback"
+        )
+
+
+def _copied(trainer: Trainer) -> State:
+    """Return a trainer's state, which changes no more."""
+    state = trainer.state()
+    return replace(
+        state,
+        parameters={name: value.copy() for name, value in state.parameters.items()},
+        memory={
+            key: {name: value.copy() for name, value in by_name.items()}
+            for key, by_name in state.memory.items()
+        },
+    )
+
+
+def _arrays(trainer: Trainer, batch: Batch) -> tuple[Any, Any]:
+    """Return a minibatch's features and captions where the model is."""
+    if batch.features is None:  # they stay on the device, all of them
+        batch = gather(trainer.batches.split, to_host(batch.rows))  # type: ignore[attr-defined]
+    to_device = trainer.model.backend.to_device
+    return to_device(batch.features), to_device(batch.captions)

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM, heard at the end of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Heard:
+    """The first signal that came, or None."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[Heard]:
+    """Let the first SIGINT or SIGTERM inside the block be noted only; the second ends it at once.
+
+    Outside the main thread, where Python hears no signals, nothing is changed.
+    """
+    note = Heard()
+    if threading.current_thread() is not threading.main_thread():
+        yield note
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if note.signal is not None:
+            raise KeyboardInterrupt
+        note.signal = number
+
+    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    try:
+        yield note
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
