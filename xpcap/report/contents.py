@@ -13,13 +13,14 @@ from xpcap.backend import to_host
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import NULL, decode_captions, plain
 from xpcap.decoding import Beam, Decoded
-from xpcap.errors import DataError
+from xpcap.errors import CheckpointError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import GateSaturation, GradientFlow, gate_saturation, gradient_flow
 from xpcap.report.attribution import Spoken, spoken_for
 from xpcap.report.pictures import Picture, categories_of, picture_of, shown
 from xpcap.run_folder import HISTORY, Run
 from xpcap.train.history import Curves, read_history
+from xpcap.train.options import options_of
 from xpcap.train.showing import open_data
 
 SORTED_BY = "CIDEr-D"
@@ -198,9 +199,16 @@ def _on_host(found: Looked) -> Looked:
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     """Say in a few words what a run is."""
-    model, training = run.config["model"], run.config.get("training", {})
+    model = run.config["model"]
     parameters = sum(value.size for value in run.model.params.values())
-    schedule = training.get("schedule", {})
+    try:
+        options = options_of(run.config)
+        how = (
+            f"{options.rule}, learning rate {options.lr}, batches of {options.batch_size},"
+            f" {options.schedule.epochs} epochs, dropout {options.dropout}, seed {options.seed}"
+        )
+    except CheckpointError:
+        how = "elsewhere"
     return {
         "network": f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors"
         f" {model['wordvec_dim']}",
@@ -209,9 +217,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
         "features": f"{run.config['data'].get('features') or run.config['data']['kind']}"
         f" ({model['input_dim']:,} numbers)",
-        "training": f"{training.get('rule')}, learning rate {training.get('lr')}, batches of"
-        f" {training.get('batch_size')}, {schedule.get('epochs')} epochs, dropout"
-        f" {model.get('dropout', 0)}, seed {model.get('seed')}",
+        "training": how,
     }
 
 
