@@ -128,6 +128,15 @@ class Backend:
         with self.activate():
             return int(self.xp.cuda.runtime.memGetInfo()[0])
 
+    def collective(self, rank: int, size: int) -> Any:
+        """Return NCCL's communicator of several processes' GPUs, begun by MPI; None on the CPU."""
+        if self.device is None:
+            return None
+        from cupyx import distributed
+
+        with self.activate():
+            return distributed.init_process_group(size, rank, use_mpi=True)
+
     def activate(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context inside which this backend's device is the current one."""
         if self.device is None:

@@ -18,6 +18,7 @@ from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, evaluate_captions
+from xpcap.parallel import share
 from xpcap.run_folder import BATCH, Run
 
 PERPLEXITY = "perplexity"
@@ -131,11 +132,13 @@ def perplexity(run: Run, split: Split) -> Score:
     Score
         Of all captions together, and of those of each image of the split; NaN where it has none.
     """
-    nats = numpy.empty(len(split))
-    for first in range(0, len(split), BATCH):
-        rows = slice(first, first + BATCH)
+    mine, parts = share(len(split), run.ranks), []
+    for first in range(mine.start, mine.stop, BATCH):
+        rows = slice(first, min(first + BATCH, mine.stop))
         features = split.features[split.image_idxs[rows]]
-        nats[rows] = -run.score(features, split.captions[rows]).sum(axis=1, dtype=numpy.float64)
+        log_probs = run.score(features, split.captions[rows])
+        parts.append(-log_probs.sum(axis=1, dtype=numpy.float64))
+    nats = numpy.concatenate([part for parts in run.ranks.gather(parts) for part in parts])
     words = (split.captions[:, 1:] != run.model.null).sum(axis=1)
     images = split.features.shape[0]
     by_image = [numpy.bincount(split.image_idxs, values, images) for values in (nats, words)]

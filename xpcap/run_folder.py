@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from xpcap.decoding import (
 from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import explained, lock, new_folder
 from xpcap.models import CaptioningRNN
+from xpcap.parallel import Alone, Ranks, share
 
 BEST, LAST, HISTORY, TRANSFORM = (
     "best.safetensors",
@@ -128,6 +129,8 @@ class Run:
         With the parameters of the best epoch.
     partners
         Models of other runs that decide with it, see `ensemble`.
+    ranks
+        The processes that share out what is captioned.
     """
 
     folder: Path
@@ -135,6 +138,7 @@ class Run:
     vocabulary: Vocabulary
     model: CaptioningRNN
     partners: Sequence[CaptioningRNN] = ()
+    ranks: Ranks = field(default_factory=Alone)
 
     @property
     def captioner(self) -> Captioner:
@@ -159,15 +163,17 @@ class Run:
         if how is None:
             how = Beam(width=1, constraints=Constraints(banned=unsaid(self.vocabulary)))
         backend, captioner, parts = self.model.backend, self.captioner, list[Decoded]()
+        mine = share(len(features), self.ranks)
         with backend.activate():
-            for first in range(0, max(len(features), 1), BATCH):
-                rows = backend.to_device(features[first : first + BATCH])
+            for first in range(mine.start, max(mine.stop, mine.start + 1), BATCH):
+                rows = backend.to_device(features[first : min(first + BATCH, mine.stop)])
                 if isinstance(how, Beam):
                     found = beam_search(captioner, rows, how)
                 else:
                     found = sample(captioner, rows, how, first)
                 parts.append(Decoded(*map(to_host, found)))
-        return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
+        everyone = [part for parts in self.ranks.gather(parts) for part in parts]
+        return Decoded(*map(numpy.concatenate, zip(*everyone, strict=True)))
 
     def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
         """Caption images: the best of what `decode` finds.
@@ -229,7 +235,8 @@ class Run:
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
         extractor = open_extractor(data["extractor"], weights)
-        features = extract(extractor, pictures)
+        shares = self.ranks.gather(extract(extractor, pictures[share(len(pictures), self.ranks)]))
+        features = numpy.concatenate(shares)
         transform = self.transform
         return features if transform is None else transform.transform(features)
 

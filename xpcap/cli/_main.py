@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
 
 import xpcap
+from xpcap import parallel
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -42,6 +45,8 @@ class Commands(click.Group):
         )
         if not standalone_mode:
             return run()
+        if parallel.rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results come from the first process
         try:
             result = run()
         except click.exceptions.NoArgsIsHelpError as error:
@@ -49,8 +54,9 @@ class Commands(click.Group):
             sys.exit(USER_ERROR)
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
-        except Stopped as stop:
-            _end(str(stop), SIGNALLED + stop.signal)
+        except Stopped as stop:  # all processes have
+            _say(str(stop))
+            sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
@@ -63,11 +69,22 @@ class Commands(click.Group):
             _end(f"{where}{error.strerror or error}", USER_ERROR)
         except MemoryError as error:
             _end(f"not enough memory: {error}", USER_ERROR)
+        except Exception:
+            traceback.print_exc()
+            parallel.end_all(1)
+            sys.exit(1)
         sys.exit(result if isinstance(result, int) else 0)
 
 
+def _say(message: str) -> None:
+    who = f"rank {parallel.rank()}: " if parallel.launched() else ""
+    click.echo(f"xpcap: {who}{' '.join(message.split())}", err=True)
+
+
 def _end(message: str, status: int) -> NoReturn:
-    click.echo(f"xpcap: {' '.join(message.split())}", err=True)
+    parallel.wait_for_first()
+    _say(message)
+    parallel.end_all(status)
     sys.exit(status)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from xpcap import parallel
+
 device_option = click.option(
     "--device",
     metavar="auto|cpu|gpu|gpu:K",
@@ -24,8 +26,9 @@ runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, me
 
 
 def talk(message: str) -> None:
-    """Say something that is no result."""
-    click.echo(message, err=True)
+    """Say something that is no result; of several processes the first one speaks."""
+    if not parallel.rank():
+        click.echo(message, err=True)
 
 
 def open_device(name: str) -> Any:
@@ -33,6 +36,8 @@ def open_device(name: str) -> Any:
     from xpcap.backend import open_backend
 
     backend = open_backend(name)
+    if parallel.launched() and backend.device is not None and ":" not in name:
+        backend = open_backend(f"gpu:{parallel.local_rank()}")  # each process has its own
     click.get_current_context().with_resource(backend.activate())
     talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend

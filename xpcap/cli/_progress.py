@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from xpcap import parallel
+
 if TYPE_CHECKING:
     from xpcap.train import Trainer
 
@@ -61,12 +63,12 @@ class _TrainingBar:
 
     def _step(self, trainer: Trainer) -> None:
         assert trainer.batch is not None
-        self.seen += len(trainer.batch.captions)
+        self.seen += trainer.batch.total
         now = self.stepped = time.perf_counter()
         self.progress.update(self.task, advance=1)
         if now - self.shown >= REFRESH_SECONDS:
             self.shown = now
-            loss = float(trainer.loss) * len(trainer.batch.captions) / trainer.batch.words
+            loss = float(trainer.loss) * trainer.batch.total / trainer.batch.words
             rate = self.seen / (now - self.begun)
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
@@ -94,7 +96,7 @@ def _bars(*figures: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=parallel.rank() > 0)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from xpcap import parallel
 from xpcap.cli._decoding import decoding_options, make_decoder
 from xpcap.cli._options import (
     AnyPath,
@@ -74,6 +76,7 @@ def caption(
         raise click.UsageError("--weights goes with --image")
     backend = open_device(device)
     opened = ensemble([open_run(run, backend) for run in runs])
+    opened = replace(opened, ranks=parallel.join(backend))
     how = make_decoder(opened.vocabulary, options, n_best)
     if images:
         shown = caption_pictures(opened, images, weights, how)

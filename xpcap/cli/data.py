@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xpcap import parallel
 from xpcap.cli._options import AnyPath, device_option, json_option, open_device, show_json, talk
 from xpcap.cli._progress import stages
 
@@ -128,6 +129,7 @@ def prepare(
     "split" (train, val or test); or a CSV file with the columns image, caption and split; or a
     captions file of COCO's; or a Karpathy split. Interrupted, the same command goes on.
     """
+    from xpcap.backend import CPU
     from xpcap.data.extractors import make_extractor
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.files import read_json
@@ -147,6 +149,7 @@ def prepare(
             extractor=chosen,
             vocabulary=vocab,
             progress=progress,
+            ranks=parallel.join(CPU),
             **options,
         )
     if as_json:

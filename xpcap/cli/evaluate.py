@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from xpcap import parallel
 from xpcap.cli._decoding import decoding_options, make_decoder, used
 from xpcap.cli._options import (
     AnyPath,
@@ -59,10 +61,11 @@ def evaluate(
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
     backend = open_device(device)
     opened = ensemble([open_run(run, backend) for run in runs])
+    opened = replace(opened, ranks=parallel.join(backend))
     how = make_decoder(opened.vocabulary, options)
     found = evaluate_run(opened, open_data(opened, data), split, how, names)
     for path, write in ((images, write_images), (results, write_results)):
-        if path is not None:
+        if path is not None and not opened.ranks.rank:
             write(path, found)
             talk(f"written: {path}")
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from xpcap import parallel
 from xpcap.cli._options import (
     AnyPath,
     device_option,
@@ -169,10 +170,11 @@ def train(
     if resume is not None:
         changes = _changes(resume, options)
         backend = open_device(device)
+        conduct = replace(conduct, ranks=parallel.join(backend))
         moved = None if _is_default("data") else _data_folder(data)
         talk(f"run: {resume}")
         with training() as watch:
-            conduct = replace(conduct, watch=watch)
+            conduct = replace(conduct, watch=None if parallel.rank() else watch)
             trainer, dataset = resume_run(resume, backend, changes, moved, conduct)
         out = resume
     else:
@@ -180,11 +182,12 @@ def train(
         if out is not None:
             check_new_run(out)
         backend = open_device(device)
+        conduct = replace(conduct, ranks=parallel.join(backend))
         folder = _data_folder(data)
         out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
         talk(f"data: {folder}; run: {out}")
         with training() as watch:
-            conduct = replace(conduct, watch=watch)
+            conduct = replace(conduct, watch=None if parallel.rank() else watch)
             trainer, dataset = train_run(folder, out, chosen, backend, conduct)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
     shown = caption_dataset(run, dataset, "val", SHOWN)

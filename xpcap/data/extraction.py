@@ -18,6 +18,7 @@ from xpcap.data.images import open_picture
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.errors import DataError
 from xpcap.files import explained, lock
+from xpcap.parallel import Alone, Ranks
 
 _BATCH = 32
 _BLOCK = 1024  # rows that are read back at a time
@@ -92,6 +93,7 @@ class Extraction:
         skip_broken: bool = False,
         workers: int | None = None,
         progress: Progress = say_nothing,
+        ranks: Ranks | None = None,
     ) -> list[Broken]:
         """Compute the rows that are missing.
 
@@ -103,6 +105,9 @@ class Extraction:
             Threads that open and prepare pictures; None is one a core.
         progress
             Told how far it is.
+        ranks
+            The processes that compute together, on one file system: batches are dealt out, and the
+            first process writes.
 
         Returns
         -------
@@ -116,26 +121,41 @@ class Extraction:
             something that is not finite, the file cannot be written, or another process is at
             work on it. What was computed is kept.
         """
-        total = len(self.pictures)
+        ranks = ranks or Alone()
         with explained(self.path, "write"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                lock(file, self.path)
-                done = self._done(skip_broken)
-                file.truncate(done * self._row.itemsize)
-                batches = [self.pictures[k : k + _BATCH] for k in range(done, total, _BATCH)]
-                pool = ThreadPoolExecutor(workers or os.cpu_count())
+            with open(os.devnull if ranks.rank else self.path, "ab") as file:
+                done = 0
+                if not ranks.rank:
+                    lock(file, self.path)
+                    done = self._done(skip_broken)
+                    file.truncate(done * self._row.itemsize)
+                done = ranks.gather(done)[0]
                 try:
-                    for batch, opened in zip(batches, self._opened(pool, batches), strict=True):
-                        file.write(self._rows(batch, opened, skip_broken).tobytes())
+                    for rows in self._missing(done, skip_broken, workers, ranks):
+                        file.write(rows.tobytes())
                         file.flush()
-                        done += len(batch)
-                        progress("pictures", done, total)
+                        done += len(rows)
+                        progress("pictures", done, len(self.pictures))
                 finally:
-                    pool.shutdown(cancel_futures=True)
-                    if not done:
+                    if not (done or ranks.rank):
                         self.path.unlink()
+        ranks.gather(None)  # the first has written all
         return self._broken()
+
+    def _missing(
+        self, done: int, skip_broken: bool, workers: int | None, ranks: Ranks
+    ) -> Iterator[numpy.ndarray]:
+        """Compute the rows from `done` on, a batch of each rank at a time, in their order."""
+        batches = [self.pictures[k : k + _BATCH] for k in range(done, len(self.pictures), _BATCH)]
+        rounds = -(-len(batches) // ranks.size)
+        mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
+        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        try:
+            for batch, opened in zip(mine, self._opened(pool, mine), strict=True):
+                yield from ranks.gather(self._rows(batch, opened, skip_broken))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def features(self, rows: Sequence[int]) -> numpy.ndarray:
         """Return the features of some pictures, by their numbers, which ascend."""
@@ -174,9 +194,9 @@ class Extraction:
     ) -> Iterator[list[_Opened]]:
         """Open batch after batch, always one ahead of the one that is asked for."""
         ahead: list[Future[_Opened]] = []
-        for batch in [*batches, ()]:
+        for k, batch in enumerate([*batches, ()]):
             now, ahead = ahead, [pool.submit(self._open, path) for path in batch]
-            if now:
+            if k:
                 yield [future.result() for future in now]
 
     def _open(self, path: Path) -> _Opened:
@@ -190,6 +210,8 @@ class Extraction:
         self, batch: Sequence[Path], opened: Sequence[_Opened], skip_broken: bool
     ) -> numpy.ndarray:
         rows = numpy.empty(len(batch), self._row)
+        if not batch:
+            return rows
         rows["stamp"] = [picture.stamp for picture in opened]
         rows["features"] = numpy.nan
         whole: dict[int, numpy.ndarray] = {}

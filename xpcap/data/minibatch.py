@@ -46,21 +46,45 @@ def sample_coco_minibatch(
     return all_captions[drawn], data[f"{split}_features"][image_idxs], urls
 
 
+class Share(NamedTuple):
+    """What one of several processes sees of a minibatch.
+
+    `places (N,)` are its captions' places in the whole minibatch, which has so many captions and
+    words.
+    """
+
+    places: numpy.ndarray
+    captions: int
+    words: int
+
+
 class Batch(NamedTuple):
     """What one training step sees.
 
     `captions (N, T)` and `features (N, D)`, on the host or already on the device, features perhaps
-    None; `rows (N,)` are the captions' places in the split, where they are known.
+    None; `rows (N,)` are the captions' places in the split, where they are known; `share` says
+    which part of a minibatch it is, if it is not a whole one.
     """
 
     captions: Any
     features: Any
     rows: Any = None
+    share: Share | None = None
+
+    @property
+    def total(self) -> int:
+        """How many captions the whole minibatch has."""
+        return len(self.captions) if self.share is None else self.share.captions
 
     @property
     def words(self) -> int:
         """How many words a loss counts: all after the first place but padding (index 0)."""
-        return int(numpy.count_nonzero(to_host(self.captions)[:, 1:]))
+        return count_words(to_host(self.captions)) if self.share is None else self.share.words
+
+
+def count_words(captions: numpy.ndarray) -> int:
+    """Count what a loss counts of captions `(N, T)`."""
+    return int(numpy.count_nonzero(captions[:, 1:]))
 
 
 class EpochBatches:
@@ -77,6 +101,9 @@ class EpochBatches:
         of the file.
     with_features
         False leaves the features out of the batches, for those who have them already.
+    rank, ranks
+        Which of several processes this is: each gets its share of every batch, of captions as long
+        as the others'.
 
     Raises
     ------
@@ -85,7 +112,14 @@ class EpochBatches:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int | None = None, *, with_features: bool = True
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int | None = None,
+        *,
+        with_features: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if not 1 <= batch_size <= len(split):
             raise ConfigurationError(
@@ -95,6 +129,7 @@ class EpochBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.with_features = with_features
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
@@ -111,11 +146,20 @@ class EpochBatches:
         """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
         order = self.order(number)
         for place in range(first * self.batch_size, len(order), self.batch_size):
-            rows = order[place : place + self.batch_size]
+            rows, share = order[place : place + self.batch_size], None
+            if self.ranks > 1:
+                share = self._share(rows)
+                rows = rows[share.places]
             if self.with_features:
-                yield gather(self.split, rows)
+                yield gather(self.split, rows)._replace(share=share)
             else:
-                yield Batch(self.split.captions[rows], None, rows)
+                yield Batch(self.split.captions[rows], None, rows, share)
+
+    def _share(self, rows: numpy.ndarray) -> Share:
+        """Deal out captions `rows` like cards, the longest first."""
+        captions = self.split.captions[rows]
+        order = numpy.argsort(-numpy.count_nonzero(captions, axis=1), kind="stable")
+        return Share(order[self.rank :: self.ranks], len(rows), count_words(captions))
 
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:

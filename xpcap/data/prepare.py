@@ -24,6 +24,7 @@ from xpcap.data.progress import Progress, say_nothing
 from xpcap.data.vocabulary import Vocabulary, tokenize_any
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, new_folder
+from xpcap.parallel import Ranks
 
 VALIDATION_EVERY = 10
 _OTHER = {"val": "test", "test": "val"}
@@ -68,6 +69,7 @@ def prepare(
     skip_broken: bool = False,
     workers: int | None = None,
     progress: Progress = say_nothing,
+    ranks: Ranks | None = None,
 ) -> PrepareReport:
     """Make a data folder of a captions file.
 
@@ -99,6 +101,8 @@ def prepare(
         Threads that open pictures; None is one a core.
     progress
         Told how far it is.
+    ranks
+        The processes that share out the pictures, see `Extraction.run`; the first makes the folder.
 
     Raises
     ------
@@ -125,7 +129,7 @@ def prepare(
         if not skip_broken:
             _check_there(captions, files)
         extraction = Extraction(extractor, files, out)
-        broken = extraction.run(skip_broken, workers, progress)
+        broken = extraction.run(skip_broken, workers, progress, ranks)
         if broken:
             skipped = {picture.path for picture in broken}
             parts = {
@@ -152,12 +156,13 @@ def prepare(
     }
     if extractor is not None:
         description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
-    with new_folder(out) as folder:
-        write_contents(folder, made.words, contents, description)
+    if ranks is None or not ranks.rank:
+        with new_folder(out) as folder:
+            write_contents(folder, made.words, contents, description)
+            if extraction is not None:
+                _write_features(folder, extraction, parts)
         if extraction is not None:
-            _write_features(folder, extraction, parts)
-    if extraction is not None:
-        extraction.forget()
+            extraction.forget()
     return PrepareReport(
         built, made.min_count, len(images) - len(captioned), len(captioned) - len(chosen), broken
     )

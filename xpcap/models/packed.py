@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
+from xpcap.data.minibatch import Share
 from xpcap.errors import ShapeError
 from xpcap.kernels import fastest
 from xpcap.kernels.products import product
@@ -65,6 +66,7 @@ def pack_captions(
     null: int,
     dtype: Any,
     to_device: Callable[[numpy.ndarray], Array],
+    share: Share | None = None,
 ) -> PackedCaptions:
     """Sort captions by length, longest first, and pack them, on the host.
 
@@ -78,8 +80,12 @@ def pack_captions(
         Of the weights.
     to_device
         Takes the arrays to where they are needed.
+    share
+        Which part of a minibatch they are, if not a whole one: N is that of the whole then, in the
+        weights and in the places.
     """
     N, T = captions.shape[0], captions.shape[1] - 1
+    whole = N if share is None else share.captions
     counted = captions[:, 1:] != null
     lengths = ((T - counted[:, ::-1].argmax(axis=1)) * counted.any(axis=1)).astype(numpy.int64)
     order = numpy.argsort(-lengths, kind="stable")
@@ -90,12 +96,12 @@ def pack_captions(
     distinct, which = numpy.unique(words, return_inverse=True)
     targets = captions[caption, time + 1][scored]
     return PackedCaptions(
-        Packing(N, sizes.tolist(), capacity=N * T),
+        Packing(N, sizes.tolist(), capacity=whole * T),
         to_device(order),
         to_device(words),
         to_device(targets),
-        to_device(numpy.full(len(targets), 1 / N, dtype)),
-        to_device(caption * T + time),
+        to_device(numpy.full(len(targets), 1 / whole, dtype)),
+        to_device((caption if share is None else share.places[caption]) * T + time),
         to_device(distinct),
         to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
@@ -138,7 +144,12 @@ class PackedLoss:
         self._space = Workspace(self.xp, numpy.float32)
 
     def loss(
-        self, features: Array, captions: Array, step: int, gradients: dict[str, Array]
+        self,
+        features: Array,
+        captions: Array,
+        step: int,
+        gradients: dict[str, Array],
+        share: Share | None = None,
     ) -> Array:
         """Compute what `CaptioningRNN.loss` computes, and write the gradients where they shall be.
 
@@ -148,6 +159,9 @@ class PackedLoss:
             As for `CaptioningRNN.loss`; captions are packed on the host and best come from there.
         gradients
             By name, arrays of the parameters' shapes, written.
+        share
+            Which part of a minibatch the captions are: loss and gradients are then its part of
+            those of the whole.
 
         Returns
         -------
@@ -155,7 +169,7 @@ class PackedLoss:
             The loss, of no axes.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        return self.compute(features, self._pack(features, captions), streams, gradients)
+        return self.compute(features, self._pack(features, captions, share), streams, gradients)
 
     def compute(
         self,
@@ -185,7 +199,7 @@ class PackedLoss:
         """Return the loss without gradients and without dropout, as `CaptioningRNN.evaluate`."""
         return self._forward(features, self._pack(features, captions), None)[0]
 
-    def _pack(self, features: Array, captions: Array) -> PackedCaptions:
+    def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedCaptions:
         model, params, host = self.model, self.model.params, to_host(captions)
         if host.ndim != 2 or host.shape[1] < 2 or not len(host):
             raise ShapeError(f"expected captions (N, T+1) with N, T > 0, got {host.shape}")
@@ -196,7 +210,7 @@ class PackedLoss:
         )  # fmt: skip
         check_indices(numpy, "captions", host, len(params["b_vocab"]))
         dtype = params["W_proj"].dtype
-        return pack_captions(host, model.null, dtype, model.backend.to_device)
+        return pack_captions(host, model.null, dtype, model.backend.to_device, share)
 
     def _forward(
         self,

@@ -35,7 +35,7 @@ class History:
     Parameters
     ----------
     path
-        The file; lines are added to it.
+        The file; lines are added to it. None writes nothing: another process does.
     length
         How many of its bytes are to be kept, as where a run is resumed.
     also
@@ -53,7 +53,7 @@ class History:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         length: int = 0,
         also: Callable[[Sequence[tuple[float, Line]]], None] | None = None,
         warn: Callable[[str], None] | None = None,
@@ -75,7 +75,7 @@ class History:
         batch = trainer.batch
         assert batch is not None
         line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
-        per_word = trainer.loss * (len(batch.captions) / batch.words)
+        per_word = trainer.loss * (batch.total / batch.words)
         there = {"loss": per_word, "grad_norm": trainer.gradient_norm}
         self._pending.append((time.time(), line, there))
         if len(self._pending) >= FLUSH_EVERY:
@@ -113,6 +113,8 @@ class History:
         self._pending = [entry for entry in self._pending if entry[1]["step"] <= step]
 
     def _append(self, text: bytes) -> None:
+        if self.path is None:
+            return
         with explained(self.path, "write"), open(self.path, "ab") as file:
             file.truncate(self.length)  # lines that are not to be kept, or half a line
             file.write(text)

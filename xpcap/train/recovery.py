@@ -80,12 +80,17 @@ class Recovery:
         captions' places in the training split, and what was the first to be not finite.
     warn
         Told what was done.
+    writes
+        Whether this process writes the file.
     """
 
-    def __init__(self, on_nan: OnNaN, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_nan: OnNaN, folder: Path, warn: Callable[[str], None], writes: bool = True
+    ) -> None:
         self.on_nan = on_nan
         self.folder = folder
         self._warn = warn
+        self._writes = writes
         self._unseen: list[tuple[int, float, Any, Any]] = []
         self._well: State | None = None
 
@@ -99,7 +104,7 @@ class Recovery:
     def _note(self, trainer: Trainer) -> None:
         batch = trainer.batch
         assert batch is not None
-        share = len(batch.captions) / batch.words
+        share = batch.total / batch.words
         self._unseen.append((trainer.step, share, trainer.loss, trainer.gradient_norm))
 
     def check(self, trainer: Trainer) -> None:
@@ -176,8 +181,9 @@ class Recovery:
             "captions": rows,
         }
         path = self.folder / REPORT
-        with new_file(path) as temporary, explained(path, "write"):
-            temporary.write_text(json.dumps(report, indent=2))
+        if self._writes:
+            with new_file(path) as temporary, explained(path, "write"):
+                temporary.write_text(json.dumps(report, indent=2))
         named = ", ".join(map(str, rows[:_NAMED]))
         return (
             f"{wrong}; learning rate {rate:.3g}, captions {named}, ... of the training split;"

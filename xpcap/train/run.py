@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, DataError, Diverge
 from xpcap.kernels.products import check_precision
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
+from xpcap.parallel import Alone, Ranks
 from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
 from xpcap.train.history import History
 from xpcap.train.options import RunOptions, configuration, fingerprint, options_of
@@ -59,6 +61,8 @@ class Conduct:
         Called with the trainer before the first step, to add callbacks.
     warn
         Told of what does not end training.
+    ranks
+        The processes that train together; None is this one alone.
     """
 
     saving: Saving = field(default_factory=Saving)
@@ -66,6 +70,7 @@ class Conduct:
     tensorboard: Path | None = None
     watch: Callable[[Trainer], None] | None = None
     warn: Callable[[str], None] = say_nothing
+    ranks: Ranks = field(default_factory=Alone)
 
 
 def train_run(
@@ -101,9 +106,11 @@ def train_run(
     """
     conduct = conduct or Conduct()
     check_precision(options.precision, backend.device is not None, options.dtype)
-    check_new_run(out)
+    ranks = conduct.ranks
+    if not ranks.rank:
+        check_new_run(out)
     events = _events(conduct, out)
-    dataset = _open(data, options)
+    dataset = _open(data, options, ranks)
     train = dataset.splits["train"]
     options = replace(options, batch_size=options.batch_size or min(BATCH_SIZE, len(train)))
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
@@ -115,10 +122,12 @@ def train_run(
         ) from error
     with backend.activate():
         model.params["W_proj"] /= config["training"]["feature_scale"]
-    trainer = _trainer(model, dataset, options)
+    _check_alike(ranks, config)
+    trainer = _trainer(model, dataset, options, ranks)
     begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
-    create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
+    if not ranks.rank:
+        create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
     _train(out, trainer, begun, conduct, events)
     return trainer, dataset
 
@@ -169,17 +178,22 @@ def resume_run(
     options = replace(options, lazy=lazy, schedule=replace(options.schedule, **changes))
     check_precision(options.precision, backend.device is not None, options.dtype)
     run = open_run(folder / LAST, backend)
-    dataset = _open(data or Path(run.config["data"]["folder"]), options)
+    ranks = conduct.ranks
+    dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
     check_data(run, dataset)
     if fingerprint(dataset.splits["train"]) != last.config["data"]["captions"]:
         raise DataError(
             f"{dataset.folder} has other training captions than {folder} was begun with"
         )
-    trainer = _trainer(run.model, dataset, options)
+    trainer = _trainer(run.model, dataset, options, ranks)
     trainer.restore(last.state)
-    _find_best(folder, last, trainer)
+    for rank in range(ranks.size):  # one after the other, as the first may write
+        if rank == ranks.rank:
+            _find_best(folder, last, trainer)
+        ranks.gather(None)
     scale = last.config["training"]["feature_scale"]
     config = {**last.config, **configuration(dataset, options, scale)}
+    _check_alike(ranks, config)
     begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
     _train(folder, trainer, begun, conduct, _events(conduct, folder, resumed=True))
     return trainer, dataset
@@ -209,18 +223,45 @@ def _find_best(folder: Path, last: Checkpoint, trainer: Trainer) -> None:
 
 def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | None:
     """Return where TensorBoard's events go, if anywhere, after a look whether they can."""
-    if conduct.tensorboard is None:
+    if conduct.tensorboard is None or conduct.ranks.rank:
         return None
     events = conduct.tensorboard / folder.resolve().name
     check_events(events, resumed)
     return events
 
 
-def _open(data: Path, options: RunOptions) -> Dataset:
+def _check_alike(ranks: Ranks, config: Mapping[str, Any]) -> None:
+    """Check that all ranks were started with the same options, data and versions.
+
+    Raises
+    ------
+    ConfigurationError
+        It says what differs.
+    """
+    first, *others = ranks.gather({**_flat(config), **written_by("")})
+    for number, other in enumerate(others, start=1):
+        for name in first:
+            if other.get(name) != first[name] and name != "data.folder":
+                raise ConfigurationError(
+                    f"ranks 0 and {number} were started with different {name}: {first[name]} and"
+                    f" {other.get(name)}; expected the same"
+                )
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= (
+            _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+        )
+    return found
+
+
+def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
     dataset = open_dataset(
         data,
         options.features,
-        lazy=options.lazy,
+        lazy=options.lazy or ranks.size > 1,  # each rank reads its own rows
         dtype=options.feature_dtype,
         max_train=options.max_train,
         rng=numpy.random.default_rng(options.seed),
@@ -229,12 +270,16 @@ def _open(data: Path, options: RunOptions) -> Dataset:
     return dataset
 
 
-def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions) -> Trainer:
+def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
-    batches, step = _place(train, model, optimizer, options, size)
-    validation = {"train": _evaluated(_some_of(train), size), "val": _evaluated(val, size)}
+    batches, step = _place(train, model, optimizer, options, size, ranks)
+    measured = {"train": _some_of(train), "val": val}
+    validation = {
+        name: _batches(split, min(size, len(split)), None, ranks)
+        for name, split in measured.items()
+    }
     return Trainer(model, batches, optimizer, options.schedule, validation, step)
 
 
@@ -242,10 +287,12 @@ def _train(
     folder: Path, trainer: Trainer, begun: Checkpoint, conduct: Conduct, events: Path | None
 ) -> None:
     """Train to the end, in a folder that holds a run; the model has the best parameters then."""
-    with locked(folder), heard() as signal:
-        recovery = Recovery(conduct.on_nan, folder, conduct.warn)
+    ranks = conduct.ranks
+    first = not ranks.rank
+    with locked(folder) if first else nullcontext(), heard() as signal:
+        recovery = Recovery(conduct.on_nan, folder, conduct.warn, first)
         history = History(
-            folder / HISTORY,
+            folder / HISTORY if first else None,
             begun.state.progress.history,
             also=None if events is None else EventFile(events, trainer.step).write,
             warn=conduct.warn,
@@ -253,7 +300,8 @@ def _train(
         )
         recovery.follow(trainer)
         history.follow(trainer)
-        Saver(folder, begun, history, conduct.saving, signal, conduct.warn).follow(trainer)
+        saver = Saver(folder, begun, history, conduct.saving, signal, conduct.warn, ranks)
+        saver.follow(trainer)
         if conduct.watch is not None:
             conduct.watch(trainer)
         try:
@@ -280,18 +328,25 @@ def _run(trainer: Trainer, recovery: Recovery, history: History) -> None:
 
 
 def _place(
-    split: Split, model: CaptioningRNN, optimizer: Optimizer, options: RunOptions, size: int
+    split: Split,
+    model: CaptioningRNN,
+    optimizer: Optimizer,
+    options: RunOptions,
+    size: int,
+    ranks: Ranks,
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Decide where the training data lie: on a GPU whole, if its memory is twice as much."""
+    """Decide where the training data lie: on a GPU whole, if its memory is twice as much.
+
+    Of several ranks each has its share of every batch only, which comes from the host.
+    """
     backend, clip_norm = model.backend, options.schedule.clip_norm
     seed = options.seed
+    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
     if backend.device is None:
-        step = TrainingStep(model, optimizer, clip_norm, options.precision)
-        return _batches(split, size, seed), step
+        return _batches(split, size, seed, ranks), step
     bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
-    if 2 * bytes_needed > backend.free_memory():
-        step = TrainingStep(model, optimizer, clip_norm, options.precision)
-        return StagedBatches(_batches(split, size, seed), backend), step
+    if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
+        return StagedBatches(_batches(split, size, seed, ranks), backend), step
     resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
     return EpochBatches(split, size, seed, with_features=False), resident
 
@@ -313,11 +368,7 @@ def _feature_scale(split: Split) -> float:
     return float(numpy.sqrt((features**2).mean())) or 1.0
 
 
-def _evaluated(split: Split, size: int) -> EpochBatches:
-    return _batches(split, min(size, len(split)))
-
-
-def _batches(split: Split, size: int, seed: int | None = None) -> EpochBatches:
+def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:
     """Make batches; of features that lie in a file, a thread reads them ahead."""
-    ahead = isinstance(split.features, LazyFeatures)
-    return (PrefetchedBatches if ahead else EpochBatches)(split, size, seed)
+    kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
+    return kind(split, size, seed, rank=ranks.rank, ranks=ranks.size)

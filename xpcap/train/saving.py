@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xpcap.checkpoint import Checkpoint, State, write_checkpoint
 from xpcap.errors import ConfigurationError, DataError, Stopped
+from xpcap.parallel import Ranks
 from xpcap.run_folder import BEST, LAST
 from xpcap.train.history import History
 from xpcap.train.signals import Heard
@@ -67,6 +68,8 @@ class Saver:
         The signal, if one came.
     warn
         Told what could not be written.
+    ranks
+        The processes that train together: the first of them writes, all stop at the same step.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Saver:
         saving: Saving,
         heard: Heard,
         warn: Callable[[str], None],
+        ranks: Ranks,
     ) -> None:
         self.folder = folder
         self.saving = saving
@@ -84,6 +88,7 @@ class Saver:
         self._history = history
         self._heard = heard
         self._warn = warn
+        self._ranks = ranks
         self._saved = time.monotonic()
 
     def follow(self, trainer: Trainer) -> None:
@@ -96,7 +101,7 @@ class Saver:
         steps, minutes = self.saving.steps, self.saving.minutes
         due = steps is not None and trainer.step % steps == 0
         late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        if due or late:
+        if due or self._ranks.any(late):
             self.save(trainer)
         self._stop_if_asked(trainer)
 
@@ -107,12 +112,13 @@ class Saver:
         self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._heard.signal is None:
+        if not self._ranks.any(self._heard.signal is not None):
             return
         saved = self.save(trainer)
         how = f"xpcap train --resume {self.folder} goes on" if saved else "which could not be saved"
         message = f"stopped after step {trainer.step}; {how}"
-        raise Stopped(message, self._heard.signal)
+        signals = self._ranks.gather(self._heard.signal)
+        raise Stopped(message, next(number for number in signals if number is not None))
 
     def save(self, trainer: Trainer) -> bool:
         """Write the last checkpoint; return whether that was possible."""
@@ -120,11 +126,13 @@ class Saver:
         self._history.flush(trainer)
         if not self._write(LAST, trainer.state()):
             return False
-        if self.saving.keep:
+        if self.saving.keep and not self._ranks.rank:
             self._keep(trainer.step)
         return True
 
     def _write(self, name: str, state: State) -> bool:
+        if self._ranks.rank:
+            return True
         progress = replace(state.progress, history=self._history.length)
         state = replace(state, progress=progress)
         try:

@@ -14,6 +14,7 @@ from xpcap.kernels.updates import square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, clip_scale
+from xpcap.parallel import Alone, Ranks
 from xpcap.train.flat import FlatLayout
 
 
@@ -34,6 +35,8 @@ class TrainingStep:
     precision
         `"float32"`, or on a GPU `"tf32"` or `"bf16"`: how the factors of matrix products are
         rounded. Parameters, moments, states and all sums are float32.
+    ranks
+        The processes over which each batch is shared out; None is this one alone.
 
     Attributes
     ----------
@@ -52,6 +55,7 @@ class TrainingStep:
         optimizer: Optimizer,
         clip_norm: float | None = None,
         precision: str = "float32",
+        ranks: Ranks | None = None,
     ) -> None:
         dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         check_precision(precision, model.backend.device is not None, dtype)
@@ -59,6 +63,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.precision = precision
+        self.ranks = ranks or Alone()
         self.loss: Array = None
         self.gradient_norm: Array = None
         self.gradients: dict[str, Array] = {}
@@ -67,6 +72,7 @@ class TrainingStep:
         self._layout = FlatLayout(shapes)
         self._parameters: Array = None
         self._gradients: Array = None
+        self._summed: Array = None
         self._views: dict[str, Array] = {}
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
@@ -99,14 +105,28 @@ class TrainingStep:
 
     def _take(self, batch: Batch, step: int, factor: float) -> None:
         self._gather()
-        features = self.model.backend.to_device(batch.features)
-        with multiplied_in(self.precision):
-            self.loss = self.packed.loss(features, batch.captions, step, self.gradients)
+        if len(batch.captions):
+            features = self.model.backend.to_device(batch.features)
+            with multiplied_in(self.precision):
+                self.loss = self.packed.loss(
+                    features, batch.captions, step, self.gradients, batch.share
+                )
+        else:  # a small batch, of which others have all
+            self.loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
+            self._gradients[...] = 0
+        if self.ranks.size > 1:
+            self._sum()
         scale: Any = 1.0
         if self.clip_norm is not None:
             norm = self.norm()
             scale, self.gradient_norm = clip_scale(self.packed.xp, norm, self.clip_norm), norm
         self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
+
+    def _sum(self) -> None:
+        """Add up loss and gradients of all ranks, in one go."""
+        self._summed[-1] = self.loss
+        self.ranks.sum(self._summed)
+        self.loss = self._summed[-1].copy()
 
     def norm(self) -> Array:
         """Return the joint norm of all gradients, an array of no axes."""
@@ -124,7 +144,8 @@ class TrainingStep:
         self._layout.check(params)
         xp, dtype = self.packed.xp, numpy.result_type(*(value.dtype for value in params.values()))
         self._parameters = self._layout.join(xp, params, dtype)
-        self._gradients = xp.zeros_like(self._parameters)
+        self._summed = xp.zeros(self._layout.size + 1, dtype=dtype)  # the loss comes last
+        self._gradients = self._summed[:-1]
         self._views = self._layout.views(self._parameters)
         self.gradients = self._layout.views(self._gradients)
         params.update(self._views)

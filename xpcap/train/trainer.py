@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from xpcap.backend import Array
+from xpcap.backend import Array, to_host
 from xpcap.checkpoint import Progress, State
-from xpcap.data.minibatch import Batch
+from xpcap.data.minibatch import Batch, count_words
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, check_positive, cosine
+from xpcap.parallel import Alone, Ranks
 from xpcap.train.step import TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
@@ -99,20 +100,24 @@ class Figures:
 
 def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
     """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
-    return _measure(PackedLoss(model), batches, lambda: None)
+    return _measure(PackedLoss(model), batches, Alone(), lambda: None)
 
 
-def _measure(packed: PackedLoss, batches: Batches, tell: Callable[[], None]) -> Figures:
+def _measure(
+    packed: PackedLoss, batches: Batches, ranks: Ranks, tell: Callable[[], None]
+) -> Figures:
     total: Any = 0.0
     words = 0
     backend = packed.model.backend
     with backend.activate():
         for batch in batches.epoch(0):
-            features = backend.to_device(batch.features)
-            total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
-            words += batch.words
+            if len(batch.captions):  # a small batch may leave nothing to this rank
+                features = backend.to_device(batch.features)
+                total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
+                words += count_words(to_host(batch.captions))
             tell()
-        return Figures(float(total) / words)
+        parts = ranks.gather((float(total), words))
+        return Figures(sum(part for part, _ in parts) / sum(count for _, count in parts))
 
 
 class Trainer:
@@ -266,7 +271,7 @@ class Trainer:
     def _measure_all(self) -> dict[str, Figures]:
         packed = self.training_step.measuring
         return {
-            name: _measure(packed, held, lambda: self._tell("measured"))
+            name: _measure(packed, held, self.training_step.ranks, lambda: self._tell("measured"))
             for name, held in self.validation.items()
         }
 
