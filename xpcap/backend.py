@@ -129,13 +129,25 @@ class Backend:
             return int(self.xp.cuda.runtime.memGetInfo()[0])
 
     def collective(self, rank: int, size: int) -> Any:
-        """Return NCCL's communicator of several processes' GPUs, begun by MPI; None on the CPU."""
+        """Return NCCL's communicator of several processes' GPUs, begun by MPI; None on the CPU.
+
+        Raises
+        ------
+        BackendError
+            If it cannot be had, as where two processes have the same GPU.
+        """
         if self.device is None:
             return None
-        from cupyx import distributed
+        try:
+            from cupyx import distributed
 
-        with self.activate():
-            return distributed.init_process_group(size, rank, use_mpi=True)
+            with self.activate():
+                return distributed.init_process_group(size, rank, use_mpi=True)
+        except Exception as error:  # CuPy's own error class exists only where it could be imported
+            raise BackendError(
+                f"NCCL cannot connect {self.name} to the other ranks' GPUs ({_first_line(error)});"
+                " expected one of its own for each rank"
+            ) from error
 
     def activate(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context inside which this backend's device is the current one."""
@@ -147,7 +159,7 @@ class Backend:
 CPU = Backend("cpu", numpy)
 
 
-def _open_gpu(spec: str, number: int) -> Backend:
+def _open_gpu(spec: str, number: int | None, place: int) -> Backend:
     try:
         import cupy
     except ImportError as error:
@@ -164,6 +176,8 @@ def _open_gpu(spec: str, number: int) -> Backend:
             f"device '{spec}': CuPy is installed, but no NVIDIA driver or GPU answers"
             f" ({_first_line(error)})"
         ) from error
+    if number is None:
+        number = place % max(count, 1)
     if number >= count:
         raise BackendError(f"device '{spec}': this machine has {count} GPU(s), numbered from 0")
     backend = Backend(f"gpu:{number}", cupy, number)
@@ -184,7 +198,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def open_backend(spec: str = "auto") -> Backend:
+def open_backend(spec: str = "auto", place: int = 0) -> Backend:
     """Open a device by name.
 
     Parameters
@@ -192,6 +206,9 @@ def open_backend(spec: str = "auto") -> Backend:
     spec
         `"cpu"`, `"gpu"` (the first), `"gpu:K"` or `"auto"` (a GPU where one answers, else the
         CPU, with the reason in `Backend.remark`).
+    place
+        Of several processes on this machine, which one asks: `"gpu"` and `"auto"` give each
+        another GPU, as long as there are any.
 
     Raises
     ------
@@ -203,10 +220,10 @@ def open_backend(spec: str = "auto") -> Backend:
     if spec == "cpu":
         return CPU
     if spec == "gpu" or (kind == "gpu" and number.isdecimal()):
-        return _open_gpu(spec, int(number or 0))
+        return _open_gpu(spec, int(number) if number else None, place)
     if spec == "auto":
         try:
-            return _open_gpu("gpu", 0)
+            return _open_gpu("gpu", None, place)
         except BackendError as error:
             return Backend("cpu", numpy, remark=str(error))
     raise BackendError(f"device '{spec}' is unknown; expected auto, cpu, gpu or gpu:K")

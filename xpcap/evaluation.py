@@ -18,7 +18,7 @@ from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, evaluate_captions
-from xpcap.parallel import share
+from xpcap.parallel import by_first, share_out
 from xpcap.run_folder import BATCH, Run
 
 PERPLEXITY = "perplexity"
@@ -81,12 +81,15 @@ def evaluate_run(
     captions = run.caption(part.features[numpy.array(rows)], how)
     known = [[plain(sentence) for sentence in references[row]] for row in rows]
     trained = dataset.references("train") if "novel" in names else []
-    scores = evaluate_captions(
-        captions,
-        known,
-        [name for name in names if name != PERPLEXITY],
-        training_captions=[said for image in trained for said in image],
-        vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
+    scores = by_first(
+        run.ranks,
+        lambda: evaluate_captions(
+            captions,
+            known,
+            [name for name in names if name != PERPLEXITY],
+            training_captions=[said for image in trained for said in image],
+            vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
+        ),
     )
     corpus, by_image = scores.corpus, scores.images
     if PERPLEXITY in names:
@@ -132,13 +135,14 @@ def perplexity(run: Run, split: Split) -> Score:
     Score
         Of all captions together, and of those of each image of the split; NaN where it has none.
     """
-    mine, parts = share(len(split), run.ranks), []
-    for first in range(mine.start, mine.stop, BATCH):
-        rows = slice(first, min(first + BATCH, mine.stop))
+
+    def work(rows: slice) -> numpy.ndarray:
         features = split.features[split.image_idxs[rows]]
         log_probs = run.score(features, split.captions[rows])
-        parts.append(-log_probs.sum(axis=1, dtype=numpy.float64))
-    nats = numpy.concatenate([part for parts in run.ranks.gather(parts) for part in parts])
+        found: numpy.ndarray = -log_probs.sum(axis=1, dtype=numpy.float64)
+        return found
+
+    nats = numpy.concatenate(share_out(len(split), BATCH, run.ranks, work))
     words = (split.captions[:, 1:] != run.model.null).sum(axis=1)
     images = split.features.shape[0]
     by_image = [numpy.bincount(split.image_idxs, values, images) for values in (nats, words)]

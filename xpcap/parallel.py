@@ -3,6 +3,8 @@
 `mpirun -n 4 xpcap train` starts four processes, ranks 0 to 3, of which each does its share; sums
 over all of them make every rank compute what one alone would. On GPUs the sums are NCCL's. Where
 `mpirun` has not started a process, it is alone, and no sum is anything but the number itself.
+
+A rank that fails ends them all (`end_all`), as the others may be waiting for what it was to say.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy
@@ -19,7 +21,10 @@ from xpcap.backend import Array, Backend, is_host, namespace
 from xpcap.errors import ConfigurationError
 
 Value = TypeVar("Value")
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+_PIECE = 2**22  # bytes: what MPI needs besides stays in the cache; 38 MB take 5 ms, whole 19 ms
 _PATIENCE = 1.0  # seconds in which rank 0 may say first what all want to say
 
 
@@ -65,25 +70,43 @@ class MPIRanks:
         The module `mpi4py.MPI`.
     backend
         Where arrays are that are summed; on GPUs each rank of a machine has its own.
+
+    Raises
+    ------
+    ConfigurationError
+        If mpi4py belongs to another MPI than `mpirun`, or some ranks have GPUs and some have not.
+    BackendError
+        If NCCL cannot connect the GPUs.
     """
 
     def __init__(self, mpi: Any, backend: Backend) -> None:
         self._mpi = mpi
         self._world = mpi.COMM_WORLD
+        self._flag: numpy.ndarray = numpy.zeros(1, bool)
         self.rank, self.size = self._world.rank, self._world.size
+        if self.size != _started():
+            library = mpi.Get_library_version().splitlines()[0].split(",")[0]
+            raise ConfigurationError(
+                f"{_started()} processes were started, but mpi4py counts {self.size}; expected an"
+                f" mpirun of mpi4py's own MPI, which is {library}"
+            )
+        check_alike(self, {"devices": backend.name.partition(":")[0]})
         self._nccl = backend.collective(self.rank, self.size)
 
     def sum(self, array: Array) -> None:
         """Replace an array by its sum over all ranks, on the device it is on."""
         if is_host(namespace(array)):
-            self._world.Allreduce(self._mpi.IN_PLACE, array)
+            flat, piece = array.reshape(-1), _PIECE // array.itemsize
+            for first in range(0, flat.size, piece):
+                self._world.Allreduce(self._mpi.IN_PLACE, flat[first : first + piece])
         else:
-            assert self._nccl is not None
             self._nccl.all_reduce(array, array)
 
     def any(self, value: bool) -> bool:
         """Whether any rank says so."""
-        return bool(self._world.allreduce(value, op=self._mpi.LOR))
+        self._flag[0] = value
+        self._world.Allreduce(self._mpi.IN_PLACE, self._flag, op=self._mpi.LOR)
+        return bool(self._flag[0])
 
     def gather(self, value: Value) -> list[Value]:
         """Return every rank's value, in their order, to all of them."""
@@ -93,21 +116,25 @@ class MPIRanks:
 
 def launched() -> bool:
     """Whether `mpirun` has started this process among others."""
-    return any(os.environ.get(name, "1") != "1" for name in _SIZES)
+    return _started() > 1
 
 
 def rank() -> int:
     """Return this process' number as `mpirun` has told it, without waiting for the others."""
-    return _number(("OMPI_COMM_WORLD_RANK", "PMI_RANK")) if launched() else 0
+    return _number(_RANK, 0) if launched() else 0
 
 
 def local_rank() -> int:
-    """Return this process' number among those on its machine."""
-    return _number(("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"))
+    """Return this process' number among those on its machine, likewise."""
+    return _number(_LOCAL_RANK, 0) if launched() else 0
 
 
-def _number(names: Sequence[str]) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+def _started() -> int:
+    return _number(_SIZE, 1)
+
+
+def _number(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def join(backend: Backend) -> Ranks:
@@ -115,35 +142,108 @@ def join(backend: Backend) -> Ranks:
 
     Raises
     ------
-    ConfigurationError
-        If it has, and mpi4py is missing.
+    ConfigurationError, BackendError
+        If it has, and mpi4py is missing, or as `MPIRanks` says.
     """
     if not launched():
         return Alone()
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter where there is no MPI
         raise ConfigurationError(
             f"more than one process needs mpi4py, which cannot be imported ({error}); expected pip"
-            " install 'xpcap[mpi]'"
+            " install 'xpcap[mpi]', and an MPI"
         ) from error
     return MPIRanks(MPI, backend)
+
+
+def check_alike(ranks: Ranks, found: Mapping[str, Any]) -> None:
+    """Check that all ranks have found the same; all of them raise if not.
+
+    Parameters
+    ----------
+    ranks
+        Who.
+    found
+        By name, what.
+
+    Raises
+    ------
+    ConfigurationError
+        It says what differs.
+    """
+    first, *others = ranks.gather(dict(found))
+    for number, other in enumerate(others, start=1):
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                raise ConfigurationError(
+                    f"ranks 0 and {number} were started with different {name}: {first.get(name)}"
+                    f" and {other.get(name)}; expected the same"
+                )
+
+
+def by_first(ranks: Ranks, work: Callable[[], Value]) -> Value:
+    """Let the first rank do something while the others wait; return to all what came of it."""
+    found: Any = ranks.gather(None if ranks.rank else work())[0]
+    return found  # type: ignore[no-any-return]
+
+
+def in_turn(ranks: Ranks, work: Callable[[], Value]) -> Value:
+    """Let the ranks do something one after the other, as the first may leave it for them."""
+    for _ in range(ranks.rank):
+        ranks.gather(None)
+    found = work()
+    for _ in range(ranks.rank, ranks.size):
+        ranks.gather(None)
+    return found
+
+
+def share_out(count: int, size: int, ranks: Ranks, work: Callable[[slice], Value]) -> list[Value]:
+    """Let the ranks do parts of `count` things in a row.
+
+    Parameters
+    ----------
+    count
+        How many things.
+    size
+        Of a part, at most: the parts are the same for any number of ranks, and so is what is made
+        of them, to the last bit.
+    ranks
+        To whom they are dealt like cards.
+    work
+        Called with a part.
+
+    Returns
+    -------
+    list
+        What it made of all of them, in their order.
+    """
+    parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    done = ranks.gather([work(part) for part in parts[ranks.rank :: ranks.size]])
+    return [done[k % ranks.size][k // ranks.size] for k in range(len(parts))]
 
 
 def wait_for_first() -> None:
     """Let rank 0 say first what all have to say, and end them all."""
     if rank():
+        _world()
         time.sleep(_PATIENCE)
 
 
 def end_all(status: int) -> None:
     """End all processes that work together, if there are any."""
     sys.stderr.flush()
-    if launched() and "mpi4py.MPI" in sys.modules:
-        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
+    if launched() and (world := _world()) is not None:
+        world.Abort(status)
 
 
-def share(count: int, ranks: Ranks) -> slice:
-    """Return which of `count` things in a row a rank does: as many as the others, or one more."""
-    ends = numpy.linspace(0, count, ranks.size + 1).round().astype(int)
-    return slice(int(ends[ranks.rank]), int(ends[ranks.rank + 1]))
+def _world() -> Any:
+    """Join the others, who may be waiting to be joined; return MPI's communicator, if there is one.
+
+    Where one ends without that, Open MPI ends them all, but MPICH lets them wait for ever.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return None
+    return MPI.COMM_WORLD

@@ -19,6 +19,7 @@ import numpy
 
 from xpcap.backend import Backend, as_backend, to_host
 from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from xpcap.data.extraction import BATCH as PICTURES
 from xpcap.data.extraction import extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.folder import FEATURE_KINDS
@@ -38,7 +39,7 @@ from xpcap.decoding import (
 from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import explained, lock, new_folder
 from xpcap.models import CaptioningRNN
-from xpcap.parallel import Alone, Ranks, share
+from xpcap.parallel import Alone, Ranks, share_out
 
 BEST, LAST, HISTORY, TRANSFORM = (
     "best.safetensors",
@@ -162,18 +163,19 @@ class Run:
         """
         if how is None:
             how = Beam(width=1, constraints=Constraints(banned=unsaid(self.vocabulary)))
-        backend, captioner, parts = self.model.backend, self.captioner, list[Decoded]()
-        mine = share(len(features), self.ranks)
+        backend, captioner = self.model.backend, self.captioner
+
+        def work(part: slice) -> Decoded:
+            rows = backend.to_device(features[part])
+            if isinstance(how, Beam):
+                found = beam_search(captioner, rows, how)
+            else:
+                found = sample(captioner, rows, how, part.start)
+            return Decoded(*map(to_host, found))
+
         with backend.activate():
-            for first in range(mine.start, max(mine.stop, mine.start + 1), BATCH):
-                rows = backend.to_device(features[first : min(first + BATCH, mine.stop)])
-                if isinstance(how, Beam):
-                    found = beam_search(captioner, rows, how)
-                else:
-                    found = sample(captioner, rows, how, first)
-                parts.append(Decoded(*map(to_host, found)))
-        everyone = [part for parts in self.ranks.gather(parts) for part in parts]
-        return Decoded(*map(numpy.concatenate, zip(*everyone, strict=True)))
+            parts = share_out(max(len(features), 1), BATCH, self.ranks, work)
+        return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
 
     def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
         """Caption images: the best of what `decode` finds.
@@ -235,8 +237,11 @@ class Run:
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
         extractor = open_extractor(data["extractor"], weights)
-        shares = self.ranks.gather(extract(extractor, pictures[share(len(pictures), self.ranks)]))
-        features = numpy.concatenate(shares)
+
+        def work(part: slice) -> numpy.ndarray:
+            return extract(extractor, pictures[part])
+
+        features = numpy.concatenate(share_out(max(len(pictures), 1), PICTURES, self.ranks, work))
         transform = self.transform
         return features if transform is None else transform.transform(features)
 

@@ -54,8 +54,9 @@ class Commands(click.Group):
             sys.exit(USER_ERROR)
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
-        except Stopped as stop:  # all processes have
-            _say(str(stop))
+        except Stopped as stop:  # and so are all other ranks, at the same step
+            if not parallel.rank():
+                _say(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
             _end(str(error), USER_ERROR)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xpcap import parallel
+
+if TYPE_CHECKING:
+    from xpcap.backend import Backend
+    from xpcap.parallel import Ranks
+    from xpcap.run_folder import Run
 
 device_option = click.option(
     "--device",
@@ -35,12 +41,40 @@ def open_device(name: str) -> Any:
     """Open a device for the rest of the command; say which, and why where `auto` chose."""
     from xpcap.backend import open_backend
 
-    backend = open_backend(name)
-    if parallel.launched() and backend.device is not None and ":" not in name:
-        backend = open_backend(f"gpu:{parallel.local_rank()}")  # each process has its own
+    backend = open_backend(name, parallel.local_rank())
     click.get_current_context().with_resource(backend.activate())
     talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend
+
+
+def join_others(backend: Backend) -> Ranks:
+    """Join the processes that `mpirun` has started beside this one, all by the same command.
+
+    Devices may have other names on another machine.
+
+    Raises
+    ------
+    ConfigurationError
+        If one was started with another option, which is named.
+    """
+    ranks = parallel.join(backend)
+    context = click.get_current_context()
+    options = {
+        parameter.opts[0]: context.params[parameter.name]
+        for parameter in context.command.params
+        if parameter.name not in (None, "device")
+    }
+    parallel.check_alike(ranks, {"commands": context.info_name, **options})
+    return ranks
+
+
+def open_runs(runs: Sequence[Path], device: str) -> Run:
+    """Open runs that decide together, for all the processes that `mpirun` has started."""
+    from xpcap.run_folder import ensemble, open_run
+
+    backend = open_device(device)
+    ranks = join_others(backend)
+    return replace(ensemble([open_run(run, backend) for run in runs]), ranks=ranks)
 
 
 def show_json(value: Any) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xpcap import parallel
 from xpcap.cli._decoding import decoding_options, make_decoder
 from xpcap.cli._options import (
     AnyPath,
     device_option,
     json_option,
-    open_device,
+    open_runs,
     runs_argument,
     show_captions,
     show_json,
@@ -67,16 +65,13 @@ def caption(
     be captioned by runs whose features xpcap computes from pixels. --json adds to each caption the
     log-probability of every word.
     """
-    from xpcap.run_folder import ensemble, open_run
     from xpcap.train.showing import caption_pictures, caption_split
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
     if weights and not images:
         raise click.UsageError("--weights goes with --image")
-    backend = open_device(device)
-    opened = ensemble([open_run(run, backend) for run in runs])
-    opened = replace(opened, ranks=parallel.join(backend))
+    opened = open_runs(runs, device)
     how = make_decoder(opened.vocabulary, options, n_best)
     if images:
         shown = caption_pictures(opened, images, weights, how)

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap import parallel
-from xpcap.cli._options import AnyPath, device_option, json_option, open_device, show_json, talk
+from xpcap.cli._options import (
+    AnyPath,
+    device_option,
+    join_others,
+    json_option,
+    open_device,
+    show_json,
+    talk,
+)
 from xpcap.cli._progress import stages
 
 if TYPE_CHECKING:
@@ -141,6 +148,7 @@ def prepare(
         raise click.UsageError("--weights, --output and --preprocessing need --extractor")
     else:
         chosen = None
+    ranks = join_others(CPU)
     with stages() as progress:
         report = make_folder(
             captions,
@@ -149,7 +157,7 @@ def prepare(
             extractor=chosen,
             vocabulary=vocab,
             progress=progress,
-            ranks=parallel.join(CPU),
+            ranks=ranks,
             **options,
         )
     if as_json:

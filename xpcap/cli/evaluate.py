@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from xpcap import parallel
 from xpcap.cli._decoding import decoding_options, make_decoder, used
 from xpcap.cli._options import (
     AnyPath,
     device_option,
     json_option,
-    open_device,
+    open_runs,
     runs_argument,
     show_json,
     talk,
@@ -55,13 +53,10 @@ def evaluate(
     this split's references. Perplexity is that of people's captions, as far as they are encoded.
     """
     from xpcap.evaluation import DEFAULT, evaluate_run, write_images, write_results
-    from xpcap.run_folder import ensemble, open_run
     from xpcap.train.showing import open_data
 
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
-    backend = open_device(device)
-    opened = ensemble([open_run(run, backend) for run in runs])
-    opened = replace(opened, ranks=parallel.join(backend))
+    opened = open_runs(runs, device)
     how = make_decoder(opened.vocabulary, options)
     found = evaluate_run(opened, open_data(opened, data), split, how, names)
     for path, write in ((images, write_images), (results, write_results)):

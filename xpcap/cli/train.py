@@ -14,6 +14,7 @@ from xpcap import parallel
 from xpcap.cli._options import (
     AnyPath,
     device_option,
+    join_others,
     json_option,
     open_device,
     show_captions,
@@ -23,6 +24,7 @@ from xpcap.cli._options import (
 from xpcap.cli._progress import stages, training
 
 if TYPE_CHECKING:
+    from xpcap.parallel import Ranks
     from xpcap.train.options import RunOptions
     from xpcap.train.trainer import Trainer
 
@@ -170,8 +172,8 @@ def train(
     if resume is not None:
         changes = _changes(resume, options)
         backend = open_device(device)
-        conduct = replace(conduct, ranks=parallel.join(backend))
-        moved = None if _is_default("data") else _data_folder(data)
+        conduct = replace(conduct, ranks=join_others(backend))
+        moved = None if _is_default("data") else _data_folder(data, conduct.ranks)
         talk(f"run: {resume}")
         with training() as watch:
             conduct = replace(conduct, watch=None if parallel.rank() else watch)
@@ -182,9 +184,10 @@ def train(
         if out is not None:
             check_new_run(out)
         backend = open_device(device)
-        conduct = replace(conduct, ranks=parallel.join(backend))
-        folder = _data_folder(data)
-        out = out or _next_run(Path("runs"), f"{folder.name}-{chosen.cell}")
+        conduct = replace(conduct, ranks=join_others(backend))
+        folder = _data_folder(data, conduct.ranks)
+        name = f"{folder.name}-{chosen.cell}"
+        out = out or parallel.by_first(conduct.ranks, lambda: _next_run(Path("runs"), name))
         talk(f"data: {folder}; run: {out}")
         with training() as watch:
             conduct = replace(conduct, watch=None if parallel.rank() else watch)
@@ -275,18 +278,22 @@ def _saved_every(value: str | None) -> tuple[int | None, float | None]:
         ) from error
 
 
-def _data_folder(data: str) -> Path:
-    """Return the data folder; the built-in one is made if it is not there yet."""
+def _data_folder(data: str, ranks: Ranks) -> Path:
+    """Return the data folder; the built-in one is made if it is not there yet, on any machine."""
     from xpcap.data.locations import scenes_folder
     from xpcap.data.scenes import make_scenes
 
     if data != "scenes":
         return Path(data)
     folder = scenes_folder()
-    if not folder.exists():
-        talk(f"drawing the built-in scenes, once, in {folder}")
-        with stages() as progress:
-            make_scenes(folder, progress=progress)
+
+    def make() -> None:
+        if not folder.exists():
+            talk(f"drawing the built-in scenes, once, in {folder}")
+            with stages() as progress:
+                make_scenes(folder, progress=progress)
+
+    parallel.in_turn(ranks, make)
     return folder
 
 

@@ -18,9 +18,9 @@ from xpcap.data.images import open_picture
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.errors import DataError
 from xpcap.files import explained, lock
-from xpcap.parallel import Alone, Ranks
+from xpcap.parallel import Alone, Ranks, by_first, check_alike
 
-_BATCH = 32
+BATCH = 32
 _BLOCK = 1024  # rows that are read back at a time
 
 
@@ -40,10 +40,10 @@ def extract(extractor: Extractor, pictures: Sequence[Path]) -> numpy.ndarray:
         If one cannot be opened, or its features are not finite.
     """
     rows = numpy.empty((len(pictures), extractor.dim), numpy.float32)
-    for first in range(0, len(pictures), _BATCH):
-        batch = pictures[first : first + _BATCH]
+    for first in range(0, len(pictures), BATCH):
+        batch = pictures[first : first + BATCH]
         opened = [extractor.prepare(open_picture(path)) for path in batch]
-        rows[first : first + _BATCH] = _compute(extractor, batch, opened)
+        rows[first : first + BATCH] = _compute(extractor, batch, opened)
     return rows
 
 
@@ -120,8 +120,11 @@ class Extraction:
             If a picture cannot be opened and `skip_broken` is not said, the extractor gives
             something that is not finite, the file cannot be written, or another process is at
             work on it. What was computed is kept.
+        ConfigurationError
+            If the ranks have different pictures or extractors.
         """
         ranks = ranks or Alone()
+        check_alike(ranks, {"pictures or extractors": self._key()})
         with explained(self.path, "write"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(os.devnull if ranks.rank else self.path, "ab") as file:
@@ -140,14 +143,13 @@ class Extraction:
                 finally:
                     if not (done or ranks.rank):
                         self.path.unlink()
-        ranks.gather(None)  # the first has written all
-        return self._broken()
+        return by_first(ranks, self._broken)
 
     def _missing(
         self, done: int, skip_broken: bool, workers: int | None, ranks: Ranks
     ) -> Iterator[numpy.ndarray]:
         """Compute the rows from `done` on, a batch of each rank at a time, in their order."""
-        batches = [self.pictures[k : k + _BATCH] for k in range(done, len(self.pictures), _BATCH)]
+        batches = [self.pictures[k : k + BATCH] for k in range(done, len(self.pictures), BATCH)]
         rounds = -(-len(batches) // ranks.size)
         mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
         pool = ThreadPoolExecutor(workers or os.cpu_count())

@@ -24,7 +24,7 @@ from xpcap.data.progress import Progress, say_nothing
 from xpcap.data.vocabulary import Vocabulary, tokenize_any
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, new_folder
-from xpcap.parallel import Ranks
+from xpcap.parallel import Alone, Ranks
 
 VALIDATION_EVERY = 10
 _OTHER = {"val": "test", "test": "val"}
@@ -116,7 +116,9 @@ def prepare(
         raise ConfigurationError(
             f"validation split '{validation}' is unknown; expected {' or '.join(_OTHER)}"
         )
-    check_new_folder(out)
+    ranks = ranks or Alone()
+    if not ranks.rank:
+        check_new_folder(out)
     images = read_captions(captions, pictures)
     captioned = [image for image in images if image.captions]
     chosen = [image for image in captioned if image.split != _OTHER[validation]]
@@ -156,7 +158,7 @@ def prepare(
     }
     if extractor is not None:
         description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
-    if ranks is None or not ranks.rank:
+    if not ranks.rank:
         with new_folder(out) as folder:
             write_contents(folder, made.words, contents, description)
             if extraction is not None:

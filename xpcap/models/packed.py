@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from xpcap.backend import Array, namespace, to_host
+from xpcap.backend import Array, is_host, namespace, to_host
 from xpcap.data.minibatch import Share
 from xpcap.errors import ShapeError
 from xpcap.kernels import fastest
 from xpcap.kernels.products import product
-from xpcap.kernels.random import keep_mask
+from xpcap.kernels.random import keep_mask, keep_parts
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
 from xpcap.layers import dropout
@@ -48,6 +48,8 @@ class PackedCaptions(NamedTuple):
         `(D,)` and `(M,)`: the words read, each once, and which of them is each row's; or None.
     scored
         `(S,)`: the rows that have a target, or None if all have.
+    all_places
+        N T of the whole minibatch, where this is a share of one.
     """
 
     packing: Packing
@@ -59,6 +61,7 @@ class PackedCaptions(NamedTuple):
     distinct: Array | None = None
     which: Array | None = None
     scored: Array | None = None
+    all_places: int | None = None
 
 
 def pack_captions(
@@ -96,7 +99,7 @@ def pack_captions(
     distinct, which = numpy.unique(words, return_inverse=True)
     targets = captions[caption, time + 1][scored]
     return PackedCaptions(
-        Packing(N, sizes.tolist(), capacity=whole * T),
+        Packing(N, sizes.tolist(), capacity=N * T),
         to_device(order),
         to_device(words),
         to_device(targets),
@@ -105,7 +108,14 @@ def pack_captions(
         to_device(distinct),
         to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
+        None if share is None else whole * T,
     )
+
+
+def _runs(places: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return the rows in the order of their places `(M,)`, and where in it places are left out."""
+    order = numpy.argsort(places)
+    return order, numpy.flatnonzero(numpy.diff(places[order], prepend=-2) > 1)
 
 
 class _Forward(NamedTuple):
@@ -335,12 +345,20 @@ class PackedLoss:
 
     def _draw(self, name: str, batch: PackedCaptions, width: int, stream: int | Array) -> Array:
         """Return which elements `(M, width)` dropout keeps: those of the unpacked batch's mask."""
-        space, packing, rate = self._space, batch.packing, self.model.dropout
-        everywhere = space.empty("kept", packing.capacity, width, dtype=bool)
-        keep_mask(
-            space.xp, dropout.threshold(rate), self.model.seed, stream, everywhere.reshape(-1)
-        )
+        space, packing = self._space, batch.packing
+        which = dropout.threshold(self.model.dropout), self.model.seed, stream
         kept = packing.empty(space, name, width, dtype=bool)
+        if batch.all_places is not None and is_host(self.model.backend.xp):
+            order, starts = _runs(batch.places)  # the other ranks draw what is between
+            drawn = space.empty("kept", len(order), width, most=packing.capacity, dtype=bool)
+            firsts = (batch.places[order[starts]] * width).tolist()
+            parts = numpy.split(drawn.reshape(-1), starts[1:] * width)
+            keep_parts(*which, zip(firsts, parts, strict=False))  # without words there is one
+            kept[order] = drawn
+            return kept
+        places = batch.all_places or packing.capacity
+        everywhere = space.empty("kept", places, width, dtype=bool)
+        keep_mask(space.xp, *which, everywhere.reshape(-1))
         take_rows(space.xp, everywhere, batch.places, kept)
         return kept
 

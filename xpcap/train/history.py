@@ -65,6 +65,7 @@ class History:
         self._warn = warn
         self._check = check
         self._pending: list[tuple[float, Line, Mapping[str, Any]]] = []
+        self._steps = 0  # since the last attempt to write: where one fails, ranks stay together
 
     def follow(self, trainer: Trainer) -> None:
         """Write down all that a trainer does from now on."""
@@ -78,7 +79,8 @@ class History:
         per_word = trainer.loss * (batch.total / batch.words)
         there = {"loss": per_word, "grad_norm": trainer.gradient_norm}
         self._pending.append((time.time(), line, there))
-        if len(self._pending) >= FLUSH_EVERY:
+        self._steps += 1
+        if self._steps >= FLUSH_EVERY:
             self.flush(trainer)
 
     def _epoch(self, trainer: Trainer) -> None:
@@ -91,6 +93,7 @@ class History:
 
     def flush(self, trainer: Trainer) -> None:
         """Write what is pending, to the disk; where that fails, it stays pending."""
+        self._steps = 0
         if self._check is not None:
             self._check(trainer)
         lines = [

@@ -16,6 +16,7 @@ from xpcap.models.captioner import check_cell
 from xpcap.optim import check_positive, find_rule
 from xpcap.train.trainer import Schedule
 
+_COMPARED = 100  # images
 _MODEL = {
     "wordvec": "wordvec_dim",
     "hidden": "hidden_dim",
@@ -127,6 +128,17 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
         return RunOptions(**training, **model)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
+
+
+def fingerprints(dataset: Dataset) -> dict[str, str]:
+    """Return what tells a data set from others, by name: captions, and some images' features."""
+    found = {}
+    for name, split in dataset.splits.items():
+        rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
+        features = numpy.ascontiguousarray(split.features[rows])
+        found[f"captions of '{name}'"] = fingerprint(split)
+        found[f"features of '{name}'"] = hashlib.sha256(features.data).hexdigest()
+    return found
 
 
 def fingerprint(split: Split) -> str:

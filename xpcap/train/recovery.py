@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from xpcap.backend import to_host
 from xpcap.checkpoint import State
 from xpcap.data.minibatch import Batch, gather
@@ -21,6 +23,7 @@ from xpcap.errors import ConfigurationError, DivergedError, XpcapError
 from xpcap.files import explained, new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
+from xpcap.parallel import Ranks
 from xpcap.train.trainer import Trainer
 
 POLICIES = ("stop", "skip", "rollback")
@@ -80,17 +83,17 @@ class Recovery:
         captions' places in the training split, and what was the first to be not finite.
     warn
         Told what was done.
-    writes
-        Whether this process writes the file.
+    ranks
+        The processes that train together: the first of them writes the file.
     """
 
     def __init__(
-        self, on_nan: OnNaN, folder: Path, warn: Callable[[str], None], writes: bool = True
+        self, on_nan: OnNaN, folder: Path, warn: Callable[[str], None], ranks: Ranks
     ) -> None:
         self.on_nan = on_nan
         self.folder = folder
         self._warn = warn
-        self._writes = writes
+        self._ranks = ranks
         self._unseen: list[tuple[int, float, Any, Any]] = []
         self._well: State | None = None
 
@@ -169,6 +172,7 @@ class Recovery:
     def _report(self, trainer: Trainer, wrong: WentWrong) -> str:
         """Write down what is known of a step that is about to go wrong; return it in a line."""
         batch, factor = trainer.next_batch()
+        batch = _whole(batch, self._ranks)
         rate = trainer.optimizer.learning_rate * factor
         with multiplied_in(trainer.training_step.precision):
             first = first_nonfinite(trainer.model, *_arrays(trainer, batch), trainer.step)
@@ -181,7 +185,7 @@ class Recovery:
             "captions": rows,
         }
         path = self.folder / REPORT
-        if self._writes:
+        if not self._ranks.rank:
             with new_file(path) as temporary, explained(path, "write"):
                 temporary.write_text(json.dumps(report, indent=2))
         named = ", ".join(map(str, rows[:_NAMED]))
@@ -203,6 +207,16 @@ def _copied(trainer: Trainer) -> State:
             for key, by_name in state.memory.items()
         },
     )
+
+
+def _whole(batch: Batch, ranks: Ranks) -> Batch:
+    """Put a minibatch together from all ranks' shares of it, on the host."""
+    if batch.share is None:
+        return batch
+    share = (batch.share.places, *map(to_host, (batch.captions, batch.features, batch.rows)))
+    places, *arrays = map(numpy.concatenate, zip(*ranks.gather(share), strict=True))
+    captions, features, rows = (array[numpy.argsort(places)] for array in arrays)
+    return Batch(captions, features, rows)
 
 
 def _arrays(trainer: Trainer, batch: Batch) -> tuple[Any, Any]:

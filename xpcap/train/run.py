@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap.backend import Backend
-from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint, written_by
+from xpcap.checkpoint import Checkpoint, State, read_checkpoint, write_checkpoint, written_by
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
@@ -23,10 +23,16 @@ from xpcap.errors import CheckpointError, ConfigurationError, DataError, Diverge
 from xpcap.kernels.products import check_precision
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
-from xpcap.parallel import Alone, Ranks
+from xpcap.parallel import Alone, Ranks, by_first, check_alike
 from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
 from xpcap.train.history import History
-from xpcap.train.options import RunOptions, configuration, fingerprint, options_of
+from xpcap.train.options import (
+    RunOptions,
+    configuration,
+    fingerprint,
+    fingerprints,
+    options_of,
+)
 from xpcap.train.recovery import OnNaN, Recovery, WentWrong
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saver, Saving
@@ -122,7 +128,7 @@ def train_run(
         ) from error
     with backend.activate():
         model.params["W_proj"] /= config["training"]["feature_scale"]
-    _check_alike(ranks, config)
+    _check_alike(conduct, config, dataset)
     trainer = _trainer(model, dataset, options, ranks)
     begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
@@ -185,22 +191,21 @@ def resume_run(
         raise DataError(
             f"{dataset.folder} has other training captions than {folder} was begun with"
         )
-    trainer = _trainer(run.model, dataset, options, ranks)
-    trainer.restore(last.state)
-    for rank in range(ranks.size):  # one after the other, as the first may write
-        if rank == ranks.rank:
-            _find_best(folder, last, trainer)
-        ranks.gather(None)
     scale = last.config["training"]["feature_scale"]
     config = {**last.config, **configuration(dataset, options, scale)}
-    _check_alike(ranks, config)
+    _check_alike(conduct, {**config, "progress": asdict(last.state.progress)}, dataset)
+    trainer = _trainer(run.model, dataset, options, ranks)
+    trainer.restore(last.state)
+    best = by_first(ranks, lambda: _find_best(folder, last, trainer.at_epochs_end))
+    if best is not None:
+        trainer.remember_best(best)
     begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
     _train(folder, trainer, begun, conduct, _events(conduct, folder, resumed=True))
     return trainer, dataset
 
 
-def _find_best(folder: Path, last: Checkpoint, trainer: Trainer) -> None:
-    """Let a trainer that goes on from `last` know the best epoch so far.
+def _find_best(folder: Path, last: Checkpoint, at_epochs_end: bool) -> State | None:
+    """Return the best epoch so far of a run that goes on from `last`, if there was one.
 
     It may be one that `last` does not know of yet, for the epochs since then are taken again and
     are the same; or `last` itself, if there was no time to write it a second time.
@@ -209,16 +214,16 @@ def _find_best(folder: Path, last: Checkpoint, trainer: Trainer) -> None:
     if path.exists():
         best = read_checkpoint(path).state
         if best.progress.best_epoch >= progress.best_epoch:
-            trainer.remember_best(best)
-            return
-    if progress.best_epoch == progress.epoch and trainer.at_epochs_end:
+            return best
+    if progress.best_epoch == progress.epoch and at_epochs_end:
         best = replace(last.state, memory={})
         write_checkpoint(path, replace(last, state=best))
-        trainer.remember_best(best)
-    elif progress.best_epoch:
+        return best
+    if progress.best_epoch:
         raise CheckpointError(
             f"{path} is not of epoch {progress.best_epoch}, the best so far as {folder / LAST} says"
         )
+    return None
 
 
 def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | None:
@@ -230,22 +235,18 @@ def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | Non
     return events
 
 
-def _check_alike(ranks: Ranks, config: Mapping[str, Any]) -> None:
-    """Check that all ranks were started with the same options, data and versions.
+def _check_alike(conduct: Conduct, config: Mapping[str, Any], dataset: Dataset) -> None:
+    """Check that all ranks go about the same run in the same way, with the same data and versions.
 
     Raises
     ------
     ConfigurationError
         It says what differs.
     """
-    first, *others = ranks.gather({**_flat(config), **written_by("")})
-    for number, other in enumerate(others, start=1):
-        for name in first:
-            if other.get(name) != first[name] and name != "data.folder":
-                raise ConfigurationError(
-                    f"ranks 0 and {number} were started with different {name}: {first[name]} and"
-                    f" {other.get(name)}; expected the same"
-                )
+    if conduct.ranks.size > 1:
+        found = {**_flat(config), **written_by(""), **fingerprints(dataset)}
+        del found["data.folder"]  # which another machine may have elsewhere
+        check_alike(conduct.ranks, {**found, "saving": conduct.saving, "on_nan": conduct.on_nan})
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _train(
     ranks = conduct.ranks
     first = not ranks.rank
     with locked(folder) if first else nullcontext(), heard() as signal:
-        recovery = Recovery(conduct.on_nan, folder, conduct.warn, first)
+        recovery = Recovery(conduct.on_nan, folder, conduct.warn, ranks)
         history = History(
             folder / HISTORY if first else None,
             begun.state.progress.history,

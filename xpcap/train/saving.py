@@ -101,7 +101,7 @@ class Saver:
         steps, minutes = self.saving.steps, self.saving.minutes
         due = steps is not None and trainer.step % steps == 0
         late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        if due or self._ranks.any(late):
+        if due or (minutes is not None and self._ranks.any(late)):
             self.save(trainer)
         self._stop_if_asked(trainer)
 

@@ -14,7 +14,9 @@ from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import DataError
+from xpcap.parallel import check_alike
 from xpcap.run_folder import Run, extractor_of
+from xpcap.train.options import fingerprints
 
 
 def caption_dataset(
@@ -74,10 +76,14 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
     ------
     DataError
         If the data set is not there, or is not the one the run was trained on.
+    ConfigurationError
+        If the run's ranks have different ones.
     """
     folder = data or Path(run.config["data"]["folder"])
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
     check_data(run, dataset)
+    if run.ranks.size > 1:
+        check_alike(run.ranks, fingerprints(dataset))
     return dataset
 
 
