@@ -1,0 +1,277 @@
+"""Training on several ranks, which are threads here, is training on one."""
+
+import json
+import shutil
+
+import h5py
+import numpy
+import pytest
+from mpi import ThreadRanks, together
+from tiny import make_tiny
+
+from xpcap.backend import CPU, to_host
+from xpcap.checkpoint import read_checkpoint
+from xpcap.data.dataset import open_dataset
+from xpcap.data.minibatch import EpochBatches, Share
+from xpcap.errors import ConfigurationError, DataError, DivergedError
+from xpcap.models import CaptioningRNN
+from xpcap.models.packed import PackedLoss
+from xpcap.train import Schedule
+from xpcap.train.options import RunOptions
+from xpcap.train.recovery import OnNaN
+from xpcap.train.run import Conduct, resume_run, train_run
+from xpcap.train.saving import Saving
+
+WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, "a": 4, "cat": 5, "sits": 6}
+RNG = numpy.random.default_rng(4)
+SMALL = {"hidden": 6, "wordvec": 5, "dtype": "float64", "batch_size": 10, "lr": 0.01}
+
+
+def captions_of(lengths, T=7):
+    captions = numpy.zeros((len(lengths), T + 1), numpy.int32)
+    for row, length in zip(captions, lengths, strict=True):
+        row[: length + 1] = RNG.integers(1, len(WORDS), length + 1)
+    return captions
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path / "tiny")
+
+
+def train(data, out, ranks=1, conduct=None, epochs=2, clip_norm=5.0, **options):
+    """Train on so many ranks; return what the first one has."""
+    schedule = Schedule(epochs=epochs, clip_norm=clip_norm)
+    options = RunOptions(schedule=schedule, **{**SMALL, **options})
+    conduct = conduct or {}
+    return together(
+        ranks, lambda own: train_run(data, out, options, CPU, Conduct(**conduct, ranks=own))
+    )[0]
+
+
+def history(run):
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def assert_same_history(run, other, tolerance=1e-12):
+    lines, others = history(run), history(other)
+    assert len(lines) == len(others) > 0
+    for line, same in zip(lines, others, strict=True):
+        assert line.keys() == same.keys()
+        for name, value in line.items():
+            assert same[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (line, same)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("lengths", [[3, 7, 1, 5, 7, 2, 4, 6, 1], [4, 4], [0, 3, 7]])
+def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, cell, backend):
+    """Against the plain loss of the whole minibatch; of four ranks some may have no caption."""
+    captions, features = captions_of(lengths), RNG.standard_normal((len(lengths), 3))
+    sizes = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": cell}
+    made = {**sizes, "dtype": numpy.float64, "dropout": dropout}
+    loss, gradients = CaptioningRNN(WORDS, **made, backend="cpu").loss(features, captions, 8)
+    packed = PackedLoss(CaptioningRNN(WORDS, **made, backend=backend))
+    found_loss, sums = 0.0, {name: numpy.zeros(value.shape) for name, value in gradients.items()}
+    order = RNG.permutation(len(lengths))
+    for rank in range(4):
+        places = order[rank::4]
+        if len(places):
+            xp = backend.xp
+            found = {name: xp.empty(value.shape, numpy.float64) for name, value in sums.items()}
+            share = Share(places, len(lengths), int((captions[:, 1:] != 0).sum()))
+            mine = backend.to_device(features[places])
+            found_loss += float(packed.loss(mine, captions[places], 8, found, share))
+            for name, value in found.items():
+                sums[name] += to_host(value)
+    assert found_loss == pytest.approx(float(loss), rel=1e-12)
+    for name, value in gradients.items():
+        numpy.testing.assert_allclose(sums[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_shares_are_dealt_like_cards(tiny):
+    split = open_dataset(tiny).splits["train"]
+    whole = list(EpochBatches(split, 10, 3).epoch(1))
+    parts = [list(EpochBatches(split, 10, 3, rank=k, ranks=4).epoch(1)) for k in range(4)]
+    assert [batch.total for batch in whole] == [10, 10, 10, 10, 8]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        numpy.testing.assert_array_equal(numpy.sort(numpy.concatenate([s.rows for s in shares])),
+                                         numpy.sort(batch.rows))  # fmt: skip
+        words = [int((share.captions[:, 1:] != 0).sum()) for share in shares]
+        assert max(words) - min(words) <= 8, "each rank has about as much to do"
+        for share in shares:
+            assert share.total == batch.total
+            assert share.words == batch.words == sum(words)
+            numpy.testing.assert_array_equal(share.rows, batch.rows[share.share.places])
+            numpy.testing.assert_array_equal(share.captions, split.captions[share.rows])
+            numpy.testing.assert_array_equal(
+                share.features, split.features[split.image_idxs[share.rows]]
+            )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (2, {"cell": "rnn"}),
+        (2, {"cell": "lstm", "dropout": 0.4, "lazy": True}),
+        (3, {"cell": "gru", "dropout": 0.4}),
+        (3, {"rule": "sgd", "clip_norm": None}),
+        (5, {"batch_size": 3, "epochs": 1}),  # two ranks have nothing to do
+        (2, {"batch_size": 47}),  # and the last batch is one caption
+    ],
+)
+def test_ranks_train_as_one(tiny, tmp_path, ranks, options):
+    alone, _ = train(tiny, tmp_path / "alone", **options)
+    shared, _ = train(tiny, tmp_path / "shared", ranks, **options)
+    assert_same_history(tmp_path / "alone", tmp_path / "shared")
+    for name, value in alone.model.params.items():
+        numpy.testing.assert_allclose(shared.model.params[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_every_rank_ends_with_the_same_parameters(tiny, tmp_path):
+    options = RunOptions(schedule=Schedule(epochs=2), **SMALL)
+    out = tmp_path / "run"
+    found = together(3, lambda own: train_run(tiny, out, options, CPU, Conduct(ranks=own)))
+    first, *others = [trainer.model.params for trainer, _ in found]
+    for params in others:
+        for name, value in first.items():
+            numpy.testing.assert_array_equal(params[name], value)
+    assert not list(out.glob("*.part")) and not list(out.glob(".*.part"))
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_ranks_recover_as_one(tiny, tmp_path, policy):
+    """A learning rate that explodes: all ranks go back to the same step."""
+    options = {"lr": 300.0, "rule": "sgd", "clip_norm": None, "epochs": 2}
+    warnings = []
+    for ranks in (1, 3):
+        said = []
+        conduct = {"on_nan": OnNaN(policy, limit=50), "warn": said.append}
+        train(tiny, tmp_path / str(ranks), ranks, conduct, **options)
+        warnings.append(said)
+    assert len(warnings[0]) > 1
+    assert warnings[1] == [line for line in warnings[0] for _ in range(3)]
+    assert_same_history(tmp_path / "1", tmp_path / "3", 1e-6)
+
+
+def test_what_went_wrong_is_told_of_the_whole_minibatch(tiny, tmp_path):
+    reports = []
+    for ranks in (1, 3):
+        with pytest.raises(DivergedError, match="step 2: the loss"):
+            train(tiny, tmp_path / str(ranks), ranks, lr=1e200, dropout=0.4)
+        reports.append(json.loads((tmp_path / str(ranks) / "diverged.json").read_text()))
+    assert len(reports[0]["captions"]) == 10
+    assert reports[1] == reports[0]
+
+
+def test_a_full_disk_does_not_part_the_ranks(tiny, tmp_path, monkeypatch):
+    """The first rank tries to write its history again, when the others look at theirs."""
+    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
+    monkeypatch.setattr("xpcap.train.recovery.EXPLODED", 0.8)  # soon something goes wrong
+
+    def fails(self, text):
+        if self.path is not None:
+            raise DataError("no space left on the device")
+
+    monkeypatch.setattr("xpcap.train.history.History._append", fails)
+    with pytest.raises(DivergedError, match="step 1: the loss explodes"):
+        train(tiny, tmp_path / "run", 2)
+
+
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 3)])
+def test_a_run_goes_on_with_any_number_of_ranks(tiny, tmp_path, ranks):
+    train(tiny, tmp_path / "whole", dropout=0.3, epochs=4)
+    before, after = ranks
+    stopped = {"saving": Saving(steps=3), "watch": lambda trainer: trainer.on("step", stop)}
+
+    def stop(trainer):
+        if trainer.step == 14:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tiny, tmp_path / "run", before, stopped, dropout=0.3, epochs=4)
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress.step == 12
+    together(after, lambda own: resume_run(tmp_path / "run", CPU, conduct=Conduct(ranks=own)))
+    assert_same_history(tmp_path / "whole", tmp_path / "run")
+    for name in ("best.safetensors", "last.safetensors"):
+        one, other = (read_checkpoint(tmp_path / run / name).state for run in ("whole", "run"))
+        for parameter, value in one.parameters.items():
+            numpy.testing.assert_allclose(other.parameters[parameter], value, rtol=1e-9, atol=1e-12)
+
+
+def spoil(data, name, key, change):
+    with h5py.File(data / name, "r+") as file:
+        file[key][...] = change(file[key][...])
+
+
+OTHERS = {
+    "captions of 'train'|data.captions": lambda data: spoil(
+        data, "coco2014_captions.h5", "train_captions", lambda rows: rows[::-1]
+    ),
+    "captions of 'val'": lambda data: spoil(
+        data, "coco2014_captions.h5", "val_captions", lambda rows: rows[::-1]
+    ),
+    "features of 'train'|training.feature_scale": lambda data: spoil(
+        data, "train2014_vgg16_fc7.h5", "features", lambda rows: rows[::-1]
+    ),
+    "features of 'val'": lambda data: spoil(
+        data, "val2014_vgg16_fc7.h5", "features", lambda rows: rows[::-1]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_ranks_with_other_data_refuse(tiny, tmp_path, what):
+    shutil.copytree(tiny, tmp_path / "other")
+    OTHERS[what](tmp_path / "other")
+    options = RunOptions(schedule=Schedule(epochs=2), **SMALL)
+
+    def work(own):
+        data = tmp_path / "other" if own.rank == 2 else tiny
+        train_run(data, tmp_path / "run", options, CPU, Conduct(ranks=own))
+
+    with pytest.raises(ConfigurationError, match=f"ranks 0 and 2 .* different ({what}):"):
+        together(3, work)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "conduct", "options"),
+    [
+        ("training.lr", {}, {"lr": 0.5}),
+        ("training.schedule.epochs", {}, {"schedule": Schedule(epochs=3)}),
+        ("saving", {"saving": Saving(steps=3)}, {}),
+        ("on_nan", {"on_nan": OnNaN("skip")}, {}),
+    ],
+)
+def test_ranks_with_other_options_refuse(tiny, tmp_path, what, conduct, options):
+    def work(own):
+        chosen = {"schedule": Schedule(epochs=2), **SMALL, **(options if own.rank else {})}
+        how = Conduct(**(conduct if own.rank else {}), ranks=own)
+        train_run(tiny, tmp_path / "run", RunOptions(**chosen), CPU, how)
+
+    with pytest.raises(ConfigurationError, match=f"ranks 0 and 1 .* different {what}:"):
+        together(2, work)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_resume_from_other_checkpoints_refuse(tiny, tmp_path):
+    train(tiny, tmp_path / "run", epochs=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    together(1, lambda own: resume_run(tmp_path / "run", CPU, {"epochs": 2}))
+
+    def work(own):
+        run = tmp_path / ("older" if own.rank else "run")
+        resume_run(run, CPU, {"epochs": 3}, conduct=Conduct(ranks=own))
+
+    with pytest.raises(ConfigurationError, match=r"different progress\.step: 10 and 5"):
+        together(2, work)
+
+
+def test_thread_ranks_are_ranks():
+    def work(own: ThreadRanks):
+        array = numpy.array([own.rank, 1.0])
+        own.sum(array)
+        return array.tolist(), own.any(own.rank == 2), own.any(False), own.gather(own.rank)
+
+    assert together(3, work) == [([3.0, 3.0], True, False, [0, 1, 2])] * 3
