@@ -23,7 +23,6 @@ from xpcap.models.inspection import word_gradients
 from xpcap.run_folder import open_run
 from xpcap.train.showing import open_data
 
-
 CENTRES = numpy.array([13, 32, 51]) / 8 - 0.5  # of rows and columns of things, in regions
 
 
