@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -17,12 +21,34 @@ from xpcap.cli.data import data
 from xpcap.cli.evaluate import evaluate
 from xpcap.cli.exchange import export, import_
 from xpcap.cli.info import info
+from xpcap.cli.inspect import inspect
 from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
 from xpcap.errors import Stopped, XpcapError
 
-USER_ERROR, INTERRUPTED, SIGNALLED = 2, 130, 128
+USER_ERROR, SIGNALLED = 2, 128
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; like Ctrl-C, nothing on the way takes it for an error of its own."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is inside the block as Ctrl-C does, half-written files removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
@@ -43,7 +69,8 @@ class Commands(click.Group):
         if not standalone_mode:
             return run()
         try:
-            result = run()
+            with _terminable():
+                result = run()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(USER_ERROR)
@@ -54,7 +81,9 @@ class Commands(click.Group):
         except XpcapError as error:
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
-            _end("interrupted", INTERRUPTED)
+            _end("interrupted", SIGNALLED + signal.SIGINT)
+        except _Terminated:
+            _end("terminated", SIGNALLED + signal.SIGTERM)
         except BrokenPipeError:
             sys.stdout = None  # nobody reads on: say no more
             sys.exit(0)
@@ -84,7 +113,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    train, curves, caption, evaluate, report, export, import_, data, selfcheck, bench, info,
+    train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
+    info,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

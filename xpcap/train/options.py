@@ -14,6 +14,8 @@ from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.captioner import check_cell
 from xpcap.optim import check_positive, find_rule
+from xpcap.train.recovery import OnNaN
+from xpcap.train.saving import Saving
 from xpcap.train.trainer import Schedule
 
 _MODEL = {
@@ -47,8 +49,8 @@ class RunOptions:
         The update rule and its learning rate.
     precision
         Of matrix products, see `TrainingStep`.
-    schedule
-        See `Schedule`.
+    schedule, saving, on_nan
+        How long it is trained, when it is saved, and what is done when numbers go wrong.
     seed
         Of initial parameters, dropout, order and draws.
 
@@ -72,6 +74,8 @@ class RunOptions:
     lr: float = 1e-3
     precision: str = "float32"
     schedule: Schedule = field(default_factory=Schedule)
+    saving: Saving = field(default_factory=Saving)
+    on_nan: OnNaN = field(default_factory=OnNaN)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,7 +108,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
             "name": dataset.description["name"],
             "features": dataset.description.get("features"),
             "extractor": dataset.description.get("extractor"),
-            "captions": fingerprint(dataset.splits["train"]),
+            "captions": fingerprint(dataset.splits),
         },
         "training": {**training, "feature_scale": feature_scale},
     }
@@ -121,7 +125,8 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
     try:
         training = dict(config["training"])
         del training["feature_scale"]
-        training["schedule"] = Schedule(**training["schedule"])
+        for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
+            training[name] = kind(**training[name])
         training["features"] = config["data"]["kind"]
         model = {ours: config["model"][theirs] for ours, theirs in _MODEL.items()}
         return RunOptions(**training, **model)
@@ -129,9 +134,10 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
 
 
-def fingerprint(split: Split) -> str:
+def fingerprint(splits: Mapping[str, Split]) -> str:
     """Return a number, in hexadecimal, that tells captions and their images from all others."""
     digest = hashlib.sha256()
-    for array in (split.captions, split.image_idxs):
-        digest.update(numpy.ascontiguousarray(array).data)
+    for name in ("train", "val"):
+        for array in (splits[name].captions, splits[name].image_idxs):
+            digest.update(numpy.ascontiguousarray(array).data)
     return digest.hexdigest()

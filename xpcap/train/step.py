@@ -42,7 +42,7 @@ class TrainingStep:
     packed, measuring
         What computes losses with gradients, and what may be used to measure a loss.
     loss, gradient_norm
-        Of the last step: nats a caption, and the norm before clipping (None without clipping);
+        Of the last step: nats a caption, and the joint norm of all gradients before clipping;
         arrays of no axes, on the device.
     """
 
@@ -103,9 +103,9 @@ class TrainingStep:
         with multiplied_in(self.precision):
             self.loss = self.packed.loss(features, batch.captions, step, self.gradients)
         scale: Any = 1.0
+        self.gradient_norm = self.norm()
         if self.clip_norm is not None:
-            norm = self.norm()
-            scale, self.gradient_norm = clip_scale(self.packed.xp, norm, self.clip_norm), norm
+            scale = clip_scale(self.packed.xp, self.gradient_norm, self.clip_norm)
         self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
 
     def norm(self) -> Array:

@@ -26,6 +26,15 @@ from xpcap.train.step import TrainingStep
 EVENTS = ("step", "measured", "epoch", "end")
 
 
+class WentWrong(DivergedError):
+    """A step whose numbers are no good, and why."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
 class Batches(Protocol):
     """Where minibatches come from: `len` of them an epoch."""
 
@@ -139,8 +148,8 @@ class Trainer:
     step, epoch
         How many are done.
     batch, loss, learning_rate, gradient_norm
-        Of the last step: what it saw; nats a caption and the norm before clipping (0-d arrays on
-        the device; the norm is None without clipping); the rate used.
+        Of the last step: what it saw; nats a caption and the gradients' norm before clipping (0-d
+        arrays on the device); the rate used.
     figures
         Of the last epoch, by name.
     best_loss, best_epoch, best_params
@@ -188,7 +197,7 @@ class Trainer:
 
         Raises
         ------
-        DivergedError
+        WentWrong
             If a loss measured after an epoch is not finite.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
@@ -222,11 +231,6 @@ class Trainer:
         self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
         self.best_epoch = progress.best_epoch
         self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
-
-    @property
-    def at_epochs_end(self) -> bool:
-        """Whether no epoch has been begun since the last that was measured."""
-        return self.step == self.epoch * len(self.batches)
 
     def remember_best(self, state: State) -> None:
         """Take the best epoch's parameters and its loss from elsewhere."""
@@ -274,9 +278,8 @@ class Trainer:
         self.figures = figures
         for name, found in figures.items():
             if not math.isfinite(found.loss):
-                raise DivergedError(
-                    f"the {name} loss is {found.loss} after epoch {self.epoch}, step {self.step};"
-                    f" try a learning rate below {self.optimizer.learning_rate}"
+                raise WentWrong(
+                    self.step, f"the {name} loss after epoch {self.epoch} is {found.loss}"
                 )
         if "val" in figures and figures["val"].loss < self.best_loss:
             self.best_loss = figures["val"].loss
