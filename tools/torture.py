@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,9 +32,9 @@ from xpcap.data.scenes import make_scenes
 from xpcap.errors import XpcapError
 from xpcap.run_folder import LAST
 
-OPTIONS = (
+OPTIONS = shlex.split(
     "--hidden 64 --wordvec 32 --batch-size 20 --lr 0.01 --dropout 0.3 --save-every 3 --keep 2"
-).split()
+)
 PICTURES = 60, 12
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

@@ -1,4 +1,4 @@
-"""What of xpcap reads files: for each a valid one, how it is changed, and the call that reads it."""
+"""What of xpcap reads files: for each a valid one, how it is changed, and what reads it."""
 
 import importlib.util
 import json
@@ -372,7 +372,9 @@ PICTURES = {
 
 LOADERS = {
     "captions.h5": Loader(partial(tiny, name=layout.CAPTIONS), load_dataset, hdf5),
-    "features": Loader(partial(tiny, name=layout.features_file("train", "fc7")), load_dataset, hdf5),
+    "features": Loader(
+        partial(tiny, name=layout.features_file("train", "fc7")), load_dataset, hdf5
+    ),
     "features, lazy": Loader(
         partial(tiny, name=layout.features_file("val", "fc7")),
         partial(load_dataset, lazy=True), hdf5,

@@ -118,7 +118,7 @@ class Vocabulary:
         Raises
         ------
         DataError
-            If they are not a list of words, all different and without spaces, the special ones first.
+            If they are not a list of words, all different and without spaces, the special first.
         """
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: expected a list of words")
