@@ -66,10 +66,10 @@ def read_bytes(path: Path, most: int = LARGE) -> bytes:
     """
     check_plain(path)
     with explained(path, "read"), open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise DataError(f"{path} is larger than {most} bytes, the most that is read of such a file")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise DataError(f"{path} is {size} bytes; expected at most {most}")
+        return file.read(size)
 
 
 def read_json(path: Path, most: int = LARGE) -> Any:
