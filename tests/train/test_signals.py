@@ -64,26 +64,6 @@ def test_a_signal_ends_a_step_and_says_how_to_go_on(start, place, number, status
     same(run, place / "whole")
 
 
-@pytest.mark.parametrize(
-    ("second", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
-)
-def test_a_second_signal_ends_it_at_once(start, tmp_path, second, status):
-    """In the middle of a step that takes seconds."""
-    make_tiny(tmp_path / "large", train=1200)
-    sizes = ["--hidden", 512, "--wordvec", 512, "--batch-size", 1200, "--save-every", 1]
-    process = start(tmp_path, "train", "--data", "large", "--out", "run", *sizes)
-    run = tmp_path / "run"
-    wait_for(process, lambda: (run / "last.safetensors").exists() and step_of(run) == 1)
-    before = content(run)
-    process.send_signal(signal.SIGINT)
-    threading.Event().wait(0.1)
-    process.send_signal(second)
-    found, out, err = ended(process)
-    assert (found, out) == (status, []), err
-    assert err[-1] == "xpcap: stopped at once; --resume goes on from the last checkpoint"
-    assert content(run) == before
-
-
 def test_sigterm_while_data_are_read(start, place):
     begin(place / "tiny", place / "whole", epochs=3)
     with pytest.raises(Stopped):

@@ -203,12 +203,12 @@ def test_a_place_that_cannot_be_written_leaves_no_run(tiny, tmp_path, event_pb2)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full device")
-def test_a_full_disk_is_one_line(tmp_path, event_pb2):
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, event_pb2):
     file = EventFile(tmp_path / "logs")
     (path,) = (tmp_path / "logs").iterdir()
     path.unlink()
     os.symlink("/dev/full", path)
-    with pytest.raises(DataError, match=r"tfevents.*: no space left on the device"):
+    with pytest.raises(DataError, match=r"cannot write .*tfevents"):
         file.write([(0.0, {"step": 1, "loss": 2.0})])
 
 
