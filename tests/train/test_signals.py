@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from processes import ended, starting, wait_for
@@ -80,18 +79,6 @@ def test_sigterm_while_data_are_read(start, place):
         assert "xpcap: stopped after step" in err[-1]
     resume(place / "run")
     same(place / "run", place / "whole")
-
-
-def test_sigterm_while_scenes_are_drawn_leaves_nothing(start, tmp_path):
-    process = start(tmp_path, "train", "--data", "scenes", "--out", "run")
-    lines = [process.stderr.readline() for _ in range(2)]
-    assert "drawing the built-in scenes" in lines[1], lines
-    cache = Path(lines[1].split(" in ")[-1].strip()).parent
-    wait_for(process, lambda: any(cache.glob(".*.part")))
-    process.send_signal(signal.SIGTERM)
-    assert ended(process) == (143, [], ["xpcap: terminated"])
-    assert list(cache.iterdir()) == []
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_first_of_two_signals_is_noted_and_the_second_leaves_the_last_checkpoint(
