@@ -152,11 +152,15 @@ def test_reading_runs_no_code(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_no_file_and_a_folder_are_one_line(tmp_path):
+def test_what_is_no_file_is_one_line(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*none: No such file"):
         read_checkpoint(tmp_path / "none")
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(DataError, match=r"is not a plain file"):
         read_checkpoint(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DataError, match=r"pipe is not a plain file"):
+            read_checkpoint(tmp_path / "pipe")
 
 
 def rewritten(path, change, **more):

@@ -4,9 +4,10 @@
     python tools/fuzz.py --loader run --cases 5000 --seed 1
 
 A case passes if the file opens, or is refused with an `XpcapError` of one line that holds nothing a
-terminal obeys: without a warning, within 1 s, with at most 500 MB resident and at most 500 MB more
-of address space, and without running out of memory. Files are loaded in a process of its own, so
-that a crash or a hang is a failure too. Those that fail are kept. Exits with 1 if one failed.
+terminal obeys: without a warning, within 1 s of processor time, with at most 500 MB resident and at
+most 500 MB more of address space, and without running out of memory. Files are loaded in a process
+of its own, so that a crash or a hang is a failure too. Those that fail are kept. Exits with 1 if
+one failed.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def main(cases: int, number: int, names: tuple[str, ...], keep: Path | None) -> 
         raise click.UsageError(f"no loader {', '.join(unknown)}; expected {', '.join(LOADERS)}")
     chosen = [name for name in names or LOADERS if not LOADERS[name].missing]
     for name in names or LOADERS:
-        if LOADERS[name].missing:
-            click.echo(f"{name}: left out, as {LOADERS[name].missing} is not installed")
+        if missing := LOADERS[name].missing:
+            click.echo(f"{name}: left out without {', '.join(missing)}")
     each = -(-cases // len(chosen))
     kept = keep or Path(tempfile.gettempdir()) / "xpcap-fuzz"
     begun, rows = time.perf_counter(), []

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -32,10 +31,12 @@ from xpcap.data.scenes import make_scenes
 from xpcap.errors import XpcapError
 from xpcap.run_folder import LAST
 
-OPTIONS = shlex.split(
-    "--hidden 64 --wordvec 32 --batch-size 20 --lr 0.01 --dropout 0.3 --save-every 3 --keep 2"
-)
-PICTURES = 60, 12
+OPTIONS = {
+    "--hidden": 64, "--wordvec": 32, "--batch-size": 20, "--lr": 0.01, "--dropout": 0.3,
+    "--save-every": 3, "--keep": 2,
+}  # fmt: skip
+PICTURES = {"train": 40, "val": 10}
+_START = 0.3  # of the time that a whole run takes
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -70,19 +71,19 @@ class Torture:
         self.epochs = epochs
         self.result = Result()
         self._rng = random.Random(seed)
-        make_scenes(place / "scenes", *PICTURES)
-        begun = time.perf_counter()
-        self._finish(self._start("whole"))
-        self._whole = time.perf_counter() - begun
+        make_scenes(place / "scenes", **PICTURES)
+        self._seconds = self._finish(self._start("whole"))
         self._steps = read_checkpoint(place / "whole" / LAST).state.progress.step
 
     def run(self, kills: int) -> Iterator[Result]:
         """Yield what has happened so far, after every kill and every run."""
         while self.result.kills < kills:
             name = f"run-{self.result.runs + 1}"
-            while self.result.kills < kills and self._killed(name):
+            while self._killed(name):
                 yield self.result
-            self._finish(self._start(name))
+                if self.result.kills == kills:
+                    self._finish(self._start(name))
+                    break
             self.result.runs += 1
             self._compare(name)
             yield self.result
@@ -92,7 +93,8 @@ class Torture:
         if (self.place / name / LAST).exists():
             words = ["--resume", name]
         else:
-            words = ["--data", "scenes", "--out", name, "--epochs", str(self.epochs), *OPTIONS]
+            options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
+            words = [str(word) for option in options.items() for word in option]
         return subprocess.Popen(
             [sys.executable, "-m", "xpcap", "train", *words, "--device", "cpu", "--json"],
             cwd=self.place, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -103,25 +105,29 @@ class Torture:
             },
         )  # fmt: skip
 
-    def _finish(self, process: subprocess.Popen[str]) -> None:
+    def _finish(self, process: subprocess.Popen[str]) -> float:
+        """Wait for a process that nobody kills; return how many seconds that took."""
+        begun = time.perf_counter()
         _, said = process.communicate()
         if process.returncode:
             raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
+        return time.perf_counter() - begun
 
     def _killed(self, name: str) -> bool:
         """Kill a run's process, and look at what it leaves; False if it came to its end before."""
         run, before = self.place / name, self._saved(name)
-        left = 1 - before / self._steps
-        end = time.perf_counter() + self._rng.uniform(0, 0.5 + self._whole * left)
-        at_sight = self.result.kills % 2
+        left = _START + (1 - _START) * (1 - before / self._steps)
+        at_sight, begun = self.result.kills % 2, time.perf_counter()
+        moment = begun + self._rng.uniform(0, left * self._seconds)
         process = self._start(name)
-        while time.perf_counter() < end and process.poll() is None:
+        while time.perf_counter() < moment and process.poll() is None:
             time.sleep(0.001)
         while at_sight and not any(run.glob(".*.part")) and process.poll() is None:
             time.sleep(0.0002)
         process.kill()
         _, said = process.communicate()
         if process.returncode == 0:
+            self._seconds = min(self._seconds, (time.perf_counter() - begun) / left)
             return False
         if process.returncode > 0:
             raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
@@ -164,7 +170,7 @@ def main(kills: int, epochs: int, seed: int, as_json: bool) -> None:
         try:
             torture = Torture(Path(place), epochs, seed)
             for result in torture.run(kills):
-                if result.kills % 20 == 0:
+                if result.kills % 20 == 0 and result.kills:
                     click.echo(f"{result.kills} kills, {result.runs} runs", err=True)
         except XpcapError as error:
             raise click.ClickException(str(error)) from error

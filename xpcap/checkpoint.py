@@ -39,7 +39,7 @@ import xpcap
 from xpcap.backend import Array, to_host
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError
-from xpcap.files import explained, new_file
+from xpcap.files import check_plain, explained, new_file
 
 FORMAT = 2
 _TEXT = "xpcap"
@@ -181,6 +181,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+    check_plain(path)
     with explained(path, "read"), open(path, "rb"):
         pass  # safetensors has no errors of the operating system
     try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -12,6 +13,7 @@ from tiny import make_tiny
 
 import xpcap
 from xpcap.backend import CPU
+from xpcap.checkpoint import read_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -80,3 +82,15 @@ def test_anything_else_is_refused_in_one_line(call, run, tmp_path):
     assert content.count(b'\\"format\\": 2') == 1
     path.write_bytes(content.replace(b'\\"format\\": 2', b'\\"format\\": 3'))
     one_line(call("inspect", "run", "--json"), "has format 3, written by xpcap 0.1.0; expected for")
+
+
+def test_a_text_that_a_terminal_would_obey_is_shown_and_not_obeyed(call, run, tmp_path):
+    path = tmp_path / "run" / "last.safetensors"
+    last = read_checkpoint(path)
+    config = {**last.config, "note": "\x1b[2Jgone", "\x1b[31m": [1, "\n\x07"]}
+    write_checkpoint(path, replace(last, config=config))
+    result = call("inspect", "run")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\x07" not in result.stdout
+    assert "\\x1b[2Jgone" in result.stdout

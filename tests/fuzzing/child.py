@@ -2,7 +2,8 @@
 
     python -m fuzzing.child          reads {"loader", "path"} lines, answers each with an `Outcome`
 
-Peak memory is the largest resident size of the whole process during a case, libraries included, and
+Time is that of the processor, as others may be at work on it; a case that takes 30 s by the clock
+hangs. Peak memory is the largest resident size of the whole process during a case, libraries included, and
 the growth of its address space, which also counts what is asked for and never touched. Linux only;
 elsewhere neither is known.
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from xpcap.errors import XpcapError, printable
 
 SECONDS, MEGABYTES = 1.0, 500
-HANGS = 30.0  # seconds, after which a case is given up
+HANGS = 30.0  # seconds by the clock, after which a case is given up
 _RESERVE = 2**31  # bytes of address space that a case may ask for, so that the machine survives it
 _STATUS = Path("/proc/self/status")
 _ROOM = ("memory allocation", "bad_alloc", "bad allocation", "out of memory", "unable to allocate")
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     fault
         What was wrong with that, or None.
     seconds
-        How long it took.
+        Of processor time that it took.
     megabytes
         The peak of resident memory.
     """
@@ -49,9 +50,19 @@ class Outcome(NamedTuple):
 
 
 class Child:
-    """The process, seen from outside; it is started when needed, and anew after a crash."""
+    """The process, seen from outside; it is started when needed, and anew after a fault.
 
-    def __init__(self):
+    Parameters
+    ----------
+    seconds
+        Of processor time that a case may take.
+    hangs
+        Seconds by the clock after which it is given up.
+    """
+
+    def __init__(self, seconds=SECONDS, hangs=HANGS):
+        self.seconds = seconds
+        self.hangs = hangs
         self._process = None
 
     def load(self, loader, path):
@@ -60,13 +71,13 @@ class Child:
         Returns
         -------
         Outcome
-            One that took too long was taken twice: the shorter time counts.
+            Of one that took too long, the shorter time of two counts.
         """
         outcome = self._load(loader, path)
-        if outcome.fault is None and outcome.seconds > SECONDS:
+        if outcome.fault is None and outcome.seconds > self.seconds:
             again = self._load(loader, path)
             outcome = min(outcome, again, key=lambda one: one.seconds)
-            if outcome.seconds > SECONDS:
+            if outcome.seconds > self.seconds:
                 return outcome._replace(fault=f"takes {outcome.seconds:.1f} s")
         return outcome
 
@@ -77,7 +88,7 @@ class Child:
         self._process.stdin.write(f"{request}\n".encode())
         self._process.stdin.flush()
         begun = time.perf_counter()
-        if not select.select([self._process.stdout], [], [], HANGS)[0]:
+        if not select.select([self._process.stdout], [], [], self.hangs)[0]:
             self.close()
             return Outcome(False, "hangs", time.perf_counter() - begun, 0)
         answer = self._process.stdout.readline()
@@ -104,6 +115,7 @@ class Child:
                 "MALLOC_ARENA_MAX": "1",
             },
         )
+        self._process.stdout.readline()  # it is ready
 
     def close(self):
         """End it."""
@@ -143,7 +155,7 @@ def _watched(load, path, printed):
     before, peak_before, _ = _memory()
     if _STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5")  # the largest resident size begins anew
-    begun, fault, opened = time.perf_counter(), None, False
+    begun, fault, opened = time.process_time(), None, False
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -151,7 +163,7 @@ def _watched(load, path, printed):
             opened = True
         except Exception as error:
             fault = fault_of(error)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     _, peak, resident = _memory()
     grown = peak - before if peak > peak_before else 0
     if fault is None and said:
@@ -175,8 +187,11 @@ def _limit():
 
 def main():
     """Answer requests until there are no more."""
+    from fuzzing.faults import FAULTS
     from fuzzing.loaders import LOADERS
 
+    loads = {name: loader.load for name, loader in LOADERS.items()}
+    loads |= {fault.__name__: fault for fault in FAULTS}
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryFile() as file:
         printed = file.fileno()
@@ -184,11 +199,11 @@ def main():
         os.dup2(printed, 2)
         if _STATUS.exists():
             _limit()
+        answers.write("ready\n")
+        answers.flush()
         for line in sys.stdin:
             request = json.loads(line)
-            loader = LOADERS[request["loader"]]
-            sys.stdout.flush()
-            outcome = _watched(loader.load, Path(request["path"]), printed)
+            outcome = _watched(loads[request["loader"]], Path(request["path"]), printed)
             answers.write(f"{json.dumps(outcome)}\n")
             answers.flush()
 

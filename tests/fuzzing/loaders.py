@@ -1,9 +1,11 @@
 """What of xpcap reads files: for each a valid one, how it is changed, and what reads it."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,19 +58,18 @@ class Loader(NamedTuple):
     changed
         From the bytes of the valid file, a strategy of others.
     needs
-        A library that need not be installed.
+        Libraries that need not be installed.
     """
 
     make: Callable[[Path], Path]
     load: Callable[[Path], Any]
     changed: Callable[[bytes], SearchStrategy[bytes]]
-    needs: str | None = None
+    needs: Sequence[str] = ()
 
     @property
     def missing(self):
-        """The library that is not there."""
-        there = self.needs is None or importlib.util.find_spec(self.needs)
-        return None if there else self.needs
+        """The libraries that are not there."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
 def tiny(folder, name, **options):
@@ -278,8 +279,6 @@ FILES = {"captions.h5": b"many words " * 3000, "vocab.json": b"{}"}
 
 
 def archive(folder):
-    import zipfile
-
     with zipfile.ZipFile(folder / "archive.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in FILES.items():
             file.writestr(f"coco/{name}", content)
@@ -287,8 +286,6 @@ def archive(folder):
 
 
 def load_archive(path):
-    import hashlib
-
     manifest = {
         name: Expected(len(content), hashlib.sha256(content).hexdigest())
         for name, content in FILES.items()
@@ -351,6 +348,7 @@ def tensors(folder):
     return path
 
 
+ONNX = ("onnx", "onnxruntime")
 PICTURES = {
     "PNG": {},
     "PNG, 16 bits": {"kind": "PNG", "mode": "I;16"},
@@ -364,9 +362,7 @@ PICTURES = {
     "WEBP": {},
     "WEBP, lossless": {"kind": "WEBP", "lossless": True},
     "TIFF": {},
-    "TIFF, LZW": {"kind": "TIFF", "compression": "tiff_lzw"},
-    "TIFF, JPEG": {"kind": "TIFF", "compression": "jpeg"},
-    "TIFF, deflate": {"kind": "TIFF", "mode": "RGBA", "compression": "tiff_adobe_deflate"},
+    "TIFF, clear": {"kind": "TIFF", "mode": "RGBA"},
     "PPM": {},
 }
 
@@ -423,9 +419,9 @@ LOADERS = {
     ),
     "archive": Loader(archive, load_archive, zipped),
     "extraction": Loader(interrupted, load_extraction, flipped),
-    "network": Loader(network, load_network, flipped, "onnxruntime"),
-    "preprocessing": Loader(preprocessing, load_preprocessing, json_file, "onnxruntime"),
-    "extractor": Loader(description, load_description, json_file, "onnxruntime"),
+    "network": Loader(network, load_network, flipped, ONNX),
+    "preprocessing": Loader(preprocessing, load_preprocessing, json_file, ONNX),
+    "extractor": Loader(description, load_description, json_file, ONNX),
     "checkpoint": Loader(run, read_checkpoint, safetensors),
     "run": Loader(run, load_run, safetensors),
     "history": Loader(history, read_history, json_lines),

@@ -25,7 +25,7 @@ from xpcap.cli.inspect import inspect
 from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
-from xpcap.errors import Stopped, XpcapError
+from xpcap.errors import Stopped, XpcapError, printable
 
 USER_ERROR, SIGNALLED = 2, 128
 
@@ -96,7 +96,7 @@ class Commands(click.Group):
 
 
 def _end(message: str, status: int) -> NoReturn:
-    click.echo(f"xpcap: {' '.join(message.split())}", err=True)
+    click.echo(f"xpcap: {printable(' '.join(message.split()))}", err=True)
     sys.exit(status)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from xpcap.errors import printable
+
 device_option = click.option(
     "--device",
     metavar="auto|cpu|gpu|gpu:K",
@@ -24,8 +26,13 @@ runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, me
 
 
 def talk(message: str) -> None:
-    """Say something that is no result."""
-    click.echo(message, err=True)
+    """Say something that is no result, in a line that a terminal does not obey."""
+    click.echo(printable(message), err=True)
+
+
+def show(line: object) -> None:
+    """Print a line of a result, in which nothing is left that a terminal obeys."""
+    click.echo(printable(str(line)))
 
 
 def open_device(name: str) -> Any:
@@ -39,8 +46,8 @@ def open_device(name: str) -> Any:
 
 
 def show_json(value: Any) -> None:
-    """Print a result for a program."""
-    click.echo(json.dumps(value, indent=2))
+    """Print a result for a program, in ASCII."""
+    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def show_captions(shown: Sequence[dict[str, Any]]) -> None:
@@ -50,9 +57,9 @@ def show_captions(shown: Sequence[dict[str, Any]]) -> None:
     """
     several = any(len(entry["captions"]) > 1 for entry in shown)
     for entry in shown:
-        click.echo(entry["image"])
+        show(entry["image"])
         for found in entry["captions"]:
             log_prob = f"{found['log_prob']:7.2f}  " if several else ""
-            click.echo(f"  xpcap   {log_prob}{found['caption']}")
+            show(f"  xpcap   {log_prob}{found['caption']}")
         for sentence in entry.get("references", []):
-            click.echo(f"  people  {sentence}")
+            show(f"  people  {' '.join(sentence.split())}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xpcap.cli._options import AnyPath, json_option, show_json
+from xpcap.cli._options import AnyPath, json_option, show, show_json
 
 
 @click.command()
@@ -30,11 +30,11 @@ def inspect(path: Path, as_json: bool) -> None:
         return
     arrays, config = found.pop("arrays"), found.pop("config")
     for name, value in [*found.items(), *config.items()]:
-        click.echo(f"{name.replace('_', ' '):<11} {_said(value)}")
+        show(f"{name.replace('_', ' '):<11} {_said(value)}")
     width = max((len(array["name"]) for array in arrays), default=0)
     for array in arrays:
         shape = " × ".join(map(str, array["shape"]))
-        click.echo(f"{array['name']:<{width}}  {array['dtype']}  {shape}  {array['bytes']:,} bytes")
+        show(f"{array['name']:<{width}}  {array['dtype']}  {shape}  {array['bytes']:,} bytes")
 
 
 def _contents(file: Path, checkpoint: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from xpcap.files import read_bytes
 MAX_BYTES = 20 * 2**20
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 MOST_PIXELS = 89_000_000  # of any picture
-UNSUSPICIOUS, DENSEST = 2**22, 100  # pixels of a picture; and how many for a byte of its file
+UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of a picture; and how many for a byte of its file
+_TILE = 1024  # pixels on a side
 LARGEST_FILE = 2**29  # bytes of a picture's file
 _LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # pixels; threads decode such ones in turn
 
@@ -91,7 +92,7 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     ------
     DataError
         If it is broken, no picture, or so large that it may be an attack: more than 89
-        million pixels, or than 4 million and 100 for a byte of the file.
+        million pixels, or than 16.7 million and 32 for a byte of the file.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -104,7 +105,8 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
             large = opened.width * opened.height > _LARGE
             with _DECODING_LARGE if large else contextlib.nullcontext():
                 ImageOps.exif_transpose(opened, in_place=True)
-                return _on_white(opened)
+                opened.load()
+                return _in_colours(opened)
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's decoders fails in its own way
@@ -114,8 +116,25 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
         raise DataError(f"{name} cannot be opened as a picture: {reason}") from error
 
 
+def _in_colours(image: Any) -> Any:
+    """Return a loaded picture in red, green and blue; by tiles, so that it is there twice at most.
+
+    One that is so already is returned as it is.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    found = Image.new("RGB", image.size)
+    for left in range(0, image.width, _TILE):
+        for top in range(0, image.height, _TILE):
+            box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
+            found.paste(_on_white(image.crop(box)), box)
+    return found
+
+
 def _on_white(image: Any) -> Any:
-    """Return a picture in red, green and blue, laid on white where it is transparent."""
+    """Lay a picture on white where it is transparent."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
