@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ class ThreadRanks:
 
 
 def together(count, work):
-    """Call `work(ranks)` on so many ranks, and return what it returned; the first to fail counts."""
+    """Call `work(ranks)` on so many ranks, and return what it returned; one may fail."""
     barrier, slots = threading.Barrier(count, timeout=SECONDS), [None] * count
     done, failed = [None] * count, []
 
@@ -105,6 +106,7 @@ def together(count, work):
             pass
         except BaseException as error:
             failed.append(error)
+            time.sleep(0.2)  # until those that it has met last have left the barrier
             barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]

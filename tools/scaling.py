@@ -13,9 +13,9 @@ The model: a step of n ranks takes
     fixed + captions / n * each + log2(n) latency + 2 (n - 1) / n * bytes / bandwidth
 
 with the all-reduce by recursive halving and doubling (Thakur, Rabenseifner, Gropp, "Optimization of
-collective communication operations in MPICH", 2005). `fixed` (the update of all parameters, and what
-matrix products of fewer rows lose) and `each` come from the first rank's steps alone, latency and
-bandwidth from the sums of two ranks. Predictions are nothing but this formula.
+collective communication operations in MPICH", 2005). `fixed` (the update of all parameters, and
+what matrix products of fewer rows lose) and `each` come from the first rank's steps alone, latency
+and bandwidth from the sums of two ranks. Predictions are nothing but this formula.
 """
 
 from __future__ import annotations
@@ -175,7 +175,12 @@ def vocabulary_part(size: Configuration, gates: int, words: float, distinct: flo
     `words` and `distinct` are a caption's.
     """
     H, V, W, D = size.hidden, size.vocabulary, size.wordvec, size.features
-    scores, recurrent, inputs, images = words * H * V, words * H * gates, distinct * W * gates, D * H
+    scores, recurrent, inputs, images = (
+        words * H * V,
+        words * H * gates,
+        distinct * W * gates,
+        D * H,
+    )
     products = 3 * (scores + recurrent + inputs) + 2 * images
     parameters = H * V + H * gates + W * gates + D * H + V * W
     return [H * V / parameters, (2 * recurrent + 2 * inputs + images) / products]
@@ -198,7 +203,9 @@ def report(name: str, workload: Workload, steps: dict[str, Figures], sums: dict[
     speedup = float(numpy.median(ratios))
     alone = median["whole"] / (median["half"] + times[gradient])
     print(f"{name} {workload.cell}: {size.batch_size} captions, gradient {gradient / 1e6:.1f} MB")
-    print(f"  a step: one rank {1e3 * median['whole']:.1f} ms, two {1e3 * median['together']:.1f} ms")
+    print(
+        f"  a step: one rank {1e3 * median['whole']:.1f} ms, two {1e3 * median['together']:.1f} ms"
+    )
     print(f"  speed-up {speedup:.2f} (quartiles {low:.2f} to {high:.2f}, best {ratios[-1]:.2f})")
     print(
         f"  half the captions: alone {1e3 * median['half']:.1f} ms, beside the other's"
@@ -249,7 +256,11 @@ def predict(workload: Workload, model: Model) -> list[dict[str, float]]:
                 f"    {devices:>3} devices, {speed:>3} x as fast as a core here: efficiency"
                 f" {weak:4.0%} at {size.batch_size} captions each ({overlapped:.0%} with the"
                 f" vocabulary's part overlapped)"
-                + (f", {strong:.0%} at {size.batch_size} in all" if devices <= size.batch_size else "")
+                + (
+                    f", {strong:.0%} at {size.batch_size} in all"
+                    if devices <= size.batch_size
+                    else ""
+                )
             )
             found.append(
                 {"devices": devices, "speed": speed, "weak": weak, "overlapped": overlapped,
@@ -277,7 +288,9 @@ def main(
         before = os.getloadavg()[0]
         found = measure(workload, ranks, rounds, calls)
         if ranks.rank == 0:
-            print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
+            print(
+                f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores"
+            )
             results.append(report(name, workload, *found))
     if ranks.rank == 0 and json_file:
         json_file.write_text(json.dumps(results, indent=1) + "\n")

@@ -39,7 +39,7 @@ import xpcap
 from xpcap.backend import Array, to_host
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError
-from xpcap.files import explained, new_file
+from xpcap.files import check_plain, explained, new_file
 
 FORMAT = 2
 _TEXT = "xpcap"
@@ -133,14 +133,16 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "progress": asdict(state.progress),
     }
     arrays = {
-        ".".join(name): numpy.ascontiguousarray(to_host(value)) for name, value in _named(state)
+        ".".join(name): numpy.ascontiguousarray(to_host(value))
+        for name, value in named_arrays(state)
     }
     content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(text)})
     with new_file(path) as temporary, explained(path, "write"):
         temporary.write_bytes(content)
 
 
-def _named(state: State) -> Iterator[tuple[tuple[str, ...], Array]]:
+def named_arrays(state: State) -> Iterator[tuple[tuple[str, ...], Array]]:
+    """Yield all arrays of a state, each with the parts of its name in a file."""
     for name, value in state.parameters.items():
         yield ("parameters", name), value
     for key, by_name in state.memory.items():
@@ -174,11 +176,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     text, arrays = _read(path)
     try:
         return _parse(text, arrays)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {_reason(error)}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+    check_plain(path)
     with explained(path, "read"), open(path, "rb"):
         pass  # safetensors has no errors of the operating system
     try:
@@ -200,12 +203,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
 
 
 def _check_format(path: Path, text: Mapping[str, Any]) -> None:
-    if text.get("format") != FORMAT:
-        writer = text.get("written_by")
-        version = writer.get("xpcap") if isinstance(writer, dict) else None
+    writer = text.get("written_by")
+    if not isinstance(writer, dict):
         raise CheckpointError(
-            f"{path} has format {text.get('format')!r:.40}, written by xpcap {version!s:.40};"
-            f" expected format {FORMAT}"
+            f"{path} is no checkpoint of a run; weights that were exported become one by xpcap"
+            " import"
+        )
+    if text.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {text.get('format')!r:.40}, written by xpcap"
+            f" {writer.get('xpcap')!s:.40}; expected format {FORMAT}"
         )
 
 
@@ -214,11 +221,11 @@ def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Chec
 
     Raises
     ------
-    ValueError, KeyError, TypeError
+    ValueError, KeyError, TypeError, OverflowError
         If they make none.
     """
     vocabulary = Vocabulary.checked(text["vocabulary"], "'vocabulary'")
-    for name in ("config", "optimizer", "progress", "written_by"):
+    for name in ("config", "optimizer", "progress"):
         if not isinstance(text.get(name), dict):
             raise CheckpointError(f"expected '{name}', an object")
     parameters: dict[str, numpy.ndarray] = {}
@@ -233,10 +240,12 @@ def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Chec
                 raise CheckpointError(f"'{name}' is no array of a checkpoint")
         if not numpy.isfinite(value).all():
             raise CheckpointError(f"'{name}' holds NaN or infinite numbers")
-    shapes = {name: value.shape for name, value in parameters.items()}
+    expected = {name: (value.shape, value.dtype) for name, value in parameters.items()}
     for key, by_name in memory.items():
-        if {name: value.shape for name, value in by_name.items()} != shapes:
-            raise CheckpointError(f"'memory.{key}' does not have the shapes of the parameters")
+        if {name: (value.shape, value.dtype) for name, value in by_name.items()} != expected:
+            raise CheckpointError(
+                f"'memory.{key}' does not have the shapes and dtypes of the parameters"
+            )
     for name, number in text["optimizer"].items():
         if type(number) not in (int, float) or not math.isfinite(number):
             raise CheckpointError(f"optimizer: expected '{name}' to be a number")

@@ -4,9 +4,46 @@ The command line prints the line and exits with 2. A library user catches `Xpcap
 built-in exception that the kind also is.
 """
 
+from __future__ import annotations
+
+import re
+
+LONGEST = 2000  # characters of a message
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # controls, the line feed and the tab among them
+    "\u2028-\u202e\u2066-\u2069"  # ends of lines, and turns of the direction of writing
+    "\ud800-\udfff]"  # halves of characters, which no encoding has
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text as one line that a terminal shows and does not obey.
+
+    What moves a cursor, changes colours or the direction of writing, or cannot be encoded is
+    escaped as Python does it.
+
+    Examples
+    --------
+    >>> print(printable("a cat\x1b[2J\n"))
+    a cat\x1b[2J\n
+    """
+    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+
 
 class XpcapError(Exception):
-    """Anything xpcap refuses, whatever the kind."""
+    """Anything xpcap refuses, whatever the kind: its message is one line, and `printable`.
+
+    Parameters
+    ----------
+    message
+        What is wrong, and what was expected. It may quote files; of one that is very long, both
+        ends are kept.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        super().__init__(printable(message))
 
 
 class BackendError(XpcapError, TypeError):
@@ -30,11 +67,22 @@ class ConfigurationError(XpcapError, ValueError):
 
 
 class Stopped(XpcapError):
-    """Training was asked to stop, by a signal, and has written down where it is."""
+    """Training was asked to stop, by a signal, and has written down where it is.
 
-    def __init__(self, message: str, signal: int) -> None:
+    Parameters
+    ----------
+    message
+        What was done, and how to go on.
+    signal
+        Its number.
+    at_once
+        Whether there was no time for that: the last checkpoint is of before.
+    """
+
+    def __init__(self, message: str, signal: int, at_once: bool = False) -> None:
         super().__init__(message)
         self.signal = signal
+        self.at_once = at_once
 
 
 class DivergedError(XpcapError, ArithmeticError):

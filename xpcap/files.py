@@ -1,4 +1,4 @@
-"""Writing files and folders so that they are either whole or not there."""
+"""Files and folders: written so that they are whole or not there, read within bounds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from xpcap.errors import DataError
+
+LARGE, SMALL = 2**30, 2**26  # bytes of a file of text that are read, at most
+UNSUSPICIOUS, SWELLING = 2**26, 100  # bytes of memory; and how many for a byte of a file
 
 
 @contextlib.contextmanager
@@ -35,20 +39,67 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         raise DataError(f"cannot {doing} {path}: {reason}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def check_plain(path: Path) -> None:
+    """Check that a plain file is at a path: no folder, and no device or pipe, which may never end.
 
     Raises
     ------
     DataError
-        If it cannot be read, or is not JSON.
+        If there is none.
     """
     with explained(path, "read"):
-        content = path.read_bytes()
+        try:
+            plain = stat.S_ISREG(path.stat().st_mode)
+        except ValueError as error:
+            raise DataError(f"{path} is no name that a file can have") from error
+    if not plain:
+        raise DataError(f"{path} is not a plain file")
+
+
+def read_bytes(path: Path, most: int = LARGE) -> bytes:
+    """Read a plain file of at most `most` bytes.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is larger.
+    """
+    check_plain(path)
+    with explained(path, "read"), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise DataError(f"{path} is {size} bytes; expected at most {most}")
+        return file.read(size)
+
+
+def read_json(path: Path, most: int = LARGE) -> Any:
+    """Read a JSON file of at most `most` bytes.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, is larger, or is not JSON.
+    """
+    content = read_bytes(path, most)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def check_swelling(what: str, size: int, stored: int) -> None:
+    """Check that what a file holds takes 64 MiB of memory, or 100 times its room in the file.
+
+    Raises
+    ------
+    DataError
+        If it takes more: a small file could fill the memory.
+    """
+    if size > max(UNSUSPICIOUS, SWELLING * stored):
+        raise DataError(
+            f"{what} would take {size} bytes of memory, and has {stored} in the file; expected at"
+            f" most {SWELLING} times as many"
+        )
 
 
 @contextlib.contextmanager
@@ -74,13 +125,77 @@ def new_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, content: bytes, length: int | None = None) -> None:
+    """Add to the end of a file, and wait until that is on the disk; or leave the file as it was.
+
+    Parameters
+    ----------
+    path
+        The file; made if it is not there.
+    content
+        What is added.
+    length
+        After how many bytes, what follows being dropped; None is at the end.
+
+    Raises
+    ------
+    DataError
+        If that cannot be done.
+    """
+    rest = memoryview(content)
+    with explained(path, "write"), open(path, "ab", buffering=0, opener=not_through_links) as file:
+        end = file.tell()
+        length = end if length is None else length
+        try:
+            if end > length:
+                file.truncate(length)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, length)
+            raise
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """Open a file, as the `opener` of `open`, unless it is a link, which may lead anywhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def remove_parts(folder: Path, name: str) -> None:
+    """Remove what processes that were killed inside `new_file` have left in a folder.
+
+    Parameters
+    ----------
+    folder
+        Where no other process writes files of that name.
+    name
+        Of the files they were writing; it may be a pattern.
+
+    Raises
+    ------
+    DataError
+        If something cannot be removed.
+    """
+    with explained(folder, "write"):
+        for part in folder.glob(f".{name}.*.part"):
+            part.unlink()
+
+
 def synchronize(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk; Windows has no such wait."""
+    """Wait until a file, or a folder's names, are on the disk.
+
+    Windows, and some file systems for folders, have no such wait.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 
@@ -103,6 +218,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             temporary.replace(path)
+            synchronize(path.parent)
         except DataError as error:  # name the folder that was asked for
             raise DataError(str(error).replace(str(temporary), str(path))) from error
         finally:
@@ -112,7 +228,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def lock(file: IO[bytes], path: Path) -> None:
     """Let no other process lock an open file, called `path`, until it is closed.
 
-    On Windows, which has other locks, nothing is done.
+    On Windows, and on file systems that have no such locks, nothing is done.
 
     Raises
     ------
@@ -127,6 +243,9 @@ def lock(file: IO[bytes], path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DataError(f"{path} is in use: another xpcap is at work on it") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def check_new_folder(path: Path) -> None:

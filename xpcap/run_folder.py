@@ -5,6 +5,7 @@ last.safetensors    the last checkpoint, from which training goes on
 history.jsonl       an object a step, and one an epoch with the validation figures
 pca.h5              where features are reduced: the transform, so that new pictures can follow
 step-N.safetensors  earlier checkpoints, where they were asked for
+diverged.json       what is known of the step where numbers went wrong, if training stopped there
 """
 
 from __future__ import annotations
@@ -37,16 +38,12 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.errors import CheckpointError, XpcapError
-from xpcap.files import explained, lock, new_folder
+from xpcap.files import explained, lock, new_folder, not_through_links, remove_parts
 from xpcap.models import CaptioningRNN
 from xpcap.parallel import Alone, Ranks, share_out
 
-BEST, LAST, HISTORY, TRANSFORM = (
-    "best.safetensors",
-    "last.safetensors",
-    "history.jsonl",
-    "pca.h5",
-)
+BEST, LAST, EARLIER = "best.safetensors", "last.safetensors", "step-*.safetensors"
+HISTORY, TRANSFORM, REPORT = "history.jsonl", "pca.h5", "diverged.json"
 _LOCK = ".lock"
 BATCH = 256
 
@@ -98,19 +95,40 @@ def is_run(folder: Path) -> bool:
         return any((folder / name).exists() for name in (BEST, LAST))
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Return a run's last checkpoint, its best where there is no last; a file is returned as it is.
+
+    Raises
+    ------
+    CheckpointError
+        If there is neither.
+    """
+    with explained(path, "read"):
+        if not path.is_dir():
+            return path
+        for name in (LAST, BEST):
+            if (path / name).exists():
+                return path / name
+    raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let no other process train in a run's folder meanwhile.
 
+    What processes that were killed have left there half-written is removed.
+
     Raises
     ------
     DataError
-        If another one does.
+        If another one does, or the folder cannot be written.
     """
     with explained(folder, "write"):
-        file = open(folder / _LOCK, "ab")  # noqa: SIM115 - closed below
+        file = open(folder / _LOCK, "ab", opener=not_through_links)  # noqa: SIM115 - closed below
     with file:
         lock(file, folder)
+        for name in (BEST, LAST, EARLIER, REPORT):
+            remove_parts(folder, name)
         yield
 
 
@@ -354,6 +372,9 @@ def _build(path: Path, checkpoint: Checkpoint) -> CaptioningRNN:
         ("W_proj", 0): "input_dim",
         ("W_proj", 1): "hidden_dim",
         ("W_embed", 1): "wordvec_dim",
+        ("Wx", 0): "wordvec_dim",
+        ("Wh", 0): "hidden_dim",
+        ("W_vocab", 0): "hidden_dim",
     }
     for (name, axis), size in sizes.items():  # before memory is taken
         there = parameters[name].shape if name in parameters else ()
@@ -361,11 +382,18 @@ def _build(path: Path, checkpoint: Checkpoint) -> CaptioningRNN:
             raise CheckpointError(
                 f"{path}: '{name}' is of shape {there}; expected 'model' of the same {size}"
             )
-    if len(parameters["W_embed"]) != len(checkpoint.vocabulary):
+    words, hidden = len(checkpoint.vocabulary), len(parameters["Wh"])
+    if not len(parameters["W_embed"]) == parameters["W_vocab"].shape[1] == words:
         raise CheckpointError(
-            f"{path}: 'W_embed' has {len(parameters['W_embed'])} rows; expected one for each of"
-            f" {len(checkpoint.vocabulary)} words"
+            f"{path}: 'W_embed' has {len(parameters['W_embed'])} rows, and 'W_vocab'"
+            f" {parameters['W_vocab'].shape[1]} columns; expected one for each of {words} words"
         )
+    for name in ("Wx", "Wh"):
+        if parameters[name].shape[1] < hidden:
+            raise CheckpointError(
+                f"{path}: '{name}' is of shape {parameters[name].shape}; expected {hidden} columns"
+                " or more, as there are hidden units"
+            )
     try:
         model = CaptioningRNN(checkpoint.vocabulary.word_to_idx, **config["model"], backend="cpu")
     except (XpcapError, TypeError, ValueError, MemoryError) as error:

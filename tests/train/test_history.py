@@ -72,15 +72,19 @@ def test_the_norm_is_that_of_all_gradients_before_they_are_clipped(dataset, tmp_
     assert read_history(tmp_path / "h.jsonl").grad_norm[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_clipping_there_is_no_norm(dataset, tmp_path):
-    trainer = build(dataset, "cpu", clip_norm=None)
-    History(tmp_path / "h.jsonl").follow(trainer)
-    trainer.run()
-    lines = [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    assert [set(line) for line in steps] == [{"step", "epoch", "lr", "loss", "grad_norm"}] * 14
-    assert {line["grad_norm"] for line in steps} == {None}
-    assert numpy.isnan(read_history(tmp_path / "h.jsonl").grad_norm).all()
+@pytest.mark.parametrize("resident", [False, True])
+def test_without_clipping_the_norm_is_written_too(dataset, backend, tmp_path, resident):
+    norms = []
+    for clip_norm in (None, 1e9):  # which clips nothing
+        trainer = build(dataset, backend, clip_norm, resident)
+        path = tmp_path / f"{clip_norm}.jsonl"
+        History(path).follow(trainer)
+        trainer.run()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        assert [set(line) for line in steps] == [{"step", "epoch", "lr", "loss", "grad_norm"}] * 14
+        norms.append(read_history(path).grad_norm)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
 def test_a_gpu_waits_only_when_lines_are_written(dataset, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_the_best_parameters_are_those_of_their_epoch(dataset, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_training(dataset):
     trainer = build(dataset)
     trainer.model.params["b_vocab"][0] = numpy.nan
-    with pytest.raises(DivergedError, match="train loss is nan after epoch 1, step 5"):
+    with pytest.raises(DivergedError, match="step 5: the train loss after epoch 1 is nan"):
         trainer.run()
 
 

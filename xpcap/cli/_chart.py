@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 import numpy
 
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, printable
 
 MARKS, BEST = "●▲■◆○△□◇", "★"
 COLOURS, GREY, RED = (33, 208, 35, 170, 37), 244, 203  # of 256, seen on dark and light alike
@@ -133,7 +133,7 @@ def _legend(series: Sequence[Series], screen: Screen) -> list[str]:
     for curve in series:
         mark = curve.mark or _LINE
         painted = click.style(mark, fg=curve.colour) if screen.colours else mark
-        lines.append(f"{painted} {curve.label}")
+        lines.append(f"{painted} {printable(curve.label)}")
     return lines
 
 

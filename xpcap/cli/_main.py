@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -20,12 +24,34 @@ from xpcap.cli.data import data
 from xpcap.cli.evaluate import evaluate
 from xpcap.cli.exchange import export, import_
 from xpcap.cli.info import info
+from xpcap.cli.inspect import inspect
 from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
-from xpcap.errors import Stopped, XpcapError
+from xpcap.errors import Stopped, XpcapError, printable
 
-USER_ERROR, INTERRUPTED, SIGNALLED = 2, 130, 128
+USER_ERROR, SIGNALLED = 2, 128
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; like Ctrl-C, nothing on the way takes it for an error of its own."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is inside the block as Ctrl-C does, half-written files removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
@@ -48,20 +74,25 @@ class Commands(click.Group):
         if parallel.rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results come from the first process
         try:
-            result = run()
+            with _terminable():
+                result = run()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(USER_ERROR)
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
-        except Stopped as stop:  # and so are all other ranks, at the same step
-            if not parallel.rank():
+        except Stopped as stop:
+            if stop.at_once:
+                _end(str(stop), SIGNALLED + stop.signal)
+            if not parallel.rank():  # all others have stopped at the same step
                 _say(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
-            _end("interrupted", INTERRUPTED)
+            _end("interrupted", SIGNALLED + signal.SIGINT)
+        except _Terminated:
+            _end("terminated", SIGNALLED + signal.SIGTERM)
         except BrokenPipeError:
             sys.stdout = None  # nobody reads on: say no more
             sys.exit(0)
@@ -79,7 +110,7 @@ class Commands(click.Group):
 
 def _say(message: str) -> None:
     who = f"rank {parallel.rank()}: " if parallel.launched() else ""
-    click.echo(f"xpcap: {who}{' '.join(message.split())}", err=True)
+    click.echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
 
 
 def _end(message: str, status: int) -> NoReturn:
@@ -102,7 +133,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    train, curves, caption, evaluate, report, export, import_, data, selfcheck, bench, info,
+    train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
+    info,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpcap import parallel
+from xpcap.errors import printable
 
 if TYPE_CHECKING:
     from xpcap.backend import Backend
@@ -32,9 +33,17 @@ runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, me
 
 
 def talk(message: str) -> None:
-    """Say something that is no result; of several processes the first one speaks."""
+    """Say something that is no result, in a line that a terminal does not obey.
+
+    Of several processes the first one speaks.
+    """
     if not parallel.rank():
-        click.echo(message, err=True)
+        click.echo(printable(message), err=True)
+
+
+def show(line: object) -> None:
+    """Print a line of a result, in which nothing is left that a terminal obeys."""
+    click.echo(printable(str(line)))
 
 
 def open_device(name: str) -> Any:
@@ -78,8 +87,8 @@ def open_runs(runs: Sequence[Path], device: str) -> Run:
 
 
 def show_json(value: Any) -> None:
-    """Print a result for a program."""
-    click.echo(json.dumps(value, indent=2))
+    """Print a result for a program, in ASCII."""
+    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def show_captions(shown: Sequence[dict[str, Any]]) -> None:
@@ -89,9 +98,9 @@ def show_captions(shown: Sequence[dict[str, Any]]) -> None:
     """
     several = any(len(entry["captions"]) > 1 for entry in shown)
     for entry in shown:
-        click.echo(entry["image"])
+        show(entry["image"])
         for found in entry["captions"]:
             log_prob = f"{found['log_prob']:7.2f}  " if several else ""
-            click.echo(f"  xpcap   {log_prob}{found['caption']}")
+            show(f"  xpcap   {log_prob}{found['caption']}")
         for sentence in entry.get("references", []):
-            click.echo(f"  people  {sentence}")
+            show(f"  people  {' '.join(sentence.split())}")

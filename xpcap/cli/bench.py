@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from xpcap.cli._options import device_option, json_option, open_device, show_json, talk
+from xpcap.cli._options import device_option, json_option, open_device, show, show_json, talk
 
 
 @click.command()
@@ -49,4 +49,4 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
         return
     talk(f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions a call")
     for result in results:
-        click.echo(result.line())
+        show(result.line())

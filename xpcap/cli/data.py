@@ -14,6 +14,7 @@ from xpcap.cli._options import (
     join_others,
     json_option,
     open_device,
+    show,
     show_json,
     talk,
 )
@@ -40,7 +41,7 @@ def scenes(out: Path, seed: int, train: int, val: int) -> None:
     with stages() as progress:
         make_scenes(out, seed=seed, train=train, val=val, progress=progress)
     talk(f"{train} training and {val} validation pictures")
-    click.echo(out)
+    show(out)
 
 
 @data.command("coco-json")
@@ -73,7 +74,7 @@ def coco_json(
         show_json({"folder": str(out), **asdict(report)})
         return
     _say_what_was_built(report, max_words)
-    click.echo(out)
+    show(out)
 
 
 @data.command()
@@ -173,7 +174,7 @@ def prepare(
     )
     if chosen is None:
         talk("features are still to come: see the README, Data folders")
-    click.echo(out)
+    show(out)
 
 
 def _say_what_was_built(report: BuildReport, max_words: int) -> None:
@@ -209,7 +210,7 @@ def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
         f" {report.explained:.1%} of the variance"
     )
     talk(f"{report.seconds:.1f} s, of which {report.product_seconds:.1f} s for matrix products")
-    click.echo(folder)
+    show(folder)
 
 
 @data.command()
@@ -227,7 +228,7 @@ def download(name: str, out: Path, url: str | None) -> None:
 
     with stages(in_bytes=True) as progress:
         download_coco(out, url or ADDRESS, progress)
-    click.echo(out)
+    show(out)
 
 
 @data.command()
@@ -250,20 +251,20 @@ def info(folder: Path, as_json: bool) -> None:
 
 
 def _show_summary(found: dict[str, Any]) -> None:
-    click.echo(f"{found['folder']}: {found.get('name') or 'unknown'}")
+    show(f"{found['folder']}: {found.get('name') or 'unknown'}")
     extractor = (found.get("extractor") or {}).get("name")
-    click.echo(f"  features    {found.get('features') or 'of unknown origin'}")
-    click.echo(f"  extractor   {extractor or 'none: new pictures cannot be captioned'}")
-    click.echo(f"  vocabulary  {found['vocabulary'] or 'unknown'}")
+    show(f"  features    {found.get('features') or 'of unknown origin'}")
+    show(f"  extractor   {extractor or 'none: new pictures cannot be captioned'}")
+    show(f"  vocabulary  {found['vocabulary'] or 'unknown'}")
     for name, split in found["splits"].items():
         unknown = f", <UNK> {split['unknown']:.1%} of their words" if "unknown" in split else ""
-        click.echo(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
+        show(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
         for kind, part in split["features"].items():
             if part:
                 shape = " x ".join(map(str, part["shape"]))
-                click.echo(f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB")
+                show(f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB")
         most = max(split.get("lengths", {}).values(), default=1)
         for length, count in split.get("lengths", {}).items():
-            click.echo(f"  {length:>3} words {count:>8}  {'#' * round(40 * count / most)}")
+            show(f"  {length:>3} words {count:>8}  {'#' * round(40 * count / most)}")
     for problem in found["problems"]:
-        click.echo(f"problem: {problem}")
+        show(f"problem: {problem}")

@@ -14,6 +14,7 @@ from xpcap.cli._options import (
     json_option,
     open_runs,
     runs_argument,
+    show,
     show_json,
     talk,
 )
@@ -68,4 +69,4 @@ def evaluate(
         return
     talk(f"{len(found.images)} images of '{split}'")
     for name, value in found.scores.corpus.items():
-        click.echo(f"{name:<15} {value:.4f}")
+        show(f"{name:<15} {value:.4f}")

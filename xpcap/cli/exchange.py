@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, talk
+from xpcap.cli._options import AnyPath, show, talk
 
 
 @click.command()
@@ -32,7 +32,7 @@ def export(run: Path, to: str, out: Path | None) -> None:
     opened = open_run(run, "cpu")
     path = out or opened.folder / f"captioner{FORMATS[to]}"
     export_run(opened, to, path)
-    click.echo(path)
+    show(path)
 
 
 @click.command("import")
@@ -72,4 +72,4 @@ def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path
         f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors {model['wordvec_dim']},"
         f" {len(run.vocabulary)} words, {model['input_dim']} features"
     )
-    click.echo(out)
+    show(out)

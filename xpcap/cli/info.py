@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from xpcap.cli._options import json_option, show_json
+from xpcap.cli._options import json_option, show, show_json
 
 PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "numba", "cupy-cuda12x",
             "cupy-cuda13x")  # fmt: skip
@@ -26,7 +26,7 @@ def info(as_json: bool) -> None:
         return
     width = max(map(len, found))
     for name, value in found.items():
-        click.echo(f"{name:<{width}}  {value}")
+        show(f"{name:<{width}}  {value}")
 
 
 def _gather() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, device_option, open_device
+from xpcap.cli._options import AnyPath, device_option, open_device, show
 
 PAGE = "report.html"
 
@@ -58,4 +58,4 @@ def report(
     how = Beam(width=beam, length_penalty=length_penalty, constraints=Constraints(banned=banned))
     page = out or run / PAGE
     write_report(page, gather(runs, split, how, data, count))
-    click.echo(page)
+    show(page)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +24,13 @@ from xpcap.cli._options import (
     talk,
 )
 from xpcap.cli._progress import stages, training
+from xpcap.cli._run_options import changed, saved_every, to_options
 
 if TYPE_CHECKING:
     from xpcap.parallel import Ranks
-    from xpcap.train.options import RunOptions
     from xpcap.train.trainer import Trainer
 
 SHOWN = 8
-CHANGEABLE = ("epochs", "patience", "lazy")
 
 
 @click.command()
@@ -118,13 +119,14 @@ CHANGEABLE = ("epochs", "patience", "lazy")
     type=AnyPath,
     metavar="RUN",
     show_default=False,
-    help="Go on with a run that was stopped. --epochs, --patience, --lazy, --data, --device and how"
-    " it is saved may be others then.",
+    help="Go on with a run that was stopped. Its options are as before; these may be given anew:"
+    " --epochs, --patience, --lazy, --save-every, --keep, --on-nan, --on-nan-limit, --data,"
+    " --device and --tensorboard.",
 )
 @click.option(
     "--save-every",
     metavar="STEPS|MINUTESm",
-    callback=lambda context, parameter, value: _saved_every(value),
+    callback=lambda context, parameter, value: saved_every(value),
     show_default="an epoch",
     help="Write a checkpoint so often besides: 500, or 10m.",
 )
@@ -135,7 +137,8 @@ CHANGEABLE = ("epochs", "patience", "lazy")
     "--on-nan",
     type=click.Choice(["stop", "skip", "rollback"]),
     default="stop",
-    help="When a loss is not finite or explodes: skip the minibatch, or go back at half the rate.",
+    help="When a loss or a gradient is not finite, or a loss explodes: skip the minibatch, or go"
+    " back at half the rate.",
 )
 @click.option(
     "--on-nan-limit", type=click.IntRange(min=0), default=3, help="How often, before it stops."
@@ -157,30 +160,24 @@ def train(
     and --resume RUN goes on from there as if it had never stopped.
     """  # fmt: skip
     from xpcap.run_folder import Run, check_new_run
-    from xpcap.train.recovery import OnNaN
     from xpcap.train.run import Conduct, resume_run, train_run
-    from xpcap.train.saving import Saving
     from xpcap.train.showing import caption_dataset
 
-    steps, minutes = options.pop("save_every")
-    conduct = Conduct(
-        Saving(steps, minutes, options.pop("keep")),
-        OnNaN(options.pop("on_nan"), options.pop("on_nan_limit")),
-        options.pop("tensorboard"),
-        warn=talk,
-    )
+    conduct = Conduct(options.pop("tensorboard"), warn=talk)
     if resume is not None:
-        changes = _changes(resume, options)
+        if _given("out"):
+            raise click.UsageError("--out does not go with --resume, which goes on in its folder")
+        anew = {name: value for name, value in options.items() if _given(name)}
         backend = open_device(device)
         conduct = replace(conduct, ranks=join_others(backend))
-        moved = None if _is_default("data") else _data_folder(data, conduct.ranks)
-        talk(f"run: {resume}")
+        moved = _data_folder(data, conduct.ranks) if _given("data") else None
         with training() as watch:
-            conduct = replace(conduct, watch=None if parallel.rank() else watch)
-            trainer, dataset = resume_run(resume, backend, changes, moved, conduct)
+            conduct = replace(conduct, watch=None if parallel.rank() else _told(watch, resume))
+            change = functools.partial(changed, given=anew)
+            trainer, dataset = resume_run(resume, backend, change, moved, conduct)
         out = resume
     else:
-        chosen = _options(options)
+        chosen = to_options(options)
         if out is not None:
             check_new_run(out)
         backend = open_device(device)
@@ -205,77 +202,10 @@ def train(
         )
 
 
-def _options(options: dict[str, Any]) -> RunOptions:
-    """Return what the command's options say of a run."""
-    from xpcap.train import Schedule
-    from xpcap.train.options import RunOptions
-
-    options = dict(options)
-    schedule = Schedule(
-        epochs=options.pop("epochs"),
-        lr_decay=options.pop("lr_decay"),
-        cosine=options.pop("schedule") == "cosine",
-        clip_norm=options.pop("clip") or None,
-        patience=options.pop("patience"),
-    )
-    return RunOptions(schedule=schedule, **options)
-
-
-def _changes(run: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what is to be other than before in a run that is resumed.
-
-    Raises
-    ------
-    click.UsageError
-        If an option was given that is another than before and cannot be.
-    """
-    from dataclasses import asdict
-
-    from xpcap.checkpoint import read_checkpoint
-    from xpcap.run_folder import LAST, is_run
-    from xpcap.train.options import options_of
-
-    if not _is_default("out"):
-        raise click.UsageError("--out does not go with --resume, which goes on in the same folder")
-    if not is_run(run):
-        raise click.UsageError(f"--resume: {run} is not a run; expected one made by xpcap train")
-    given = [name for name in options if not _is_default(name)]
-    asked = asdict(_options(options))
-    before = asdict(options_of(read_checkpoint(run / LAST).config))
-    for values in (asked, before):
-        schedule = values.pop("schedule")
-        values |= {
-            "epochs": schedule["epochs"],
-            "patience": schedule["patience"],
-            "lr_decay": schedule["lr_decay"],
-            "schedule": "cosine" if schedule["cosine"] else "constant",
-            "clip": schedule["clip_norm"],
-        }
-    for name in given:
-        if name not in CHANGEABLE and asked[name] != before[name]:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} cannot be changed when a run is resumed (it was"
-                f" {before[name]}); these can: {', '.join(f'--{one}' for one in CHANGEABLE)},"
-                " --data, --device, --save-every, --keep, --on-nan, --on-nan-limit, --tensorboard"
-            )
-    return {name: asked[name] for name in given if name in CHANGEABLE}
-
-
-def _is_default(name: str) -> bool:
+def _given(name: str) -> bool:
+    """Whether an option stands in the command line."""
     source = click.get_current_context().get_parameter_source(name)
-    return source is not ParameterSource.COMMANDLINE
-
-
-def _saved_every(value: str | None) -> tuple[int | None, float | None]:
-    """Return how many steps or minutes, one of them None."""
-    if value is None:
-        return None, None
-    try:
-        return (None, float(value[:-1])) if value.endswith("m") else (int(value), None)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"'{value}' is neither a number of steps nor one of minutes, such as 500 or 10m"
-        ) from error
+    return source is ParameterSource.COMMANDLINE
 
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
@@ -295,6 +225,17 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
 
     parallel.in_turn(ranks, make)
     return folder
+
+
+def _told(watch: Callable[[Trainer], None], run: Path) -> Callable[[Trainer], None]:
+    """Return what says where a run goes on before it watches it."""
+
+    def begin(trainer: Trainer) -> None:
+        total = trainer.schedule.epochs * len(trainer.batches)
+        talk(f"run: {run}, from step {trainer.step} of {total}")
+        watch(trainer)
+
+    return begin
 
 
 def _next_run(parent: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Unpacking a zip archive of which every file is known beforehand."""
+"""Reading zip archives that nobody vouches for: all files of one, or a single file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xpcap.data.progress import Progress
 from xpcap.errors import DataError
-from xpcap.files import read_json
+from xpcap.files import check_plain, explained, read_json
 
 PIECE = 2**20
 
@@ -81,7 +81,7 @@ def unpack(
     """
     with _opened(archive) as opened:
         members = [
-            (_find(opened, name, inside, expected), name, expected)
+            (_find_expected(opened, name, inside, expected), name, expected)
             for name, expected in manifest.items()
         ]
         done, total = 0, unpacked_size(manifest)
@@ -96,6 +96,30 @@ def unpack(
             _check_digest(name, digest.hexdigest(), expected.sha256)
 
 
+def read_member(archive: Path, name: str, most: int) -> bytes:
+    """Read a file of at most `most` bytes out of an archive.
+
+    Raises
+    ------
+    DataError
+        If the archive is missing or broken, or the file is missing, there twice, encrypted, no
+        plain file, larger, or damaged.
+    """
+    check_plain(archive)
+    with explained(archive, "read"):
+        try:
+            with _opened(archive) as opened:
+                member = _find(opened, name)
+                if member.file_size > most:
+                    raise DataError(
+                        f"{name} in the archive is {member.file_size} bytes; expected at most"
+                        f" {most}"
+                    )
+                return b"".join(_pieces(opened, member, member.file_size))
+        except DataError as error:
+            raise DataError(f"{archive}: {error}") from error
+
+
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     with open(archive, "rb") as file:
@@ -107,9 +131,9 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
             yield opened
 
 
-def _find(opened: zipfile.ZipFile, name: str, inside: str, expected: Expected) -> zipfile.ZipInfo:
+def _find(opened: zipfile.ZipFile, name: str, *others: str) -> zipfile.ZipInfo:
     """Find a file by its exact place, so that no name in the archive can lead elsewhere."""
-    found = [m for m in opened.infolist() if m.filename in (name, f"{inside}/{name}")]
+    found = [member for member in opened.infolist() if member.filename in (name, *others)]
     if len(found) != 1:
         raise DataError(f"the archive holds {name} {len(found)} times; expected it once")
     member = found[0]
@@ -119,6 +143,13 @@ def _find(opened: zipfile.ZipFile, name: str, inside: str, expected: Expected) -
         raise DataError(f"{name} in the archive is encrypted; expected a plain file")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{name} in the archive is not compressed by the usual method, deflate")
+    return member
+
+
+def _find_expected(
+    opened: zipfile.ZipFile, name: str, inside: str, expected: Expected
+) -> zipfile.ZipInfo:
+    member = _find(opened, name, f"{inside}/{name}")
     if member.file_size != expected.size:
         raise DataError(
             f"{name} in the archive is {member.file_size} bytes; expected {expected.size}"

@@ -6,6 +6,7 @@ instances file, in ascending category id. Colours, actions and scenes can only b
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from xpcap.data.encoding import (
 from xpcap.data.folder import SplitContents, write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
-from xpcap.files import new_folder, read_json
+from xpcap.files import check_swelling, new_folder, read_json
 
 VALIDATION_EVERY = 5
 NUMBERS = ("log(1 + count)", "sqrt(largest area)", "sqrt(total area)", "centre x", "centre y")
@@ -82,6 +83,11 @@ def build_from_coco(
     check_limits(min_count, max_words)
     images = _read_images(captions)
     categories = _add_boxes(instances, images)
+    check_swelling(
+        f"{instances}: a feature for each of {len(categories)} categories and {len(images)} images",
+        len(images) * len(categories) * len(NUMBERS) * numpy.float64().itemsize,
+        captions.stat().st_size + instances.stat().st_size,
+    )
     ordered = [image for _, (image, _) in sorted(images.items())]
     last = VALIDATION_EVERY - 1
     parts = {
@@ -222,9 +228,11 @@ def box_features(image: AnnotatedImage, categories: Sequence[int]) -> numpy.ndar
         Areas and centres are shares of the image.
     """
     features = numpy.zeros((len(categories), len(NUMBERS)))
+    by_category = collections.defaultdict(list)
+    for box in image.boxes:
+        by_category[box[0]].append(box)
     for row, category in enumerate(categories):
-        boxes = [box for box in image.boxes if box[0] == category]
-        if boxes:
+        if boxes := by_category.get(category):
             _, largest, x, y = max(boxes, key=lambda box: box[1])
             total = sum(box[1] for box in boxes)
             features[row] = math.log1p(len(boxes)), math.sqrt(largest), math.sqrt(total), x, y

@@ -16,7 +16,7 @@ from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array
 from xpcap.data.vocabulary import NULL, START, Vocabulary, decode_captions, plain
 from xpcap.errors import DataError
-from xpcap.files import explained, read_json
+from xpcap.files import SMALL, explained, read_bytes, read_json
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Dataset:
         if not isinstance(images, list) or not all(map(_is_described, images)):
             raise DataError(
                 f"{path}: expected '{name}', a list of objects with 'captions', each a list of"
-                " texts"
+                " texts, and 'id', if any, a whole number"
             )
         count = self.splits[name].features.shape[0]
         if len(images) != count:
@@ -132,7 +132,11 @@ class Dataset:
 
 def _is_described(image: Any) -> bool:
     captions = image.get("captions") if isinstance(image, dict) else None
-    return isinstance(captions, list) and all(isinstance(said, str) for said in captions)
+    return (
+        isinstance(captions, list)
+        and all(isinstance(said, str) for said in captions)
+        and type(image.get("id", 0)) is int
+    )
 
 
 def open_dataset(
@@ -202,16 +206,23 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / layout.DESCRIPTION
     if not path.exists():
         return {"name": folder.resolve().name}
-    description = read_json(path)
+    description = read_json(path, SMALL)
     if (
         not isinstance(description, dict)
         or not isinstance(description.get("name"), str)
+        or not isinstance(description.get("features", ""), str)
         or not isinstance(description.get("extractor", {}), dict)
+        or not _is_plain_name(description.get("pictures", "pictures"))
     ):
         raise DataError(
-            f"{path}: expected an object with 'name', a text, and 'extractor', if any, an object"
+            f"{path}: expected an object with 'name', a text; and, if any, 'features', a text,"
+            " 'extractor', an object, and 'pictures', the name of a file beside it"
         )
     return description
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name == Path(name).name
 
 
 def _choose_features(folder: Path, features: str) -> str:
@@ -292,8 +303,7 @@ def read_urls(path: Path, images: int) -> list[str]:
     DataError
         If the file is missing or has another number of lines.
     """
-    with explained(path, "read"):
-        urls = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    urls = read_bytes(path).decode("utf-8", "replace").splitlines()
     if len(urls) != images:
         raise DataError(f"{path} has {len(urls)} lines; expected {images}, one an image")
     return [url.strip() for url in urls]

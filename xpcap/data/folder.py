@@ -154,6 +154,9 @@ def write_features(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file inside a folder that is itself being made."""
+    """Write a text file inside a folder that is itself being made.
+
+    Halves of characters, which JSON can hold and UTF-8 cannot, become question marks.
+    """
     with explained(path, "write"):
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")

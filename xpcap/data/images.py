@@ -13,10 +13,14 @@ import numpy
 
 from xpcap.data.web import FAILURES, check_web, open_url, reason_of
 from xpcap.errors import DataError
-from xpcap.files import explained
+from xpcap.files import read_bytes
 
 MAX_BYTES = 20 * 2**20
-_OPENING = threading.Lock()
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+MOST_PIXELS = 89_000_000  # of any picture
+UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of a picture; and how many for a byte of its file
+_TILE = 1024  # pixels on a side
+LARGEST_FILE = 2**29  # bytes of a picture's file
 _LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # pixels; threads decode such ones in turn
 
 
@@ -62,9 +66,7 @@ def open_picture(path: Path) -> Any:
     DataError
         If the file is missing, or as `decode_picture`.
     """
-    with explained(path, "read"):
-        content = path.read_bytes()
-    return decode_picture(content, path)
+    return decode_picture(read_bytes(path, LARGEST_FILE), path)
 
 
 def decode_picture(content: bytes, name: str | Path) -> Any:
@@ -76,7 +78,8 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     Parameters
     ----------
     content
-        Of a file of any format that Pillow reads.
+        Of a file in one of `FORMATS`; TIFF without compression. Other formats of Pillow's run other
+        programs, or libraries that print and have had holes.
     name
         What to call it if it is no picture.
 
@@ -88,24 +91,22 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     Raises
     ------
     DataError
-        If it is broken, no picture, or so large that it may be an attack.
+        If it is broken, no picture, or so large that it may be an attack: more than 89
+        million pixels, or than 16.7 million and 32 for a byte of the file.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        # filters of warnings belong to the process, not to a thread: one at a time
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(content))
-        large = opened.width * opened.height > _LARGE
-        with opened, _DECODING_LARGE if large else contextlib.nullcontext():
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
-                image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+        _check_webp(content)  # of which opening takes memory for all pixels
+        with _QUIETLY, Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            _check_pixels(opened.width * opened.height, len(content))
+            if opened.tile and opened.tile[0][0] == "libtiff":
+                raise ValueError("it is a compressed TIFF; expected one without compression")
+            large = opened.width * opened.height > _LARGE
+            with _DECODING_LARGE if large else contextlib.nullcontext():
+                ImageOps.exif_transpose(opened, in_place=True)
+                opened.load()
+                return _in_colours(opened)
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's decoders fails in its own way
@@ -113,3 +114,84 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
         if isinstance(error, UnidentifiedImageError):
             reason = "its format is unknown"
         raise DataError(f"{name} cannot be opened as a picture: {reason}") from error
+
+
+def _in_colours(image: Any) -> Any:
+    """Return a loaded picture in red, green and blue; by tiles, so that it is there twice at most.
+
+    One that is so already is returned as it is.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    found = Image.new("RGB", image.size)
+    for left in range(0, image.width, _TILE):
+        for top in range(0, image.height, _TILE):
+            box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
+            found.paste(_on_white(image.crop(box)), box)
+    return found
+
+
+def _on_white(image: Any) -> Any:
+    """Lay a picture on white where it is transparent."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+        image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _check_pixels(pixels: int, size: int) -> None:
+    """Check that a picture's pixels are not too many, for any file or for one of `size` bytes."""
+    most = min(MOST_PIXELS, max(UNSUSPICIOUS, DENSEST * size))
+    if pixels > most:
+        raise ValueError(f"it has {pixels} pixels in {size} bytes; expected at most {most}")
+
+
+def _check_webp(content: bytes) -> None:
+    """Check the size in the header of a WebP file (RFC 9649), if it is one."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
+        return
+    match content[12:16]:
+        case b"VP8X":
+            sides = [int.from_bytes(content[k : k + 3], "little") + 1 for k in (24, 27)]
+        case b"VP8L":
+            both = int.from_bytes(content[21:25], "little")
+            sides = [(both >> shift & 0x3FFF) + 1 for shift in (0, 14)]
+        case _:
+            sides = [int.from_bytes(content[k : k + 2], "little") & 0x3FFF for k in (26, 28)]
+    _check_pixels(sides[0] * sides[1], len(content))
+
+
+class _Quietly:
+    """Keeps Pillow from warning of what is odd in a file, as long as any thread is inside.
+
+    Filters of warnings belong to the process, not to a thread: the first one sets them, and the
+    last one takes them away.
+    """
+
+    def __init__(self) -> None:
+        self._counting = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._counting:
+            if not self._inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._counting:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+_QUIETLY = _Quietly()

@@ -2,24 +2,25 @@
 
 Where the numbers lie in the file as NumPy has them in memory, rows are read past HDF5, which takes
 several times as long. They are read, not mapped: mapped pages count as the program's memory.
-Anything else (chunked, compressed, in several files) is read by blocks of rows, and the blocks used
-last are kept.
+Anything else (chunked, compressed) is read by blocks of rows, and the blocks used last are kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 
-from xpcap.data.hdf5 import find_array, open_hdf5
+from xpcap.data.chunks import Chunks
+from xpcap.data.hdf5 import find_array, open_hdf5, whole
 
 KEPT_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**20  # of a block of rows where the file itself has none
@@ -48,13 +49,17 @@ def open_rows(path: Path, key: str) -> RowReader:
     DataError
         If the file is missing, truncated or holds something else.
     """
-    file = open_hdf5(path)
-    array = find_array(file, path, key, 2, "f")
-    start = _find_start(array)
-    if start is None:
-        return BlockRows(file, array)
-    with file:
-        return PlainRows(path, start, array.shape, array.dtype)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_hdf5(path))
+        array = find_array(file, path, key, 2, "f")
+        with whole(path, key):
+            if array.chunks is not None:
+                chunks = Chunks(path, key, array)
+                return BlockRows(chunks.read, chunks.close, array, chunks.height)
+            if (start := _find_start(array)) is not None:
+                return PlainRows(path, start, array.shape, array.dtype)
+        stack.pop_all()
+        return BlockRows(lambda first, end: array[first:end], file.close, array)
 
 
 def _find_start(array: Any) -> int | None:
@@ -113,24 +118,36 @@ class PlainRows:
 
 
 class BlockRows:
-    """A `RowReader` of any array, by blocks as high as its chunks.
+    """A `RowReader` of any array, by blocks of rows.
 
     Blocks used last are kept, 256 MiB of them, or a single one if that is larger.
 
     Parameters
     ----------
-    file, array
-        The open file and the array in it.
+    read
+        Returns the rows from a first one to before an end.
+    close
+        Called when no more are needed.
+    array
+        Their shape and dtype.
+    height
+        How many rows a block has; None is 1 MiB of them.
     """
 
-    def __init__(self, file: Any, array: Any) -> None:
+    def __init__(
+        self,
+        read: Callable[[int, int], numpy.ndarray],
+        close: Callable[[], object],
+        array: Any,
+        height: int | None = None,
+    ) -> None:
         self.shape: tuple[int, int] = array.shape
         self._dtype = array.dtype
         row_bytes = max(1, self.shape[1] * self._dtype.itemsize)
-        self._height = array.chunks[0] if array.chunks else math.ceil(BLOCK_BYTES / row_bytes)
+        self._height = height or math.ceil(BLOCK_BYTES / row_bytes)
         kept = max(1, KEPT_BYTES // (self._height * row_bytes))
-        self._block = functools.lru_cache(kept)(functools.partial(_read_block, array, self._height))
-        self._file = file
+        self._block = functools.lru_cache(kept)(functools.partial(_read_block, read, self._height))
+        self._close = close
 
     def read(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Take rows out of their blocks, each of which is looked up once."""
@@ -144,12 +161,13 @@ class BlockRows:
     def close(self) -> None:
         """Close the file and forget the blocks."""
         self._block.cache_clear()
-        self._file.close()
+        self._close()
 
 
-def _read_block(array: Any, height: int, number: int) -> numpy.ndarray:
-    block: numpy.ndarray = array[number * height : (number + 1) * height]
-    return block
+def _read_block(
+    read: Callable[[int, int], numpy.ndarray], height: int, number: int
+) -> numpy.ndarray:
+    return read(number * height, (number + 1) * height)
 
 
 def _runs(begins: numpy.ndarray) -> Iterator[tuple[int, int]]:

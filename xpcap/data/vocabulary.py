@@ -16,7 +16,7 @@ import numpy
 
 from xpcap.backend import Array, to_host
 from xpcap.errors import DataError
-from xpcap.files import new_file, read_json
+from xpcap.files import SMALL, new_file, read_json
 
 NULL, START, END, UNK = "<NULL>", "<START>", "<END>", "<UNK>"
 SPECIAL = (NULL, START, END, UNK)
@@ -104,7 +104,7 @@ class Vocabulary:
         DataError
             If the file is missing, no such JSON, or its two halves disagree.
         """
-        content = read_json(path)
+        content = read_json(path, SMALL)
         words = content.get("idx_to_word") if isinstance(content, dict) else None
         vocabulary = cls.checked(words, f"{path}: 'idx_to_word'")
         if content.get("word_to_idx") != vocabulary.word_to_idx:
@@ -118,13 +118,15 @@ class Vocabulary:
         Raises
         ------
         DataError
-            If they are not a list of words, all different, the special ones first.
+            If they are not a list of words, all different and without spaces, the special first.
         """
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: expected a list of words")
         vocabulary = cls(words)
         if len(vocabulary.word_to_idx) != len(words):
             raise DataError(f"{where} holds a word twice; expected each word once")
+        if not all(word.split() == [word] for word in words):
+            raise DataError(f"{where} holds a word that is empty or has a space in it")
         if tuple(words[: len(SPECIAL)]) != SPECIAL:
             raise DataError(f"{where} does not begin with {', '.join(SPECIAL)}")
         return vocabulary

@@ -29,7 +29,8 @@ def write_report(path: Path, report: Report) -> None:
     """
     html = render(report)
     with new_file(path) as temporary, explained(path, "write"):
-        temporary.write_text(html, encoding="utf-8")
+        # JSON can hold halves of characters, which UTF-8 cannot
+        temporary.write_text(html, encoding="utf-8", errors="replace")
 
 
 def render(report: Report) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy
 
+from xpcap.data.archive import read_member
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
-from xpcap.data.images import decode_picture, open_picture
+from xpcap.data.images import LARGEST_FILE, decode_picture, open_picture
 from xpcap.errors import DataError
 
 THUMBNAIL = 256  # pixels of the longer side, at most
@@ -64,10 +64,10 @@ def picture_of(dataset: Dataset, split: str, row: int) -> Any:
     try:
         if "pictures" not in description:
             return open_picture(Path(address))
-        with zipfile.ZipFile(dataset.folder / description["pictures"]) as archive:
-            member = address.removeprefix(f"{description['pictures']}/")
-            return decode_picture(archive.read(member), address)
-    except (DataError, OSError, KeyError, zipfile.BadZipFile):
+        archive = description["pictures"]
+        member = address.removeprefix(f"{archive}/")
+        return decode_picture(read_member(dataset.folder / archive, member, LARGEST_FILE), address)
+    except DataError:
         return None
 
 

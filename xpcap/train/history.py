@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any, TypeAlias
 import numpy
 
 from xpcap.errors import DataError
-from xpcap.files import explained
+from xpcap.files import append, explained, read_bytes
 from xpcap.train.trainer import Trainer
 
 FLUSH_EVERY = 50
 _LARGEST = 2**53  # integers up to here are floats too
+_COLUMNS = 32  # names in lines, at most; each has a number for every line
 
 Line: TypeAlias = dict[str, Any]
 
@@ -27,7 +27,7 @@ class History:
     """Writes a run's `history.jsonl`.
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
-    all gradients before clipping, either null if it is not finite, the norm also without clipping.
+    all gradients before clipping, either null if it is not finite.
     An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
     measured. What is on the device is fetched a batch of steps at a time, so that it is not stopped
     at each.
@@ -37,7 +37,8 @@ class History:
     path
         The file; lines are added to it. None writes nothing: another process does.
     length
-        How many of its bytes are to be kept, as where a run is resumed.
+        How many of its bytes are to be kept, as where a run is resumed; of a file that is shorter,
+        whole lines.
     also
         Called with the lines that were written, and when each happened, in seconds since 1970.
     warn
@@ -60,7 +61,9 @@ class History:
         check: Callable[[Trainer], None] | None = None,
     ) -> None:
         self.path = path
-        self.length = length
+        self.length = _whole_lines(path, length)
+        if path is not None and self.length < length and warn is not None:
+            warn(f"warning: {path} does not tell of all steps; it goes on as it is")
         self._also = also
         self._warn = warn
         self._check = check
@@ -96,13 +99,16 @@ class History:
         self._steps = 0
         if self._check is not None:
             self._check(trainer)
-        lines = [
-            (when, {**line, **{name: _fetched(value) for name, value in there.items()}})
+        self._pending = [
+            (when, {**line, **{name: _fetched(value) for name, value in there.items()}}, {})
             for when, line, there in self._pending
         ]
+        lines = [(when, line) for when, line, _ in self._pending]
         text = "".join(f"{json.dumps(line)}\n" for _, line in lines).encode()
         try:
-            self._append(text)
+            if self.path is not None:
+                append(self.path, text, self.length)
+            self.length += len(text)
             self._pending.clear()
             if self._also is not None:
                 self._also(lines)
@@ -115,15 +121,13 @@ class History:
         """Forget what is pending of later steps than `step`: they are taken back."""
         self._pending = [entry for entry in self._pending if entry[1]["step"] <= step]
 
-    def _append(self, text: bytes) -> None:
-        if self.path is None:
-            return
-        with explained(self.path, "write"), open(self.path, "ab") as file:
-            file.truncate(self.length)  # lines that are not to be kept, or half a line
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        self.length += len(text)
+
+def _whole_lines(path: Path | None, length: int) -> int:
+    """Return how long the whole lines are that lie in the first `length` bytes of a file."""
+    if path is None or not length or not path.exists():
+        return 0
+    with explained(path, "read"):
+        return path.read_bytes()[:length].rfind(b"\n") + 1
 
 
 def _fetched(value: Any) -> float | None:
@@ -180,9 +184,8 @@ def read_history(path: Path) -> Curves:
     DataError
         If the file cannot be read, or a line, which is named, is not what `History` writes.
     """
-    with explained(path, "read"):
-        lines = path.read_bytes().split(b"\n")
-    steps, epochs = list[Line](), list[Line]()
+    lines = read_bytes(path).split(b"\n")
+    steps, epochs, names = list[Line](), list[Line](), set[str]()
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
@@ -195,6 +198,9 @@ def read_history(path: Path) -> Curves:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         (steps if "loss" in line else epochs).append(line)
+        names.update(line)
+        if len(names) > _COLUMNS:
+            raise DataError(f"{path}, line {number}: expected at most {_COLUMNS} names in all")
     return Curves(
         step=_integers(steps, "step"),
         epoch=_integers(steps, "epoch"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.captioner import check_cell
 from xpcap.optim import check_positive, find_rule
+from xpcap.train.recovery import OnNaN
+from xpcap.train.saving import Saving
 from xpcap.train.trainer import Schedule
 
 _COMPARED = 100  # images
@@ -48,8 +50,8 @@ class RunOptions:
         The update rule and its learning rate.
     precision
         Of matrix products, see `TrainingStep`.
-    schedule
-        See `Schedule`.
+    schedule, saving, on_nan
+        How long it is trained, when it is saved, and what is done when numbers go wrong.
     seed
         Of initial parameters, dropout, order and draws.
 
@@ -73,6 +75,8 @@ class RunOptions:
     lr: float = 1e-3
     precision: str = "float32"
     schedule: Schedule = field(default_factory=Schedule)
+    saving: Saving = field(default_factory=Saving)
+    on_nan: OnNaN = field(default_factory=OnNaN)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,7 +109,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
             "name": dataset.description["name"],
             "features": dataset.description.get("features"),
             "extractor": dataset.description.get("extractor"),
-            "captions": fingerprint(dataset.splits["train"]),
+            "captions": fingerprint(dataset.splits),
         },
         "training": {**training, "feature_scale": feature_scale},
     }
@@ -122,7 +126,8 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
     try:
         training = dict(config["training"])
         del training["feature_scale"]
-        training["schedule"] = Schedule(**training["schedule"])
+        for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
+            training[name] = kind(**training[name])
         training["features"] = config["data"]["kind"]
         model = {ours: config["model"][theirs] for ours, theirs in _MODEL.items()}
         return RunOptions(**training, **model)
@@ -130,20 +135,24 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
 
 
-def fingerprints(dataset: Dataset) -> dict[str, str]:
-    """Return what tells a data set from others, by name: captions, and some images' features."""
+def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
+    """Return, by name, what tells splits from others: captions, and features of some images."""
     found = {}
-    for name, split in dataset.splits.items():
+    for name, split in splits.items():
         rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
-        features = numpy.ascontiguousarray(split.features[rows])
-        found[f"captions of '{name}'"] = fingerprint(split)
-        found[f"features of '{name}'"] = hashlib.sha256(features.data).hexdigest()
+        found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
+        found[f"features of '{name}'"] = _digest([split.features[rows]])
     return found
 
 
-def fingerprint(split: Split) -> str:
+def fingerprint(splits: Mapping[str, Split]) -> str:
     """Return a number, in hexadecimal, that tells captions and their images from all others."""
+    both = splits["train"], splits["val"]
+    return _digest(array for split in both for array in (split.captions, split.image_idxs))
+
+
+def _digest(arrays: Iterable[numpy.ndarray]) -> str:
     digest = hashlib.sha256()
-    for array in (split.captions, split.image_idxs):
+    for array in arrays:
         digest.update(numpy.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import to_host
+from xpcap.backend import namespace, to_host
 from xpcap.checkpoint import State
 from xpcap.data.minibatch import Batch, gather
-from xpcap.errors import ConfigurationError, DivergedError, XpcapError
+from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import explained, new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
 from xpcap.parallel import Ranks
-from xpcap.train.trainer import Trainer
+from xpcap.run_folder import REPORT
+from xpcap.train.trainer import Trainer, WentWrong, wrong_with
 
 POLICIES = ("stop", "skip", "rollback")
-EXPLODED = 3.0  # times the loss of one who guesses among all words
-REPORT = "diverged.json"
 _NAMED = 5  # captions in a message
 
 
@@ -62,15 +61,6 @@ class OnNaN:
             raise ConfigurationError(f"{self.limit} recoveries cannot be; expected 0 or more")
 
 
-class WentWrong(XpcapError):
-    """A step whose numbers are no good, and why."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"step {step}: {reason}")
-        self.step = step
-        self.reason = reason
-
-
 class Recovery:
     """Watches a trainer's numbers, and mends what went wrong.
 
@@ -101,7 +91,7 @@ class Recovery:
         """Watch all that a trainer does from now on, until `check` is called."""
         self._well = _copied(trainer)
         trainer.on("step", self._note)
-        trainer.on("measured", self.check)
+        trainer.on("measured", self._look)
         trainer.on("epoch", self._remember)
 
     def _note(self, trainer: Trainer) -> None:
@@ -111,27 +101,28 @@ class Recovery:
         self._unseen.append((trainer.step, share, trainer.loss, trainer.gradient_norm))
 
     def check(self, trainer: Trainer) -> None:
-        """Look at the steps since the last look.
+        """Look at the steps since the last look, and remember the state if they are well.
 
         Raises
         ------
         WentWrong
             It names the first that went wrong.
         """
-        unseen, self._unseen = self._unseen, []
-        most = EXPLODED * math.log(len(trainer.model.word_to_idx))
-        for step, share, loss, norm in unseen:
-            value = float(loss) * share
-            if not math.isfinite(value):
-                raise WentWrong(step, f"the loss is {value}")
-            if norm is not None and not math.isfinite(float(norm)):
-                raise WentWrong(step, f"the gradients' norm is {float(norm)}")
-            if value > most:
-                raise WentWrong(
-                    step, f"the loss explodes: {value:.3g} nats a word, guessing has {most / 3:.3g}"
-                )
-        if unseen:
+        if self._unseen:
+            self._look(trainer)
             self._remember(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        """Look at the steps since the last look, and at what they leave."""
+        unseen, self._unseen = self._unseen, []
+        for step, share, loss, norm in unseen:
+            wrong = wrong_with(float(loss) * share, len(trainer.model.word_to_idx))
+            if wrong is not None:
+                raise WentWrong(step, f"the loss {wrong}")
+            if not math.isfinite(float(norm)):
+                raise WentWrong(step, f"the gradients' norm is {float(norm)}")
+        if unseen and not _is_finite(trainer.state()):
+            raise WentWrong(trainer.step, "it leaves parameters or moments that are not finite")
 
     def _remember(self, trainer: Trainer) -> None:
         self._well = _copied(trainer)
@@ -151,16 +142,16 @@ class Recovery:
         """
         assert self._well is not None
         self._unseen.clear()
-        done, rate = trainer.recoveries, trainer.rate_scale
         trainer.restore(self._well)
-        trainer.recoveries, trainer.rate_scale = done, rate
-        mended = self.on_nan.policy != "stop" and done < self.on_nan.limit
-        if mended and self.on_nan.policy == "rollback":
+        if trainer.step >= wrong.step:  # a validation goes wrong, and no step can be taken again
+            raise DivergedError(f"{wrong}; try a lower --lr")
+        policy, left = self.on_nan.policy, trainer.recoveries < self.on_nan.limit
+        if left and policy == "rollback":
             trainer.rate_scale /= 2
             what = f"back to step {trainer.step}, at {trainer.rate_scale:g} of the learning rate"
         else:
             trainer.replay(wrong.step - 1)
-            if not mended:
+            if not (left and policy == "skip" and _is_finite(trainer.state())):
                 raise DivergedError(self._report(trainer, wrong))
             trainer.step = wrong.step
             what = "skipped"
@@ -185,14 +176,17 @@ class Recovery:
             "captions": rows,
         }
         path = self.folder / REPORT
-        if not self._ranks.rank:
-            with new_file(path) as temporary, explained(path, "write"):
-                temporary.write_text(json.dumps(report, indent=2))
-        named = ", ".join(map(str, rows[:_NAMED]))
+        try:
+            if not self._ranks.rank:
+                with new_file(path) as temporary, explained(path, "write"):
+                    temporary.write_text(json.dumps(report, indent=2))
+        except DataError as error:
+            self._warn(f"warning: {error}")
+        named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+        what = f"first not finite: {first}" if first else "taken again, its numbers are finite"
         return (
-            f"{wrong}; learning rate {rate:.3g}, captions {named}, ... of the training split;"
-            f" {f'first not finite: {first}' if first else 'all numbers are finite'} ({path});"
-            " try a lower --lr, or --on-nan skip or rollback"
+            f"{wrong}; learning rate {rate:.3g}, captions {named} of the training split;"
+            f" {what} ({path}); try a lower --lr, or --on-nan skip or rollback"
         )
 
 
@@ -217,6 +211,15 @@ def _whole(batch: Batch, ranks: Ranks) -> Batch:
     places, *arrays = map(numpy.concatenate, zip(*ranks.gather(share), strict=True))
     captions, features, rows = (array[numpy.argsort(places)] for array in arrays)
     return Batch(captions, features, rows)
+
+
+def _is_finite(state: State) -> bool:
+    """Whether all numbers of a state are finite; it waits for the device once."""
+    arrays = [*state.parameters.values()]
+    for by_name in state.memory.values():
+        arrays += by_name.values()
+    xp = namespace(*arrays)
+    return bool(xp.stack([xp.isfinite(array).all() for array in arrays]).all())
 
 
 def _arrays(trainer: Trainer, batch: Batch) -> tuple[Any, Any]:

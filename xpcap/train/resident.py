@@ -93,7 +93,8 @@ class ResidentStep(TrainingStep):
         first = len(self._table) - len(table)
         to_device = self.model.backend.to_device
         self._order[...] = to_device(batches.order(epoch), numpy.int32)
-        self._table[first:] = to_device(numpy.array(table, self._table.dtype))
+        settings = numpy.array(table, self._table.dtype).reshape(-1, self._table.shape[1])
+        self._table[first:] = to_device(settings)
         self._position[...] = to_device(numpy.array([first, step]))
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
@@ -104,7 +105,7 @@ class ResidentStep(TrainingStep):
             self._repeated()
         self.optimizer.count(factor)
         self.loss = self._loss.copy()  # the next step writes where this one did
-        self.gradient_norm = None if self._norm is None else self._norm.copy()
+        self.gradient_norm = self._norm.copy()
 
     def _repeat(self) -> Repeated:
         return Repeated(self.packed.xp, self._launch, self._now.weight.dtype)
@@ -117,8 +118,8 @@ class ResidentStep(TrainingStep):
         )  # fmt: skip
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
         self._loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
+        self._norm = self.norm()
         if self.clip_norm is not None:
-            self._norm = self.norm()
             now.settings[:1] = clip_scale(xp, self._norm, self.clip_norm)
         self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Backend
-from xpcap.checkpoint import Checkpoint, State, read_checkpoint, write_checkpoint, written_by
+from xpcap.checkpoint import Checkpoint, State, read_checkpoint, written_by
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
@@ -20,10 +20,11 @@ from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
 from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
+from xpcap.files import explained
 from xpcap.kernels.products import check_precision
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
-from xpcap.parallel import Alone, Ranks, by_first, check_alike
+from xpcap.optim import Optimizer, find_rule
+from xpcap.parallel import Alone, Ranks, check_alike
 from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
 from xpcap.train.history import History
 from xpcap.train.options import (
@@ -33,15 +34,15 @@ from xpcap.train.options import (
     fingerprints,
     options_of,
 )
-from xpcap.train.recovery import OnNaN, Recovery, WentWrong
+from xpcap.train.recovery import Recovery
 from xpcap.train.resident import ResidentStep
-from xpcap.train.saving import Saver, Saving
+from xpcap.train.saving import Saver
 from xpcap.train.showing import check_data
 from xpcap.train.signals import heard
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.tensorboard import EventFile, check_events
-from xpcap.train.trainer import Trainer
+from xpcap.train.trainer import Trainer, WentWrong
 
 BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000
@@ -53,14 +54,10 @@ def say_nothing(message: str) -> None:
 
 @dataclass(frozen=True)
 class Conduct:
-    """How a run behaves, besides what it computes.
+    """How a run is watched while it trains.
 
     Parameters
     ----------
-    saving
-        When it writes checkpoints.
-    on_nan
-        What it does when numbers go wrong.
     tensorboard
         Where TensorBoard looks: an event file is written to its subfolder of the run's name.
     watch
@@ -71,8 +68,6 @@ class Conduct:
         The processes that train together; None is this one alone.
     """
 
-    saving: Saving = field(default_factory=Saving)
-    on_nan: OnNaN = field(default_factory=OnNaN)
     tensorboard: Path | None = None
     watch: Callable[[Trainer], None] | None = None
     warn: Callable[[str], None] = say_nothing
@@ -95,7 +90,7 @@ def train_run(
     backend
         Where.
     conduct
-        How it behaves.
+        How it is watched.
 
     Returns
     -------
@@ -134,14 +129,15 @@ def train_run(
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
         create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
-    _train(out, trainer, begun, conduct, events)
+    with _locked(out, ranks):
+        _train(out, trainer, begun, options, conduct, events)
     return trainer, dataset
 
 
 def resume_run(
     folder: Path,
     backend: Backend,
-    changes: Mapping[str, Any] | None = None,
+    change: Callable[[RunOptions], RunOptions] | None = None,
     data: Path | None = None,
     conduct: Conduct | None = None,
 ) -> tuple[Trainer, Dataset]:
@@ -156,12 +152,13 @@ def resume_run(
         The run.
     backend
         Where to go on.
-    changes
-        `epochs`, `patience` and `lazy`, where they are to be others than before.
+    change
+        Told the options that the run had, returns those it shall have: `schedule.epochs`,
+        `schedule.patience`, `lazy`, `saving` and `on_nan` may be others. None leaves them all.
     data
         The data folder, if it has moved.
     conduct
-        How it behaves.
+        How it is watched.
 
     Returns
     -------
@@ -174,56 +171,65 @@ def resume_run(
         As `train_run`; and if the folder holds no run that can be gone on with, another process is
         at work on it, or the data are others.
     """
-    conduct, changes = conduct or Conduct(), dict(changes or {})
-    last = read_checkpoint(folder / LAST)
-    try:
-        options = options_of(last.config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder / LAST}: {error}") from error
-    lazy = changes.pop("lazy", options.lazy)
-    options = replace(options, lazy=lazy, schedule=replace(options.schedule, **changes))
-    check_precision(options.precision, backend.device is not None, options.dtype)
-    run = open_run(folder / LAST, backend)
+    conduct, path = conduct or Conduct(), folder / LAST
+    with explained(folder, "read"):
+        if not path.exists():
+            raise CheckpointError(
+                f"{folder} has no {LAST} to go on from; expected a run made by xpcap train"
+            )
     ranks = conduct.ranks
-    dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
-    check_data(run, dataset)
-    if fingerprint(dataset.splits["train"]) != last.config["data"]["captions"]:
-        raise DataError(
-            f"{dataset.folder} has other training captions than {folder} was begun with"
-        )
-    scale = last.config["training"]["feature_scale"]
-    config = {**last.config, **configuration(dataset, options, scale)}
-    _check_alike(conduct, {**config, "progress": asdict(last.state.progress)}, dataset)
-    trainer = _trainer(run.model, dataset, options, ranks)
-    trainer.restore(last.state)
-    best = by_first(ranks, lambda: _find_best(folder, last, trainer.at_epochs_end))
-    if best is not None:
-        trainer.remember_best(best)
-    begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
-    _train(folder, trainer, begun, conduct, _events(conduct, folder, resumed=True))
+    with _locked(folder, ranks):
+        last = read_checkpoint(path)
+        try:
+            options = options_of(last.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        options = options if change is None else change(options)
+        check_precision(options.precision, backend.device is not None, options.dtype)
+        run = open_run(path, backend)
+        dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
+        check_data(run, dataset)
+        if fingerprint(dataset.splits) != run.config["data"].get("captions"):
+            raise DataError(f"{dataset.folder} has other captions than {folder} was begun with")
+        scale = last.config["training"]["feature_scale"]
+        config = {**last.config, **configuration(dataset, options, scale)}
+        _check_alike(conduct, {**config, "progress": asdict(last.state.progress)}, dataset)
+        trainer = _trainer(run.model, dataset, options, ranks)
+        _restore(folder, trainer, last.state, options.rule)
+        begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
+        events = _events(conduct, folder, resumed=True)
+        _train(folder, trainer, begun, options, conduct, events)
     return trainer, dataset
 
 
-def _find_best(folder: Path, last: Checkpoint, at_epochs_end: bool) -> State | None:
-    """Return the best epoch so far of a run that goes on from `last`, if there was one.
+def _restore(folder: Path, trainer: Trainer, last: State, rule: str) -> None:
+    """Let a trainer go on from the last checkpoint, and know the best epoch so far.
 
-    It may be one that `last` does not know of yet, for the epochs since then are taken again and
-    are the same; or `last` itself, if there was no time to write it a second time.
+    That may be one which the last checkpoint does not know of yet: it was written before it, and
+    the steps since then, when they are taken again, are the same.
     """
-    progress, path = last.state.progress, folder / BEST
-    if path.exists():
-        best = read_checkpoint(path).state
-        if best.progress.best_epoch >= progress.best_epoch:
-            return best
-    if progress.best_epoch == progress.epoch and at_epochs_end:
-        best = replace(last.state, memory={})
-        write_checkpoint(path, replace(last, state=best))
-        return best
-    if progress.best_epoch:
+    forgotten = set(find_rule(rule).memory) - last.memory.keys()
+    if last.optimizer.keys() != trainer.optimizer.numbers.keys() or (
+        last.optimizer["t"] and forgotten
+    ):
         raise CheckpointError(
-            f"{path} is not of epoch {progress.best_epoch}, the best so far as {folder / LAST} says"
+            f"{folder / LAST} does not have all that {rule} remembers; expected a checkpoint to go"
+            f" on from, which {BEST} is not"
         )
-    return None
+    trainer.restore(last)
+    best = read_checkpoint(folder / BEST).state if (folder / BEST).exists() else State({})
+    if best.progress.best_epoch < last.progress.best_epoch:
+        raise CheckpointError(
+            f"{folder / BEST} is not of epoch {last.progress.best_epoch}, the best so far as"
+            f" {folder / LAST} says"
+        )
+    if best.parameters:
+        trainer.remember_best(best)
+
+
+def _locked(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """Let no others train in a run's folder; of several ranks the first one sees to it."""
+    return nullcontext() if ranks.rank else locked(folder)
 
 
 def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | None:
@@ -244,9 +250,9 @@ def _check_alike(conduct: Conduct, config: Mapping[str, Any], dataset: Dataset) 
         It says what differs.
     """
     if conduct.ranks.size > 1:
-        found = {**_flat(config), **written_by(""), **fingerprints(dataset)}
+        found = {**_flat(config), **written_by(""), **fingerprints(dataset.splits)}
         del found["data.folder"]  # which another machine may have elsewhere
-        check_alike(conduct.ranks, {**found, "saving": conduct.saving, "on_nan": conduct.on_nan})
+        check_alike(conduct.ranks, found)
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -285,15 +291,19 @@ def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions, ranks:
 
 
 def _train(
-    folder: Path, trainer: Trainer, begun: Checkpoint, conduct: Conduct, events: Path | None
+    folder: Path,
+    trainer: Trainer,
+    begun: Checkpoint,
+    options: RunOptions,
+    conduct: Conduct,
+    events: Path | None,
 ) -> None:
     """Train to the end, in a folder that holds a run; the model has the best parameters then."""
     ranks = conduct.ranks
-    first = not ranks.rank
-    with locked(folder) if first else nullcontext(), heard() as signal:
-        recovery = Recovery(conduct.on_nan, folder, conduct.warn, ranks)
+    with heard() as signal:
+        recovery = Recovery(options.on_nan, folder, conduct.warn, ranks)
         history = History(
-            folder / HISTORY if first else None,
+            None if ranks.rank else folder / HISTORY,
             begun.state.progress.history,
             also=None if events is None else EventFile(events, trainer.step).write,
             warn=conduct.warn,
@@ -301,7 +311,7 @@ def _train(
         )
         recovery.follow(trainer)
         history.follow(trainer)
-        saver = Saver(folder, begun, history, conduct.saving, signal, conduct.warn, ranks)
+        saver = Saver(folder, begun, history, options.saving, signal, conduct.warn, ranks)
         saver.follow(trainer)
         if conduct.watch is not None:
             conduct.watch(trainer)

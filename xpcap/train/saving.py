@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from xpcap.checkpoint import Checkpoint, State, write_checkpoint
 from xpcap.errors import ConfigurationError, DataError, Stopped
+from xpcap.files import explained, new_file
 from xpcap.parallel import Ranks
-from xpcap.run_folder import BEST, LAST
+from xpcap.run_folder import BEST, EARLIER, LAST
 from xpcap.train.history import History
 from xpcap.train.signals import Heard
 from xpcap.train.trainer import Trainer
@@ -52,7 +54,9 @@ class Saver:
     """Writes a trainer's checkpoints, and stops it when a signal was heard.
 
     A checkpoint that cannot be written, as where the disk is full, leaves the one before whole;
-    training goes on, and the next one is tried.
+    training goes on, and the next one is tried. The best epoch's is written before the last one: so
+    whatever moment a process is killed at, the last one never knows of a better epoch than is
+    there.
 
     Parameters
     ----------
@@ -89,46 +93,73 @@ class Saver:
         self._heard = heard
         self._warn = warn
         self._ranks = ranks
-        self._saved = time.monotonic()
+        self._time = time.monotonic()
+        self._failed = False
+        self._best: State | None = None  # of the best epoch, until it is written
 
     def follow(self, trainer: Trainer) -> None:
         """Save whatever a trainer does from now on."""
         trainer.on("step", self._step)
         trainer.on("measured", self._stop_if_asked)
         trainer.on("epoch", self._epoch)
+        trainer.on("end", self._end)
+        if trainer.step:  # the process before may have been killed before it did this
+            self._keep(trainer.step)
 
     def _step(self, trainer: Trainer) -> None:
         steps, minutes = self.saving.steps, self.saving.minutes
         due = steps is not None and trainer.step % steps == 0
-        late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        if due or (minutes is not None and self._ranks.any(late)):
-            self.save(trainer)
-        self._stop_if_asked(trainer)
+        late = minutes is not None and time.monotonic() - self._time >= 60 * minutes
+        if minutes is not None:
+            late = self._ranks.any(late)
+        saved = (due or late) and self.save(trainer)
+        self._stop_if_asked(trainer, saved)
 
     def _epoch(self, trainer: Trainer) -> None:
-        self.save(trainer)
         if trainer.best_epoch == trainer.epoch:
-            self._write(BEST, replace(trainer.state(), memory={}))
-        self._stop_if_asked(trainer)
+            self._best = replace(trainer.state(), parameters=trainer.best_params, memory={})
+        saved = self.save(trainer)
+        self._stop_if_asked(trainer, saved)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _stop_if_asked(self, trainer: Trainer, saved: bool = False) -> None:
         if not self._ranks.any(self._heard.signal is not None):
             return
-        saved = self.save(trainer)
-        how = f"xpcap train --resume {self.folder} goes on" if saved else "which could not be saved"
-        message = f"stopped after step {trainer.step}; {how}"
+        if saved or self.save(trainer):
+            what, where = "", f"step {trainer.step}"
+        else:
+            what, where = ", which could not be saved", "the checkpoint before"
         signals = self._ranks.gather(self._heard.signal)
-        raise Stopped(message, next(number for number in signals if number is not None))
+        raise Stopped(
+            f"stopped after step {trainer.step}{what}; {self._resuming} goes on from {where}",
+            next(number for number in signals if number is not None),
+        )
+
+    def _end(self, trainer: Trainer) -> None:
+        if self._failed and not self.save(trainer):
+            raise DataError(
+                f"the end of training could not be saved; {self._resuming} goes on from the"
+                " checkpoint before"
+            )
+        self._stop_if_asked(trainer, saved=True)
+
+    @property
+    def _resuming(self) -> str:
+        return shlex.join(["xpcap", "train", "--resume", str(self.folder)])
 
     def save(self, trainer: Trainer) -> bool:
         """Write the last checkpoint; return whether that was possible."""
-        self._saved = time.monotonic()
+        self._time = time.monotonic()
         self._history.flush(trainer)
-        if not self._write(LAST, trainer.state()):
+        self._failed = not (self._write_best() and self._write(LAST, trainer.state()))
+        if self._failed:
             return False
-        if self.saving.keep and not self._ranks.rank:
-            self._keep(trainer.step)
+        self._keep(trainer.step)
         return True
+
+    def _write_best(self) -> bool:
+        if self._best is not None and self._write(BEST, self._best):
+            self._best = None
+        return self._best is None
 
     def _write(self, name: str, state: State) -> bool:
         if self._ranks.rank:
@@ -144,11 +175,14 @@ class Saver:
 
     def _keep(self, step: int) -> None:
         """Give the last checkpoint a second name that stays, and take it from the oldest."""
-        path = self.folder / f"step-{step:08d}.safetensors"
+        if self._ranks.rank or not self.saving.keep:
+            return
+        path = self.folder / EARLIER.replace("*", f"{step:08d}")
         try:
-            path.unlink(missing_ok=True)
-            os.link(self.folder / LAST, path)
-            for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.saving.keep]:
-                old.unlink()
-        except OSError as error:
-            self._warn(f"warning: cannot keep {path}: {error.strerror}; training goes on")
+            with new_file(path) as temporary:
+                os.link(self.folder / LAST, temporary)
+            with explained(self.folder, "write"):
+                for old in sorted(self.folder.glob(EARLIER))[: -self.saving.keep]:
+                    old.unlink()
+        except DataError as error:
+            self._warn(f"warning: {error}; training goes on")

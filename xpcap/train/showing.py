@@ -83,7 +83,7 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
     check_data(run, dataset)
     if run.ranks.size > 1:
-        check_alike(run.ranks, fingerprints(dataset))
+        check_alike(run.ranks, fingerprints(dataset.splits))
     return dataset
 
 

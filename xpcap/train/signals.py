@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from xpcap.errors import Stopped
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class Heard:
-    """The first signal that came, or None."""
+    """The last signal that came, or None."""
 
     signal: int | None = None
 
@@ -24,6 +26,11 @@ def heard() -> Iterator[Heard]:
     """Let the first SIGINT or SIGTERM inside the block be noted only; the second ends it at once.
 
     Outside the main thread, where Python hears no signals, nothing is changed.
+
+    Raises
+    ------
+    Stopped
+        At the second.
     """
     note = Heard()
     if threading.current_thread() is not threading.main_thread():
@@ -31,13 +38,22 @@ def heard() -> Iterator[Heard]:
         return
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if note.signal is not None:
-            raise KeyboardInterrupt
+        again = note.signal is not None
         note.signal = number
+        if again:
+            raise KeyboardInterrupt  # which nothing on the way takes for an error of its own
 
     before = {number: signal.signal(number, hear) for number in _SIGNALS}
     try:
         yield note
+    except KeyboardInterrupt as error:
+        if note.signal is None:
+            raise
+        raise Stopped(
+            "stopped at once; --resume goes on from the last checkpoint",
+            note.signal,
+            at_once=True,
+        ) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -45,7 +45,7 @@ class TrainingStep:
     packed, measuring
         What computes losses with gradients, and what may be used to measure a loss.
     loss, gradient_norm
-        Of the last step: nats a caption, and the norm before clipping (None without clipping);
+        Of the last step: nats a caption, and the joint norm of all gradients before clipping;
         arrays of no axes, on the device.
     """
 
@@ -117,9 +117,9 @@ class TrainingStep:
         if self.ranks.size > 1:
             self._sum()
         scale: Any = 1.0
+        self.gradient_norm = self.norm()
         if self.clip_norm is not None:
-            norm = self.norm()
-            scale, self.gradient_norm = clip_scale(self.packed.xp, norm, self.clip_norm), norm
+            scale = clip_scale(self.packed.xp, self.gradient_norm, self.clip_norm)
         self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
 
     def _sum(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.files import check_new_folder, explained
+from xpcap.files import append, check_new_folder, explained
 
 _TAGS = {
     "loss": "loss/step",
@@ -105,8 +105,7 @@ class EventFile:
 
     def _write(self, events: Sequence[Any]) -> None:
         records = b"".join(self._record(event.SerializeToString()) for event in events)
-        with explained(self._path, "write"), open(self._path, "ab") as file:
-            file.write(records)
+        append(self._path, records)  # a part of a record would spoil all that follow
 
     def _record(self, data: bytes) -> bytes:
         length = struct.pack("<Q", len(data))

@@ -25,6 +25,25 @@ from xpcap.parallel import Alone, Ranks
 from xpcap.train.step import TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
+EXPLODED = 3.0  # times the loss of one who guesses among all words
+
+
+class WentWrong(DivergedError):
+    """A step whose numbers are no good, and why."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+def wrong_with(loss: float, words: int) -> str | None:
+    """Say what is wrong with a loss, in nats a word of so many words; None if nothing is."""
+    if not math.isfinite(loss):
+        return f"is {loss}"
+    if loss > EXPLODED * math.log(words):
+        return f"explodes: {loss:.3g} nats a word, guessing has {math.log(words):.3g}"
+    return None
 
 
 class Batches(Protocol):
@@ -144,8 +163,8 @@ class Trainer:
     step, epoch
         How many are done.
     batch, loss, learning_rate, gradient_norm
-        Of the last step: what it saw; nats a caption and the norm before clipping (0-d arrays on
-        the device; the norm is None without clipping); the rate used.
+        Of the last step: what it saw; nats a caption and the gradients' norm before clipping (0-d
+        arrays on the device); the rate used.
     figures
         Of the last epoch, by name.
     best_loss, best_epoch, best_params
@@ -193,8 +212,8 @@ class Trainer:
 
         Raises
         ------
-        DivergedError
-            If a loss measured after an epoch is not finite.
+        WentWrong
+            If a loss measured after an epoch is not finite, or explodes.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
             for batch, factor in self._remaining():
@@ -227,11 +246,6 @@ class Trainer:
         self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
         self.best_epoch = progress.best_epoch
         self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
-
-    @property
-    def at_epochs_end(self) -> bool:
-        """Whether no epoch has been begun since the last that was measured."""
-        return self.step == self.epoch * len(self.batches)
 
     def remember_best(self, state: State) -> None:
         """Take the best epoch's parameters and its loss from elsewhere."""
@@ -278,11 +292,9 @@ class Trainer:
     def _judge(self, figures: dict[str, Figures]) -> None:
         self.figures = figures
         for name, found in figures.items():
-            if not math.isfinite(found.loss):
-                raise DivergedError(
-                    f"the {name} loss is {found.loss} after epoch {self.epoch}, step {self.step};"
-                    f" try a learning rate below {self.optimizer.learning_rate}"
-                )
+            wrong = wrong_with(found.loss, len(self.model.word_to_idx))
+            if wrong is not None:
+                raise WentWrong(self.step, f"the {name} loss after epoch {self.epoch} {wrong}")
         if "val" in figures and figures["val"].loss < self.best_loss:
             self.best_loss = figures["val"].loss
             self.best_epoch = self.epoch

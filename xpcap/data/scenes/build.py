@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy
 
 from xpcap.data import folder as data_folder
+from xpcap.data.archive import read_member
 from xpcap.data.extractors import FilterBank
 from xpcap.data.folder import SplitContents
+from xpcap.data.images import LARGEST_FILE, decode_picture
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.data.scenes.drawing import draw
@@ -28,7 +30,7 @@ from xpcap.data.scenes.grammar import CAPTIONS, captions
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, random_scene
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError
-from xpcap.files import explained, new_folder
+from xpcap.files import explained, new_folder, read_json
 
 PICTURES = "pictures.zip"
 SCENES = "scenes.json"
@@ -171,10 +173,8 @@ def read_scenes(folder: Path) -> dict[str, list[Scene]]:
         If the folder has no such file, or it holds something else.
     """
     path = folder / SCENES
-    with explained(path, "read"):
-        content = path.read_bytes()
+    truth = read_json(path)
     try:
-        truth = json.loads(content)
         return {
             split: [
                 Scene(tuple(_read_thing(**thing) for thing in things)) for things in truth[split]
@@ -205,13 +205,6 @@ def read_picture(folder: Path, split: str, index: int) -> numpy.ndarray:
     DataError
         If the folder has no such picture, or its file is damaged.
     """
-    from PIL import Image
-
-    path = folder / PICTURES
-    member = _member(split, index)
-    try:
-        with explained(path, "read"), zipfile.ZipFile(path) as archive:
-            png = archive.read(member)
-            return numpy.array(Image.open(io.BytesIO(png)))
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no {member} that can be read: {error}") from error
+    path, member = folder / PICTURES, _member(split, index)
+    png = read_member(path, member, LARGEST_FILE)
+    return numpy.array(decode_picture(png, f"{path}/{member}"))

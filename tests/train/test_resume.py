@@ -1,0 +1,463 @@
+"""A run that was stopped goes on as if it never had been: the same files, bit for bit."""
+
+import shutil
+from dataclasses import replace
+
+import h5py
+import numpy
+import pytest
+from commands import one_line
+from guard import open_guard
+from runs import NEVER, STEPS, Killed, at, begin, content, resume, same, stopping
+from tiny import make_tiny
+
+import xpcap.train.run
+from xpcap.backend import CPU, to_host
+from xpcap.checkpoint import read_checkpoint, write_checkpoint
+from xpcap.data.minibatch import EpochBatches
+from xpcap.errors import CheckpointError, DataError, Stopped
+from xpcap.run_folder import open_run
+from xpcap.train.history import read_history
+from xpcap.train.resident import ResidentStep
+from xpcap.train.saving import Saving
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def runs(tiny, tmp_path):
+    """Train one run undisturbed, another with stops, and return both folders."""
+
+    def train(*stops, backend=CPU, **options):
+        begin(tiny, tmp_path / "whole", backend, **options)
+        for k, stop in enumerate(stops):
+            with pytest.raises(Stopped):
+                if k == 0:
+                    begin(tiny, tmp_path / "run", backend, watch=stop, **options)
+                else:
+                    resume(tmp_path / "run", backend, watch=stop)
+        trainer, _ = resume(tmp_path / "run", backend)
+        return tmp_path / "run", tmp_path / "whole", trainer
+
+    return train
+
+
+MOMENTS = {
+    "the first step": ("step", 1),
+    "the middle of an epoch": ("step", 3),
+    "the last step before a validation": ("step", STEPS),
+    "the middle of a validation": ("measured", 4),
+    "the end of a validation": ("measured", 8),
+    "the end of an epoch": ("epoch", 1),
+    "the first step of the second epoch": ("step", STEPS + 1),
+    "the last step": ("step", 2 * STEPS),
+    "the last validation": ("measured", 9),
+    "the end": ("epoch", 2),
+    "after the last checkpoint": ("epoch", 2, False),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_it_goes_on_from_any_moment(runs, cell, moment):
+    """With dropout, a smaller last batch, and features that are read ahead."""
+    stop = stopping(*MOMENTS[moment])
+    run, whole, trainer = runs(stop, cell=cell, dropout=0.3, lazy=True)
+    same(run, whole)
+    assert trainer.step == 2 * STEPS
+    best = open_run(whole).model.params
+    for name, value in trainer.model.params.items():
+        numpy.testing.assert_array_equal(value, best[name])
+    steps = read_history(run / "history.jsonl").step.tolist()
+    assert steps == list(range(1, 2 * STEPS + 1))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_update_rule_remembers(runs, rule, dtype):
+    run, whole, _ = runs(stopping(count=3), rule=rule, dtype=dtype)
+    same(run, whole)
+    wanted = {"sgd": set(), "sgd_momentum": {"velocity"}, "rmsprop": {"cache"}}
+    state = read_checkpoint(run / "last.safetensors").state
+    assert state.memory.keys() == wanted.get(rule, {"m", "v"})
+    assert {value.dtype.name for value in state.parameters.values()} == {dtype}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_with_every_schedule(runs, clip_norm, cosine):
+    same(*runs(stopping(count=8), clip_norm=clip_norm, cosine=cosine)[:2])
+
+
+def test_it_may_be_stopped_again_and_again(runs):
+    stops = [stopping(count=2), stopping(count=1), stopping("measured", 1), stopping("measured", 2)]
+    run, whole, _ = runs(*stops, stopping(count=4), stopping(count=1), epochs=3, dropout=0.2)
+    same(run, whole)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 7])
+def test_saved_by_steps(tiny, tmp_path, every):
+    """Killed in the middle of a step, it goes on from the checkpoint before."""
+    options = {"saving": Saving(steps=every), "dropout": 0.3}
+    begin(tiny, tmp_path / "whole", **options)
+
+    def kill(trainer):
+        raise Killed
+
+    with pytest.raises(Killed):
+        begin(tiny, tmp_path / "run", watch=at("step", 8, kill), **options)
+    found = read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress
+    assert found.step == max(7 // every * every, STEPS)
+    resume(tmp_path / "run")
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moment", [("step", 2), ("measured", 2), ("epoch", 1), ("step", 7)])
+@pytest.mark.parametrize("open_backend", [lambda: CPU, open_guard])
+def test_from_data_that_lie_on_the_device(runs, monkeypatch, moment, open_backend):
+    def place(split, model, optimizer, options, size, ranks):
+        batches = EpochBatches(split, size, options.seed, with_features=False)
+        return batches, ResidentStep(model, optimizer, split, size, options.schedule.clip_norm)
+
+    monkeypatch.setattr(xpcap.train.run, "_place", place)
+    same(*runs(stopping(*moment), backend=open_backend(), dropout=0.3)[:2])
+
+
+def test_on_another_device_within_rounding(tiny, tmp_path, backend):
+    options = {"dropout": 0.3, "dtype": "float64"}
+    begin(tiny, tmp_path / "whole", CPU, **options)
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", CPU, watch=stopping(count=3), **options)
+    trainer, _ = resume(tmp_path / "run", backend)
+    expected = open_run(tmp_path / "whole").model.params
+    for name, value in trainer.model.params.items():
+        numpy.testing.assert_allclose(to_host(value), expected[name], rtol=1e-9, atol=1e-11)
+    last = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert last.written_by["device"] == backend.name
+
+
+def more(epochs):
+    return lambda options: replace(options, schedule=replace(options.schedule, epochs=epochs))
+
+
+@pytest.mark.parametrize("stop", [stopping(count=2), stopping("epoch", 1), None])
+def test_epochs_can_be_raised(tiny, tmp_path, stop):
+    """At a constant rate that is what more epochs from the beginning would have been."""
+    begin(tiny, tmp_path / "whole", epochs=3, cosine=False)
+    if stop is None:
+        begin(tiny, tmp_path / "run", epochs=1, cosine=False)
+    else:
+        with pytest.raises(Stopped):
+            begin(tiny, tmp_path / "run", epochs=1, cosine=False, watch=stop)
+    trainer, _ = resume(tmp_path / "run", change=more(3))
+    assert trainer.epoch == 3
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_has_ended_only_shows_what_it_was(tiny, tmp_path):
+    ended, _ = begin(tiny, tmp_path / "run")
+    before = content(tmp_path / "run")
+    for change in (None, more(1)):
+        trainer, _ = resume(tmp_path / "run", change=change)
+        assert content(tmp_path / "run") == before
+        assert (trainer.step, trainer.best_loss) == (ended.step, ended.best_loss)
+        for name, value in ended.best_params.items():
+            numpy.testing.assert_array_equal(trainer.model.params[name], value)
+
+
+def falling_and_rising(monkeypatch):
+    """Let the validation losses be lowest after the second epoch, whoever measures them."""
+
+    def measure(trainer):
+        loss = [3.0, 2.0, 4.0, 5.0, 6.0, 7.0][trainer.epoch]
+        for batches in trainer.validation.values():
+            for _ in batches.epoch(0):
+                trainer._tell("measured")
+        return {"val": xpcap.train.Figures(loss)}
+
+    monkeypatch.setattr(xpcap.train.Trainer, "_measure_all", measure)
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_patience_counts_the_epochs_before(runs, monkeypatch, count):
+    falling_and_rising(monkeypatch)
+    run, whole, trainer = runs(stopping("epoch", count), epochs=6, patience=2)
+    same(run, whole)
+    assert (trainer.epoch, trainer.best_epoch) == (4, 2)
+    assert read_checkpoint(run / "best.safetensors").state.progress.epoch == 2
+
+    def patient(options):
+        return replace(options, schedule=replace(options.schedule, patience=3))
+
+    trainer, _ = resume(run, change=patient)
+    assert (trainer.epoch, trainer.best_epoch) == (5, 2)
+
+
+def test_the_best_epoch_is_found_again_whenever_it_was(runs, monkeypatch):
+    falling_and_rising(monkeypatch)
+    run, whole, trainer = runs(stopping(count=17), epochs=4)
+    same(run, whole)
+    best = read_checkpoint(whole / "best.safetensors").state.parameters
+    last = read_checkpoint(whole / "last.safetensors").state.parameters
+    for name, value in trainer.model.params.items():
+        numpy.testing.assert_array_equal(value, best[name])
+    assert not numpy.array_equal(best["Wh"], last["Wh"])
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path):
+    """A run that was stopped in its second epoch."""
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", watch=stopping(count=7))
+    return tmp_path / "run"
+
+
+def test_data_that_have_moved(tiny, stopped, tmp_path):
+    begin(tiny, tmp_path / "whole")
+    moved = tiny.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="tiny is not a folder"):
+        resume(stopped)
+    resume(stopped, data=moved)
+    found, expected = (
+        read_checkpoint(run / "last.safetensors") for run in (stopped, tmp_path / "whole")
+    )
+    for name, value in expected.state.parameters.items():
+        numpy.testing.assert_array_equal(found.state.parameters[name], value)
+    history = "history.jsonl"
+    assert (stopped / history).read_bytes() == (tmp_path / "whole" / history).read_bytes()
+    assert found.config["data"]["folder"] == str(moved)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("what", ["captions", "image_idxs"])
+def test_other_data_are_refused(tiny, stopped, split, what):
+    before = content(stopped)
+    with h5py.File(tiny / "coco2014_captions.h5", "r+") as file:
+        rows = file[f"{split}_{what}"][:]
+        file[f"{split}_{what}"][:] = rows[[1, 0, *range(2, len(rows))]] if what == "captions" else 0
+    with pytest.raises(DataError, match=r"tiny has other captions than .*run was begun with"):
+        resume(stopped)
+    assert content(stopped) == before
+
+
+def test_other_words_and_features_are_refused(tiny, stopped, tmp_path):
+    shutil.copytree(tiny, tmp_path / "words")
+    path = tmp_path / "words" / "coco2014_vocab.json"
+    path.write_text(path.read_text().replace("star", "moon"))
+    with pytest.raises(DataError, match="words has another vocabulary"):
+        resume(stopped, data=tmp_path / "words")
+    make_tiny(tmp_path / "wide", shapes=("circle", "square", "star"))
+    for name in ("train", "val"):
+        with h5py.File(tmp_path / "wide" / f"{name}2014_vgg16_fc7.h5", "r+") as file:
+            rows = file["features"][:]
+            del file["features"]
+            file["features"] = numpy.hstack([rows, rows])
+    with pytest.raises(DataError, match="wide has 14 features an image; expected 7"):
+        resume(stopped, data=tmp_path / "wide")
+
+
+def test_without_the_best_epochs_parameters_it_does_not_go_on(stopped):
+    path = stopped / "best.safetensors"
+    best = read_checkpoint(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best so"):
+        resume(stopped)
+    older = replace(best.state, progress=replace(best.state.progress, best_epoch=0))
+    write_checkpoint(path, replace(best, state=older))
+    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best so"):
+        resume(stopped)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"best.safetensors is not a whole checkpoint"):
+        resume(stopped)
+    write_checkpoint(path, best)
+    assert resume(stopped)[0].epoch == 2
+
+
+def test_a_copy_of_the_best_is_nothing_to_go_on_from(stopped):
+    """It lacks what the update rule remembers: the steps would be others."""
+    shutil.copy(stopped / "best.safetensors", stopped / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"last.safetensors does not have all that adam rem"):
+        resume(stopped)
+
+
+def test_an_earlier_checkpoint_is_something_to_go_on_from(tiny, tmp_path):
+    saving = Saving(steps=2, keep=NEVER)
+    for name in ("run", "whole"):
+        begin(tiny, tmp_path / name, saving=saving)
+    shutil.copy(tmp_path / "run" / "step-00000004.safetensors", tmp_path / "run/last.safetensors")
+    resume(tmp_path / "run")
+    found, expected = content(tmp_path / "run"), content(tmp_path / "whole")
+    for name in ("history.jsonl", "last.safetensors", "best.safetensors"):
+        assert found[name] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: {**config, "training": {}}, "expected the options of a training run"),
+        (lambda config: {**config, "training": None}, "expected the options of a training run"),
+        (
+            lambda config: {**config, "training": {**config["training"], "batch_size": "10"}},
+            "expected the options of a training run",
+        ),
+        (
+            lambda config: {**config, "training": {**config["training"], "saving": {"every": 1}}},
+            "expected the options of a training run",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(stopped, change, message):
+    path = stopped / "last.safetensors"
+    last = read_checkpoint(path)
+    write_checkpoint(path, replace(last, config=change(last.config)))
+    with pytest.raises(CheckpointError, match=rf"last.safetensors: {message}"):
+        resume(stopped)
+
+
+def test_captions_that_no_one_knows_of_are_refused(stopped):
+    path = stopped / "last.safetensors"
+    last = read_checkpoint(path)
+    data = {name: value for name, value in last.config["data"].items() if name != "captions"}
+    write_checkpoint(path, replace(last, config={**last.config, "data": data}))
+    with pytest.raises(DataError, match="other captions"):
+        resume(stopped)
+
+
+def test_numbers_of_another_rule_are_refused(stopped):
+    path = stopped / "last.safetensors"
+    last = read_checkpoint(path)
+    numbers = {"t": 7, "learning_rate": 0.1}
+    write_checkpoint(path, replace(last, state=replace(last.state, optimizer=numbers)))
+    with pytest.raises(CheckpointError, match=r"last.safetensors does not have all that adam rem"):
+        resume(stopped)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for name in ("none", "empty"):
+        with pytest.raises(CheckpointError, match=rf"{name} has no last.safetensors to go on from"):
+            resume(tmp_path / name)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_history_that_was_lost_goes_on_with_what_is_there(tiny, stopped, tmp_path):
+    begin(tiny, tmp_path / "whole")
+    whole = (tmp_path / "whole" / "history.jsonl").read_text().splitlines(keepends=True)
+    path = stopped / "history.jsonl"
+    path.write_bytes(path.read_bytes()[:250])  # in the middle of a line
+    kept = path.read_text().count("\n")
+    warned = []
+    resume(stopped, warn=warned)
+    assert warned == [f"warning: {path} does not tell of all steps; it goes on as it is"]
+    assert path.read_text().splitlines(keepends=True) == whole[:kept] + whole[8:]
+
+
+def test_lines_of_steps_that_are_taken_again_are_dropped(tiny, stopped, tmp_path):
+    begin(tiny, tmp_path / "whole")
+    with open(stopped / "history.jsonl", "a") as file:
+        file.write('{"step": 8, "epoch": 2, "lr": 1, "loss": 1}\n{"step": 9, "ep')
+    resume(stopped)
+    same(stopped, tmp_path / "whole")
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tiny, stopped, tmp_path):
+    begin(tiny, tmp_path / "whole")
+    ours = ("last.safetensors", "best.safetensors", "step-00000005.safetensors", "diverged.json")
+    for name in ours:
+        (stopped / f".{name}.4711.part").write_bytes(b"half")
+    others = (".captioner.safetensors.4711.part", "last.safetensors.part", "mine.part")
+    for name in others:
+        (stopped / name).write_bytes(b"of others")
+    resume(stopped)
+    for name in others:
+        (stopped / name).unlink()
+    same(stopped, tmp_path / "whole")
+
+
+# the command line
+
+
+def command(call, *words):
+    return call("train", *words, "--device", "cpu")
+
+
+TRAIN = ["--data", "tiny", "--out", "run", "--hidden", 8, "--wordvec", 4, "--batch-size", 10]
+
+
+@pytest.fixture
+def ended(call, tiny):
+    found = command(call, *TRAIN, "--epochs", 2, "--lr", 0.02, "--schedule", "constant")
+    assert found.exit_code == 0, found.output
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--hidden", 16],
+            r"--hidden cannot be changed .*\(it was 8\); these can: --epochs",
+        ),
+        (["--lr", 0.5], r"--lr cannot be changed when a run is resumed \(it was 0.02\)"),
+        (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
+        (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
+        (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),
+        (["--batch-size", 5], r"--batch-size cannot be changed .*\(it was 10\)"),
+        (["--feature-dtype", "float16"], r"--feature-dtype cannot be changed"),
+        (["--max-train", 10], r"--max-train cannot be changed .*\(it was None\)"),
+        (["--features", "pca"], r"--features cannot be changed .*\(it was fc7\)"),
+        (["--cell", "gru"], r"--cell cannot be changed"),
+        (["--rule", "sgd"], r"--rule cannot be changed"),
+        (["--dtype", "float64"], r"--dtype cannot be changed"),
+        (["--precision", "tf32"], r"--precision cannot be changed"),
+        (["--seed", 1], r"--seed cannot be changed .*--save-every, --keep, --on-nan,.*--device"),
+        (["--wordvec", 5], r"--wordvec cannot be changed"),
+        (["--dropout", 0.5], r"--dropout cannot be changed"),
+        (["--out", "other"], r"--out does not go with --resume"),
+        (["--epochs", 0], "epochs must be at least 1"),
+        (["--save-every", "0"], "cannot be saved every 0"),
+        (["--save-every", "soon"], "'soon' is neither a number of steps nor one of minutes"),
+        (["--data", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_changed_is_refused_by_name(ended, tmp_path, words, message):
+    before = content(tmp_path / "run")
+    result = command(ended, "--resume", "run", *words)
+    one_line(result, message)
+    assert content(tmp_path / "run") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tiny"]
+
+
+def test_the_same_options_may_be_said_again(ended, tmp_path):
+    again = ["--hidden", 8, "--lr", 0.02, "--clip", 5, "--schedule", "constant", "--seed", 0]
+    result = command(ended, "--resume", "run", *again, "--features", "auto", "--epochs", 3)
+    assert result.exit_code == 0, result.output
+    assert "run: run, from step 10 of 15" in result.stderr
+    assert result.stdout.splitlines()[-1].endswith("(epoch 3); run: run")
+    shutil.move(tmp_path / "run", tmp_path / "resumed")
+    assert command(ended, *TRAIN, "--epochs", 3, "--lr", 0.02, *again[4:8]).exit_code == 0
+    same(tmp_path / "resumed", tmp_path / "run")
+
+
+def test_how_it_is_saved_and_mended_stays_unless_said_anew(ended, tmp_path):
+    def said():
+        return read_checkpoint(tmp_path / "run" / "last.safetensors").config["training"]
+
+    words = ["--save-every", "2m", "--keep", 1, "--on-nan", "skip", "--on-nan-limit", 7]
+    assert command(ended, "--resume", "run", *words, "--epochs", 3).exit_code == 0
+    assert said()["saving"] == {"steps": None, "minutes": 2.0, "keep": 1}
+    assert said()["on_nan"] == {"policy": "skip", "limit": 7}
+    assert command(ended, "--resume", "run", "--epochs", 4, "--keep", 2).exit_code == 0
+    assert said()["saving"] == {"steps": None, "minutes": 2.0, "keep": 2}
+    assert said()["on_nan"] == {"policy": "skip", "limit": 7}
+    assert said()["schedule"]["epochs"] == 4
+
+
+def test_what_cannot_be_resumed_is_one_line(ended, tmp_path):
+    for name in ("nowhere", "tiny"):
+        one_line(command(ended, "--resume", name), f"{name} has no last.safetensors to go on from")
+    (tmp_path / "run" / "last.safetensors").write_bytes(b"\0" * 100)
+    one_line(command(ended, "--resume", "run"), "last.safetensors is not a whole checkpoint")

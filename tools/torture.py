@@ -1,0 +1,192 @@
+"""Kill a training process at random moments, let it go on, and compare with one left in peace.
+
+    python tools/torture.py --kills 200
+
+A captioner learns the built-in scenes with dropout, saved every few steps. Its process is killed
+by SIGKILL: every other time at a moment drawn over all that it still has to do, start and reading
+of data included; else at the first half-written file that is seen after such a moment. After each
+kill every checkpoint there must be whole, and none older than before. Then it goes on by
+`xpcap train --resume`; when it has come to its end, its files must be, byte by byte, those of the
+undisturbed run: parameters, what Adam remembers, history. Then the next run begins, until there
+were as many kills as asked for. Exits with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from xpcap.checkpoint import read_checkpoint
+from xpcap.data.scenes import make_scenes
+from xpcap.errors import XpcapError
+from xpcap.run_folder import LAST
+
+OPTIONS = {
+    "--hidden": 64, "--wordvec": 32, "--batch-size": 20, "--lr": 0.01, "--dropout": 0.3,
+    "--save-every": 3, "--keep": 2,
+}  # fmt: skip
+PICTURES = {"train": 40, "val": 10}
+_START = 0.3  # of the time that a whole run takes
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclass
+class Result:
+    """What happened.
+
+    Parameters
+    ----------
+    kills, in_writing
+        How many, and how many of them left a checkpoint half-written.
+    before_training
+        How many came before a run's first step was done.
+    runs
+        How many came to their end and were compared.
+    faults
+        What was not as it should be.
+    """
+
+    kills: int = 0
+    in_writing: int = 0
+    before_training: int = 0
+    runs: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Torture:
+    """Trains, kills and compares, in a folder of its own."""
+
+    def __init__(self, place: Path, epochs: int, seed: int) -> None:
+        self.place = place
+        self.epochs = epochs
+        self.result = Result()
+        self._rng = random.Random(seed)
+        make_scenes(place / "scenes", **PICTURES)
+        self._seconds = self._finish(self._start("whole"))
+        self._steps = read_checkpoint(place / "whole" / LAST).state.progress.step
+
+    def run(self, kills: int) -> Iterator[Result]:
+        """Yield what has happened so far, after every kill and every run."""
+        while self.result.kills < kills:
+            name = f"run-{self.result.runs + 1}"
+            while self._killed(name):
+                yield self.result
+                if self.result.kills == kills:
+                    self._finish(self._start(name))
+                    break
+            self.result.runs += 1
+            self._compare(name)
+            yield self.result
+
+    def _start(self, name: str) -> subprocess.Popen[str]:
+        """Begin a run, or go on with it where there is something to go on from."""
+        if (self.place / name / LAST).exists():
+            words = ["--resume", name]
+        else:
+            options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
+            words = [str(word) for option in options.items() for word in option]
+        return subprocess.Popen(
+            [sys.executable, "-m", "xpcap", "train", *words, "--device", "cpu", "--json"],
+            cwd=self.place, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={
+                **os.environ, **ONE_THREAD,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "XPCAP_COMPILED": "0",  # numba takes longer to start than a kill is apart
+            },
+        )  # fmt: skip
+
+    def _finish(self, process: subprocess.Popen[str]) -> float:
+        """Wait for a process that nobody kills; return how many seconds that took."""
+        begun = time.perf_counter()
+        _, said = process.communicate()
+        if process.returncode:
+            raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
+        return time.perf_counter() - begun
+
+    def _killed(self, name: str) -> bool:
+        """Kill a run's process, and look at what it leaves; False if it came to its end before."""
+        run, before = self.place / name, self._saved(name)
+        left = _START + (1 - _START) * (1 - before / self._steps)
+        at_sight, begun = self.result.kills % 2, time.perf_counter()
+        moment = begun + self._rng.uniform(0, left * self._seconds)
+        process = self._start(name)
+        while time.perf_counter() < moment and process.poll() is None:
+            time.sleep(0.001)
+        while at_sight and not any(run.glob(".*.part")) and process.poll() is None:
+            time.sleep(0.0002)
+        process.kill()
+        _, said = process.communicate()
+        if process.returncode == 0:
+            self._seconds = min(self._seconds, (time.perf_counter() - begun) / left)
+            return False
+        if process.returncode > 0:
+            raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
+        self.result.kills += 1
+        self.result.in_writing += any(run.glob(".*.part"))
+        after = self._saved(name)
+        self.result.before_training += not after
+        if after < before:
+            self.result.faults.append(f"{name} fell back from step {before} to {after}")
+        return True
+
+    def _saved(self, name: str) -> int:
+        """Return the last step that a run has saved, after a look at all its checkpoints."""
+        steps = {
+            path.name: read_checkpoint(path).state.progress.step
+            for path in (self.place / name).glob("*.safetensors")
+        }
+        return steps.get(LAST, 0)
+
+    def _compare(self, name: str) -> None:
+        found, expected = (_contents(self.place / run) for run in (name, "whole"))
+        for file in sorted(found.keys() | expected.keys()):
+            if found.get(file) != expected.get(file):
+                self.result.faults.append(f"{name}: {file} is not that of the undisturbed run")
+
+
+def _contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@click.command()
+@click.option("--kills", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the moments.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def main(kills: int, epochs: int, seed: int, as_json: bool) -> None:
+    """Kill training at random moments, resume it, and compare it with an undisturbed run."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="xpcap-torture-") as place:
+        try:
+            torture = Torture(Path(place), epochs, seed)
+            for result in torture.run(kills):
+                if result.kills % 20 == 0 and result.kills:
+                    click.echo(f"{result.kills} kills, {result.runs} runs", err=True)
+        except XpcapError as error:
+            raise click.ClickException(str(error)) from error
+    result = torture.result
+    seconds = time.perf_counter() - begun
+    if as_json:
+        click.echo(json.dumps({**vars(result), "seconds": round(seconds, 1)}, indent=2))
+    else:
+        click.echo(
+            f"{result.kills} kills in {seconds:.0f} s: {result.in_writing} left a half-written"
+            f" file, {result.before_training} came before the first checkpoint of a step;"
+            f" {result.runs} runs came to their end"
+        )
+        click.echo("\n".join(result.faults) or "all are the undisturbed run, bit for bit")
+    sys.exit(bool(result.faults))
+
+
+if __name__ == "__main__":
+    main()
