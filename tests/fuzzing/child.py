@@ -3,9 +3,9 @@
     python -m fuzzing.child          reads {"loader", "path"} lines, answers each with an `Outcome`
 
 Time is that of the processor, as others may be at work on it; a case that takes 30 s by the clock
-hangs. Peak memory is the largest resident size of the whole process during a case, libraries included, and
-the growth of its address space, which also counts what is asked for and never touched. Linux only;
-elsewhere neither is known.
+hangs. Peak memory is the largest resident size of the whole process during a case, libraries
+included, and the growth of its address space, which also counts what is asked for and never
+touched. Linux only; elsewhere neither is known.
 """
 
 import json
@@ -23,6 +23,7 @@ from xpcap.errors import XpcapError, printable
 
 SECONDS, MEGABYTES = 1.0, 500
 HANGS = 30.0  # seconds by the clock, after which a case is given up
+READY = b"ready\n"
 _RESERVE = 2**31  # bytes of address space that a case may ask for, so that the machine survives it
 _STATUS = Path("/proc/self/status")
 _ROOM = ("memory allocation", "bad_alloc", "bad allocation", "out of memory", "unable to allocate")
@@ -115,7 +116,8 @@ class Child:
                 "MALLOC_ARENA_MAX": "1",
             },
         )
-        self._process.stdout.readline()  # it is ready
+        if self._process.stdout.readline() != READY:
+            raise RuntimeError("the process that loads files does not start")
 
     def close(self):
         """End it."""
@@ -199,7 +201,7 @@ def main():
         os.dup2(printed, 2)
         if _STATUS.exists():
             _limit()
-        answers.write("ready\n")
+        answers.write(READY.decode())
         answers.flush()
         for line in sys.stdin:
             request = json.loads(line)
