@@ -1,6 +1,7 @@
 """A process in which files are loaded and watched, so that what crashes or hangs is only a fault.
 
-    python -m fuzzing.child          reads {"loader", "path"} lines, answers each with an `Outcome`
+    python -m fuzzing.child loaders|faults     reads lines of {"loader", "path"}, and answers each
+                                               with an `Outcome`
 
 Time is that of the processor, as others may be at work on it; a case that takes 30 s by the clock
 hangs. Peak memory is the largest resident size of the whole process during a case, libraries
@@ -55,13 +56,16 @@ class Child:
 
     Parameters
     ----------
+    what
+        `"loaders"` or `"faults"`.
     seconds
         Of processor time that a case may take.
     hangs
         Seconds by the clock after which it is given up.
     """
 
-    def __init__(self, seconds=SECONDS, hangs=HANGS):
+    def __init__(self, what="loaders", seconds=SECONDS, hangs=HANGS):
+        self.what = what
         self.seconds = seconds
         self.hangs = hangs
         self._process = None
@@ -105,7 +109,7 @@ class Child:
     def _start(self):
         folders = [str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzzing.child"],
+            [sys.executable, "-m", "fuzzing.child", self.what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
@@ -189,11 +193,14 @@ def _limit():
 
 def main():
     """Answer requests until there are no more."""
-    from fuzzing.faults import FAULTS
-    from fuzzing.loaders import LOADERS
+    if sys.argv[1] == "faults":
+        from fuzzing.faults import FAULTS
 
-    loads = {name: loader.load for name, loader in LOADERS.items()}
-    loads |= {fault.__name__: fault for fault in FAULTS}
+        loads = {fault.__name__: fault for fault in FAULTS}
+    else:
+        from fuzzing.loaders import LOADERS
+
+        loads = {name: loader.load for name, loader in LOADERS.items()}
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryFile() as file:
         printed = file.fileno()

@@ -10,6 +10,10 @@ import numpy
 from xpcap.errors import DataError
 
 
+def refuses(path):
+    raise DataError(f"{path} is none that may be loaded")
+
+
 def raises(path):
     raise KeyError("a name that nobody looked for")
 
@@ -68,6 +72,7 @@ def asks_for_too_much(path):
 
 
 FAULTS = {
+    refuses: None,
     raises: "KeyError",
     is_not_one_line: "not one plain line",
     says_nothing: "not one plain line",
@@ -82,4 +87,4 @@ FAULTS = {
     asks_for_memory: "MB more of address space",
     asks_for_too_much: "memory was asked for before sizes were checked",
 }
-"""What each of them is told, or the beginning of it."""
+"""What each of them is told, or a part of it; the first one does what it may."""
