@@ -50,6 +50,8 @@ class Result:
         How many, and how many of them left a checkpoint half-written.
     before_training
         How many came before a run's first step was done.
+    resumed
+        How often a run was gone on with.
     runs
         How many came to their end and were compared.
     faults
@@ -59,6 +61,7 @@ class Result:
     kills: int = 0
     in_writing: int = 0
     before_training: int = 0
+    resumed: int = 0
     runs: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -92,6 +95,7 @@ class Torture:
         """Begin a run, or go on with it where there is something to go on from."""
         if (self.place / name / LAST).exists():
             words = ["--resume", name]
+            self.result.resumed += 1
         else:
             options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
             words = [str(word) for option in options.items() for word in option]
@@ -182,7 +186,7 @@ def main(kills: int, epochs: int, seed: int, as_json: bool) -> None:
         click.echo(
             f"{result.kills} kills in {seconds:.0f} s: {result.in_writing} left a half-written"
             f" file, {result.before_training} came before the first checkpoint of a step;"
-            f" {result.runs} runs came to their end"
+            f" {result.resumed} times a run was gone on with, {result.runs} came to their end"
         )
         click.echo("\n".join(result.faults) or "all are the undisturbed run, bit for bit")
     sys.exit(bool(result.faults))
