@@ -324,6 +324,16 @@ def network(folder):
     return folder / "network.onnx"
 
 
+def network_in_two(folder):
+    """Make a network whose weights are in a file of their own."""
+    import onnx
+
+    model, path = onnx.load(network(folder)), folder / "two.onnx"
+    beside = {"save_as_external_data": True, "size_threshold": 0}
+    onnx.save(model, path, location=f"{path.name}.data", **beside)
+    return path
+
+
 SMALL = {"size": 8, "shorter_side": 8}
 
 
@@ -438,6 +448,7 @@ LOADERS = {
     "archive": Loader(archive, load_archive, zipped),
     "extraction": Loader(interrupted, load_extraction, flipped),
     "network": Loader(network, load_network, flipped, ONNX),
+    "network, in two files": Loader(network_in_two, load_network, flipped, ONNX),
     "preprocessing": Loader(preprocessing, load_preprocessing, json_file, ONNX),
     "extractor": Loader(description, load_description, json_file, ONNX),
     "checkpoint": Loader(run, read_checkpoint, safetensors),
