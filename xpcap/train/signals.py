@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from xpcap.errors import Stopped, is_handled
+from xpcap.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,7 +40,7 @@ def heard() -> Iterator[Heard]:
     def hear(number: int, frame: FrameType | None) -> None:
         again = note.signal is not None
         note.signal = number
-        if again and not is_handled(Stopped):
+        if again:
             raise KeyboardInterrupt  # which nothing on the way takes for an error of its own
 
     before = {number: signal.signal(number, hear) for number in _SIGNALS}
