@@ -47,8 +47,8 @@ UFUNCS = _names(
 FUNCTIONS = _names(
     "all any argmax argmin argpartition argsort ascontiguousarray broadcast_to clip concatenate"
     " copyto cumsum diff dot einsum expand_dims flip hstack matmul max mean min moveaxis outer pad"
-    " prod ravel repeat reshape roll round sort split squeeze stack std sum swapaxes take"
-    " take_along_axis tensordot tile transpose tril triu unravel_index var vstack where"
+    " prod ravel repeat reshape roll round searchsorted sort split squeeze stack std sum swapaxes"
+    " take take_along_axis tensordot tile transpose tril triu unravel_index var vstack where"
 )
 SYNCHRONIZING = _names("argwhere bincount flatnonzero nonzero unique")
 CONSTANTS = _names(

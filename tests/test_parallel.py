@@ -93,8 +93,10 @@ def test_the_first_does_it_for_all():
     assert done == [0]
 
 
-def test_the_built_in_scenes_are_drawn_once(monkeypatch):
+def test_the_built_in_scenes_are_drawn_once(monkeypatch, tmp_path):
     drawn = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xpcap.data.locations.cache_folder", lambda: tmp_path)
 
     def draw(folder, progress):
         folder.mkdir(parents=True)

@@ -10,6 +10,7 @@ benchmark with its peers. What was found is in one JSON file, written anew after
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -60,7 +61,9 @@ def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any
 def check_tests(backend: Backend, seconds: float) -> dict[str, Any]:
     """Run the whole test suite, and fail if a test that needs the GPU is skipped."""
     required = "0" if backend.device is None else "1"
-    command = [sys.executable, "-m", "pytest", "-q", "--no-cov", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["--numprocesses=4", "--dist=loadscope"]
     return run(command, seconds, XPCAP_REQUIRE_GPU=required)
 
 

@@ -3,12 +3,13 @@
     python tools/torture.py --kills 200
 
 A captioner learns the built-in scenes with dropout, saved every few steps. Its process is killed
-by SIGKILL: every other time at a moment drawn over all that it still has to do, start and reading
-of data included; else at the first half-written file that is seen after such a moment. After each
-kill every checkpoint there must be whole, and none older than before. Then it goes on by
-`xpcap train --resume`; when it has come to its end, its files must be, byte by byte, those of the
-undisturbed run: parameters, what Adam remembers, history. Then the next run begins, until there
-were as many kills as asked for. Exits with 1 if anything differs.
+by SIGKILL: one time in four at a moment drawn over its start, in which it reads its data; else at
+one drawn over all that it still has to do after its first checkpoint. Every other time it may go on
+from such a moment until a half-written file is seen. After each kill every checkpoint there must be
+whole, and none older than before. Then it goes on by `xpcap train --resume`; when it has come to
+its end, its files must be, byte by byte, those of the undisturbed run: parameters, what Adam
+remembers, history. Then the next run begins, until there were as many kills as asked for. Exits
+with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ OPTIONS = {
     "--save-every": 3, "--keep": 2,
 }  # fmt: skip
 PICTURES = {"train": 40, "val": 10}
-_START = 0.3  # of the time that a whole run takes
+_SHORTER = 0.9  # the time that training is taken to last, when it has come to its end before a kill
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -50,6 +51,8 @@ class Result:
         How many, and how many of them left a checkpoint half-written.
     before_training
         How many came before a run's first step was done.
+    resumed
+        How often a run was gone on with.
     runs
         How many came to their end and were compared.
     faults
@@ -59,6 +62,7 @@ class Result:
     kills: int = 0
     in_writing: int = 0
     before_training: int = 0
+    resumed: int = 0
     runs: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -72,7 +76,7 @@ class Torture:
         self.result = Result()
         self._rng = random.Random(seed)
         make_scenes(place / "scenes", **PICTURES)
-        self._seconds = self._finish(self._start("whole"))
+        self._beginning, self._training = self._time("whole")
         self._steps = read_checkpoint(place / "whole" / LAST).state.progress.step
 
     def run(self, kills: int) -> Iterator[Result]:
@@ -92,6 +96,7 @@ class Torture:
         """Begin a run, or go on with it where there is something to go on from."""
         if (self.place / name / LAST).exists():
             words = ["--resume", name]
+            self.result.resumed += 1
         else:
             options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
             words = [str(word) for option in options.items() for word in option]
@@ -105,32 +110,47 @@ class Torture:
             },
         )  # fmt: skip
 
-    def _finish(self, process: subprocess.Popen[str]) -> float:
-        """Wait for a process that nobody kills; return how many seconds that took."""
+    def _time(self, name: str) -> tuple[float, float]:
+        """Train in peace; return the seconds until the first checkpoint, and those from then on."""
         begun = time.perf_counter()
+        process = self._start(name)
+        self._wait(process, lambda: (self.place / name / LAST).exists())
+        first = time.perf_counter()
+        self._finish(process)
+        return first - begun, time.perf_counter() - first
+
+    def _wait(self, process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+        """Wait until something has happened, or the process has ended."""
+        while process.poll() is None and not happened():
+            time.sleep(0.0002)
+
+    def _finish(self, process: subprocess.Popen[str]) -> None:
+        """Wait for a process that nobody kills."""
         _, said = process.communicate()
         if process.returncode:
             raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
-        return time.perf_counter() - begun
 
     def _killed(self, name: str) -> bool:
         """Kill a run's process, and look at what it leaves; False if it came to its end before."""
-        run, before = self.place / name, self._saved(name)
-        left = _START + (1 - _START) * (1 - before / self._steps)
-        at_sight, begun = self.result.kills % 2, time.perf_counter()
-        moment = begun + self._rng.uniform(0, left * self._seconds)
+        run, before, number = self.place / name, self._saved(name), self.result.kills
+        left, mark = 1 - before / self._steps, _identity(run / LAST)
         process = self._start(name)
-        while time.perf_counter() < moment and process.poll() is None:
-            time.sleep(0.001)
-        while at_sight and not any(run.glob(".*.part")) and process.poll() is None:
-            time.sleep(0.0002)
+        if number % 4:
+            self._wait(process, lambda: _identity(run / LAST) != mark)
+            seconds = self._rng.uniform(0, left * self._training)
+        else:
+            seconds = self._rng.uniform(0, self._beginning)
+        begun = time.perf_counter()
+        self._wait(process, lambda: time.perf_counter() > begun + seconds)
+        if number % 2:
+            self._wait(process, lambda: any(run.glob(".*.part")))
         process.kill()
-        _, said = process.communicate()
-        if process.returncode == 0:
-            self._seconds = min(self._seconds, (time.perf_counter() - begun) / left)
+        if process.wait() == 0:
+            self._training *= _SHORTER
+        if process.returncode >= 0:
+            self._finish(process)
             return False
-        if process.returncode > 0:
-            raise XpcapError(f"training ended with {process.returncode}: {said.strip()}")
+        process.communicate()
         self.result.kills += 1
         self.result.in_writing += any(run.glob(".*.part"))
         after = self._saved(name)
@@ -152,6 +172,11 @@ class Torture:
         for file in sorted(found.keys() | expected.keys()):
             if found.get(file) != expected.get(file):
                 self.result.faults.append(f"{name}: {file} is not that of the undisturbed run")
+
+
+def _identity(path: Path) -> int | None:
+    """Return what tells a file from another that has replaced it."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _contents(run: Path) -> dict[str, bytes]:
@@ -182,7 +207,7 @@ def main(kills: int, epochs: int, seed: int, as_json: bool) -> None:
         click.echo(
             f"{result.kills} kills in {seconds:.0f} s: {result.in_writing} left a half-written"
             f" file, {result.before_training} came before the first checkpoint of a step;"
-            f" {result.runs} runs came to their end"
+            f" {result.resumed} times a run was gone on with, {result.runs} came to their end"
         )
         click.echo("\n".join(result.faults) or "all are the undisturbed run, bit for bit")
     sys.exit(bool(result.faults))

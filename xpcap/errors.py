@@ -7,6 +7,7 @@ built-in exception that the kind also is.
 from __future__ import annotations
 
 import re
+import sys
 
 LONGEST = 2000  # characters of a message
 _OBEYED = re.compile(
@@ -87,3 +88,14 @@ class Stopped(XpcapError):
 
 class DivergedError(XpcapError, ArithmeticError):
     """Training went wrong: a loss is no longer a finite number."""
+
+
+def is_handled(*kinds: type[BaseException]) -> bool:
+    """Whether an exception of these kinds is on its way: in a `finally`, an `except`, or beneath.
+
+    In a signal's handler this tells of the code that was interrupted.
+    """
+    error = sys.exception()
+    while error is not None and not isinstance(error, kinds):
+        error = error.__context__
+    return error is not None

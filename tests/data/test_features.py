@@ -40,18 +40,6 @@ def padded(file):
     file["features"][...] = VALUES
 
 
-def external(file):
-    pieces = [(f"{file.filename}.raw", 0, h5py.h5f.UNLIMITED)]
-    file.create_dataset("features", VALUES.shape, "f4", external=pieces)[...] = VALUES
-
-
-def virtual(file):
-    file["one"], file["other"] = VALUES[:20], VALUES[20:]
-    parts = h5py.VirtualLayout(VALUES.shape, "f4")
-    parts[:20], parts[20:] = h5py.VirtualSource(file["one"]), h5py.VirtualSource(file["other"])
-    file.create_virtual_dataset("features", parts)
-
-
 def never_written(file):
     file.create_dataset("features", VALUES.shape, "f4")
 

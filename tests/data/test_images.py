@@ -1,5 +1,9 @@
 import http.server
 import io
+import os
+import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,7 +11,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from xpcap.data.images import image_from_url
+from xpcap.data.images import LONGEST_SIDE, image_from_url, open_picture
 from xpcap.errors import DataError
 
 
@@ -83,3 +87,38 @@ def test_nobody_answers(url):
     with pytest.raises(DataError, match="cannot fetch http://") as caught:
         image_from_url(url, timeout=1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_too_many_rows_is_refused_before_it_is_decoded(tmp_path):
+    """They are few pixels, but each row takes time."""
+    path = tmp_path / "thin.png"
+    Image.new("1", (1, LONGEST_SIDE)).save(path)
+    assert open_picture(path).size == (1, LONGEST_SIDE)
+    Image.new("1", (1, LONGEST_SIDE + 1)).save(path)
+    with pytest.raises(DataError, match="it has 65536 pixels on a side; expected at most 65535"):
+        open_picture(path)
+
+
+def test_what_pillow_logs_is_not_printed(tmp_path):
+    """In a process of its own: pytest shows what is logged in this one."""
+    path = tmp_path / "odd.tiff"
+    Image.new("RGB", (4, 3)).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(struct.pack("<HHII", 277, 3, 1, 3))  # samples per pixel
+    content[place + 8 : place + 10] = struct.pack("<H", 2048)
+    path.write_bytes(content)
+    code = (
+        "import pathlib\nfrom xpcap.data.images import open_picture\n"
+        "open_picture(pathlib.Path('odd.tiff'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "More samples per pixel" not in done.stderr
+    assert "DataError" in done.stderr

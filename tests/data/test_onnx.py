@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy
 import pytest
@@ -191,6 +192,15 @@ def test_weights_in_another_file_take_no_part(tmp_path):
     with pytest.raises(DataError, match="cannot be opened as ONNX"):
         OnnxExtractor(tmp_path / "b.onnx", SMALL)
     described = OnnxExtractor(tmp_path / "c.onnx", SMALL).describe()
+    shutil.copy(tmp_path / "c.onnx.data", tmp_path / "d.onnx.data")
+    for location in ("else.bin", str(tmp_path / "else.bin"), "../else.bin", "c.onnx.data"):
+        model = onnx.load(tmp_path / "c.onnx", load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = location if entry.key == "location" else entry.value
+        (tmp_path / "d.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(DataError, match="cannot be opened as ONNX"):
+            OnnxExtractor(tmp_path / "d.onnx", SMALL)
     data = bytearray((tmp_path / "c.onnx.data").read_bytes())
     data[0] ^= 1
     (tmp_path / "c.onnx.data").write_bytes(data)

@@ -1,11 +1,12 @@
 """A process in which files are loaded and watched, so that what crashes or hangs is only a fault.
 
-    python -m fuzzing.child          reads {"loader", "path"} lines, answers each with an `Outcome`
+    python -m fuzzing.child loaders|faults     reads lines of {"loader", "path"}, and answers each
+                                               with an `Outcome`
 
 Time is that of the processor, as others may be at work on it; a case that takes 30 s by the clock
-hangs. Peak memory is the largest resident size of the whole process during a case, libraries included, and
-the growth of its address space, which also counts what is asked for and never touched. Linux only;
-elsewhere neither is known.
+hangs. Peak memory is the largest resident size of the whole process during a case, libraries
+included, and the growth of its address space, which also counts what is asked for and never
+touched. Linux only; elsewhere neither is known.
 """
 
 import json
@@ -23,6 +24,7 @@ from xpcap.errors import XpcapError, printable
 
 SECONDS, MEGABYTES = 1.0, 500
 HANGS = 30.0  # seconds by the clock, after which a case is given up
+READY = b"ready\n"
 _RESERVE = 2**31  # bytes of address space that a case may ask for, so that the machine survives it
 _STATUS = Path("/proc/self/status")
 _ROOM = ("memory allocation", "bad_alloc", "bad allocation", "out of memory", "unable to allocate")
@@ -54,13 +56,16 @@ class Child:
 
     Parameters
     ----------
+    what
+        `"loaders"` or `"faults"`.
     seconds
         Of processor time that a case may take.
     hangs
         Seconds by the clock after which it is given up.
     """
 
-    def __init__(self, seconds=SECONDS, hangs=HANGS):
+    def __init__(self, what="loaders", seconds=SECONDS, hangs=HANGS):
+        self.what = what
         self.seconds = seconds
         self.hangs = hangs
         self._process = None
@@ -104,7 +109,7 @@ class Child:
     def _start(self):
         folders = [str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzzing.child"],
+            [sys.executable, "-m", "fuzzing.child", self.what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
@@ -115,7 +120,8 @@ class Child:
                 "MALLOC_ARENA_MAX": "1",
             },
         )
-        self._process.stdout.readline()  # it is ready
+        if self._process.stdout.readline() != READY:
+            raise RuntimeError("the process that loads files does not start")
 
     def close(self):
         """End it."""
@@ -187,11 +193,14 @@ def _limit():
 
 def main():
     """Answer requests until there are no more."""
-    from fuzzing.faults import FAULTS
-    from fuzzing.loaders import LOADERS
+    if sys.argv[1] == "faults":
+        from fuzzing.faults import FAULTS
 
-    loads = {name: loader.load for name, loader in LOADERS.items()}
-    loads |= {fault.__name__: fault for fault in FAULTS}
+        loads = {fault.__name__: fault for fault in FAULTS}
+    else:
+        from fuzzing.loaders import LOADERS
+
+        loads = {name: loader.load for name, loader in LOADERS.items()}
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryFile() as file:
         printed = file.fileno()
@@ -199,7 +208,7 @@ def main():
         os.dup2(printed, 2)
         if _STATUS.exists():
             _limit()
-        answers.write("ready\n")
+        answers.write(READY.decode())
         answers.flush()
         for line in sys.stdin:
             request = json.loads(line)

@@ -1,6 +1,7 @@
 """HDF5 files with one array that is not what it should be: its kind, size, numbers, and place."""
 
 import io
+import shutil
 
 import h5py
 import numpy
@@ -25,6 +26,13 @@ FILTERS = [
 NUMBERS = [-1, 10**6, 2**31 - 1, -(2**31), numpy.nan, numpy.inf, 1e300]
 
 
+def with_decoys(path):
+    """Lay the files beside a valid one to which others may point; nothing may be read from them."""
+    shutil.copy(path, path.with_name("decoy.h5"))
+    path.with_name("decoy.raw").write_bytes(bytes(4096))
+    return path
+
+
 def hdf5(valid):
     """Rewrite one array of an HDF5 file, or the bytes of the file."""
     with h5py.File(io.BytesIO(valid)) as file:
@@ -34,7 +42,7 @@ def hdf5(valid):
         st.builds(_shaped, st.sampled_from(SHAPES), filters),
         st.sampled_from(DTYPES).map(_of_dtype),
         st.sampled_from(NUMBERS).map(_with_number),
-        st.builds(_with_chunk, filters, flipped(bytes(64))),
+        st.builds(_with_chunk, filters, flipped(bytes(64)).filter(len)),
         st.sampled_from([2**20, 2**26, 2**30]).map(_swelling),
         st.sampled_from([_soft, _loop, _external_link, _group, _type, _missing]),
         st.sampled_from([_external, _virtual, _virtual_itself, _virtual_growing]),
@@ -71,7 +79,7 @@ def _halves(array):
 
 def _shaped(shape, filters):
     chunks = tuple(min(max(size, 1), 64) for size in shape)
-    options = {"chunks": chunks, **filters} if shape and filters else {}
+    options = {"chunks": chunks, **filters} if shape and 0 not in shape and filters else {}
     return lambda file, key, array: file.create_dataset(key, shape, array.dtype, **options)
 
 
@@ -121,8 +129,8 @@ def _loop(file, key, array):
     file[key] = h5py.SoftLink(f"/{key}")
 
 
-def _external_link(file, key, array):
-    file[key] = h5py.ExternalLink("decoy.h5", f"/{key}")
+def _external_link(file, key, array, name="decoy.h5"):
+    file[key] = h5py.ExternalLink(name, f"/{key}")
 
 
 def _group(file, key, array):
@@ -137,8 +145,8 @@ def _missing(file, key, array):
     pass
 
 
-def _external(file, key, array):
-    file.create_dataset(key, array.shape, array.dtype, external=[("decoy.raw", 0, array.nbytes)])
+def _external(file, key, array, name="decoy.raw"):
+    file.create_dataset(key, array.shape, array.dtype, external=[(name, 0, array.nbytes)])
 
 
 def _virtual(file, key, array, name="decoy.h5"):
@@ -151,10 +159,35 @@ def _virtual_itself(file, key, array):
     _virtual(file, key, array, ".")
 
 
-def _virtual_growing(file, key, array):
+def _virtual_growing(file, key, array, name="decoy.h5"):
     largest = (None, *array.shape[1:])
     layout = h5py.VirtualLayout(array.shape, array.dtype, maxshape=largest)
-    source = h5py.VirtualSource("decoy.h5", key, array.shape, maxshape=largest)
+    source = h5py.VirtualSource(name, key, array.shape, maxshape=largest)
     rows = (slice(0, h5py.h5s.UNLIMITED), *(slice(None) for _ in array.shape[1:]))
     layout[rows] = source[rows]
     file.create_virtual_dataset(key, layout)
+
+
+ELSEWHERE = {
+    "a soft link": (_soft, None),
+    "an external link": (_external_link, "decoy.h5"),
+    "external numbers": (_external, "decoy.raw"),
+    "virtual": (_virtual, "decoy.h5"),
+    "virtual, growing": (_virtual_growing, "decoy.h5"),
+}
+"""How an array can be in another place, and in which file."""
+
+
+def moved(path, how):
+    """Let the first array of a file be in another place, where it can be read."""
+    with h5py.File(path) as file:
+        arrays = {key: file[key][...] for key in file}
+    put, name = ELSEWHERE[how]
+    options = {"name": str(path.with_name(name))} if name else {}
+    key = min(arrays)
+    path.write_bytes(
+        _written(arrays, key, lambda file, key, array: put(file, key, array, **options))
+    )
+    with h5py.File(path) as file:
+        assert file[key].shape == arrays[key].shape
+        assert how == "external numbers" or (file[key][...] == arrays[key]).all()

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy
 from hypothesis.strategies import SearchStrategy
 from own import own
+from runs import begin, resume, stopping
 from tiny import make_tiny
 
 from fuzzing import pictures
 from fuzzing.archives import zipped
 from fuzzing.changes import flipped, json_file, json_lines, safetensors
-from fuzzing.hdf5 import hdf5
+from fuzzing.hdf5 import hdf5, with_decoys
 from fuzzing.pictures import picture
 from xpcap.checkpoint import Checkpoint, Progress, State, read_checkpoint, write_checkpoint
 from xpcap.data import folder as layout
@@ -41,7 +42,7 @@ from xpcap.files import read_json
 from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
 from xpcap.report.pictures import picture_of, shown
-from xpcap.run_folder import HISTORY, open_run
+from xpcap.run_folder import BEST, HISTORY, LAST, open_run
 from xpcap.train.history import read_history
 from xpcap.train.showing import caption_split
 
@@ -73,7 +74,8 @@ class Loader(NamedTuple):
 
 
 def tiny(folder, name, **options):
-    return make_tiny(folder / "tiny", 12, 6, **options) / name
+    path = make_tiny(folder / "tiny", 12, 6, **options) / name
+    return with_decoys(path) if name.endswith(".h5") else path
 
 
 def load_dataset(path, **options):
@@ -132,6 +134,22 @@ def run(folder):
 
 def load_run(path):
     caption_split(open_run(path, "cpu"), "val", 2, path.parent.parent / "tiny", Beam(2, 2))
+
+
+def resumable(folder, name):
+    """Make a run that has come to its end, which the process that goes on with it sees at once."""
+    begin(make_tiny(folder / "tiny", 12, 6), folder / "run", epochs=1)
+    return folder / "run" / name
+
+
+def load_resumed(path):
+    """Go on with a copy, for a step at most: a file may ask for as many as it likes."""
+    out = path.parent.with_name("out")
+    shutil.copytree(path.parent, out)
+    try:
+        resume(out, watch=stopping(), data=path.parent.with_name("tiny"))
+    finally:
+        shutil.rmtree(out)
 
 
 def weights(folder, to):
@@ -272,7 +290,7 @@ def load_extraction(path):
 def transform(folder):
     draw = numpy.random.default_rng(0).standard_normal
     PCA(draw(7), draw((3, 7)), numpy.ones(3)).write(folder / "pca.h5")
-    return folder / "pca.h5"
+    return with_decoys(folder / "pca.h5")
 
 
 FILES = {"captions.h5": b"many words " * 3000, "vocab.json": b"{}"}
@@ -304,6 +322,16 @@ def network(folder):
 
     flat_product(folder / "network.onnx")
     return folder / "network.onnx"
+
+
+def network_in_two(folder):
+    """Make a network whose weights are in a file of their own."""
+    import onnx
+
+    model, path = onnx.load(network(folder)), folder / "two.onnx"
+    beside = {"save_as_external_data": True, "size_threshold": 0}
+    onnx.save(model, path, location=f"{path.name}.data", **beside)
+    return path
 
 
 SMALL = {"size": 8, "shorter_side": 8}
@@ -420,10 +448,14 @@ LOADERS = {
     "archive": Loader(archive, load_archive, zipped),
     "extraction": Loader(interrupted, load_extraction, flipped),
     "network": Loader(network, load_network, flipped, ONNX),
+    "network, in two files": Loader(network_in_two, load_network, flipped, ONNX),
     "preprocessing": Loader(preprocessing, load_preprocessing, json_file, ONNX),
     "extractor": Loader(description, load_description, json_file, ONNX),
     "checkpoint": Loader(run, read_checkpoint, safetensors),
     "run": Loader(run, load_run, safetensors),
+    "resume, last": Loader(partial(resumable, name=LAST), load_resumed, safetensors),
+    "resume, best": Loader(partial(resumable, name=BEST), load_resumed, safetensors),
+    "resume, history": Loader(partial(resumable, name=HISTORY), load_resumed, json_lines),
     "history": Loader(history, read_history, json_lines),
     "frequencies": Loader(frequencies, DocumentFrequencies.read, json_file),
     "import, ours": Loader(partial(weights, to="torch"), load_weights, safetensors),

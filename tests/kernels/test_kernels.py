@@ -12,8 +12,8 @@ from xpcap.kernels import KERNELS, fastest, kernel
 from xpcap.kernels.batches import next_batch
 from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.scatter import add_rows
-from xpcap.kernels.softmax import softmax, softmax_cross_entropy
-from xpcap.kernels.top import top
+from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
+from xpcap.kernels.top import best_continuations, most_likely, top
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -86,8 +86,43 @@ ARGUMENTS = {
         "dax": unwritten(N, 3 * H),
         "dah": unwritten(N, 3 * H),
     },
+    "rnn_advance": {
+        "ax": normal(V, H),
+        "ah": normal(3, H),
+        "prev_h": normal(3, H),
+        "words": RNG.integers(V, size=N),
+        "parents": RNG.integers(3, size=N),
+        "next_h": unwritten(N, H),
+    },
+    "lstm_advance": {
+        "ax": normal(V, 4 * H),
+        "ah": normal(3, 4 * H),
+        "prev_c": normal(3, H),
+        "words": RNG.integers(V, size=N),
+        "parents": RNG.integers(3, size=N),
+        "next_h": unwritten(N, H),
+        "next_c": unwritten(N, H),
+    },
+    "gru_advance": {
+        "ax": normal(V, 3 * H),
+        "ah": normal(3, 3 * H),
+        "prev_h": normal(3, H),
+        "bn": normal(H),
+        "words": RNG.integers(V, size=N),
+        "parents": RNG.integers(3, size=N),
+        "next_h": unwritten(N, H),
+    },
     "softmax": {"scores": normal(N, V)},
     "log_softmax": {"scores": normal(N, V)},
+    "log_normalizer": {"scores": 20 * normal(M, V)},
+    "most_likely": {"scores": numpy.round(normal(M, V), 1), "bias": numpy.round(normal(V), 1)},
+    "best_continuations": {
+        "values": numpy.round(normal(8, 3 * V), 1),
+        "totals": numpy.round(normal(8), 1),
+        "places": numpy.array([0, 1, 3, 4, 8, 9, 10, 11]),
+        "images": 3,
+        "width": 4,
+    },
     "top": {"values": numpy.round(normal(M, V), 1), "count": 4},
     "softmax_cross_entropy": {
         "scores": normal(M, V),
@@ -219,6 +254,7 @@ def test_kernels_change_only_what_they_write(name, xp):
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
+        "most_likely": {"scores"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(KERNELS[name], xp, {
@@ -243,6 +279,49 @@ def test_kernels_agree_with_numpy(name, backend):
         ours = to_host(found[key])
         assert ours.dtype == theirs.dtype
         assert scaled_difference(ours.astype(float), theirs.astype(float)) < 1e-10
+
+
+VERSIONS = [numpy, fastest(numpy)]
+
+
+@pytest.mark.parametrize("xp", VERSIONS)
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+def test_continuations_against_a_sort_of_all(xp, dtype):
+    """Many equal sums; of words that are forbidden, and where a beam has less than is asked for."""
+    width, words = 4, 40
+    values = numpy.round(normal(9, words), 1).astype(dtype)
+    values[RNG.random(values.shape) < 0.3] = -numpy.inf
+    values[3, 2:], values[4:6] = -numpy.inf, -numpy.inf
+    totals = numpy.round(normal(9), 1).astype(dtype)
+    places = numpy.array([0, 1, 2, 4, 8, 13, 20, 22, 23])
+    found, parents, said = best_continuations(xp, values, totals, places, 7, width)
+    for image in range(7):
+        everything = [
+            (-(values[row, word] + totals[row]), place % width, word)
+            for row, place in enumerate(places)
+            if place // width == image
+            for word in range(words)
+        ]
+        best = [entry for entry in sorted(everything) if entry[0] < numpy.inf][:width]
+        count = len(best)
+        ours = list(zip(-found[image], parents[image], said[image], strict=True))
+        assert ours[:count] == best
+        assert (found[image, count:] == -numpy.inf).all()
+
+
+@pytest.mark.parametrize("xp", VERSIONS)
+def test_the_most_likely_word_is_the_first_of_equals(xp):
+    scores = numpy.array([[1, 4, 3], [2, 0, 0], [-9, -9, -9]], numpy.float32)
+    bias = numpy.array([3, 0, 1], numpy.float32)
+    assert most_likely(xp, -scores, 0 * bias).tolist() == [0, 1, 0]
+    assert most_likely(xp, scores, bias).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("xp", VERSIONS)
+def test_normalizers_of_large_and_forbidden_scores(xp):
+    scores = numpy.array([[1e4, 1e4, -1e4], [-1e4, -numpy.inf, -1e4], [0, 1, 2]], numpy.float32)
+    expected = [1e4 + math.log(2), -1e4 + math.log(2), math.log(1 + math.e + math.e**2)]
+    numpy.testing.assert_allclose(log_normalizer(xp, scores), expected, rtol=2e-7)
 
 
 def test_the_version_is_chosen_by_the_namespaces_name():

@@ -84,6 +84,35 @@ def test_captions_and_names_are_text(page):
     assert any("<b>two" in part for part in Page(text).texts["th"])
 
 
+def test_words_addresses_and_data_sets_are_text(call, tmp_path):
+    """Where they stand in attributes and drawings too; nor are dollars taken for mathematics."""
+    data = make_tiny(tmp_path / "tiny")
+    word, name = '"><img/src=x/onerror=alert(2)>', "$\\frac{<svg onload=alert(3)>&"
+    vocabulary = (data / "coco2014_vocab.json").read_text()
+    assert vocabulary.count('"a"') == 2
+    (data / "coco2014_vocab.json").write_text(vocabulary.replace('"a"', json.dumps(word)))
+    (data / "val2014_urls.txt").write_text(
+        'javascript:alert(4)\nhttps://localhost/"><script>alert(5)</script>\n' * 6
+    )
+    description = json.loads((data / "dataset.json").read_text())
+    described = {**description, "name": name, "features": word}
+    (data / "dataset.json").write_text(json.dumps(described))
+    words = ["--data", data, "--out", name, "--epochs", 2, "--hidden", 12, "--wordvec", 6]
+    made = call("train", *words, "--batch-size", 10, "--device", "cpu")
+    assert made.exit_code == 0, made.output
+    result = call("report", name, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / name / "report.html").read_text()
+    found = Page(text)
+    assert word in " ".join(itertools.chain(*found.texts.values()))
+    assert not [tag for tag, _ in found.tags if tag == "script"][1:]
+    for tag, attributes in found.tags:
+        assert not [key for key in attributes if key.startswith("on")], (tag, attributes)
+        for key in ("href", "src", "xlink:href"):
+            where = attributes.get(key) or "#"
+            assert where.startswith(("data:image/", "https://localhost/", "#")), (tag, where)
+
+
 def test_measures_are_those_of_evaluate(call, runs, page):
     text = page.read_text()
     rows = re.findall(r'<tr><th scope="row">([\w-]+)</th>(.*?)</tr>', text)

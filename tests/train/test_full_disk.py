@@ -1,39 +1,25 @@
 """A disk that is really full, and folders that really cannot be written."""
 
 import contextlib
-import os
 import subprocess
-import sys
 
 import pytest
 from commands import one_line
-from runs import STEPS, at, begin, content, resume, same
+from disks import MOUNT, PAGE, fill, mounted
+from runs import SMALL, STEPS, at, begin, content, resume, same
 from tiny import make_tiny
 
+from xpcap.backend import CPU
 from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import DataError, DivergedError
 from xpcap.run_folder import BEST, HISTORY, LAST, open_run
+from xpcap.train import Schedule
 from xpcap.train.history import read_history
+from xpcap.train.options import RunOptions
+from xpcap.train.run import Conduct, train_run
 from xpcap.train.saving import Saving
 
 OFTEN = {"saving": Saving(steps=2, keep=2), "dropout": 0.2, "hidden": 32, "wordvec": 16}
-PAGE = 4096
-MOUNT, UNMOUNT = "/bin/mount", "/bin/umount"
-
-
-@contextlib.contextmanager
-def mounted(folder, *words):
-    """Mount something, where that is allowed; else skip the test."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("only root can mount a disk")
-    folder.mkdir()
-    done = subprocess.run([MOUNT, *words, folder], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run([UNMOUNT, folder], check=True)
 
 
 @pytest.fixture
@@ -41,13 +27,6 @@ def disk(tmp_path):
     """A disk of 1 MiB."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1M", "none") as folder:
         yield folder
-
-
-def fill(disk, free):
-    """Take all but so many bytes of a disk, to the page."""
-    status = os.statvfs(disk)
-    taken = status.f_bavail * status.f_frsize - free // PAGE * PAGE
-    (disk / "ballast").write_bytes(bytes(max(taken, 0)))
 
 
 @pytest.fixture
@@ -140,6 +119,18 @@ def test_as_a_command_it_says_that_the_end_is_not_saved(tiny, disk, call):
     for name in (BEST, LAST):
         assert after[name] == before[name]
     assert call("caption", disk / "run", "--device", "cpu").exit_code == 0
+
+
+def test_events_for_tensorboard_that_cannot_be_written_are_warnings(tiny, disk, tmp_path):
+    warned, run = [], tmp_path / "run"
+    conduct = Conduct(disk, at("step", 1, lambda t: fill(disk, 0)), warned.append)
+    options = RunOptions(schedule=Schedule(12, cosine=True, clip_norm=5.0), **{**SMALL, **OFTEN})
+    train_run(tiny, run, options, CPU, conduct)
+    assert warned
+    assert all(str(disk / "run") in line for line in warned)
+    assert all("no space left on the device" in line for line in warned)
+    begin(tiny, tmp_path / "whole", epochs=12, **OFTEN)
+    same(run, tmp_path / "whole")
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(tiny, disk):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
 
 import xpcap
 from xpcap import parallel
+from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -30,28 +28,7 @@ from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
 from xpcap.errors import Stopped, XpcapError, printable
 
-USER_ERROR, SIGNALLED = 2, 128
-
-
-class _Terminated(BaseException):
-    """SIGTERM came; like Ctrl-C, nothing on the way takes it for an error of its own."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end what is inside the block as Ctrl-C does, half-written files removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+USER_ERROR = 2
 
 
 class Commands(click.Group):
@@ -74,7 +51,7 @@ class Commands(click.Group):
         if parallel.rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results come from the first process
         try:
-            with _terminable():
+            with ended_by_signals():
                 result = run()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -91,8 +68,9 @@ class Commands(click.Group):
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
             _end("interrupted", SIGNALLED + signal.SIGINT)
-        except _Terminated:
-            _end("terminated", SIGNALLED + signal.SIGTERM)
+        except Signalled as came:
+            said = "terminated" if came.number == signal.SIGTERM else "interrupted"
+            _end(said, SIGNALLED + came.number)
         except BrokenPipeError:
             sys.stdout = None  # nobody reads on: say no more
             sys.exit(0)

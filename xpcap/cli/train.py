@@ -19,6 +19,7 @@ from xpcap.cli._options import (
     join_others,
     json_option,
     open_device,
+    show,
     show_captions,
     show_json,
     talk,
@@ -196,7 +197,7 @@ def train(
     else:
         show_captions(shown)
         figures = _figures(trainer)
-        click.echo(
+        show(
             f"validation loss {figures['val_loss']:.4f} nats a word, perplexity"
             f" {figures['val_perplexity']:.2f} (epoch {figures['epoch']}); run: {out}"
         )

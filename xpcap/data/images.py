@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import threading
 import warnings
 from pathlib import Path
@@ -18,10 +19,13 @@ from xpcap.files import read_bytes
 MAX_BYTES = 20 * 2**20
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 MOST_PIXELS = 89_000_000  # of any picture
+LONGEST_SIDE = 2**16 - 1  # pixels of a picture, as in JPEG; rows take time each
 UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of a picture; and how many for a byte of its file
 _TILE = 1024  # pixels on a side
 LARGEST_FILE = 2**29  # bytes of a picture's file
 _LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # pixels; threads decode such ones in turn
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
@@ -92,14 +96,14 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     ------
     DataError
         If it is broken, no picture, or so large that it may be an attack: more than 89
-        million pixels, or than 16.7 million and 32 for a byte of the file.
+        million pixels, or than 16.7 million and 32 for a byte of the file, or 65,535 on a side.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         _check_webp(content)  # of which opening takes memory for all pixels
         with _QUIETLY, Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            _check_pixels(opened.width * opened.height, len(content))
+            _check_pixels(opened.size, len(content))
             if opened.tile and opened.tile[0][0] == "libtiff":
                 raise ValueError("it is a compressed TIFF; expected one without compression")
             large = opened.width * opened.height > _LARGE
@@ -145,11 +149,14 @@ def _on_white(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _check_pixels(pixels: int, size: int) -> None:
+def _check_pixels(sides: tuple[int, int], size: int) -> None:
     """Check that a picture's pixels are not too many, for any file or for one of `size` bytes."""
+    pixels = sides[0] * sides[1]
     most = min(MOST_PIXELS, max(UNSUSPICIOUS, DENSEST * size))
     if pixels > most:
         raise ValueError(f"it has {pixels} pixels in {size} bytes; expected at most {most}")
+    if max(sides) > LONGEST_SIDE:
+        raise ValueError(f"it has {max(sides)} pixels on a side; expected at most {LONGEST_SIDE}")
 
 
 def _check_webp(content: bytes) -> None:
@@ -164,7 +171,7 @@ def _check_webp(content: bytes) -> None:
             sides = [(both >> shift & 0x3FFF) + 1 for shift in (0, 14)]
         case _:
             sides = [int.from_bytes(content[k : k + 2], "little") & 0x3FFF for k in (26, 28)]
-    _check_pixels(sides[0] * sides[1], len(content))
+    _check_pixels((sides[0], sides[1]), len(content))
 
 
 class _Quietly:

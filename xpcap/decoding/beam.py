@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 
 import numpy
 
-from xpcap.backend import Array, namespace
+from xpcap.backend import Array, namespace, to_host
 from xpcap.decoding.captioner import Captioner, Decoded, State, check_words
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
-from xpcap.kernels.softmax import log_softmax
-from xpcap.kernels.top import top
+from xpcap.kernels import fastest
+from xpcap.kernels.softmax import log_normalizer
+from xpcap.kernels.top import best_continuations
 
 PENALTIES = ("none", "average", "gnmt")
 
@@ -161,41 +162,39 @@ class _Search:
             return False
         said = self.said[of, place, :t]
         words = said[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
-        rows = self.row[of, place]
-        scores, self.state = self.model.step(words, self.state, rows)
-        log_probs = log_softmax(xp, scores)
-        beam.constraints.apply(xp, log_probs, said, self.end)
+        scores, self.state = self.model.step(words, self.state, self.row[of, place])
+        normalizer = log_normalizer(fastest(xp), scores)
+        beam.constraints.apply(xp, scores, said, self.end)
         self.row[of, place] = xp.arange(len(of))
-        chosen = xp.zeros((self.images, log_probs.shape[1]), dtype=log_probs.dtype)
-        for group in range(beam.groups):
+        chosen = xp.zeros((self.images, scores.shape[1] * (beam.groups > 1)), dtype=scores.dtype)
+        ends = to_host(xp.searchsorted(of, xp.arange(beam.groups + 1) * self.images)).tolist()
+        for group, here in enumerate(map(slice, ends, ends[1:])):
             inside = slice(group * self.images, (group + 1) * self.images)
-            here = (of >= inside.start) & (of < inside.stop)
-            self._continue(t, inside, of[here], place[here], log_probs[here], chosen)
+            totals = self.totals[of[here], place[here]] - normalizer[here]
+            places = (of[here] - inside.start) * self.places + place[here]
+            worth = scores[here]
+            if beam.groups > 1:
+                worth = worth - beam.diversity * chosen[of[here] - inside.start]
+            found = best_continuations(fastest(xp), worth, totals, places, self.images, self.places)
+            self._continue(t, inside, *found, scores, normalizer, chosen)
         return True
 
     def _continue(
-        self, t: int, inside: slice, of: Array, place: Array, log_probs: Array, chosen: Array
+        self,
+        t: int,
+        inside: slice,
+        value: Array,
+        parent: Array,
+        words: Array,
+        scores: Array,
+        normalizer: Array,
+        chosen: Array,
     ) -> None:
-        """Choose among all continuations of a group's beginnings, the rows `(of, place)`."""
+        """Go on with the best continuations of a group's beams, `(N, K / groups)` each."""
         xp, beam, K = self.xp, self.beam, self.places
-        worth = log_probs
-        if beam.groups > 1:
-            worth = worth - beam.diversity * chosen[of - inside.start]
-        few = min(K, log_probs.shape[1])
-        best, word = top(xp, worth, few)
-        shape = (self.images, K, few)
-        all_best = xp.full(shape, -xp.inf, dtype=log_probs.dtype)
-        all_words = xp.zeros(shape, dtype=numpy.int64)
-        all_log_probs = xp.zeros(shape, dtype=log_probs.dtype)
-        at = of - inside.start, place
-        all_best[at] = best + self.totals[of, place][:, None]
-        all_words[at] = word
-        all_log_probs[at] = xp.take_along_axis(log_probs, word, axis=1)
-        value, index = top(xp, all_best.reshape(self.images, -1), K)
         beams = xp.arange(inside.start, inside.stop)[:, None]
-        parent = index // few
-        words = xp.take_along_axis(all_words.reshape(self.images, -1), index, axis=1)
-        last = xp.take_along_axis(all_log_probs.reshape(self.images, -1), index, axis=1)
+        row = xp.where(value > -xp.inf, self.row[beams, parent], 0)
+        last = scores[row, words] - normalizer[row]
         # those that ended keep their places
         kept = (value > -xp.inf) & (xp.arange(K) < K - self.ended[inside][:, None])
         totals = self.totals[beams, parent] + last

@@ -58,7 +58,7 @@ class Constraints:
         end
             The index of `<END>`.
         """
-        length = said.shape[1]
+        length, words = said.shape[1], log_probs.shape[1]
         ending = log_probs[:, end].copy()
         if length >= self.max_length:
             log_probs[...] = -xp.inf
@@ -68,6 +68,8 @@ class Constraints:
             self._ban_repetitions(xp, log_probs, said)
             if length < self.min_length:
                 log_probs[:, end] = -xp.inf
+        if length < self.max_length and len({*self.banned, end}) + length < words:
+            return  # some word is left
         stuck = log_probs.max(axis=1) == -xp.inf
         log_probs[:, end] = xp.where(stuck, ending, log_probs[:, end])
 

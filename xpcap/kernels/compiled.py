@@ -22,6 +22,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import Kernel
+from xpcap.kernels.advance import lstm_advance, rnn_advance
 from xpcap.kernels.pointwise import (
     gru_cell,
     gru_cell_gradient,
@@ -31,7 +32,8 @@ from xpcap.kernels.pointwise import (
     rnn_cell_gradient,
 )
 from xpcap.kernels.scatter import add_rows
-from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.kernels.softmax import log_normalizer, softmax_cross_entropy
+from xpcap.kernels.top import best_continuations, most_likely
 from xpcap.kernels.updates import adam_update
 
 
@@ -55,10 +57,10 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _compiled(made: Kernel[Any, None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _compiled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let a compiled function run a kernel wherever all arrays are contiguous and float32."""
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             fast = numba.njit(cache=True, **_OPTIONS)(function)
         except RuntimeError:  # nowhere to keep what was compiled: compile it in each process
@@ -66,10 +68,10 @@ def _compiled(made: Kernel[Any, None]) -> Callable[[Callable[..., None]], Callab
         plain = made.overrides.get("numpy", made.reference)
 
         @functools.wraps(made.reference)
-        def run(xp: Namespace, *args: Any, **kwargs: Any) -> None:
+        def run(xp: Namespace, *args: Any, **kwargs: Any) -> Any:
             arrays = (*args, *kwargs.values())
             chosen = fast if all(map(_fits, arrays)) else functools.partial(plain, xp)
-            chosen(*args, **kwargs)
+            return chosen(*args, **kwargs)
 
         made.overrides["numba"] = run
         return run
@@ -266,6 +268,112 @@ def _softmax_cross_entropy(
         for j in range(V):
             row[j] *= factor
         row[targets[m]] -= weight
+
+
+@numba.njit(fastmath={"reassoc", "nnan", "nsz"})
+def _largest(row: Array) -> Any:
+    top = row[0]
+    for j in range(row.size):
+        top = max(top, row[j])
+    return top
+
+
+@_compiled(log_normalizer)
+def _log_normalizer(scores: Array) -> Array:
+    R, V = scores.shape
+    found = numpy.empty(R, F)
+    for m in range(R):
+        row = scores[m]
+        largest, total = _largest(row), F(0)
+        for j in range(V):
+            total += _exp(row[j] - largest)
+        found[m] = largest + numpy.log(total)
+    return found
+
+
+@_compiled(most_likely)
+def _most_likely(scores: Array, bias: Array) -> Array:
+    R, V = scores.shape
+    found = numpy.empty(R, numpy.int64)
+    for m in range(R):
+        row = scores[m]
+        best = row[0] + bias[0]
+        for j in range(V):
+            row[j] += bias[j]
+            best = max(best, row[j])
+        for j in range(V):
+            if row[j] == best:
+                found[m] = j
+                break
+    return found
+
+
+@_compiled(best_continuations)
+def _best_continuations(
+    values: Array, totals: Array, places: Array, images: int, width: int
+) -> tuple[Array, Array, Array]:
+    """Insertion into what is sorted already, after a look whether 16 sums hold anything better."""
+    R, V = values.shape
+    found = numpy.full((images, width), F(-numpy.inf))
+    parents, words = numpy.zeros((2, images, width), numpy.int64)
+    for m in range(R):
+        image, parent = divmod(places[m], width)
+        best, of, said = found[image], parents[image], words[image]
+        row, total = values[m], totals[m]
+        for first in range(0, V, 16):
+            part = row[first : min(first + 16, V)]
+            better = False
+            for j in range(part.size):
+                better |= part[j] + total > best[width - 1]
+            if not better:
+                continue
+            for j in range(part.size):
+                value, k = part[j] + total, width
+                while k > 0 and value > best[k - 1]:
+                    k -= 1
+                if k < width:
+                    for other in range(width - 1, k, -1):
+                        best[other], of[other] = best[other - 1], of[other - 1]
+                        said[other] = said[other - 1]
+                    best[k], of[k], said[k] = value, parent, first + j
+    return found, parents, words
+
+
+@_compiled(rnn_advance)
+def _rnn_advance(
+    ax: Array, ah: Array, prev_h: Array, words: Array, parents: Array, next_h: Array
+) -> None:
+    for n in range(words.size):
+        a, b, h = ax[words[n]], ah[parents[n]], next_h[n]
+        for j in range(h.size):
+            h[j] = _tanh(a[j] + b[j])
+
+
+@_compiled(lstm_advance)
+def _lstm_advance(
+    ax: Array,
+    ah: Array,
+    prev_c: Array,
+    words: Array,
+    parents: Array,
+    next_h: Array,
+    next_c: Array,
+) -> None:
+    H = prev_c.shape[1]
+    logistic, tanh = numpy.empty(3 * H, F), numpy.empty(H, F)
+    i, f, o = logistic[:H], logistic[H : 2 * H], logistic[2 * H :]
+    for n in range(words.size):
+        x, y = ax[words[n]], ah[parents[n]]
+        a, b = x[: 3 * H], y[: 3 * H]
+        for j in range(3 * H):
+            logistic[j] = _logistic(a[j] + b[j])
+        a, b = x[3 * H :], y[3 * H :]
+        before, c, h = prev_c[parents[n]], next_c[n], next_h[n]
+        for j in range(H):
+            tanh[j] = _tanh(a[j] + b[j])
+        for j in range(H):
+            c[j] = f[j] * before[j] + i[j] * tanh[j]
+            h[j] = o[j] * _tanh(c[j])
 
 
 @_compiled(add_rows)

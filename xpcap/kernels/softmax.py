@@ -25,6 +25,30 @@ def log_softmax(xp: Namespace, scores: Array) -> Array:
 
 
 @kernel
+def log_normalizer(xp: Namespace, scores: Array) -> Array:
+    """Return what `log_softmax` takes from the scores, log(sum e^s), `(R,)`; scores stay.
+
+    Parameters
+    ----------
+    scores
+        `(R, V)`.
+    """
+    largest = scores.max(axis=1)
+    return largest + xp.log(xp.exp(scores - largest[:, None]).sum(axis=1))
+
+
+@log_normalizer.override("numpy")
+def _log_normalizer_in_blocks(xp: Namespace, scores: Array) -> Array:
+    """The reference, on as many rows at a time as stay in a core's cache."""
+    height = max(1, _BLOCK // scores.itemsize // max(1, scores.shape[1]))
+    found = numpy.empty(len(scores), scores.dtype)
+    for first in range(0, len(scores), height):
+        rows = slice(first, first + height)
+        found[rows] = log_normalizer.reference(xp, scores[rows])
+    return found
+
+
+@kernel
 def softmax_cross_entropy(
     xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
 ) -> None:

@@ -31,6 +31,53 @@ def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
     return xp.take_along_axis(values, places, axis=1), places
 
 
+@kernel
+def most_likely(xp: Namespace, scores: Array, bias: Array) -> Array:
+    """Return where `scores + bias` is largest in each row, `(R,)`; the first of equals.
+
+    Parameters
+    ----------
+    scores
+        `(R, V)`, without NaN; it may be overwritten.
+    bias
+        `(V,)`.
+    """
+    scores += bias
+    return scores.argmax(axis=1)
+
+
+@kernel
+def best_continuations(
+    xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
+) -> tuple[Array, Array, Array]:
+    """Return the best words to go on with, among those of all beginnings of each image.
+
+    Parameters
+    ----------
+    values
+        `(R, V)` floating, without NaN: what each word adds to a beginning's total.
+    totals
+        `(R,)`.
+    places
+        `(R,)`, rising: a beginning's image times `width`, and its place in that image's beam.
+    images, width
+        How many images, and places in the beam of each.
+
+    Returns
+    -------
+    values, places, words
+        `(images, width)` each, falling: the sums, minus infinity where there is nothing left; the
+        place in the beam that each goes on from, and the word. Of equal sums the first.
+    """
+    few = min(width, values.shape[1])
+    best, word = top(xp, values + totals[:, None], few)
+    sums = xp.full((images * width, few), -xp.inf, dtype=values.dtype)
+    words = xp.zeros((images * width, few), dtype=numpy.int64)
+    sums[places], words[places] = best, word
+    found, index = top(xp, sums.reshape(images, -1), width)
+    return found, index // few, xp.take_along_axis(words.reshape(images, -1), index, axis=1)
+
+
 @top.override("numpy")
 def _top_by_largest(
     xp: Namespace, values: Array, count: int

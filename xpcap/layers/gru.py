@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, Namespace, namespace
+from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
 from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
@@ -206,13 +206,6 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
     dax, dah, dh0, dbn = gru_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
     dx = unpack(dax @ Wx.T, N, T)
     return GRUGradients(dx, dh0, steps.T @ dax, run.prev_h.T @ dah, dax.sum(axis=0), dbn)
-
-
-def gru_advance(xp: Namespace, gates: Array, ah: Array, prev_h: Array, bn: Array) -> tuple[Array]:
-    """Take one step from x Wx + b, which is overwritten, and h Wh, both `(N, 3H)`."""
-    ah_n, next_h = (xp.empty(prev_h.shape, dtype=gates.dtype) for _ in range(2))
-    gru_cell(xp, gates, ah, bn, prev_h, ah_n, next_h)
-    return (next_h,)
 
 
 def gru_unroll(

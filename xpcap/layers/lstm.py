@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, Namespace, namespace
+from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import lstm_cell, lstm_cell_gradient
 from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
@@ -189,15 +189,6 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
     da, _, dh0 = lstm_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
     dx = unpack(da @ Wx.T, N, T)
     return LSTMGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
-
-
-def lstm_advance(
-    xp: Namespace, gates: Array, ah: Array, prev_h: Array, prev_c: Array
-) -> tuple[Array, Array]:
-    """Take one step from x Wx + b, which is overwritten, and h Wh, both `(N, 4H)`."""
-    next_c, tanh_c, next_h = (xp.empty(prev_c.shape, dtype=gates.dtype) for _ in range(3))
-    lstm_cell(xp, gates, ah, prev_c, next_c, tanh_c, next_h)
-    return next_h, next_c
 
 
 def lstm_unroll(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, Namespace, namespace
+from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import rnn_cell, rnn_cell_gradient
 from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
@@ -171,12 +171,6 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
     da, _, dh0 = rnn_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
     dx = unpack(da @ Wx.T, N, T)
     return RNNGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
-
-
-def rnn_advance(xp: Namespace, gates: Array, ah: Array, prev_h: Array) -> tuple[Array]:
-    """Take one step from x Wx + b, which is overwritten, and h Wh, both `(N, H)`."""
-    rnn_cell(xp, gates, ah, gates)
-    return (gates,)
 
 
 def rnn_unroll(

@@ -16,6 +16,7 @@ from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.init import captioner_parameters
 from xpcap.kernels import fastest
+from xpcap.kernels.advance import gru_advance, lstm_advance, rnn_advance
 from xpcap.layers import (
     affine_backward,
     affine_forward,
@@ -40,10 +41,10 @@ from xpcap.layers import (
     word_embedding_forward,
 )
 from xpcap.layers.dropout import check_rate
-from xpcap.layers.gru import gru_advance, gru_unroll, gru_unroll_backward
-from xpcap.layers.lstm import lstm_advance, lstm_unroll, lstm_unroll_backward
-from xpcap.layers.rnn import rnn_advance, rnn_unroll, rnn_unroll_backward
-from xpcap.models.distinct import on_distinct
+from xpcap.layers.gru import gru_unroll, gru_unroll_backward
+from xpcap.layers.lstm import lstm_unroll, lstm_unroll_backward
+from xpcap.layers.rnn import rnn_unroll, rnn_unroll_backward
+from xpcap.models.distinct import distinct
 from xpcap.models.greedy import greedy
 
 
@@ -53,8 +54,8 @@ class Cell(NamedTuple):
     `forward(x, h0, *weights)` and `backward(dh, cache)` run over a sequence;
     `step_forward(x, *state, *weights)` takes one step and returns the new state and a cache, and
     `step_backward(*dstate, cache)` the gradients of its arguments;
-    `advance(xp, gates, ah, *state, *biases)` takes one step from x Wx + b and h Wh and returns the
-    new state; `unroll` and `unroll_backward` are the recurrence alone, over a packed sequence.
+    `advance` takes one step of captions that share words and beginnings, see `kernels.advance`;
+    `unroll` and `unroll_backward` are the recurrence alone, over a packed sequence.
     `gates` is the number of blocks of H columns in the weights, `weights` are their names, `states`
     how many arrays a state has.
     """
@@ -63,7 +64,7 @@ class Cell(NamedTuple):
     backward: Callable[[Array, Any], tuple[Array, ...]]
     step_forward: Callable[..., tuple[Any, ...]]
     step_backward: Callable[..., tuple[Array, ...]]
-    advance: Callable[..., tuple[Array, ...]]
+    advance: Callable[..., None]
     unroll: Callable[..., Any]
     unroll_backward: Callable[..., tuple[Array, ...]]
     gates: int
@@ -312,14 +313,18 @@ class CaptioningRNN:
         params = self.params
         xp = namespace(words, *state)
         Wx, Wh, b = (params[name] for name in self.cell.weights[:3])
-        gates = on_distinct(xp, words, lambda some: params["W_embed"][some] @ Wx + b)
+        some, which = distinct(xp, words)
+        ax = params["W_embed"][some] @ Wx + b
         if rows is None:
-            ah = state[0] @ Wh
+            parents = xp.arange(len(words))
         else:
-            ah = on_distinct(xp, rows, lambda some: state[0][some] @ Wh)
-            state = tuple(part[rows] for part in state)
+            some, parents = distinct(xp, rows)
+            state = tuple(part[some] for part in state)
+        shape = len(words), state[0].shape[1]
+        new_state = tuple(xp.empty(shape, dtype=ax.dtype) for _ in state)
         biases = [params[name] for name in self.cell.weights[3:]]
-        new_state = self.cell.advance(fastest(xp), gates, ah, *state, *biases)
+        ah = state[0] @ Wh
+        self.cell.advance(fastest(xp), ax, ah, state[-1], *biases, which, parents, *new_state)
         scores = new_state[0] @ params["W_vocab"]
         scores += params["b_vocab"]
         return scores, new_state

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy
 
 from xpcap.backend import Array, Namespace, is_host
 
 
-def on_distinct(xp: Namespace, indices: Array, function: Callable[[Array], Array]) -> Array:
-    """Return `function(indices)`, which has a row for each index and depends on that alone.
+def distinct(xp: Namespace, indices: Array) -> tuple[Array, Array]:
+    """Return indices each once, and which of them is at each place: `indices == some[which]`.
 
-    On the host each distinct index is computed once; on a GPU that would need it on the host.
+    On a GPU that would need them on the host; there all are returned as they are.
     """
-    if not is_host(xp):
-        return function(indices)
-    distinct, places = numpy.unique(indices, return_inverse=True)
-    return function(distinct)[places]
+    if is_host(xp):
+        return numpy.unique(indices, return_inverse=True)
+    return indices, xp.arange(len(indices))

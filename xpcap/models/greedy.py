@@ -16,6 +16,7 @@ from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import product
 from xpcap.kernels.scatter import take_rows
+from xpcap.kernels.top import most_likely
 from xpcap.layers._sequence import Packing
 from xpcap.workspace import Workspace
 
@@ -90,7 +91,7 @@ def _with_those_that_go_on(
     state = model.start(features)
     xp = fastest(numpy)
     spaces = [Workspace(xp, state[0].dtype) for _ in range(2)]  # a step reads what one before wrote
-    recurrent = [params[name] for name in (cell.weights[1], *cell.weights[3:])]
+    Wh, *biases = (params[name] for name in (cell.weights[1], *cell.weights[3:]))
     projected = numpy.empty((len(params["W_embed"]), params["Wx"].shape[1]), state[0].dtype)
     known = numpy.zeros(len(projected), bool)
     for t in range(max_length):
@@ -98,14 +99,14 @@ def _with_those_that_go_on(
         new = numpy.unique(words[~known[words]])
         projected[new] = params["W_embed"][new] @ params["Wx"] + params["b"]
         known[new] = True
-        gates = space.empty("gates", n, projected.shape[1])
-        take_rows(xp, projected, words, gates)
-        run = cell.unroll(gates, state[0], *recurrent, Packing(n, [n]), space, *state[1:])
-        state = (run.h, run.c) if cell.states == 2 else (run.h,)
+        ah = space.empty("ah", n, Wh.shape[1])
+        product(xp, state[0], Wh, ah)
+        after = tuple(space.empty(f"state {k}", n, len(Wh)) for k in range(cell.states))
+        cell.advance(xp, projected, ah, state[-1], *biases, words, numpy.arange(n), *after)
+        state = after
         scores = space.empty("scores", n, len(params["b_vocab"]))
-        product(xp, run.h, params["W_vocab"], scores)
-        scores += params["b_vocab"]
-        words = scores.argmax(axis=1)
+        product(xp, state[0], params["W_vocab"], scores)
+        words = most_likely(xp, scores, params["b_vocab"])
         captions[going_on, t] = words
         unfinished = words != model.end
         if not unfinished.all():

@@ -217,8 +217,19 @@ def _open_session(weights: Path) -> Any:
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said once, by us
+    data = _data_of(weights)
     with explained(weights, "read"):  # from bytes, no other file can take part
-        source = str(weights) if _data_of(weights).is_file() else weights.read_bytes()
+        source = weights.read_bytes()
+        if data.is_file():
+            if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+                raise ConfigurationError(
+                    f"{weights} has its weights in another file, which needs onnxruntime 1.24 or"
+                    f" later; found {onnxruntime.__version__}"
+                )
+            content = data.read_bytes()
+            options.add_external_initializers_from_files_in_memory(
+                [data.name], [content], [len(content)]
+            )
     try:
         return onnxruntime.InferenceSession(
             source, options, providers=[name for name in _PROVIDERS if name in there]
