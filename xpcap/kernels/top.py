@@ -69,9 +69,16 @@ def best_continuations(
         `(images, width)` each, falling: the sums, minus infinity where there is nothing left; the
         place in the beam that each goes on from, and the word. Of equal sums the first.
     """
-    few = min(width, values.shape[1])
-    best, word = top(xp, values + totals[:, None], few)
-    sums = xp.full((images * width, few), -xp.inf, dtype=values.dtype)
+    best, word = top(xp, values + totals[:, None], min(width, values.shape[1]))
+    return _of_each_image(xp, best, word, places, images, width)
+
+
+def _of_each_image(
+    xp: Namespace, best: Array, word: Array, places: Array, images: int, width: int
+) -> tuple[Array, Array, Array]:
+    """Choose among the best words `(R, few)` to go on with from each beginning."""
+    few = best.shape[1]
+    sums = xp.full((images * width, few), -xp.inf, dtype=best.dtype)
     words = xp.zeros((images * width, few), dtype=numpy.int64)
     sums[places], words[places] = best, word
     found, index = top(xp, sums.reshape(images, -1), width)
@@ -82,14 +89,27 @@ def best_continuations(
 def _top_by_largest(
     xp: Namespace, values: Array, count: int
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Take the largest, and the largest of the others, and so on."""
+    return _largest(values.copy(), count)
+
+
+@best_continuations.override("numpy")
+def _best_continuations_by_largest(
+    xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
+) -> tuple[Array, Array, Array]:
+    """The reference with one temporary array of the size of `values`."""
+    best, word = _largest(values + totals[:, None], min(width, values.shape[1]))
+    return _of_each_image(xp, best, word, places, images, width)
+
+
+def _largest(values: numpy.ndarray, count: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Take the largest, and the largest of the others, and so on; `values` is overwritten."""
     if count > _FEW:
-        return top.reference(xp, values, count)
-    rest, rows = values.copy(), numpy.arange(len(values))
+        return top.reference(numpy, values, count)
+    rows = numpy.arange(len(values))
     found = numpy.empty((len(values), count), values.dtype)
     places = numpy.empty((len(values), count), numpy.int64)
     for k in range(count):
-        places[:, k] = rest.argmax(axis=1)
-        found[:, k] = rest[rows, places[:, k]]
-        rest[rows, places[:, k]] = -numpy.inf
+        places[:, k] = values.argmax(axis=1)
+        found[:, k] = values[rows, places[:, k]]
+        values[rows, places[:, k]] = -numpy.inf
     return found, places
