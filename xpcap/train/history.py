@@ -120,10 +120,10 @@ class History:
 
 def _whole_lines(path: Path, length: int) -> int:
     """Return how long the whole lines are that lie in the first `length` bytes of a file."""
-    if not length or not path.exists():
-        return 0
     with explained(path, "read"):
-        return path.read_bytes()[:length].rfind(b"\n") + 1
+        if not length or not path.exists():
+            return 0
+    return read_bytes(path)[:length].rfind(b"\n") + 1
 
 
 def _fetched(value: Any) -> float | None:
