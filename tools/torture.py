@@ -98,7 +98,7 @@ class Torture:
             words = ["--resume", name]
             self.result.resumed += 1
         else:
-            options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
+            options = {"--data": "./scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
             words = [str(word) for option in options.items() for word in option]
         return subprocess.Popen(
             [sys.executable, "-m", "xpcap", "train", *words, "--device", "cpu", "--json"],
