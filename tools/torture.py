@@ -98,7 +98,7 @@ class Torture:
             words = ["--resume", name]
             self.result.resumed += 1
         else:
-            options = {"--data": "scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
+            options = {"--data": "./scenes", "--out": name, "--epochs": self.epochs, **OPTIONS}
             words = [str(word) for option in options.items() for word in option]
         return subprocess.Popen(
             [sys.executable, "-m", "xpcap", "train", *words, "--device", "cpu", "--json"],
@@ -143,7 +143,7 @@ class Torture:
         begun = time.perf_counter()
         self._wait(process, lambda: time.perf_counter() > begun + seconds)
         if number % 2:
-            self._wait(process, lambda: any(run.glob(".*.part")))
+            self._wait(process, lambda: _writing(process, run))
         process.kill()
         if process.wait() == 0:
             self._training *= _SHORTER
@@ -152,7 +152,7 @@ class Torture:
             return False
         process.communicate()
         self.result.kills += 1
-        self.result.in_writing += any(run.glob(".*.part"))
+        self.result.in_writing += _writing(process, run)
         after = self._saved(name)
         self.result.before_training += not after
         if after < before:
@@ -177,6 +177,11 @@ class Torture:
 def _identity(path: Path) -> int | None:
     """Return what tells a file from another that has replaced it."""
     return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _writing(process: subprocess.Popen[str], run: Path) -> bool:
+    """Whether a process is, or was, in the middle of writing a file of a run."""
+    return any(run.glob(f".*.{process.pid}.part"))
 
 
 def _contents(run: Path) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it never had been: the same files, bit for bit."""
 
 import shutil
+import sys
 from dataclasses import replace
 
 import h5py
@@ -461,3 +462,18 @@ def test_what_cannot_be_resumed_is_one_line(ended, tmp_path):
         one_line(command(ended, "--resume", name), f"{name} has no last.safetensors to go on from")
     (tmp_path / "run" / "last.safetensors").write_bytes(b"\0" * 100)
     one_line(command(ended, "--resume", "run"), "last.safetensors is not a whole checkpoint")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_history_that_never_ends_is_refused(tiny, tmp_path):
+    begin(tiny, tmp_path / "run", epochs=1)
+    history = tmp_path / "run" / "history.jsonl"
+    history.unlink()
+    history.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"history\.jsonl is not a plain file"):
+        resume(tmp_path / "run")
+    history.unlink()
+    with open(history, "wb") as file:
+        file.truncate(2**30 + 1)  # without blocks on the disk
+    with pytest.raises(DataError, match=r"is 1073741825 bytes; expected at most 1073741824"):
+        resume(tmp_path / "run")

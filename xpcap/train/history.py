@@ -124,10 +124,12 @@ class History:
 
 def _whole_lines(path: Path | None, length: int) -> int:
     """Return how long the whole lines are that lie in the first `length` bytes of a file."""
-    if path is None or not length or not path.exists():
+    if path is None:
         return 0
     with explained(path, "read"):
-        return path.read_bytes()[:length].rfind(b"\n") + 1
+        if not length or not path.exists():
+            return 0
+    return read_bytes(path)[:length].rfind(b"\n") + 1
 
 
 def _fetched(value: Any) -> float | None:
