@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import click
 import h5py
 import numpy
 import pytest
@@ -19,6 +20,7 @@ from tiny import make_tiny
 from xpcap import parallel
 from xpcap.backend import CPU
 from xpcap.checkpoint import read_checkpoint
+from xpcap.cli import main
 from xpcap.cli import train as cli_train
 from xpcap.errors import ConfigurationError
 from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, share_out
@@ -157,6 +159,26 @@ def test_without_mpi4py_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ConfigurationError, match=r"needs mpi4py.* pip install 'xpcap\[mpi\]'"):
         parallel.join(CPU)
+
+
+def leaves(command, *words):
+    """All commands below one, as words."""
+    if not isinstance(command, click.Group):
+        return [words]
+    return [found for name, other in command.commands.items()
+            for found in leaves(other, *words, name)]  # fmt: skip
+
+
+def test_commands_that_share_nothing_out_refuse_ranks(monkeypatch):
+    """Two would write the same file at once; and end apart, for which MPICH's would wait."""
+    shared = {("train",), ("caption",), ("evaluate",), ("data", "prepare")}
+    monkeypatch.setenv("PMI_SIZE", "2")
+    for words in leaves(main):
+        if words in shared:
+            assert main([*words, "--help"], standalone_mode=False) == 0
+        else:
+            with pytest.raises(ConfigurationError, match=f"{words[-1]}' is the work of one"):
+                main(list(words), standalone_mode=False)
 
 
 @pytest.mark.skipif(os.environ.get("XPCAP_REQUIRE_MPI") != "1", reason="MPI may be missing")
