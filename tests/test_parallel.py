@@ -130,10 +130,16 @@ class World:
     def allgather(self, value):
         return [value] * self.size
 
+    def Allreduce(self, send, part):
+        assert send == "in place"
+        part *= self.size
+
 
 def fake_mpi(size):
     library = "Some MPI v5, from somewhere\nbuilt long ago"
-    return SimpleNamespace(COMM_WORLD=World(size), Get_library_version=lambda: library)
+    return SimpleNamespace(
+        COMM_WORLD=World(size), Get_library_version=lambda: library, IN_PLACE="in place"
+    )
 
 
 def test_mpirun_of_another_mpi_is_named(monkeypatch):
@@ -141,6 +147,16 @@ def test_mpirun_of_another_mpi_is_named(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"2 processes .* counts 1; .* is Some MPI v5$"):
         MPIRanks(fake_mpi(1), CPU)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 6), (64,), (65,)])
+def test_arrays_are_summed_piece_by_piece(monkeypatch, shape):
+    monkeypatch.setenv("PMI_SIZE", "3")
+    monkeypatch.setattr(parallel, "_PIECE", 128)  # 16 numbers
+    array = numpy.arange(numpy.prod(shape), dtype=float).reshape(shape)
+    expected = 3 * array
+    MPIRanks(fake_mpi(3), CPU).sum(array)
+    numpy.testing.assert_array_equal(array, expected)
 
 
 def test_on_a_device_nccl_sums(monkeypatch):

@@ -147,6 +147,23 @@ def test_every_rank_ends_with_the_same_parameters(tiny, tmp_path):
     assert not list(out.rglob("*.part"))
 
 
+def test_each_rank_measures_its_share_only(tiny, tmp_path):
+    measured = []
+
+    def watch(trainer):
+        packed = trainer.training_step.measuring
+        evaluate = packed.evaluate
+
+        def counted(features, captions):
+            measured.append(len(captions))
+            return evaluate(features, captions)
+
+        packed.evaluate = counted
+
+    train(tiny, tmp_path / "run", 3, {"watch": watch}, epochs=1)
+    assert sum(measured) == 48 + 24  # of training and of validation
+
+
 def spoiled(trainer):
     """Let the gradients of two steps be no numbers, once."""
     packed, steps = trainer.training_step.packed, [2, 6]
