@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import click
 import h5py
 import numpy
 import pytest
@@ -19,6 +20,7 @@ from tiny import make_tiny
 from xpcap import parallel
 from xpcap.backend import CPU
 from xpcap.checkpoint import read_checkpoint
+from xpcap.cli import main
 from xpcap.cli import train as cli_train
 from xpcap.errors import ConfigurationError
 from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, share_out
@@ -128,10 +130,16 @@ class World:
     def allgather(self, value):
         return [value] * self.size
 
+    def Allreduce(self, send, part):
+        assert send == "in place"
+        part *= self.size
+
 
 def fake_mpi(size):
     library = "Some MPI v5, from somewhere\nbuilt long ago"
-    return SimpleNamespace(COMM_WORLD=World(size), Get_library_version=lambda: library)
+    return SimpleNamespace(
+        COMM_WORLD=World(size), Get_library_version=lambda: library, IN_PLACE="in place"
+    )
 
 
 def test_mpirun_of_another_mpi_is_named(monkeypatch):
@@ -139,6 +147,16 @@ def test_mpirun_of_another_mpi_is_named(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"2 processes .* counts 1; .* is Some MPI v5$"):
         MPIRanks(fake_mpi(1), CPU)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 6), (64,), (65,)])
+def test_arrays_are_summed_piece_by_piece(monkeypatch, shape):
+    monkeypatch.setenv("PMI_SIZE", "3")
+    monkeypatch.setattr(parallel, "_PIECE", 128)  # 16 numbers
+    array = numpy.arange(numpy.prod(shape), dtype=float).reshape(shape)
+    expected = 3 * array
+    MPIRanks(fake_mpi(3), CPU).sum(array)
+    numpy.testing.assert_array_equal(array, expected)
 
 
 def test_on_a_device_nccl_sums(monkeypatch):
@@ -157,6 +175,26 @@ def test_without_mpi4py_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ConfigurationError, match=r"needs mpi4py.* pip install 'xpcap\[mpi\]'"):
         parallel.join(CPU)
+
+
+def leaves(command, *words):
+    """All commands below one, as words."""
+    if not isinstance(command, click.Group):
+        return [words]
+    return [found for name, other in command.commands.items()
+            for found in leaves(other, *words, name)]  # fmt: skip
+
+
+def test_commands_that_share_nothing_out_refuse_ranks(monkeypatch):
+    """Two would write the same file at once; and end apart, for which MPICH's would wait."""
+    shared = {("train",), ("caption",), ("evaluate",), ("data", "prepare")}
+    monkeypatch.setenv("PMI_SIZE", "2")
+    for words in leaves(main):
+        if words in shared:
+            assert main([*words, "--help"], standalone_mode=False) == 0
+        else:
+            with pytest.raises(ConfigurationError, match=f"{words[-1]}' is the work of one"):
+                main(list(words), standalone_mode=False)
 
 
 @pytest.mark.skipif(os.environ.get("XPCAP_REQUIRE_MPI") != "1", reason="MPI may be missing")

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy
@@ -147,6 +149,23 @@ def test_every_rank_ends_with_the_same_parameters(tiny, tmp_path):
     assert not list(out.rglob("*.part"))
 
 
+def test_each_rank_measures_its_share_only(tiny, tmp_path):
+    measured = []
+
+    def watch(trainer):
+        packed = trainer.training_step.measuring
+        evaluate = packed.evaluate
+
+        def counted(features, captions):
+            measured.append(len(captions))
+            return evaluate(features, captions)
+
+        packed.evaluate = counted
+
+    train(tiny, tmp_path / "run", 3, {"watch": watch}, epochs=1)
+    assert sum(measured) == 48 + 24  # of training and of validation
+
+
 def spoiled(trainer):
     """Let the gradients of two steps be no numbers, once."""
     packed, steps = trainer.training_step.packed, [2, 6]
@@ -196,6 +215,24 @@ def test_a_full_disk_does_not_part_the_ranks(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("xpcap.train.history.append", fails)
     with pytest.raises(DivergedError, match="step 1: the loss explodes"):
         train(tiny, tmp_path / "run", 2)
+
+
+def test_all_ranks_save_when_one_finds_that_it_is_time(tiny, tmp_path, monkeypatch):
+    """Clocks differ; whoever saved alone would go back elsewhere when numbers go wrong."""
+    own = threading.local()
+    clock = SimpleNamespace(monotonic=lambda: getattr(own, "now", 0.0))
+    monkeypatch.setattr("xpcap.train.saving.time", clock)
+
+    def watch(trainer):
+        trainer.on("step", late)
+
+    def late(trainer):
+        if trainer.training_step.ranks.rank == 1 and trainer.step == 2:
+            own.now = 1000.0
+
+    train(tiny, tmp_path / "run", 3, {"watch": watch}, saving=Saving(minutes=10, keep=9))
+    kept = sorted(path.stem for path in (tmp_path / "run").glob("step-*"))
+    assert kept == ["step-00000003", "step-00000005", "step-00000010"]
 
 
 @pytest.mark.parametrize("ranks", [(2, 1), (1, 3)])

@@ -14,6 +14,7 @@ import click
 
 import xpcap
 from xpcap import parallel
+from xpcap.cli._options import refuse_ranks
 from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
@@ -108,6 +109,7 @@ def main() -> None:
 
     `xpcap train` needs nothing else: it draws its own pictures and learns to describe them.
     """
+    refuse_ranks("train", "caption", "evaluate", "data")
 
 
 COMMANDS = (

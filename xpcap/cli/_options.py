@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpcap import parallel
-from xpcap.errors import printable
+from xpcap.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from xpcap.backend import Backend
@@ -44,6 +44,22 @@ def talk(message: str) -> None:
 def show(line: object) -> None:
     """Print a line of a result, in which nothing is left that a terminal obeys."""
     click.echo(printable(str(line)))
+
+
+def refuse_ranks(*others: str) -> None:
+    """Refuse the group's command, unless it is among `others`, where `mpirun` starts several.
+
+    Raises
+    ------
+    ConfigurationError
+        If it has: all of them would do the same, and write the same files.
+    """
+    context = click.get_current_context()
+    name = context.invoked_subcommand
+    if parallel.launched() and name not in others:
+        raise ConfigurationError(
+            f"'{context.info_name} {name}' is the work of one process; expected no mpirun"
+        )
 
 
 def open_device(name: str) -> Any:

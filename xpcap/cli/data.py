@@ -14,6 +14,7 @@ from xpcap.cli._options import (
     join_others,
     json_option,
     open_device,
+    refuse_ranks,
     show,
     show_json,
     talk,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.group()
 def data() -> None:
     """Make data folders to train on, and look into them."""
+    refuse_ranks("prepare")
 
 
 @data.command()
