@@ -13,7 +13,7 @@ from xpcap.kernels.batches import next_batch
 from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
-from xpcap.kernels.top import best_continuations, most_likely, top
+from xpcap.kernels.top import best_continuations, top
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -115,7 +115,6 @@ ARGUMENTS = {
     "softmax": {"scores": normal(N, V)},
     "log_softmax": {"scores": normal(N, V)},
     "log_normalizer": {"scores": 20 * normal(M, V)},
-    "most_likely": {"scores": numpy.round(normal(M, V), 1), "bias": numpy.round(normal(V), 1)},
     "best_continuations": {
         "values": numpy.round(normal(8, 3 * V), 1),
         "totals": numpy.round(normal(8), 1),
@@ -254,7 +253,6 @@ def test_kernels_change_only_what_they_write(name, xp):
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
-        "most_likely": {"scores"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(KERNELS[name], xp, {
@@ -307,14 +305,6 @@ def test_continuations_against_a_sort_of_all(xp, dtype):
         ours = list(zip(-found[image], parents[image], said[image], strict=True))
         assert ours[:count] == best
         assert (found[image, count:] == -numpy.inf).all()
-
-
-@pytest.mark.parametrize("xp", VERSIONS)
-def test_the_most_likely_word_is_the_first_of_equals(xp):
-    scores = numpy.array([[1, 4, 3], [2, 0, 0], [-9, -9, -9]], numpy.float32)
-    bias = numpy.array([3, 0, 1], numpy.float32)
-    assert most_likely(xp, -scores, 0 * bias).tolist() == [0, 1, 0]
-    assert most_likely(xp, scores, bias).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("xp", VERSIONS)

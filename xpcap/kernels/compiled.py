@@ -33,7 +33,7 @@ from xpcap.kernels.pointwise import (
 )
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax_cross_entropy
-from xpcap.kernels.top import best_continuations, most_likely
+from xpcap.kernels.top import best_continuations
 from xpcap.kernels.updates import adam_update
 
 
@@ -288,23 +288,6 @@ def _log_normalizer(scores: Array) -> Array:
         for j in range(V):
             total += _exp(row[j] - largest)
         found[m] = largest + numpy.log(total)
-    return found
-
-
-@_compiled(most_likely)
-def _most_likely(scores: Array, bias: Array) -> Array:
-    R, V = scores.shape
-    found = numpy.empty(R, numpy.int64)
-    for m in range(R):
-        row = scores[m]
-        best = row[0] + bias[0]
-        for j in range(V):
-            row[j] += bias[j]
-            best = max(best, row[j])
-        for j in range(V):
-            if row[j] == best:
-                found[m] = j
-                break
     return found
 
 

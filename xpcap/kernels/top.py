@@ -32,21 +32,6 @@ def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
 
 
 @kernel
-def most_likely(xp: Namespace, scores: Array, bias: Array) -> Array:
-    """Return where `scores + bias` is largest in each row, `(R,)`; the first of equals.
-
-    Parameters
-    ----------
-    scores
-        `(R, V)`, without NaN; it may be overwritten.
-    bias
-        `(V,)`.
-    """
-    scores += bias
-    return scores.argmax(axis=1)
-
-
-@kernel
 def best_continuations(
     xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
 ) -> tuple[Array, Array, Array]:
