@@ -118,6 +118,7 @@ def test_principal_components(call, disk, reason):
 
 
 def test_events_for_tensorboard(call, disk, reason):
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX")
     before = contents(disk)
     result = call("train", "--data", "tiny", "--out", "other", *SMALL, "--tensorboard", disk / "e")
     one_line(

@@ -122,6 +122,7 @@ def test_as_a_command_it_says_that_the_end_is_not_saved(tiny, disk, call):
 
 
 def test_events_for_tensorboard_that_cannot_be_written_are_warnings(tiny, disk, tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX")
     warned, run = [], tmp_path / "run"
     conduct = Conduct(disk, at("step", 1, lambda t: fill(disk, 0)), warned.append)
     options = RunOptions(schedule=Schedule(12, cosine=True, clip_norm=5.0), **{**SMALL, **OFTEN})
