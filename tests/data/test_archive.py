@@ -209,6 +209,7 @@ def test_flipped_bits_in_the_compressed_bytes(unpacked):
 @pytest.mark.parametrize(
     "content",
     [b"", b"<html>Not here</html>", b"PK\x05\x06", zipped(usual())[:-30], zipped(usual())[:50]],
+    ids=["empty", "page", "mark", "short", "shorter"],
 )
 def test_no_zip_file(unpacked, content):
     refused(unpacked, content, "the archive is not a whole zip file")
