@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import sys
 
 import numpy
 import pytest
 from guard import open_guard
 
+from xpcap import kernels
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, fastest, kernel
 from xpcap.kernels.batches import next_batch
@@ -277,6 +279,17 @@ def test_kernels_agree_with_numpy(name, backend):
         ours = to_host(found[key])
         assert ours.dtype == theirs.dtype
         assert scaled_difference(ours.astype(float), theirs.astype(float)) < 1e-10
+
+
+def test_a_missing_compiler_is_looked_for_once(monkeypatch):
+    """Each attempt compiles a file of Python, which takes as long as a step of decoding."""
+    kernels._compiled_numpy.cache_clear()
+    monkeypatch.setitem(sys.modules, "xpcap.kernels.compiled", None)
+    try:
+        assert fastest(numpy) is fastest(numpy) is numpy
+        assert kernels._compiled_numpy.cache_info().misses == 1
+    finally:
+        kernels._compiled_numpy.cache_clear()
 
 
 VERSIONS = [numpy, fastest(numpy)]

@@ -67,9 +67,15 @@ def fastest(xp: Namespace) -> Namespace:
     if xp.__name__ == "cupy":
         importlib.import_module("xpcap.kernels.cuda")
     if is_host(xp) and os.environ.get("XPCAP_COMPILED") != "0":
-        try:
-            from xpcap.kernels.compiled import compiled_numpy
-        except ImportError:
-            return xp
-        return compiled_numpy
+        return _compiled_numpy() or xp
     return xp
+
+
+@functools.cache
+def _compiled_numpy() -> Namespace | None:
+    """Return the namespace of compiled kernels; a missing numba is looked for once only."""
+    try:
+        from xpcap.kernels.compiled import compiled_numpy
+    except ImportError:
+        return None
+    return compiled_numpy
