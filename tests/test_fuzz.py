@@ -6,11 +6,12 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
+from fuzzing.changes import generated
 from fuzzing.child import Child
 from fuzzing.faults import FAULTS, hangs
 from fuzzing.hdf5 import ELSEWHERE, hdf5, moved
 from fuzzing.loaders import LOADERS
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed
 from processes import WITHIN
 
 from xpcap.errors import DataError
@@ -18,13 +19,7 @@ from xpcap.errors import DataError
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes cannot be waited for")
 
 CASES = 10  # of each loader
-FEW = settings(
-    max_examples=CASES,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+FEW = generated(CASES)
 IN_FILES = [
     name
     for name, loader in LOADERS.items()

@@ -24,9 +24,10 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from fuzzing.changes import generated  # noqa: E402
 from fuzzing.child import Child  # noqa: E402
 from fuzzing.loaders import LOADERS  # noqa: E402
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from hypothesis import given, seed  # noqa: E402
 
 from xpcap.errors import printable  # noqa: E402
 
@@ -74,14 +75,7 @@ def fuzz(name: str, count: int, number: int, folder: Path, kept: Path) -> Row:
     whole = child.load(name, path)
     if not whole.opened or whole.fault:
         faults.append(f"the valid file is not opened: {whole.fault}")
-    every = settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    seed(number)(every(given(loader.changed(valid))(check)))()
+    seed(number)(generated(count)(given(loader.changed(valid))(check)))()
     child.close()
     return Row(
         len(outcomes),

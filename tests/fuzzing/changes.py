@@ -9,7 +9,20 @@ import json
 import struct
 import zlib
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+
+
+def generated(count):
+    """Hypothesis' settings for so many cases that are drawn and not remembered."""
+    return settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066 \r\n\x7f\x00"
 TOKENS = [
