@@ -41,7 +41,8 @@ def test_fifty_captions_are_overfitted(folder, tmp_path, cell):
     assert trainer.step == 100
     model = trainer.model
     model.params = dict(read_checkpoint(tmp_path / "run" / "last.safetensors").state.parameters)
-    captions, features, _ = gather(dataset.splits["train"], numpy.arange(50))
+    batch = gather(dataset.splits["train"], numpy.arange(50))
+    captions, features = batch.captions, batch.features
     summed = float(model.evaluate(features, captions))  # over a caption's words
     print(cell, summed)
     assert summed < 0.2
