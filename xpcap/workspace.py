@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy
 
-from xpcap.backend import Array, Namespace
+from xpcap.backend import Array, Namespace, is_host
 
 
 class Workspace:
@@ -56,3 +57,19 @@ class Workspace:
         array = self.empty(name, *shape)
         array[...] = 0
         return array
+
+
+_of_threads = threading.local()
+
+
+def passing(xp: Namespace, dtype: Any) -> Workspace:
+    """Return a workspace for what a function needs until it returns, the same at its next call.
+
+    On the CPU each thread has one of each dtype and keeps it, because the pages of large arrays are
+    given back to the system when they are freed and cost a fault each to get again. On a GPU, where
+    freed memory stays at hand, it is a new one.
+    """
+    if not is_host(xp):
+        return Workspace(xp, dtype)
+    mine: dict[str, Workspace] = _of_threads.__dict__.setdefault("workspaces", {})
+    return mine.setdefault(numpy.dtype(dtype).name, Workspace(numpy, dtype))

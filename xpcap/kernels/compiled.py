@@ -94,19 +94,17 @@ def _inline(function: Callable[..., Any]) -> Callable[..., Any]:
 def _exp_parts(x: Any) -> Any:
     """Return q and s with e^x = s (1 + q) and s a power of two.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts; e^r - 1 by the polynomial of Cephes'
-    `expf` (Moshier, "Methods and programs for mathematical functions", 1989).
+    x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts; e^r = 1 + r + r^2 P(r), where P is of
+    degree 4 and exact at the Chebyshev nodes of that interval: e^r is right to 1.1e-8. The terms
+    are summed in pairs, for a processor waits for one result before it can use it in the next.
     """
     x = min(max(x, F(-87.0)), F(88.0))
     n = numpy.floor(x * F(1.44269504) + F(0.5))
     r = x - n * F(0.693359375) + n * F(2.12194440e-4)
-    p = F(1.9875691500e-4)
-    p = p * r + F(1.3981999507e-3)
-    p = p * r + F(8.3334519073e-3)
-    p = p * r + F(4.1665795894e-2)
-    p = p * r + F(1.6666665459e-1)
-    p = p * r + F(5.0000001201e-1)
-    return p * r * r + r, I((I(n) + I(127)) << I(23)).view(F)
+    square = r * r
+    p = F(0.5) + F(0.16666578) * r
+    p += square * ((F(0.041666556) + F(0.008363173) * r) + square * F(0.0013926176))
+    return square * p + r, I((I(n) + I(127)) << I(23)).view(F)
 
 
 @_inline
@@ -343,20 +341,16 @@ def _lstm_advance(
     next_c: Array,
 ) -> None:
     H = prev_c.shape[1]
-    logistic, tanh = numpy.empty(3 * H, F), numpy.empty(H, F)
-    i, f, o = logistic[:H], logistic[H : 2 * H], logistic[2 * H :]
     for n in range(words.size):
-        x, y = ax[words[n]], ah[parents[n]]
-        a, b = x[: 3 * H], y[: 3 * H]
-        for j in range(3 * H):
-            logistic[j] = _logistic(a[j] + b[j])
-        a, b = x[3 * H :], y[3 * H :]
+        a, b = ax[words[n]], ah[parents[n]]
+        ai, af, ao, ag = a[:H], a[H : 2 * H], a[2 * H : 3 * H], a[3 * H :]
+        bi, bf, bo, bg = b[:H], b[H : 2 * H], b[2 * H : 3 * H], b[3 * H :]
         before, c, h = prev_c[parents[n]], next_c[n], next_h[n]
         for j in range(H):
-            tanh[j] = _tanh(a[j] + b[j])
+            kept = _logistic(af[j] + bf[j]) * before[j]
+            c[j] = kept + _logistic(ai[j] + bi[j]) * _tanh(ag[j] + bg[j])
         for j in range(H):
-            c[j] = f[j] * before[j] + i[j] * tanh[j]
-            h[j] = o[j] * _tanh(c[j])
+            h[j] = _logistic(ao[j] + bo[j]) * _tanh(c[j])
 
 
 @_compiled(add_rows)

@@ -17,6 +17,7 @@ from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.init import captioner_parameters
 from xpcap.kernels import fastest
 from xpcap.kernels.advance import gru_advance, lstm_advance, rnn_advance
+from xpcap.kernels.products import product
 from xpcap.layers import (
     affine_backward,
     affine_forward,
@@ -46,6 +47,7 @@ from xpcap.layers.lstm import lstm_unroll, lstm_unroll_backward
 from xpcap.layers.rnn import rnn_unroll, rnn_unroll_backward
 from xpcap.models.distinct import distinct
 from xpcap.models.greedy import greedy
+from xpcap.workspace import passing
 
 
 class Cell(NamedTuple):
@@ -323,7 +325,8 @@ class CaptioningRNN:
         shape = len(words), state[0].shape[1]
         new_state = tuple(xp.empty(shape, dtype=ax.dtype) for _ in state)
         biases = [params[name] for name in self.cell.weights[3:]]
-        ah = state[0] @ Wh
+        ah = passing(xp, ax.dtype).empty("ah", len(state[0]), Wh.shape[1])
+        product(xp, state[0], Wh, ah)
         self.cell.advance(fastest(xp), ax, ah, state[-1], *biases, which, parents, *new_state)
         scores = new_state[0] @ params["W_vocab"]
         scores += params["b_vocab"]
