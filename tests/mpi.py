@@ -12,7 +12,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy
 import pytest
+
+from xpcap.parallel import part_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 100  # in which whatever is tested has long ended
@@ -86,6 +89,15 @@ class ThreadRanks:
     def sum(self, array):
         first, *others = self._exchange(array.copy())
         array[...] = sum(others, start=first)
+
+    def reduce_scatter(self, array):
+        first, *others = self._exchange(array.copy())
+        own = part_of(self, array.size)
+        array[own] = sum(others, start=first)[own]
+
+    def all_gather(self, array):
+        parts = self._exchange(array[part_of(self, array.size)].copy())
+        array[...] = numpy.concatenate(parts)
 
     def any(self, value):
         return any(self._exchange(value))

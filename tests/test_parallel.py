@@ -18,12 +18,12 @@ from own import own
 from tiny import make_tiny
 
 from xpcap import parallel
-from xpcap.backend import CPU
+from xpcap.backend import CPU, to_host
 from xpcap.checkpoint import read_checkpoint
 from xpcap.cli import main
 from xpcap.cli import train as cli_train
 from xpcap.errors import ConfigurationError
-from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, share_out
+from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, part_of, share_out
 
 NAMES = [
     "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -122,23 +122,35 @@ def test_what_differs_is_named(other):
 
 
 class World:
-    """MPI's communicator of one rank that takes itself for one of several."""
+    """MPI's communicator, of ranks that are threads; a lonely one may take itself for several."""
 
-    def __init__(self, size):
-        self.rank, self.size = 0, size
+    def __init__(self, ranks, size):
+        self.rank, self.size, self._ranks = ranks.rank, size, ranks
 
     def allgather(self, value):
-        return [value] * self.size
+        return self._ranks.gather(value)
 
-    def Allreduce(self, send, part):
+    def Allreduce(self, send, array):
         assert send == "in place"
-        part *= self.size
+        self._ranks.sum(array)
+
+    def Allgather(self, send, array):
+        assert send == "in place"
+        self._ranks.all_gather(array)
+
+    def Sendrecv(self, sent, dest, recvbuf, source):
+        for to, array in self._ranks.gather((dest, sent)):
+            if to == self.rank:
+                given = array
+        assert source == (2 * self.rank - dest) % self.size
+        recvbuf[...] = given
 
 
-def fake_mpi(size):
+def fake_mpi(ranks, size=None):
     library = "Some MPI v5, from somewhere\nbuilt long ago"
+    world = World(ranks, size or ranks.size)
     return SimpleNamespace(
-        COMM_WORLD=World(size), Get_library_version=lambda: library, IN_PLACE="in place"
+        COMM_WORLD=world, Get_library_version=lambda: library, IN_PLACE="in place"
     )
 
 
@@ -146,28 +158,53 @@ def test_mpirun_of_another_mpi_is_named(monkeypatch):
     """Each process takes itself for the only one then, and would write where the others do."""
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"2 processes .* counts 1; .* is Some MPI v5$"):
-        MPIRanks(fake_mpi(1), CPU)
+        MPIRanks(fake_mpi(Alone()), CPU)
 
 
-@pytest.mark.parametrize("shape", [(1,), (5, 6), (64,), (65,)])
-def test_arrays_are_summed_piece_by_piece(monkeypatch, shape):
-    monkeypatch.setenv("PMI_SIZE", "3")
+@pytest.mark.parametrize("each", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_each_rank_gets_the_sum_of_its_part_piece_by_piece(monkeypatch, count, each):
+    monkeypatch.setenv("PMI_SIZE", str(count))
     monkeypatch.setattr(parallel, "_PIECE", 128)  # 16 numbers
-    array = numpy.arange(numpy.prod(shape), dtype=float).reshape(shape)
-    expected = 3 * array
-    MPIRanks(fake_mpi(3), CPU).sum(array)
-    numpy.testing.assert_array_equal(array, expected)
+    given = numpy.random.default_rng(0).standard_normal((count, count * each))
+
+    def work(own):
+        ranks, array = MPIRanks(fake_mpi(own), CPU), given[own.rank].copy()
+        ranks.reduce_scatter(array)
+        part = part_of(ranks, array.size)
+        numpy.testing.assert_allclose(array[part], given.sum(axis=0)[part], 1e-12, 1e-14)
+        array[part] = own.rank
+        ranks.all_gather(array)
+        total = numpy.ones(2)
+        ranks.sum(total)
+        return array.tolist(), total.tolist()
+
+    owners = numpy.repeat(numpy.arange(count), each).tolist()
+    assert together(count, work) == [(owners, [count, count])] * count
 
 
-def test_on_a_device_nccl_sums(monkeypatch):
+def test_on_a_device_nccl_does_it_in_place(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     calls = []
-    nccl = SimpleNamespace(all_reduce=lambda *arrays: calls.append(arrays))
+
+    def noting(name):
+        return lambda *args: calls.append((name, *args))
+
+    names = ("all_reduce", "reduce_scatter", "all_gather")
+    nccl = SimpleNamespace(**{name: noting(name) for name in names})
     monkeypatch.setattr("xpcap.backend.Backend.collective", lambda self, rank, size: nccl)
     backend = open_guard()
-    array = backend.to_device(numpy.ones(3))
-    MPIRanks(fake_mpi(2), backend).sum(array)
-    assert calls == [(array, array)], "in place"
+    array = backend.to_device(numpy.arange(6.0))
+    ranks = MPIRanks(fake_mpi(Alone(), size=2), backend)
+    for name in ("sum", "reduce_scatter", "all_gather"):
+        getattr(ranks, name)(array)
+    (_, *summed), (_, given, mine, count), (_, own, into, as_many) = calls
+    assert [name for name, *_ in calls] == list(names)
+    assert all(one is array for one in (*summed, given, into))
+    assert count == as_many == 3
+    for part in (mine, own):
+        part[...] += 1
+    assert to_host(array).tolist() == [2, 3, 4, 3, 4, 5], "both are views of the first half"
 
 
 def test_without_mpi4py_it_is_said(monkeypatch):

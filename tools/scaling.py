@@ -4,32 +4,33 @@
 
 starts itself under mpirun, one thread a rank. The two ranks take turns, a few steps each: the first
 alone with whole minibatches, alone with its half of them, both with their halves but apart, and
-both together, which is data-parallel training of the same global batch. In between they sum arrays
-of several sizes. Whatever else the machine does hits all of them alike, so a speed-up is the median
-of the rounds' ratios.
+both together, which is data-parallel training of the same global batch. In between they exchange
+arrays of several sizes. Whatever else the machine does hits all of them alike, so a speed-up is the
+median of the rounds' ratios.
 
 The model: a step of n ranks takes
 
-    fixed + captions / n * each + log2(n) latency + 2 (n - 1) / n * bytes / bandwidth
+    fixed + captions / n * each + update / n + 2 (n - 1) (latency + bytes / n / bandwidth)
 
-with the all-reduce by recursive halving and doubling (Thakur, Rabenseifner, Gropp, "Optimization of
-collective communication operations in MPICH", 2005). `fixed` (the update of all parameters, and
-what matrix products of fewer rows lose) and `each` come from the first rank's steps alone, latency
-and bandwidth from the sums of two ranks. Predictions are nothing but this formula.
+as in each of n - 1 exchanges a rank gives away an n-th of its gradient, and in as many it gets an
+n-th of the parameters, which another has updated (Thakur, Rabenseifner, Gropp, "Optimization of
+collective communication operations in MPICH", 2005). `fixed` (what matrix products of fewer rows
+lose, and words that several ranks say) and `each` come from the first rank's steps alone, without
+their update, which is timed by itself; latency and bandwidth from the exchanges of two ranks.
+Predictions are nothing but this formula.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -40,12 +41,14 @@ from xpcap.backend import CPU
 from xpcap.benchmark.timing import Figures, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.minibatch import EpochBatches
+from xpcap.kernels import fastest
+from xpcap.kernels.updates import square_sum
 from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks
 from xpcap.train.step import TrainingStep
 
-SIZES = (1, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are summed
-SUMS = 10  # in one measurement of these
+SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are exchanged
+SUMS = 10  # exchanges in one measurement
 DEVICES = (8, 64, 512)
 SPEEDS = (1, 100)  # times as fast as a core here; 100 is what a GPU might be
 NETWORK = (5e-6, 12.5e9)  # seconds, bytes a second: 100 Gbit/s
@@ -74,7 +77,7 @@ class Training:
     rank, size
         Whose share.
     ranks
-        With whom gradients are summed.
+        With whom gradients are added up.
     """
 
     def __init__(self, workload: Workload, rank: int, size: int, ranks: Ranks) -> None:
@@ -102,13 +105,27 @@ def nothing(k: int) -> None:
     """Let the other rank work."""
 
 
-def summed(size: int, ranks: Ranks) -> Callable[[int], None]:
-    """Return what sums an array of so many elements over the ranks, `SUMS` times."""
+def exchanged(size: int, ranks: Ranks) -> Callable[[int], None]:
+    """Return what exchanges an array of so many elements as a step does, `SUMS` times."""
     array = numpy.zeros(size, numpy.float32)
 
     def work(k: int) -> None:
         for _ in range(SUMS):
-            ranks.sum(array)
+            ranks.reduce_scatter(array)
+            ranks.all_gather(array)
+
+    return work
+
+
+def updated(size: int) -> Callable[[int], None]:
+    """Return what updates so many parameters, the norm of their gradients included."""
+    optimizer = Optimizer("adam", learning_rate=1e-3)
+    xp, (w, dw) = fastest(numpy), numpy.zeros((2, size), numpy.float32)
+    squares = numpy.empty(1, numpy.float32)
+
+    def work(k: int) -> None:
+        square_sum(xp, dw, squares)
+        optimizer.update(xp, w, dw)
 
     return work
 
@@ -116,27 +133,28 @@ def summed(size: int, ranks: Ranks) -> Callable[[int], None]:
 def measure(
     workload: Workload, ranks: Ranks, rounds: int, calls: int
 ) -> tuple[dict[str, Figures], dict[int, Figures], int]:
-    """Time steps, and sums by their bytes; return the bytes of a gradient too."""
+    """Time steps, and exchanges by their bytes; return the bytes of a gradient too."""
     alone = Alone()
     own, size = ranks.rank, ranks.size
     together = Training(workload, own, size, ranks)
     apart = Training(workload, own, size, alone)
     whole = Training(workload, 0, 1, alone)
     first = own == 0
-    elements = 1 + sum(value.size for value in together.step.model.params.values())
+    elements = sum(value.size for value in together.step.model.params.values()) // 2 * 2
     sizes = (*SIZES, elements)
     contenders = {
         "whole": whole.train if first else nothing,
         "half": apart.train if first else nothing,
         "halves": apart.train,
         "together": together.train,
-        **{str(size): summed(size, ranks) for size in sizes},
+        "update": updated(elements) if first else nothing,
+        **{str(size): exchanged(size, ranks) for size in sizes},
     }
     figures = interleave(contenders, rounds, calls, meet)
-    sums = {
+    exchanges = {
         4 * size: Figures(tuple(t / SUMS for t in figures.pop(str(size)).rounds)) for size in sizes
     }
-    return figures, sums, 4 * elements
+    return figures, exchanges, 4 * elements
 
 
 @dataclass(frozen=True)
@@ -145,27 +163,37 @@ class Model:
 
     fixed: float
     each: float
+    update: float
     latency: float
     bandwidth: float
     gradient: int
 
     def step(self, devices: int, captions: float, speed: float = 1.0) -> float:
         """Return the seconds of a step with so many captions on each device."""
-        return (self.fixed + captions * self.each) / speed + self.sum(devices)
+        computed = self.fixed + captions * self.each + self.update / devices
+        return computed / speed + self.exchange(devices)
 
-    def sum(self, devices: int) -> float:
-        """Return those of the all-reduce."""
-        moved = 2 * (devices - 1) / devices * self.gradient
-        return math.log2(devices) * self.latency + moved / self.bandwidth
+    def exchange(self, devices: int) -> float:
+        """Return those of the exchange of gradients and parameters."""
+        moved = self.gradient / devices / self.bandwidth
+        return 2 * (devices - 1) * (self.latency + moved)
 
 
-def fit(captions: int, whole: float, half: float, sums: dict[int, float], gradient: int) -> Model:
-    """Fit the model: a line through two steps, and one through the sums, by relative error."""
+def fit(
+    captions: int,
+    whole: float,
+    half: float,
+    update: float,
+    exchanges: dict[int, float],
+    gradient: int,
+) -> Model:
+    """Fit the model: a line through two steps, and one through two ranks' exchanges."""
     each = (whole - half) / (captions / 2)
-    count, seconds = (numpy.array(part, float) for part in zip(*sums.items(), strict=True))
-    rows = numpy.stack([numpy.ones_like(count), count], axis=1) / seconds[:, None]
+    count, seconds = (numpy.array(part, float) for part in zip(*exchanges.items(), strict=True))
+    rows = numpy.stack([2 * numpy.ones_like(count), count], axis=1) / seconds[:, None]
     latency, inverse = numpy.linalg.lstsq(rows, numpy.ones_like(seconds))[0]
-    return Model(whole - captions * each, each, max(latency, 0.0), 1 / inverse, gradient)
+    fixed = whole - captions * each - update
+    return Model(fixed, each, update, max(latency, 0.0), 1 / inverse, gradient)
 
 
 def vocabulary_part(size: Configuration, gates: int, words: float, distinct: float) -> list[float]:
@@ -191,17 +219,18 @@ def spread(figures: Figures, other: Figures) -> list[float]:
     return sorted(o / f for f, o in zip(figures.rounds, other.rounds, strict=True))
 
 
-def report(name: str, workload: Workload, steps: dict[str, Figures], sums: dict[int, Figures],
+def report(name: str, workload: Workload, steps: dict[str, Figures], exchanges: dict[int, Figures],
            gradient: int) -> dict[str, object]:  # fmt: skip
     """Print what was measured, the fit and the predictions; return them."""
     size = workload.configuration
     median = {what: figures.median for what, figures in steps.items()}
-    times = {count: figures.median for count, figures in sums.items()}
-    model = fit(size.batch_size, median["whole"], median["half"], times, gradient)
+    times = {count: figures.median for count, figures in exchanges.items()}
+    whole, half, update = median["whole"], median["half"], median["update"]
+    model = fit(size.batch_size, whole, half, update, times, gradient)
     ratios = spread(steps["together"], steps["whole"])
     low, high = numpy.quantile(ratios, (0.25, 0.75))
     speedup = float(numpy.median(ratios))
-    alone = median["whole"] / (median["half"] + times[gradient])
+    alone = whole / (half - update / 2 + times[gradient])
     print(f"{name} {workload.cell}: {size.batch_size} captions, gradient {gradient / 1e6:.1f} MB")
     print(
         f"  a step: one rank {1e3 * median['whole']:.1f} ms, two {1e3 * median['together']:.1f} ms"
@@ -209,14 +238,16 @@ def report(name: str, workload: Workload, steps: dict[str, Figures], sums: dict[
     print(f"  speed-up {speedup:.2f} (quartiles {low:.2f} to {high:.2f}, best {ratios[-1]:.2f})")
     print(
         f"  half the captions: alone {1e3 * median['half']:.1f} ms, beside the other's"
-        f" {1e3 * median['halves']:.1f} ms; all-reduce {1e3 * times[gradient]:.2f} ms;"
-        f" were the ranks not in each other's way: {alone:.2f}"
+        f" {1e3 * median['halves']:.1f} ms; update {1e3 * update:.2f} ms, exchange"
+        f" {1e3 * times[gradient]:.2f} ms; were the ranks not in each other's way: {alone:.2f}"
     )
-    print("  sums: " + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items()))
     print(
-        f"  fit: {1e3 * model.fixed:.1f} ms + captions / n * {1e3 * model.each:.3f} ms + log2(n)"
-        f" {1e6 * model.latency:.1f} us + 2 (n - 1) / n * {gradient / 1e6:.1f} MB /"
-        f" {model.bandwidth / 1e9:.1f} GB/s"
+        "  exchanges: " + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items())
+    )
+    print(
+        f"  fit: {1e3 * model.fixed:.1f} ms + captions / n * {1e3 * model.each:.3f} ms +"
+        f" {1e3 * update:.2f} ms / n + 2 (n - 1) * ({1e6 * model.latency:.1f} us +"
+        f" {gradient / 1e6:.1f} MB / n / {model.bandwidth / 1e9:.1f} GB/s)"
     )
     predicted = predict(workload, model)
     result: dict[str, object] = {
@@ -226,7 +257,7 @@ def report(name: str, workload: Workload, steps: dict[str, Figures], sums: dict[
         "ms": {what: 1e3 * value for what, value in median.items()},
         "rounds_ms": {what: [1e3 * t for t in figures.rounds] for what, figures in steps.items()},
         "speed_up": {"median": speedup, "rounds": ratios},
-        "sums_us": {count: 1e6 * value for count, value in times.items()},
+        "exchanges_us": {count: 1e6 * value for count, value in times.items()},
         "model": asdict(model),
         "predicted": predicted,
     }
@@ -245,11 +276,12 @@ def predict(workload: Workload, model: Model) -> list[dict[str, float]]:
     latency, bandwidth = NETWORK
     print(f"  PREDICTION, not measured: {bandwidth / 1e9:g} GB/s and {1e6 * latency:g} us")
     for speed in SPEEDS:
-        network = Model(model.fixed, model.each, latency, bandwidth, model.gradient)
+        network = replace(model, latency=latency, bandwidth=bandwidth)
         one = network.step(1, size.batch_size, speed)
         for devices in DEVICES:
             took = network.step(devices, size.batch_size, speed)
-            hidden = min(share * network.sum(devices), after * one)
+            # only the gradients' half of the exchange can be hidden behind the backward pass
+            hidden = min(share * network.exchange(devices) / 2, after * one)
             weak, overlapped = one / took, one / (took - hidden)
             strong = one / (devices * network.step(devices, size.batch_size / devices, speed))
             print(
@@ -278,7 +310,7 @@ def predict(workload: Workload, model: Model) -> list[dict[str, float]]:
 def main(
     configs: tuple[str, ...], cell: str, rounds: int, calls: int, json_file: Path | None
 ) -> None:
-    """Print step times, all-reduce times, the model's fit and what it predicts."""
+    """Print times of steps and exchanges, the model's fit and what it predicts."""
     if not parallel.launched():
         raise SystemExit(start_ranks())
     ranks = parallel.join(CPU)

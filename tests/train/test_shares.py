@@ -15,15 +15,17 @@ from tiny import make_tiny
 from xpcap.backend import CPU, to_host
 from xpcap.checkpoint import read_checkpoint
 from xpcap.data.dataset import open_dataset
-from xpcap.data.minibatch import EpochBatches, Share
+from xpcap.data.minibatch import Batch, EpochBatches, Share
 from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
+from xpcap.optim import Optimizer
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
 from xpcap.train.recovery import OnNaN
 from xpcap.train.run import Conduct, resume_run, train_run
 from xpcap.train.saving import Saving
+from xpcap.train.step import TrainingStep
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, "a": 4, "cat": 5, "sits": 6}
 RNG = numpy.random.default_rng(4)
@@ -50,6 +52,16 @@ def train(data, out, ranks=1, conduct=None, epochs=2, clip_norm=5.0, **options):
     return together(
         ranks, lambda own: train_run(data, out, options, CPU, Conduct(**conduct, ranks=own))
     )[0]
+
+
+def copied(state):
+    """Parameters and moments, which change no more."""
+    parameters, memory = state
+    there = {name: value.copy() for name, value in parameters.items()}
+    return there, {
+        key: {name: value.copy() for name, value in by_name.items()}
+        for key, by_name in memory.items()
+    }
 
 
 def until(epochs):
@@ -329,6 +341,42 @@ def test_thread_ranks_are_ranks():
     def work(own: ThreadRanks):
         array = numpy.array([own.rank, 1.0])
         own.sum(array)
-        return array.tolist(), own.any(own.rank == 2), own.any(False), own.gather(own.rank)
+        parts = numpy.arange(6) + own.rank
+        own.reduce_scatter(parts)
+        own.all_gather(parts)
+        flags = own.any(own.rank == 2), own.any(False)
+        return array.tolist(), parts.tolist(), *flags, own.gather(own.rank)
 
-    assert together(3, work) == [([3.0, 3.0], True, False, [0, 1, 2])] * 3
+    assert together(3, work) == [([3, 3], [3, 6, 9, 12, 15, 18], True, False, [0, 1, 2])] * 3
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_each_rank_remembers_a_part_and_all_of_them_the_whole(rule):
+    """Moments of 3 ranks together are those of one, before and after a restore."""
+    captions, features = captions_of([3, 7, 1, 5, 7]), RNG.standard_normal((5, 3))
+
+    def work(own):
+        model = CaptioningRNN(WORDS, 3, 4, 5, "lstm", numpy.float64, seed=0, backend="cpu")
+        step = TrainingStep(model, Optimizer(rule, learning_rate=0.1), 0.5, ranks=own)
+        places = numpy.arange(5)[own.rank :: own.size]
+        share = Share(places, 5, 0) if own.size > 1 else None
+        for number in range(3):
+            step(Batch(captions[places], features[places], None, share), number, 1.0)
+            if number == 1:  # away from here, and back
+                parameters, memory = ({**group} for group in copied(step.state()))
+                numbers = dict(step.optimizer.numbers)
+                step(Batch(captions[places], features[places], None, share), 7, 1.0)
+                step.restore(parameters, memory, numbers)
+        held = sum(array.size for array in step.optimizer.memory.values())
+        return *copied(step.state()), float(step.loss), float(step.gradient_norm), held
+
+    parameters, memory, loss, norm, held = together(1, work)[0]
+    assert list(memory) == (["m", "v"] if rule == "adam" else [])
+    for found in together(3, work):
+        assert found[2:4] == pytest.approx((loss, norm), rel=1e-12)
+        for name, value in parameters.items():
+            numpy.testing.assert_allclose(found[0][name], value, rtol=1e-10, atol=1e-12)
+        for key, by_name in memory.items():
+            for name, value in by_name.items():
+                numpy.testing.assert_allclose(found[1][key][name], value, rtol=1e-10, atol=1e-14)
+        assert found[4] <= held / 3 + 2 * 16, "of a third"

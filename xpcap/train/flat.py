@@ -14,12 +14,14 @@ _ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
 class FlatLayout:
     """Where each of several named arrays lies in one array `(P,)`.
 
-    Between two of them a few elements may be unused; they are zero and stay so.
+    Between two of them, and at the end, a few elements may be unused; they are zero and stay so.
 
     Parameters
     ----------
     shapes
         By name, in the order in which they shall lie.
+    parts
+        Into how many equal parts P can be divided.
 
     Attributes
     ----------
@@ -27,13 +29,14 @@ class FlatLayout:
         P.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], parts: int = 1) -> None:
         self._places: dict[str, tuple[slice, tuple[int, ...]]] = {}
         self.size = 0
         for name, shape in shapes.items():
             length = math.prod(shape)
             self._places[name] = (slice(self.size, self.size + length), shape)
             self.size += -(-length // _ALIGNMENT) * _ALIGNMENT
+        self.size += -self.size % (parts * _ALIGNMENT)
 
     def check(self, arrays: Mapping[str, Array]) -> None:
         """Check that arrays have the names and the shapes of the layout.

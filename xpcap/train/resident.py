@@ -117,8 +117,8 @@ class ResidentStep(TrainingStep):
             self.model.null, *now,
         )  # fmt: skip
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
-        self._loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
-        self._norm = self.norm()
+        loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
+        self._loss, self._norm = self.totals(loss)
         if self.clip_norm is not None:
             now.settings[:1] = clip_scale(xp, self._norm, self.clip_norm)
         self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)

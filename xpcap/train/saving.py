@@ -150,7 +150,8 @@ class Saver:
         """Write the last checkpoint; return whether that was possible."""
         self._time = time.monotonic()
         self._history.flush(trainer)
-        self._failed = not (self._write_best() and self._write(LAST, trainer.state()))
+        state = trainer.state()  # all ranks have to ask for it, though only one writes
+        self._failed = self._ranks.any(not (self._write_best() and self._write(LAST, state)))
         if self._failed:
             return False
         self._keep(trainer.step)

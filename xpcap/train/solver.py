@@ -110,8 +110,11 @@ class CaptioningSolver:
     def optim_configs(self) -> dict[str, dict[str, Any]]:
         """What the update rule remembers of each parameter."""
         config = self._trainer.optimizer.config
-        remembered = self._trainer.training_step.remembered
-        return {name: {**config, **remembered(name)} for name in self.model.params}
+        _, memory = self._trainer.training_step.state()
+        return {
+            name: {**config, **{key: by_name[name] for key, by_name in memory.items()}}
+            for name in self.model.params
+        }
 
     def train(self) -> None:
         """Train for `num_epochs` epochs; called again, for as many more."""

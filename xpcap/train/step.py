@@ -1,4 +1,10 @@
-"""One training step: loss and gradients, clipping, update, all in memory that stays where it is."""
+"""One training step: loss and gradients, clipping, update, all in memory that stays where it is.
+
+Of several ranks, each computes gradients of its share of a batch; of their sum it gets a part, with
+which it updates that part of the parameters. So each remembers the moments of that part only, as in
+ZeRO's first stage (Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
+parameter models", 2020).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from xpcap.kernels.updates import square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, clip_scale
-from xpcap.parallel import Alone, Ranks
+from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
 
 
@@ -41,7 +47,7 @@ class TrainingStep:
     Attributes
     ----------
     gradients
-        Of the last step, by parameter, before clipping.
+        Of the last step, by parameter, before clipping; of several ranks, none has all of them.
     packed, measuring
         What computes losses with gradients, and what may be used to measure a loss.
     loss, gradient_norm
@@ -69,10 +75,10 @@ class TrainingStep:
         self.gradients: dict[str, Array] = {}
         self.packed = self.measuring = PackedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
-        self._layout = FlatLayout(shapes)
+        self._layout = FlatLayout(shapes, self.ranks.size)
+        self._own = part_of(self.ranks, self._layout.size)
         self._parameters: Array = None
         self._gradients: Array = None
-        self._summed: Array = None
         self._views: dict[str, Array] = {}
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
@@ -114,26 +120,23 @@ class TrainingStep:
         else:  # a small batch, of which others have all
             self.loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
             self._gradients[...] = 0
-        if self.ranks.size > 1:
-            self._sum()
+        self.ranks.reduce_scatter(self._gradients)
+        self.loss, self.gradient_norm = self.totals(self.loss)
         scale: Any = 1.0
-        self.gradient_norm = self.norm()
         if self.clip_norm is not None:
             scale = clip_scale(self.packed.xp, self.gradient_norm, self.clip_norm)
-        self.optimizer.update(self.packed.xp, self._parameters, self._gradients, factor, scale)
+        parameters, gradients = self._parameters[self._own], self._gradients[self._own]
+        self.optimizer.update(self.packed.xp, parameters, gradients, factor, scale)
+        self.ranks.all_gather(self._parameters)
 
-    def _sum(self) -> None:
-        """Add up loss and gradients of all ranks, in one go."""
-        self._summed[-1] = self.loss
-        self.ranks.sum(self._summed)
-        self.loss = self._summed[-1].copy()
-
-    def norm(self) -> Array:
-        """Return the joint norm of all gradients, an array of no axes."""
+    def totals(self, loss: Array) -> tuple[Array, Array]:
+        """Return the loss and the joint norm of all gradients, of all ranks, of no axes."""
         xp = self.packed.xp
-        squares = xp.empty(1, dtype=self._gradients.dtype)
-        square_sum(xp, self._gradients, squares)
-        return xp.sqrt(squares)[0]
+        sums = xp.empty(2, dtype=self._gradients.dtype)
+        sums[:1] = loss
+        square_sum(xp, self._gradients[self._own], sums[1:])
+        self.ranks.sum(sums)
+        return sums[0], xp.sqrt(sums[1])
 
     def _gather(self) -> bool:
         """Make the parameters views of one array; return whether they were not already."""
@@ -144,19 +147,33 @@ class TrainingStep:
         self._layout.check(params)
         xp, dtype = self.packed.xp, numpy.result_type(*(value.dtype for value in params.values()))
         self._parameters = self._layout.join(xp, params, dtype)
-        self._summed = xp.zeros(self._layout.size + 1, dtype=dtype)  # the loss comes last
-        self._gradients = self._summed[:-1]
+        self._gradients = xp.zeros_like(self._parameters)
         self._views = self._layout.views(self._parameters)
         self.gradients = self._layout.views(self._gradients)
         params.update(self._views)
         return True
 
     def state(self) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
-        """Return the parameters, and what the update rule remembers of each: views of both."""
+        """Return the parameters, and what the update rule remembers of each: views of both.
+
+        Of several ranks, all have to ask for it together; they get copies of what is remembered.
+        """
         with self.model.backend.activate():
             self._gather()
-        memory = self.optimizer.memory.items()
-        return dict(self._views), {key: self._layout.views(flat) for key, flat in memory}
+            memory = {
+                key: self._layout.views(self._whole(part))
+                for key, part in self.optimizer.memory.items()
+            }
+        return dict(self._views), memory
+
+    def _whole(self, part: Array) -> Array:
+        """Return an array `(P,)` of which each rank has its part."""
+        if self.ranks.size == 1:
+            return part
+        whole = self.packed.xp.empty_like(self._parameters)
+        whole[self._own] = part
+        self.ranks.all_gather(whole)
+        return whole
 
     def restore(
         self,
@@ -182,18 +199,14 @@ class TrainingStep:
         to_device = self.model.backend.to_device
         with self.model.backend.activate():
             self._gather()
+            xp = self.packed.xp
             for key in {*memory, *self.optimizer.memory}:
-                flat = self.optimizer.config.get(key)
-                if flat is None:
-                    flat = self.optimizer.config[key] = self.packed.xp.zeros_like(self._parameters)
-                flat[...] = 0
+                whole = xp.zeros_like(self._parameters)
+                views = self._layout.views(whole)
                 for name, value in memory.get(key, {}).items():
-                    self._layout.views(flat)[name][...] = to_device(value)
+                    views[name][...] = to_device(value)
+                part = self.optimizer.config.setdefault(key, xp.empty_like(whole[self._own]))
+                part[...] = whole[self._own]
             for name, view in self._views.items():
                 view[...] = to_device(parameters[name])
         self.optimizer.config.update(numbers)
-
-    def remembered(self, name: str) -> dict[str, Array]:
-        """Return what the update rule remembers of a parameter."""
-        memory = self.optimizer.memory.items()
-        return {key: self._layout.views(value)[name] for key, value in memory}
