@@ -13,7 +13,7 @@ from mpi import ThreadRanks, together
 from tiny import make_tiny
 
 from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint
+from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import Batch, EpochBatches, Share
 from xpcap.errors import ConfigurationError, DataError, DivergedError
@@ -227,6 +227,28 @@ def test_a_full_disk_does_not_part_the_ranks(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("xpcap.train.history.append", fails)
     with pytest.raises(DivergedError, match="step 1: the loss explodes"):
         train(tiny, tmp_path / "run", 2)
+
+
+def test_all_ranks_try_again_what_one_could_not_write(tiny, tmp_path, monkeypatch):
+    """Each of them has a part of the moments."""
+    written = []
+
+    def fails_once(path, checkpoint):
+        written.append((path.name, checkpoint.state.progress.step))
+        if written.count(("last.safetensors", 10)) == 1:
+            raise DataError("no space left on the device")
+        write_checkpoint(path, checkpoint)
+
+    train(tiny, tmp_path / "alone")
+    monkeypatch.setattr("xpcap.train.saving.write_checkpoint", fails_once)
+    train(tiny, tmp_path / "run", 2)
+    found, expected = (
+        read_checkpoint(tmp_path / run / "last.safetensors").state for run in ("run", "alone")
+    )
+    assert written[-2:] == [("last.safetensors", 10)] * 2
+    assert found.progress.step == expected.progress.step == 10
+    for name, value in expected.memory["m"].items():
+        numpy.testing.assert_allclose(found.memory["m"][name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_all_ranks_save_when_one_finds_that_it_is_time(tiny, tmp_path, monkeypatch):
