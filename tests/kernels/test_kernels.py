@@ -13,6 +13,7 @@ from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, fastest, kernel
 from xpcap.kernels.batches import next_batch
 from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
+from xpcap.kernels.products import product
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
 from xpcap.kernels.top import best_continuations, top
@@ -268,6 +269,15 @@ def test_kernels_change_only_what_they_write(name, xp):
         written = key in changed or (value.dtype.kind == "f" and numpy.isnan(value).any())
         assert written == (not numpy.array_equal(now, value)), key
         assert value.dtype.kind != "f" or numpy.isfinite(now).all(), key
+
+
+@pytest.mark.parametrize("rows", range(6))
+def test_products_of_few_rows(rows, xp):
+    """One by one on the CPU; of views too."""
+    a, b = normal(H, 6)[:, :rows].T, normal(V, H).T
+    out = xp.asarray(unwritten(rows, V))
+    product(fastest(xp), xp.asarray(a), xp.asarray(b), out)
+    numpy.testing.assert_allclose(to_host(out), a @ b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -13,6 +13,8 @@ from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import kernel
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 
+_FEW = 3  # rows: of 512 numbers, times 512 x 2,048, they take 0.28 instead of 0.35 ms, two 0.22, 0.40
+
 _precision = "float32"
 
 
@@ -20,6 +22,16 @@ _precision = "float32"
 def product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
     """Write `a (M, K)` times `b (K, N)` into `out (M, N)`; transposed views are not copied."""
     xp.matmul(a, b, out=out)
+
+
+@product.override("numpy")
+def _product_row_by_row(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """The reference; of so few rows each by itself, as products of matrices first copy all of b."""
+    if len(a) > _FEW:
+        xp.matmul(a, b, out=out)
+    else:
+        for row, result in zip(a, out, strict=True):
+            xp.matmul(row, b, out=result)
 
 
 @product.override("cupy")
