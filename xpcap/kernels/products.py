@@ -13,7 +13,7 @@ from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import kernel
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 
-_FEW = 3  # rows: 3 of 512 numbers, times 512 x 2,048, take 0.28 ms instead of 0.35, 2 take 0.22, 0.40
+_FEW = 3  # rows: 3 times 512 numbers times 512 x 2,048 take 0.28, not 0.35 ms; 2 0.22, not 0.40
 
 _precision = "float32"
 
