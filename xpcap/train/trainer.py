@@ -226,7 +226,10 @@ class Trainer:
         self._tell("end")
 
     def state(self) -> State:
-        """Return where training is: views of the parameters and of what the rule remembers."""
+        """Return where training is: views of the parameters and of what the rule remembers.
+
+        Of several ranks, all have to ask together.
+        """
         parameters, memory = self.training_step.state()
         progress = Progress(
             step=self.step,
