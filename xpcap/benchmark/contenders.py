@@ -9,6 +9,7 @@ import numpy
 from xpcap.backend import CPU, Array, Backend
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
+from xpcap.kernels.products import product
 from xpcap.models.packed import PackedLoss, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
@@ -159,4 +160,4 @@ class Products:
         else:
             right = right.T if transposed == "second" else right
             result = result[rows]
-        self._xp.matmul(left, right, out=result)
+        product(self._xp, left, right, result)
