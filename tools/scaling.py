@@ -48,7 +48,7 @@ from xpcap.parallel import Alone, Ranks
 from xpcap.train.step import TrainingStep
 
 SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are exchanged
-SUMS = 10  # exchanges in one measurement
+EXCHANGES = 10  # exchanges in one measurement
 DEVICES = (8, 64, 512)
 SPEEDS = (1, 100)  # times as fast as a core here; 100 is what a GPU might be
 NETWORK = (5e-6, 12.5e9)  # seconds, bytes a second: 100 Gbit/s
@@ -106,11 +106,11 @@ def nothing(k: int) -> None:
 
 
 def exchanged(size: int, ranks: Ranks) -> Callable[[int], None]:
-    """Return what exchanges an array of so many elements as a step does, `SUMS` times."""
+    """Return what exchanges an array of so many elements as a step does, `EXCHANGES` times."""
     array = numpy.zeros(size, numpy.float32)
 
     def work(k: int) -> None:
-        for _ in range(SUMS):
+        for _ in range(EXCHANGES):
             ranks.reduce_scatter(array)
             ranks.all_gather(array)
 
@@ -152,7 +152,7 @@ def measure(
     }
     figures = interleave(contenders, rounds, calls, meet)
     exchanges = {
-        4 * size: Figures(tuple(t / SUMS for t in figures.pop(str(size)).rounds)) for size in sizes
+        4 * size: Figures(tuple(t / EXCHANGES for t in figures.pop(str(size)).rounds)) for size in sizes
     }
     return figures, exchanges, 4 * elements
 
