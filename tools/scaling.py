@@ -152,7 +152,8 @@ def measure(
     }
     figures = interleave(contenders, rounds, calls, meet)
     exchanges = {
-        4 * size: Figures(tuple(t / EXCHANGES for t in figures.pop(str(size)).rounds)) for size in sizes
+        4 * size: Figures(tuple(t / EXCHANGES for t in figures.pop(str(size)).rounds))
+        for size in sizes
     }
     return figures, exchanges, 4 * elements
 
