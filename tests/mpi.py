@@ -66,10 +66,13 @@ def start(*parts, cwd) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def commands(count, *those, cwd) -> subprocess.CompletedProcess:
-    """Run commands of xpcap, each a list of words, one after the other on `count` ranks."""
+def commands(count, *those, cwd, first="") -> subprocess.CompletedProcess:
+    """Run commands of xpcap, each a list of words, one after the other on `count` ranks.
+
+    `first` are lines of a program that come before.
+    """
     words = [[str(word) for word in command] for command in those]
-    return start((count, ["-c", COMMANDS, json.dumps(words)]), cwd=cwd)
+    return start((count, ["-c", first + COMMANDS, json.dumps(words)]), cwd=cwd)
 
 
 class ThreadRanks:
@@ -98,6 +101,9 @@ class ThreadRanks:
     def all_gather(self, array):
         parts = self._exchange(array[part_of(self, array.size)].copy())
         array[...] = numpy.concatenate(parts)
+
+    def wait(self):
+        self._barrier.wait()
 
     def any(self, value):
         return any(self._exchange(value))

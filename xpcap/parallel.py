@@ -46,6 +46,9 @@ class Ranks(Protocol):
     def all_gather(self, array: Array) -> None:
         """Replace each part of an array `(size,)` by that of the rank whose it is."""
 
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+
     def any(self, value: bool) -> bool:
         """Whether any rank says so."""
 
@@ -66,6 +69,9 @@ class Alone:
 
     def all_gather(self, array: Array) -> None:
         """Leave the array as it is."""
+
+    def wait(self) -> None:
+        """Wait for nobody."""
 
     def any(self, value: bool) -> bool:
         """Return the value."""
@@ -142,6 +148,10 @@ class MPIRanks:
         else:
             mine = array[part_of(self, array.size)]
             self._nccl.all_gather(mine, array, mine.size)
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        self._world.Barrier()
 
     def any(self, value: bool) -> bool:
         """Whether any rank says so."""

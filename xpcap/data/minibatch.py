@@ -156,10 +156,12 @@ class EpochBatches:
                 yield Batch(self.split.captions[rows], None, rows, share)
 
     def _share(self, rows: numpy.ndarray) -> Share:
-        """Deal out captions `rows` like cards, the longest first."""
+        """Deal out captions `rows` like cards, the longest first, to and fro along the ranks."""
         captions = self.split.captions[rows]
         order = numpy.argsort(-numpy.count_nonzero(captions, axis=1), kind="stable")
-        return Share(order[self.rank :: self.ranks], len(rows), count_words(captions))
+        seat = numpy.arange(len(rows)) % (2 * self.ranks)
+        mine = numpy.minimum(seat, 2 * self.ranks - 1 - seat) == self.rank
+        return Share(order[mine], len(rows), count_words(captions))
 
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:

@@ -22,13 +22,15 @@ from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, clip_scale
 from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
+from xpcap.train.replicas import InCommon, Separate, replicate
 
 
 class TrainingStep:
     """Updates a captioner's parameters, a batch at a time.
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
-    that were put there meanwhile are taken over.
+    that were put there meanwhile are taken over. Several ranks may have this array in common: who
+    wants to change a parameter between two steps puts a new array there.
 
     Parameters
     ----------
@@ -77,6 +79,7 @@ class TrainingStep:
         shapes = {name: value.shape for name, value in model.params.items()}
         self._layout = FlatLayout(shapes, self.ranks.size)
         self._own = part_of(self.ranks, self._layout.size)
+        self._replica: Separate | InCommon
         self._parameters: Array = None
         self._gradients: Array = None
         self._views: dict[str, Array] = {}
@@ -120,14 +123,14 @@ class TrainingStep:
         else:  # a small batch, of which others have all
             self.loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
             self._gradients[...] = 0
-        self.ranks.reduce_scatter(self._gradients)
+        self._replica.sum_gradients()
         self.loss, self.gradient_norm = self.totals(self.loss)
         scale: Any = 1.0
         if self.clip_norm is not None:
             scale = clip_scale(self.packed.xp, self.gradient_norm, self.clip_norm)
         parameters, gradients = self._parameters[self._own], self._gradients[self._own]
         self.optimizer.update(self.packed.xp, parameters, gradients, factor, scale)
-        self.ranks.all_gather(self._parameters)
+        self._replica.tell_parameters()
 
     def totals(self, loss: Array) -> tuple[Array, Array]:
         """Return the loss and the joint norm of all gradients, of all ranks, of no axes."""
@@ -146,8 +149,8 @@ class TrainingStep:
             return False
         self._layout.check(params)
         xp, dtype = self.packed.xp, numpy.result_type(*(value.dtype for value in params.values()))
-        self._parameters = self._layout.join(xp, params, dtype)
-        self._gradients = xp.zeros_like(self._parameters)
+        self._replica = replicate(self.ranks, self._layout.join(xp, params, dtype))
+        self._parameters, self._gradients = self._replica.parameters, self._replica.gradients
         self._views = self._layout.views(self._parameters)
         self.gradients = self._layout.views(self._gradients)
         params.update(self._views)
@@ -196,6 +199,7 @@ class TrainingStep:
             If the parameters are not those of the model.
         """
         self._layout.check(parameters)
+        self.ranks.wait()  # others may still read what is changed here
         to_device = self.model.backend.to_device
         with self.model.backend.activate():
             self._gather()
