@@ -5,10 +5,11 @@
 starts itself under mpirun, one thread a rank. The two ranks take turns, a few steps each: the first
 alone with whole minibatches, alone with its half of them, both with their halves but apart, and
 both together, which is data-parallel training of the same global batch. In between they exchange
-arrays of several sizes. Whatever else the machine does hits all of them alike, so a speed-up is the
+gradients and parameters as a step does, and arrays of several sizes by messages, as ranks of
+several machines would. Whatever else the machine does hits all of them alike, so a speed-up is the
 median of the rounds' ratios.
 
-The model: a step of n ranks takes
+The model: a step of n ranks, each on a machine of its own, takes
 
     fixed + captions / n * each + update / n + 2 (n - 1) (latency + bytes / n / bandwidth)
 
@@ -45,6 +46,7 @@ from xpcap.kernels import fastest
 from xpcap.kernels.updates import square_sum
 from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks
+from xpcap.train.replicas import InCommon, Separate, replicate
 from xpcap.train.step import TrainingStep
 
 SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are exchanged
@@ -105,14 +107,13 @@ def nothing(k: int) -> None:
     """Let the other rank work."""
 
 
-def exchanged(size: int, ranks: Ranks) -> Callable[[int], None]:
-    """Return what exchanges an array of so many elements as a step does, `EXCHANGES` times."""
-    array = numpy.zeros(size, numpy.float32)
+def exchanged(replica: Separate | InCommon) -> Callable[[int], None]:
+    """Return what exchanges gradients and parameters as a step does, `EXCHANGES` times."""
 
     def work(k: int) -> None:
         for _ in range(EXCHANGES):
-            ranks.reduce_scatter(array)
-            ranks.all_gather(array)
+            replica.sum_gradients()
+            replica.tell_parameters()
 
     return work
 
@@ -133,7 +134,7 @@ def updated(size: int) -> Callable[[int], None]:
 def measure(
     workload: Workload, ranks: Ranks, rounds: int, calls: int
 ) -> tuple[dict[str, Figures], dict[int, Figures], int]:
-    """Time steps, and exchanges by their bytes; return the bytes of a gradient too."""
+    """Time steps, and messages by their bytes; return the bytes of a gradient too."""
     alone = Alone()
     own, size = ranks.rank, ranks.size
     together = Training(workload, own, size, ranks)
@@ -148,14 +149,13 @@ def measure(
         "halves": apart.train,
         "together": together.train,
         "update": updated(elements) if first else nothing,
-        **{str(size): exchanged(size, ranks) for size in sizes},
+        "exchange": exchanged(replicate(ranks, numpy.zeros(elements, numpy.float32))),
+        **{str(n): exchanged(Separate(ranks, numpy.zeros(n, numpy.float32))) for n in sizes},
     }
     figures = interleave(contenders, rounds, calls, meet)
-    exchanges = {
-        4 * size: Figures(tuple(t / EXCHANGES for t in figures.pop(str(size)).rounds))
-        for size in sizes
-    }
-    return figures, exchanges, 4 * elements
+    for name in ("exchange", *map(str, sizes)):
+        figures[name] = Figures(tuple(t / EXCHANGES for t in figures[name].rounds))
+    return figures, {4 * size: figures.pop(str(size)) for size in sizes}, 4 * elements
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def report(name: str, workload: Workload, steps: dict[str, Figures], exchanges: 
     ratios = spread(steps["together"], steps["whole"])
     low, high = numpy.quantile(ratios, (0.25, 0.75))
     speedup = float(numpy.median(ratios))
-    alone = whole / (half - update / 2 + times[gradient])
+    alone = whole / (half - update / 2 + median["exchange"])
     print(f"{name} {workload.cell}: {size.batch_size} captions, gradient {gradient / 1e6:.1f} MB")
     print(
         f"  a step: one rank {1e3 * median['whole']:.1f} ms, two {1e3 * median['together']:.1f} ms"
@@ -240,10 +240,11 @@ def report(name: str, workload: Workload, steps: dict[str, Figures], exchanges: 
     print(
         f"  half the captions: alone {1e3 * median['half']:.1f} ms, beside the other's"
         f" {1e3 * median['halves']:.1f} ms; update {1e3 * update:.2f} ms, exchange"
-        f" {1e3 * times[gradient]:.2f} ms; were the ranks not in each other's way: {alone:.2f}"
+        f" {1e3 * median['exchange']:.2f} ms; were the ranks not in each other's way: {alone:.2f}"
     )
     print(
-        "  exchanges: " + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items())
+        "  by messages: "
+        + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items())
     )
     print(
         f"  fit: {1e3 * model.fixed:.1f} ms + captions / n * {1e3 * model.each:.3f} ms +"
