@@ -5,9 +5,9 @@
 starts itself under mpirun, one thread a rank. The two ranks take turns, a few steps each: the first
 alone with whole minibatches, alone with its half of them, both with their halves but apart, and
 both together, which is data-parallel training of the same global batch. In between they exchange
-gradients and parameters as a step does, and arrays of several sizes by messages, as ranks of
-several machines would. Whatever else the machine does hits all of them alike, so a speed-up is the
-median of the rounds' ratios.
+gradients and parameters as a step does, but the same again and again, and arrays of several sizes
+by messages, as ranks of several machines would. Whatever else the machine does hits all of them
+alike, so a speed-up is the median of the rounds' ratios.
 
 The model: a step of n ranks, each on a machine of its own, takes
 

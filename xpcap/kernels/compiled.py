@@ -22,7 +22,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import Kernel
-from xpcap.kernels.advance import lstm_advance, rnn_advance
+from xpcap.kernels.advance import gru_advance, lstm_advance, rnn_advance
 from xpcap.kernels.pointwise import (
     gru_cell,
     gru_cell_gradient,
@@ -176,12 +176,8 @@ def _lstm_cell_gradient(
     """7.6 to 1.9 ms."""
     N, H = prev_c.shape
     for n in range(N):
-        i, f, o, g = (
-            gates[n, :H],
-            gates[n, H : 2 * H],
-            gates[n, 2 * H : 3 * H],
-            gates[n, 3 * H :],
-        )
+        i, f = gates[n, :H], gates[n, H : 2 * H]
+        o, g = gates[n, 2 * H : 3 * H], gates[n, 3 * H :]
         di, df, do, dg = da[n, :H], da[n, H : 2 * H], da[n, 2 * H : 3 * H], da[n, 3 * H :]
         a, b, d, c, t = above[n], back[n], dc[n], prev_c[n], tanh_c[n]
         for j in range(H):
@@ -351,6 +347,22 @@ def _lstm_advance(
             c[j] = kept + _logistic(ai[j] + bi[j]) * _tanh(ag[j] + bg[j])
         for j in range(H):
             h[j] = _logistic(ao[j] + bo[j]) * _tanh(c[j])
+
+
+@_compiled(gru_advance)
+def _gru_advance(
+    ax: Array, ah: Array, prev_h: Array, bn: Array, words: Array, parents: Array, next_h: Array
+) -> None:
+    H = prev_h.shape[1]
+    for n in range(words.size):
+        a, b = ax[words[n]], ah[parents[n]]
+        ar, az, an = a[:H], a[H : 2 * H], a[2 * H :]
+        br, bz, more = b[:H], b[H : 2 * H], b[2 * H :]
+        before, h = prev_h[parents[n]], next_h[n]
+        for j in range(H):
+            h[j] = _tanh(an[j] + _logistic(ar[j] + br[j]) * (more[j] + bn[j]))
+        for j in range(H):
+            h[j] += _logistic(az[j] + bz[j]) * (before[j] - h[j])
 
 
 @_compiled(add_rows)

@@ -54,7 +54,7 @@ class InCommon:
     ranks
         Who.
     arrays
-        Each rank's, `(2, P)`: its gradients, and of the first rank the parameters.
+        Each rank's gradients `(P,)`; the first one's are followed by the parameters of all.
 
     Attributes
     ----------
@@ -64,11 +64,13 @@ class InCommon:
 
     def __init__(self, ranks: Ranks, arrays: list[numpy.ndarray]) -> None:
         self._ranks = ranks
-        self.parameters = arrays[0][1]
-        self.gradients = arrays[ranks.rank][0]
-        own = part_of(ranks, self.gradients.size)
-        self._sum = self.gradients[own]
-        self._others = [array[0][own] for array in arrays if array is not arrays[ranks.rank]]
+        size = arrays[0].size // 2
+        own = part_of(ranks, size)
+        self.parameters = arrays[0][size:]
+        self.gradients = arrays[ranks.rank][:size]
+        self._sum, *self._others = (
+            array[own] for array in (*arrays[ranks.rank :], *arrays[: ranks.rank])
+        )
 
     def sum_gradients(self) -> None:
         """Replace this rank's part of the gradients by its sum over all ranks."""
@@ -84,7 +86,8 @@ class InCommon:
 def replicate(ranks: Ranks, parameters: Array) -> Separate | InCommon:
     """Lay out the parameters `(P,)` of all ranks, which have to ask for it together."""
     if ranks.size > 1 and is_host(namespace(parameters)):
-        arrays = share_memory(ranks, (2, parameters.size), parameters.dtype)
+        size = parameters.size if ranks.rank else 2 * parameters.size
+        arrays = share_memory(ranks, size, parameters.dtype)
         if arrays is not None:
             common, own = InCommon(ranks, arrays), part_of(ranks, parameters.size)
             common.parameters[own] = parameters[own]

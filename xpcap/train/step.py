@@ -29,8 +29,8 @@ class TrainingStep:
     """Updates a captioner's parameters, a batch at a time.
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
-    that were put there meanwhile are taken over. Several ranks may have this array in common: who
-    wants to change a parameter between two steps puts a new array there.
+    that were put there meanwhile are taken over. Several ranks may have this array in common: they
+    change a parameter between two steps by putting a new array there, the same and all of them.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class TrainingStep:
             If the parameters are not those of the model.
         """
         self._layout.check(parameters)
-        self.ranks.wait()  # others may still read what is changed here
+        self.ranks.wait()  # others may still look at the parameters that are changed here
         to_device = self.model.backend.to_device
         with self.model.backend.activate():
             self._gather()

@@ -145,7 +145,7 @@ class Trainer:
     Parameters
     ----------
     model
-        What is trained; its `params` are changed in place, as `TrainingStep` says.
+        What is trained; its `params` are changed in place, and by callbacks as `TrainingStep` says.
     batches
         Where minibatches come from.
     optimizer
