@@ -48,6 +48,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [p.name for p in (tmp_path / "good").iterdir()] == ["x"]
 
 
+def test_what_comes_as_soon_as_a_folder_is_made_leaves_none(tmp_path, monkeypatch):
+    """A signal, for one: it may come between any two operations."""
+    make = os.mkdir
+
+    def interrupted(*args, **kwargs):
+        make(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with new_folder(tmp_path / "mine") as folder:

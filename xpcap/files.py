@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -213,8 +213,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         path = path.absolute()
         check_new_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
+            temporary.mkdir(mode=0o700)
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             temporary.replace(path)
