@@ -1,244 +1,262 @@
-"""Prove xpcap on a GPU and time it there, in at most eight minutes and with nothing downloaded.
+"""Check and time xpcap on a GPU within a given number of minutes.
 
-    python tools/gpu_check.py                    # on a machine with a GPU and CuPy
-    python tools/gpu_check.py --device cpu       # a rehearsal without one, on smaller work
+    PYTHONUNBUFFERED=1 python tools/gpu_check.py --minutes 9
+    python tools/gpu_check.py --device cpu       # a rehearsal, on smaller work
 
-Five parts, each of which may fail by itself: fifty training steps on the CPU and on the GPU,
-`xpcap selfcheck`, an epoch of COCO's size, the whole test suite with XPCAP_REQUIRE_GPU=1, and the
-benchmark with its peers. What was found is in one JSON file, written anew after each part.
+Starts from a bare checkout: the package need not be installed, and neither git nor a network is
+needed. Each stage (see `gpu_stages.py`) runs in a process of its own with a time limit, so that a
+crash, a hang or a sticky CUDA error ends that stage only; a stage that fails is repeated with
+CUDA_LAUNCH_BLOCKING=1. Every result is appended to `log.txt` and written to one JSON file as it
+comes, in the folder that the environment variable OUT names, else in `tools/results`.
+
+The summary at the end is at most 12,000 characters: a table of the results, then the end of the
+output of each stage that failed.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy
-
-import xpcap
-from xpcap.backend import Backend, open_backend
-from xpcap.benchmark import Configuration, Workload, draw_captions
-from xpcap.data.dataset import Split
-from xpcap.data.minibatch import EpochBatches
-from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
-from xpcap.train.resident import ResidentStep
-from xpcap.train.step import TrainingStep
-
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
-STEPS = 50
+SUMMARY = 12_000  # characters
+MARK = "RESULT "  # begins a line of a stage's output that is a result, as JSON
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
+SHORTEST = 10.0  # seconds; with less left, no stage is started
 
 
-def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any]:
-    """Run a command and return how it ended, how long it took and the end of what it said."""
-    start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False,
-            env={**os.environ, **environment},
-        )  # fmt: skip
-        status, said = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as error:
-        status, said = None, (error.stdout or b"").decode()
-    return {
-        "exit": status,
-        "seconds": round(time.perf_counter() - start, 1),
-        "end": said.strip().splitlines()[-25:],
+@dataclass(frozen=True)
+class Stage:
+    """A part of the check.
+
+    Parameters
+    ----------
+    name
+        Of the stage.
+    seconds
+        Its time limit; the last stage has all that is left.
+    command
+        What runs it; None for the function of that name in `gpu_stages.py`.
+    """
+
+    name: str
+    seconds: float
+    command: Sequence[str] | None = None
+
+
+@dataclass
+class Outcome:
+    """How a stage ended, with what it printed and the results among that."""
+
+    name: str
+    status: str = "running"
+    seconds: float = 0.0
+    results: dict[str, Any] = field(default_factory=dict)
+    output: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the stage ended with exit status 0."""
+        return self.status == "passed"
+
+
+STAGES = [
+    Stage("versions", 30),
+    Stage("kernels", 70),
+    Stage("sanitizer", 75),
+    Stage("agreement", 60),
+    Stage("selfcheck", 40),
+    Stage("profile", 90),
+    Stage("products", 60),
+    Stage("bench_full", 75),
+    Stage("bench_bigvocab", 75),
+    Stage("bench_seed", 60),
+    Stage("epoch", 60),
+    Stage("bench_cells", 75),
+    Stage("tests", 600),
+]
+
+
+class Log:
+    """Writes `log.txt` and the JSON file of a check, flushed at every line and every result."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.json_file = folder / f"{name}.json"
+        self._log = (folder / "log.txt").open("a", encoding="utf-8")
+        self._lock = threading.Lock()
+        self.outcomes: list[Outcome] = []
+
+    def line(self, text: str) -> None:
+        """Append a line to the log."""
+        with self._lock:
+            self._log.write(text + "\n")
+            self._log.flush()
+
+    def save(self) -> None:
+        """Replace the JSON file by all results so far."""
+        found = [
+            {
+                "stage": outcome.name,
+                "status": outcome.status,
+                "seconds": round(outcome.seconds, 1),
+                "results": outcome.results,
+                "end": [] if outcome.passed else outcome.output[-60:],
+            }
+            for outcome in self.outcomes
+        ]
+        temporary = self.json_file.with_suffix(".tmp")
+        with self._lock:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.json_file)
+
+
+def run_stage(stage: Stage, seconds: float, device: str, log: Log, blocking: bool) -> Outcome:
+    """Run a stage in a process of its own and return how it ended."""
+    outcome = Outcome(stage.name + (" (blocking)" if blocking else ""))
+    log.outcomes.append(outcome)
+    log.line(f"=== {outcome.name}, at most {seconds:.0f} s")
+    command = stage.command or [
+        sys.executable, str(Path(__file__).with_name("gpu_stages.py")), stage.name, device
+    ]  # fmt: skip
+    paths = [ROOT, ROOT / "tools", ROOT / "tests", ROOT / "tests" / "cuda"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XPCAP_COMPILED": "0",
+        "STAGE_SECONDS": str(seconds),
     }
-
-
-def check_tests(backend: Backend, seconds: float) -> dict[str, Any]:
-    """Run the whole test suite, and fail if a test that needs the GPU is skipped."""
-    required = "0" if backend.device is None else "1"
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist"):
-        command += ["--numprocesses=4", "--dist=loadscope"]
-    return run(command, seconds, XPCAP_REQUIRE_GPU=required)
-
-
-def check_self(backend: Backend, seconds: float) -> dict[str, Any]:
-    """Run `xpcap selfcheck`."""
-    return run([sys.executable, "-m", "xpcap", "selfcheck", "--device", backend.name], seconds)
-
-
-def check_agreement(backend: Backend, seconds: float) -> dict[str, Any]:
-    """Train fifty steps on the CPU and on the device, in both precisions of arrays."""
-    found = {}
-    size = Configuration(batch_size=32, hidden=64, features=80, vocabulary=300, wordvec=32)
-    for cell in ("rnn", "lstm", "gru"):
-        workload = Workload(size, cell)
-        for dtype, limit in ((numpy.float64, 1e-9), (numpy.float32, 1e-3)):
-            here = losses(workload, open_backend("cpu"), dtype, resident=False)
-            there = losses(workload, backend, dtype, resident=True)
-            apart = float(numpy.max(numpy.abs(there - here) / numpy.abs(here)))
-            found[f"{cell} {numpy.dtype(dtype).name}"] = {"apart": apart, "passed": apart < limit}
-    return found
-
-
-def losses(workload: Workload, backend: Backend, dtype: type, resident: bool) -> numpy.ndarray:
-    """Return the losses of fifty steps with dropout and clipping."""
-    size = workload.configuration
-    model = CaptioningRNN(
-        workload.model("cpu").word_to_idx, size.features, size.wordvec, size.hidden, workload.cell,
-        dtype, dropout=0.2, seed=0, backend=backend,
+    if blocking:
+        environment["CUDA_LAUNCH_BLOCKING"] = "1"
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    optimizer = Optimizer("adam")
-    step: TrainingStep = (
-        ResidentStep(model, optimizer, workload.split, size.batch_size, 5.0)
-        if resident
-        else TrainingStep(model, optimizer, 5.0)
-    )
-    found = []
-    step.begin_epoch(workload, 0, 0, [1.0] * len(workload))
-    for k in range(STEPS):
-        step(workload.batch(k), k, 1.0)
-        found.append(step.loss)
-    return numpy.array([float(loss) for loss in found])
+    reader = threading.Thread(target=_read, args=(process, outcome, log), daemon=True)
+    reader.start()
+    try:
+        code = process.wait(seconds)
+        outcome.status = "passed" if code == 0 else _ending(code)
+    except subprocess.TimeoutExpired:
+        outcome.status = f"stopped after {seconds:.0f} s"
+    finally:
+        _end(process)
+    reader.join(GRACE)
+    outcome.seconds = time.monotonic() - start
+    log.line(f"=== {outcome.name}: {outcome.status}, {outcome.seconds:.1f} s")
+    log.save()
+    return outcome
 
 
-def time_epoch(backend: Backend, seconds: float) -> dict[str, Any]:
-    """Time an epoch of COCO's size: 400,135 captions, 82,783 images with all of fc7."""
-    captions, images, D, hidden = 400_135, 82_783, 4096, 512
-    if backend.device is None:
-        captions, images, D, hidden = 999, 99, 64, 32
-    rng = numpy.random.default_rng(0)
-    features = rng.standard_normal((images, D), dtype=numpy.float32)
-    split = Split(
-        draw_captions(captions, 1004, 16, rng), rng.integers(images, size=captions), features, []
-    )
-    words = ["<NULL>", "<START>", "<END>", "<UNK>", *(f"w{k}" for k in range(4, 1004))]
-    found = {}
-    for precision in ("float32", "tf32", "bf16") if backend.device is not None else ("float32",):
-        model = CaptioningRNN(
-            {word: k for k, word in enumerate(words)}, D, 256, hidden, "lstm", seed=0,
-            backend=backend,
-        )  # fmt: skip
-        step = ResidentStep(model, Optimizer("adam"), split, 128, 5.0, precision)
-        batches = EpochBatches(split, 128, 0, with_features=False)
-        times = []
-        for epoch in range(3):
-            backend.synchronize()
-            start = time.perf_counter()
-            step.begin_epoch(batches, epoch, 0, [1.0] * len(batches))
-            for batch in batches.epoch(epoch):
-                step(batch, 0, 1.0)
-            backend.synchronize()
-            times.append(time.perf_counter() - start)
-        found[precision] = {"epochs_s": times, "steps": len(batches), "loss": float(step.loss)}
-    return found
+def _read(process: subprocess.Popen[str], outcome: Outcome, log: Log) -> None:
+    """Log what a stage prints, line by line, and save each result."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        text = line.rstrip("\n")
+        log.line(text)
+        if text.startswith(MARK):
+            try:
+                outcome.results.update(json.loads(text.removeprefix(MARK)))
+            except ValueError:  # cut short by a crash
+                outcome.output.append(text)
+            log.save()
+        else:
+            outcome.output.append(text)
 
 
-def run_benchmark(backend: Backend, seconds: float) -> dict[str, Any]:
-    """Run `tools/bench.py` with its peers."""
-    file = RESULTS / "bench.tmp.json"
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--device", backend.name]
-    command += ["--json", str(file), "--rounds", "5", "--calls", "10"]
-    if backend.device is None:
-        command += ["--config", "seed", "--cell", "rnn", "--rounds", "1", "--calls", "1"]
-    else:
-        command += ["--cell", "lstm"]
-    ended = run(command, seconds)
-    if file.exists():
-        ended.update(json.loads(file.read_text()))
-        file.unlink()
-    return ended
+def _ending(code: int) -> str:
+    return f"exit status {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
 
 
-PARTS: dict[str, tuple[Callable[[Backend, float], dict[str, Any]], float]] = {
-    "agreement": (check_agreement, 40),
-    "selfcheck": (check_self, 40),
-    "epoch": (time_epoch, 50),
-    "tests": (check_tests, 190),
-    "benchmark": (run_benchmark, 150),
-}
-
-
-def about(backend: Backend) -> dict[str, Any]:
-    """Return commit, device and versions."""
-    commit = run(["git", "rev-parse", "HEAD"], 10)
-    found = {
-        "commit": commit["end"][-1] if commit["exit"] == 0 else "unknown",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "device": backend.name,
-        "xpcap": xpcap.__version__,
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "cores": os.cpu_count(),
-    }
-    if backend.device is not None:
-        runtime = backend.xp.cuda.runtime
-        found["gpu"] = runtime.getDeviceProperties(backend.device)["name"].decode()
-        found["cupy"] = backend.xp.__version__
-        found["cuda_runtime"], found["cuda_driver"] = (
-            runtime.runtimeGetVersion(), runtime.driverGetVersion()
-        )  # fmt: skip
-    return found
-
-
-@click.command()
-@click.option("--device", default="gpu", help="gpu, gpu:K, or cpu for a rehearsal.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Only these.")
-def main(device: str, parts: tuple[str, ...]) -> None:
-    """Check and time xpcap on a device; exits with 1 if a part failed."""
-    backend = open_backend(device)
-    RESULTS.mkdir(exist_ok=True)
-    found = about(backend)
-    name = f"{found['date']}-{found['commit'][:8]}-{backend.name.replace(':', '')}.json"
-    failed = []
-    for part in parts or PARTS:
-        check, seconds = PARTS[part]
-        start = time.perf_counter()
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a stage's process and all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            with backend.activate():
-                found[part] = check(backend, seconds)
-        except Exception:
-            found[part] = {"error": traceback.format_exc().splitlines()[-12:]}
-        if broken(found[part]):
-            failed.append(part)
-        verdict = "FAILED" if part in failed else "passed"
-        print(f"{part:<10} {verdict}  {time.perf_counter() - start:6.1f} s", flush=True)
-        show(part, found[part], part in failed)
-        (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
-    print(RESULTS / name)
-    sys.exit(1 if failed else 0)
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue
 
 
-def broken(result: dict[str, Any]) -> bool:
-    """Whether a part failed."""
-    inner = [value for value in result.values() if isinstance(value, dict)]
-    return (
-        "error" in result
-        or result.get("exit", 0) != 0
-        or any(value.get("passed") is False for value in inner)
-    )
+def check(stages: Sequence[Stage], minutes: float, device: str, log: Log) -> bool:
+    """Run stages within a number of minutes; return whether all have passed."""
+    deadline = time.monotonic() + 60 * minutes - GRACE
+    for stage in stages:
+        for blocking in (False, True):
+            left = deadline - time.monotonic()
+            if left < SHORTEST:
+                log.outcomes.append(Outcome(stage.name, "not run: no time left"))
+                break
+            outcome = run_stage(stage, min(stage.seconds, left), device, log, blocking)
+            print(f"{outcome.name:<24}{outcome.status:<22}{outcome.seconds:6.1f} s", flush=True)
+            if outcome.passed or stage.name == "tests" or device == "cpu":
+                break
+    log.save()
+    return all(outcome.passed for outcome in log.outcomes)
 
 
-def show(part: str, result: dict[str, Any], failed: bool) -> None:
-    """Print the figures of a part, or, if it failed, what it said last."""
-    if part == "benchmark":
-        for entry in result.get("results", []):
-            print(
-                f"  {entry['config']:<9}{entry['cell']:<5}{entry['task']:<7}{entry['program']:<20}"
-                f"{entry['ms']:9.3f} ms  x {entry['times_xpcap']:.2f}"
-            )
-    elif part in ("agreement", "epoch"):
-        for key, value in result.items():
-            print(f"  {key}: {value}")
-    if failed or part in ("tests", "selfcheck"):
-        for line in result.get("error", result.get("end", []))[-(20 if failed else 1) :]:
-            print(f"  {line}")
+def summary(outcomes: Sequence[Outcome], limit: int = SUMMARY) -> str:
+    """Return a table of all results and the output of failures, in at most `limit` characters."""
+    failures = [outcome for outcome in outcomes if not outcome.passed and outcome.output]
+    share = limit // 2 // max(1, len(failures))
+    ends = []
+    for outcome in failures:
+        text = "\n".join(outcome.output)
+        if len(text) > share:
+            text = "[...]\n" + text[-share:]
+        ends.append(f"--- {outcome.name}: {outcome.status}\n{text}")
+    failed = "\n".join(ends)
+    rows = []
+    for outcome in outcomes:
+        rows.append(f"{outcome.name}: {outcome.status} ({outcome.seconds:.0f} s)")
+        rows += [f"  {key:<44} {_shown(value)}" for key, value in outcome.results.items()]
+    table = "\n".join(rows)
+    room = limit - len(failed) - 40
+    if len(table) > room:
+        table = table[:room].rsplit("\n", 1)[0] + "\n[... the rest is in log.txt]"
+    return f"{table}\n{failed}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the check; the exit status is 1 if a stage failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="gpu", help="gpu, gpu:K, or cpu for a rehearsal")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for all stages together")
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--stage", action="append", choices=names, help="only this; repeatable")
+    chosen = parser.parse_args(arguments)
+    folder = Path(os.environ.get("OUT") or Path(__file__).with_name("results"))
+    log = Log(folder, f"{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}-{chosen.device}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stages = [stage for stage in STAGES if not chosen.stage or stage.name in chosen.stage]
+    passed = check(stages, chosen.minutes, chosen.device, log)
+    print(summary(log.outcomes))
+    print(log.json_file)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
