@@ -143,10 +143,11 @@ class TrainingStep:
         """Return the loss and the joint norm of all gradients, summed over all ranks, `(2,)`."""
         xp = self.packed.xp
         sums = xp.empty(2, dtype=self._gradients.dtype)
+        norm = sums[1:]
         sums[:1] = loss
-        square_sum(xp, self._gradients[self._own], sums[1:])
+        square_sum(xp, self._gradients[self._own], norm)
         self.ranks.sum(sums)
-        xp.sqrt(sums[1:], out=sums[1:])
+        xp.sqrt(norm, out=norm)  # CuPy would copy another view of the same memory first
         return sums
 
     def _gather(self) -> bool:
