@@ -120,6 +120,16 @@ def test_a_launch_neither_waits_nor_allocates(name, arguments, dtype):
     assert HostFunction.launches == (2 if name == "square_sum" else 1)
 
 
+def test_a_second_launch_looks_nothing_up(monkeypatch):
+    """Neither the kernel of its types, nor what its macros stand for."""
+    arguments = on_device(cast("lstm_cell", TYPICAL["lstm_cell"], numpy.float32))
+    KERNELS["lstm_cell"](xp, *arguments.values())
+    monkeypatch.setattr(RawModule, "get_function", lambda *args: pytest.fail("looked up again"))
+    monkeypatch.setattr("xpcap.kernels.cuda.launch._TYPES", {})
+    KERNELS["lstm_cell"](xp, *arguments.values())
+    assert HostFunction.launches == 2
+
+
 def test_nothing_is_launched_for_nothing():
     for name, arguments in CASES:
         if name not in ("add_rows", "square_sum") and any(

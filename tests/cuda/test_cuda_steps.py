@@ -18,6 +18,7 @@ from xpcap.backend import CPU, Backend, to_host
 from xpcap.benchmark import Configuration, Workload
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
+from xpcap.errors import BackendError, ShapeError
 from xpcap.kernels import KERNELS, cublas
 from xpcap.kernels.graphs import Repeated
 from xpcap.models import CaptioningRNN
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 def rehearsal(monkeypatch):
     """Arrays of the guard that belong to `host_cuda.xp`, and a cuBLAS that computes with NumPy.
 
-    Instead of CUDA's graphs, functions are repeated.
+    Functions run at each call instead of being captured.
     """
     monkeypatch.setattr(guard, "xp", host_cuda.xp)
     monkeypatch.setattr(
@@ -43,7 +44,7 @@ def rehearsal(monkeypatch):
     monkeypatch.setattr(cublas, "_pointer", lambda a: ctypes.c_void_p(a._values.ctypes.data))
     opened = cublas.CuBLAS(Library(), host_cuda.xp)
     monkeypatch.setattr(xpcap.kernels.products, "open_cublas", lambda xp, device: opened)
-    monkeypatch.setattr(Repeated, "__call__", lambda self: self._function())
+    monkeypatch.setattr(Repeated, "__call__", lambda self, function: function())
     monkeypatch.setattr(host_cuda.HostFunction, "launches", 0)
     return Backend("rehearsal", host_cuda.xp)
 
@@ -163,46 +164,82 @@ def diary(monkeypatch):
     return []
 
 
-def recording(diary, function, dtype="float32"):
+def repeated_in(diary, dtype="float32"):
     cuda = SimpleNamespace(
         Stream=lambda non_blocking: FakeStream(diary),
-        MemoryPool=lambda: SimpleNamespace(malloc="malloc"),
-        using_allocator=lambda malloc: nullcontext(diary.append(malloc)),
+        using_allocator=lambda allocate: nullcontext(diary.append("allocator")),
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )
-    return Repeated(SimpleNamespace(__name__="cupy", cuda=cuda), function, dtype)
+    xp = Namespace(__name__="cupy", cuda=cuda, get_default_memory_pool=lambda: None)
+    return Repeated(xp, dtype)
 
 
-def test_a_graph_is_recorded_once_and_then_launched(diary):
-    repeated = recording(diary, lambda: diary.append("run"))
+class Namespace(SimpleNamespace):
+    """A namespace that can be a key, as modules can."""
+
+    __hash__ = object.__hash__
+
+
+CAPTURE = ["stream", "allocator", "begin", "run", "end", "end stream"]
+
+
+def test_a_graph_is_captured_once_and_then_launched(diary):
+    repeated = repeated_in(diary)
     for _ in range(4):
-        repeated()
-    recorded = ["stream", "malloc", "begin", "run", "end", "end stream"]
-    assert diary == ["run", *recorded, "launch", "launch", "launch"]
+        repeated(lambda: diary.append("run"))
+    assert diary == ["run", *CAPTURE, "launch", "launch", "launch"]
 
 
-def test_what_cannot_be_recorded_is_run_each_time(diary, monkeypatch):
-    half = recording(diary, lambda: diary.append("run"), "float16")
+def test_what_cannot_be_captured_is_run_each_time(diary, monkeypatch):
+    half = repeated_in(diary, "float16")
     monkeypatch.setattr(xpcap.kernels.products, "open_cublas", lambda xp, device: None)
-    without_cublas = recording(diary, lambda: diary.append("run"))
+    without_cublas = repeated_in(diary)
     for repeated in (half, without_cublas):
         diary.clear()
         for _ in range(3):
-            repeated()
+            repeated(lambda: diary.append("run"))
         assert diary == ["run"] * 3
 
 
-def test_a_recording_that_fails_is_not_kept(diary):
+def test_the_environment_turns_graphs_off(diary, monkeypatch):
+    monkeypatch.setenv("XPCAP_GRAPHS", "0")
+    repeated = repeated_in(diary)
+    for _ in range(3):
+        repeated(lambda: diary.append("run"))
+    assert diary == ["run"] * 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ShapeError, MemoryError])
+def test_an_error_that_is_not_about_the_capture_is_raised(diary, error):
     def function():
         diary.append("run")
         if diary.count("run") == 2:
-            raise KeyboardInterrupt
+            raise error
 
-    repeated = recording(diary, function)
-    repeated()
-    with pytest.raises(KeyboardInterrupt):
-        repeated()
+    repeated = repeated_in(diary)
+    repeated(function)
+    with pytest.raises(error):
+        repeated(function)
     assert diary[-2:] == ["end", "end stream"]
     diary.clear()
-    repeated()
-    assert diary == ["stream", "malloc", "begin", "run", "end", "end stream", "launch"]
+    repeated(function)
+    assert diary == [*CAPTURE, "launch"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, BackendError])
+def test_without_a_capture_launches_go_one_by_one(diary, error):
+    def function():
+        if diary and diary[-1] == "begin":
+            raise error("operation not permitted\nwhen stream is capturing")
+        diary.append("run")
+
+    repeated = repeated_in(diary)
+    repeated(function)
+    message = rf"cannot be captured \({error.__name__}: oper.* by one"
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        repeated(function)
+    repeated(function)  # a second warning would be an error
+    (warning,) = warned
+    assert len(str(warning.message).splitlines()) == 1
+    capture = [what for what in CAPTURE if what != "run"]
+    assert diary == ["run", *capture, "run", "run"]

@@ -8,7 +8,7 @@ import pytest
 
 from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import products
-from xpcap.kernels.cublas import WORKSPACE_BYTES, CuBLAS, gemm_arguments
+from xpcap.kernels.cublas import WORKSPACE_BYTES, CuBLAS, _gemm_layout, gemm_layout
 from xpcap.kernels.products import check_precision, multiplied_in, product
 
 RNG = numpy.random.default_rng(0)
@@ -40,7 +40,7 @@ class Library:
 
     def __init__(self):
         self.compute_types = []
-        self.stream = self.workspace = None
+        self.streams, self.workspace = [], None
         self.status = 0
 
     def cublasCreate_v2(self, handle):
@@ -49,7 +49,8 @@ class Library:
 
     def cublasSetStream_v2(self, handle, stream):
         assert handle.value == 7
-        self.stream = stream.value
+        self.streams.append(stream.value)
+        self.workspace = None  # cuBLAS forgets it
         return 0
 
     def cublasSetWorkspace_v2(self, handle, pointer, size):
@@ -143,8 +144,41 @@ def test_the_precision_asked_for(precision, compute, monkeypatch):
     double = matrix(3, 3, "whole", numpy.float64)
     cublas.product(double, double, matrix(3, 3, "whole", numpy.float64), precision)
     assert library.compute_types == [compute, 68, 70]
-    assert library.stream == 99
+    assert library.streams == [99]
     assert library.workspace[1] == WORKSPACE_BYTES
+
+
+def test_the_stream_is_set_where_it_changes_and_the_workspace_with_it():
+    library, xp, found = Library(), namespace(), []
+    cublas = CuBLAS(library, xp)
+    a, out = (matrix(3, 3, "whole", numpy.float32) for _ in range(2))
+    for stream in (5, 5, 6, 6, 5):
+        xp.cuda.get_current_stream = lambda ptr=stream: SimpleNamespace(ptr=ptr)
+        cublas.product(a, a, out, "float32")
+        found.append(library.workspace[1])
+    assert library.streams == [5, 6, 5]
+    assert found == [WORKSPACE_BYTES] * 5
+
+
+def test_a_stream_that_could_not_be_set_is_set_again(monkeypatch):
+    library = Library()
+    cublas = CuBLAS(library, namespace())
+    a, out = (matrix(3, 3, "whole", numpy.float32) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "cublasSetWorkspace_v2", lambda *arguments: 7)
+        with pytest.raises(BackendError, match="cublasSetWorkspace failed with status 7"):
+            cublas.product(a, a, out, "float32")
+    cublas.product(a, a, out, "float32")
+    assert library.workspace[1] == WORKSPACE_BYTES
+
+
+def test_a_layout_is_worked_out_once():
+    cublas = CuBLAS(Library(), namespace())
+    before = _gemm_layout.cache_info().misses
+    for _ in range(3):
+        a, out = (matrix(11, 11, "whole", numpy.float64) for _ in range(2))
+        cublas.product(a, a.T, out, "float32")
+    assert _gemm_layout.cache_info().misses == before + 1
 
 
 def test_nothing_to_multiply_gives_zeros():
@@ -161,7 +195,7 @@ def test_other_layouts_and_dtypes_are_left_to_cupy():
     every_other = DeviceArray(RNG.standard_normal((6, 8)).astype(numpy.float32)[::2, ::2])
     square = DeviceArray(numpy.eye(4, dtype=numpy.float32))
     out = DeviceArray(numpy.empty((3, 4), numpy.float32))
-    assert gemm_arguments(every_other, square, out) is None
+    assert gemm_layout(every_other, square, out) is None
     cublas.product(every_other, square, out, "float32")
     numpy.testing.assert_array_equal(out.values, every_other.values)
     half = DeviceArray(numpy.eye(3, dtype=numpy.float16))

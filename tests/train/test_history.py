@@ -13,8 +13,10 @@ from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer, clip_by_global_norm
+from xpcap.parallel import Alone
 from xpcap.train import Schedule, Trainer
 from xpcap.train.history import History, read_history
+from xpcap.train.recovery import OnNaN, Recovery
 from xpcap.train.resident import ResidentStep
 
 BATCH = 7
@@ -25,18 +27,18 @@ def dataset(tmp_path):
     return open_dataset(make_tiny(tmp_path / "tiny"))
 
 
-def build(dataset, backend, clip_norm=1.0, resident=False):
+def build(dataset, backend, clip_norm=1.0, resident=False, batch_size=BATCH):
     model = CaptioningRNN(
         dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, seed=1, backend=backend
     )
     split, optimizer = dataset.splits["train"], Optimizer("adam", learning_rate=0.02)
     return Trainer(
         model,
-        EpochBatches(split, BATCH, seed=0, with_features=not resident),
+        EpochBatches(split, batch_size, seed=0, with_features=not resident),
         optimizer,
         Schedule(epochs=2, cosine=True, clip_norm=clip_norm),
         {"train": EpochBatches(split, BATCH), "val": EpochBatches(dataset.splits["val"], BATCH)},
-        ResidentStep(model, optimizer, split, BATCH, clip_norm) if resident else None,
+        ResidentStep(model, optimizer, split, batch_size, clip_norm) if resident else None,
     )
 
 
@@ -95,7 +97,50 @@ def test_a_gpu_waits_only_when_lines_are_written(dataset, tmp_path, monkeypatch)
     History(tmp_path / "h.jsonl").follow(trainer)
     trainer.on("step", lambda t: waits.append(counters.synchronizations))
     trainer.run()
-    assert waits == [0, 0, 0, 0, 10, 0, 0] * 2  # two figures of five steps
+    assert waits == [0, 0, 0, 0, 1, 0, 0] * 2  # one copy of five steps' figures
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """Return what lets a trainer be watched as `xpcap train` does: by a history and a recovery."""
+
+    def watch(trainer):
+        recovery = Recovery(OnNaN(), tmp_path, pytest.fail, Alone())
+        recovery.follow(trainer)
+        History(tmp_path / "h.jsonl", check=recovery.check).follow(trainer)
+
+    return watch
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_history_and_recovery_read_each_number_once(dataset, watched, resident):
+    """When an epoch is measured: figures of all its steps, and whether the state is finite."""
+    trainer = build(dataset, open_guard(), resident=resident)
+    events, waits = ("step", "measured", "epoch"), []
+    for event in events:
+        trainer.on(event, lambda t: counters.reset())
+    watched(trainer)
+    for event in events:
+        trainer.on(event, lambda t, e=event: waits.append((e, counters.synchronizations)))
+    trainer.run()
+    assert [(event, count) for event, count in waits if count] == [("measured", 2)] * 2
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_twenty_steps_and_a_flush_copy_twice_from_a_gpu(
+    dataset, gpu, watched, resident, monkeypatch
+):
+    """As `shared/cupy_on_cpu` counts; a GPU does not tell."""
+    fakegpu = pytest.importorskip("fakegpu")
+    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 20)
+    trainer = build(dataset, gpu, resident=resident, batch_size=1)
+    watched(trainer)
+    counts = {}
+    trainer.on("step", lambda t: counts.update({t.step: fakegpu.counts()}))
+    trainer.run()
+    for call in ("memcpyAsync DtoH", "sync streamSynchronize"):
+        assert counts[39][call] == counts[20][call]
+        assert counts[40][call] == counts[20][call] + 2
 
 
 def test_what_is_written_comes_back(dataset, tmp_path):

@@ -71,6 +71,11 @@ def check_precision(precision: str, on_gpu: bool, dtype: Any = numpy.float32) ->
         raise ConfigurationError(f"precision '{precision}' needs parameters of float32")
 
 
+def current_precision() -> str:
+    """Return how the factors of products are rounded now."""
+    return _precision
+
+
 @contextlib.contextmanager
 def multiplied_in(precision: str) -> Iterator[None]:
     """Round the factors of products inside to tf32 or bf16, on a GPU; sums stay float32.

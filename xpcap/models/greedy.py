@@ -2,19 +2,23 @@
 
 On the CPU captions that have ended leave the batch, eight at a time, and each word is projected
 once, however often it is said. On a GPU that would need the words on the host, so there all
-captions go on to the end, and whether any still does is asked every few steps only.
+captions go on to the end, and whether any still does is asked every few steps only. A model's
+decoders are kept, so that later batches of the same size replay the graph of the first.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import weakref
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
 
 from xpcap.backend import Array, is_host, namespace
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
-from xpcap.kernels.products import product
+from xpcap.kernels.products import current_precision, product
 from xpcap.kernels.scatter import take_rows
 from xpcap.layers._sequence import Packing
 from xpcap.workspace import Workspace
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from xpcap.models.captioner import CaptioningRNN
 
 _ASK_EVERY = 4  # steps between two questions whether all captions have ended
+_KEPT = 4  # decoders of a model, each for another N or length: full batches, the last one, ...
 _TILE = 8  # rows that a product on a CPU takes together: 41 of them need as long as 48, or longer
 
 
@@ -39,46 +44,107 @@ def greedy(model: CaptioningRNN, features: Array, max_length: int) -> Array:
         How many words at most.
     """
     xp = namespace(features, *model.params.values())
-    run = _with_those_that_go_on if is_host(xp) else _all_together
-    return run(model, features, max_length)
+    if is_host(xp):
+        return _with_those_that_go_on(model, features, max_length)
+    with _lock:
+        return _decoder(model, features, max_length)(model, features)
 
 
-def _all_together(model: CaptioningRNN, features: Array, max_length: int) -> Array:
-    """Decode to the end of the last caption; a step is one CUDA graph on a GPU."""
-    params, cell, N = model.params, model.cell, features.shape[0]
-    xp = fastest(namespace(features))
-    state = model.start(features)
-    space = Workspace(xp, state[0].dtype)
-    recurrent = [params[name] for name in (cell.weights[1], *cell.weights[3:])]
-    captions = xp.full((max_length, N), model.null, dtype=numpy.int32)
-    words = xp.full(N, model.start_word, dtype=numpy.int32)
-    going_on = xp.ones(N, dtype=bool)
-    times, now = xp.arange(max_length)[:, None], xp.zeros(1, dtype=numpy.int64)
+class _Decoder:
+    """Decodes N captions to the end of the last one, in static memory, so that a graph can do it.
 
-    def step() -> None:
+    Parameters
+    ----------
+    model
+        Its parameters are kept, and read at each call; itself it is not kept.
+    features
+        `(N, D)`: for the sizes and dtypes of the memory.
+    max_length
+        How many words at most.
+    """
+
+    def __init__(self, model: CaptioningRNN, features: Array, max_length: int) -> None:
+        self._params, self._cell, self._end = dict(model.params), model.cell, model.end
+        self._xp = xp = fastest(namespace(features))
+        self._state = model.start(features)
+        N, dtype = len(features), self._state[0].dtype
+        self._space = Workspace(xp, dtype)
+        self._captions = xp.empty((max_length, N), dtype=numpy.int32)
+        self._words = xp.empty(N, dtype=numpy.int32)
+        self._active = xp.empty(N, dtype=bool)
+        self._times = xp.arange(max_length)[:, None]
+        self._now = xp.empty(1, dtype=numpy.int64)
+        self._repeated = Repeated(xp, dtype)
+
+    def __call__(self, model: CaptioningRNN, features: Array) -> Array:
+        """Caption images; features `(N, D)` give words `(N, max_length)`."""
+        for part, first in zip(self._state, model.start(features), strict=True):
+            part[...] = first
+        self._captions[...] = model.null
+        self._words[...] = model.start_word
+        self._active[...] = True
+        self._now[...] = 0
+        for t in range(len(self._captions)):
+            self._repeated(self._step)
+            ask = self._end is not None and t % _ASK_EVERY == _ASK_EVERY - 1
+            if ask and not self._active.any():
+                break
+        return self._captions.T.copy()
+
+    def _step(self) -> None:
+        params, xp, space, state = self._params, self._xp, self._space, self._state
+        words, active, N = self._words, self._active, len(self._words)
         vectors = space.empty("vectors", N, params["W_embed"].shape[1])
         take_rows(xp, params["W_embed"], words, vectors)
         gates = space.empty("gates", N, params["Wx"].shape[1])
         product(xp, vectors, params["Wx"], gates)
         gates[...] += params["b"]
-        run = cell.unroll(gates, state[0], *recurrent, Packing(N, [N]), space, *state[1:])
-        for old, new in zip(state, (run.h, run.c) if cell.states == 2 else (run.h,), strict=True):
+        weights = self._cell.weights
+        recurrent = [params[name] for name in (weights[1], *weights[3:])]
+        run = self._cell.unroll(gates, state[0], *recurrent, Packing(N, [N]), space, *state[1:])
+        for old, new in zip(state, (run.h, run.c) if len(state) == 2 else (run.h,), strict=True):
             old[...] = new
         scores = space.empty("scores", N, len(params["b_vocab"]))
         product(xp, run.h, params["W_vocab"], scores)
         scores[...] += params["b_vocab"]
         words[...] = scores.argmax(axis=1)
-        captions[...] = xp.where((times == now) & going_on, words, captions)
-        if model.end is not None:
-            going_on[...] &= words != model.end
-        now[...] += 1
+        now = (self._times == self._now) & active
+        self._captions[...] = xp.where(now, words, self._captions)
+        if self._end is not None:
+            active[...] &= words != self._end
+        self._now[...] += 1
 
-    repeated = Repeated(xp, step, space.dtype)
-    for t in range(max_length):
-        repeated()
-        if model.end is not None and t % _ASK_EVERY == _ASK_EVERY - 1 and not going_on.any():
-            break
-    return xp.ascontiguousarray(captions.T)
+
+class _Decoders(NamedTuple):
+    """The decoders of one model, last used last, and the parameters that they read."""
+
+    params: dict[str, Array]
+    by_key: dict[Hashable, _Decoder]
+
+
+_decoders: weakref.WeakKeyDictionary[CaptioningRNN, _Decoders] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()  # a decoder's memory holds one batch at a time
+
+
+def _decoder(model: CaptioningRNN, features: Array, max_length: int) -> _Decoder:
+    """Return a model's decoder for as many captions as there are features, perhaps a new one.
+
+    Parameters that were changed in place are seen, as a graph reads them from where they are; where
+    a parameter is another array now, all of the model's decoders are made anew.
+    """
+    known = _decoders.get(model)
+    if known is None or not _same_arrays(known.params, model.params):
+        known = _decoders[model] = _Decoders(dict(model.params), {})
+    key = len(features), max_length, model.end, current_precision()
+    decoder = known.by_key.pop(key, None) or _Decoder(model, features, max_length)
+    known.by_key[key] = decoder
+    if len(known.by_key) > _KEPT:
+        del known.by_key[next(iter(known.by_key))]
+    return decoder
+
+
+def _same_arrays(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
+    return some.keys() == others.keys() and all(some[name] is others[name] for name in some)
 
 
 def _with_those_that_go_on(

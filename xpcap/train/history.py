@@ -14,7 +14,7 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
-from xpcap.train.trainer import Trainer
+from xpcap.train.trainer import StepFigures, Trainer, fetch
 
 FLUSH_EVERY = 50
 _LARGEST = 2**53  # integers up to here are floats too
@@ -23,14 +23,37 @@ _COLUMNS = 32  # names in lines, at most; each has a number for every line
 Line: TypeAlias = dict[str, Any]
 
 
+@dataclass
+class _Entry:
+    """A line to be written: of an epoch, or of a step whose figures may not have been read yet.
+
+    `when`: seconds since 1970; `share`: captions per word of the step's minibatch.
+    """
+
+    when: float
+    line: Line
+    figures: StepFigures | None = None
+    share: float = 1.0
+
+    def complete(self) -> Line:
+        """Return the line with its loss, in nats per word, and gradient norm, where it has any."""
+        if self.figures is None:
+            return self.line
+        loss, norm = self.figures.values
+        return {
+            **self.line,
+            "loss": _finite(float(loss * self.share)),
+            "grad_norm": _finite(float(norm)),
+        }
+
+
 class History:
     """Writes a run's `history.jsonl`.
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
     all gradients before clipping, either null if it is not finite.
     An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
-    measured. What is on the device is fetched a batch of steps at a time, so that it is not stopped
-    at each.
+    measured. Losses and norms stay on the device until lines are written, and are read together.
 
     Parameters
     ----------
@@ -67,7 +90,7 @@ class History:
         self._also = also
         self._warn = warn
         self._check = check
-        self._pending: list[tuple[float, Line, Mapping[str, Any]]] = []
+        self._pending: list[_Entry] = []
         self._steps = 0  # since the last attempt to write: where one fails, ranks stay together
 
     def follow(self, trainer: Trainer) -> None:
@@ -79,9 +102,8 @@ class History:
         batch = trainer.batch
         assert batch is not None
         line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
-        per_word = trainer.loss * (batch.total / batch.words)
-        there = {"loss": per_word, "grad_norm": trainer.gradient_norm}
-        self._pending.append((time.time(), line, there))
+        share = batch.total / batch.words
+        self._pending.append(_Entry(time.time(), line, trainer.step_figures, share))
         self._steps += 1
         if self._steps >= FLUSH_EVERY:
             self.flush(trainer)
@@ -91,7 +113,7 @@ class History:
         for name, figures in trainer.figures.items():
             line[f"{name}_loss"] = figures.loss
             line[f"{name}_perplexity"] = figures.perplexity
-        self._pending.append((time.time(), line, {}))
+        self._pending.append(_Entry(time.time(), line))
         self.flush(trainer)
 
     def flush(self, trainer: Trainer) -> None:
@@ -99,11 +121,8 @@ class History:
         self._steps = 0
         if self._check is not None:
             self._check(trainer)
-        self._pending = [
-            (when, {**line, **{name: _fetched(value) for name, value in there.items()}}, {})
-            for when, line, there in self._pending
-        ]
-        lines = [(when, line) for when, line, _ in self._pending]
+        fetch(entry.figures for entry in self._pending if entry.figures is not None)
+        lines = [(entry.when, entry.complete()) for entry in self._pending]
         text = "".join(f"{json.dumps(line)}\n" for _, line in lines).encode()
         try:
             if self.path is not None:
@@ -119,7 +138,7 @@ class History:
 
     def drop(self, step: int) -> None:
         """Forget what is pending of later steps than `step`: they are taken back."""
-        self._pending = [entry for entry in self._pending if entry[1]["step"] <= step]
+        self._pending = [entry for entry in self._pending if entry.line["step"] <= step]
 
 
 def _whole_lines(path: Path | None, length: int) -> int:
@@ -132,11 +151,8 @@ def _whole_lines(path: Path | None, length: int) -> int:
     return read_bytes(path)[:length].rfind(b"\n") + 1
 
 
-def _fetched(value: Any) -> float | None:
-    """Fetch an array of no axes from the device; None is none, and so is what is not finite."""
-    if value is None:
-        return None
-    number = float(value)
+def _finite(number: float) -> float | None:
+    """Return a number, or None for what JSON does not have."""
     return number if math.isfinite(number) else None
 
 

@@ -25,7 +25,7 @@ from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
 from xpcap.parallel import Ranks
 from xpcap.run_folder import REPORT
-from xpcap.train.trainer import Trainer, WentWrong, wrong_with
+from xpcap.train.trainer import StepFigures, Trainer, WentWrong, fetch, wrong_with
 
 POLICIES = ("stop", "skip", "rollback")
 _NAMED = 5  # captions in a message
@@ -84,7 +84,7 @@ class Recovery:
         self.folder = folder
         self._warn = warn
         self._ranks = ranks
-        self._unseen: list[tuple[int, float, Any, Any]] = []
+        self._unseen: list[tuple[int, float, StepFigures]] = []
         self._well: State | None = None
 
     def follow(self, trainer: Trainer) -> None:
@@ -95,10 +95,10 @@ class Recovery:
         trainer.on("epoch", self._remember)
 
     def _note(self, trainer: Trainer) -> None:
-        batch = trainer.batch
+        batch, figures = trainer.batch, trainer.step_figures
         assert batch is not None
-        share = batch.total / batch.words
-        self._unseen.append((trainer.step, share, trainer.loss, trainer.gradient_norm))
+        assert figures is not None
+        self._unseen.append((trainer.step, batch.total / batch.words, figures))
 
     def check(self, trainer: Trainer) -> None:
         """Look at the steps since the last look, and remember the state if they are well.
@@ -115,12 +115,14 @@ class Recovery:
     def _look(self, trainer: Trainer) -> None:
         """Look at the steps since the last look, and at what they leave."""
         unseen, self._unseen = self._unseen, []
-        for step, share, loss, norm in unseen:
-            wrong = wrong_with(float(loss) * share, len(trainer.model.word_to_idx))
+        fetch(figures for _, _, figures in unseen)
+        for step, share, figures in unseen:
+            loss, norm = map(float, figures.values)
+            wrong = wrong_with(loss * share, len(trainer.model.word_to_idx))
             if wrong is not None:
                 raise WentWrong(step, f"the loss {wrong}")
-            if not math.isfinite(float(norm)):
-                raise WentWrong(step, f"the gradients' norm is {float(norm)}")
+            if not math.isfinite(norm):
+                raise WentWrong(step, f"the gradients' norm is {norm}")
         if unseen and not _is_finite(trainer.state()):
             raise WentWrong(trainer.step, "it leaves parameters or moments that are not finite")
 

@@ -82,9 +82,8 @@ class ResidentStep(TrainingStep):
             backend.to_device(places.reshape(-1)),
         )
         self.measuring = PackedLoss(model)  # larger batches would move what the graph has recorded
-        self._repeated = self._repeat()
-        self._loss: Array = None
-        self._norm: Array = None
+        self._repeated = self._new_repeated()
+        self._latest: Array = None  # (2,), overwritten by every step
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
         """Send an epoch's order and its remaining steps' settings to the device."""
@@ -101,14 +100,13 @@ class ResidentStep(TrainingStep):
         """Take the epoch's next step; batch, number and factor are those of `begin_epoch`."""
         with self.model.backend.activate(), multiplied_in(self.precision):
             if self._gather():
-                self._repeated = self._repeat()
-            self._repeated()
+                self._repeated = self._new_repeated()
+            self._repeated(self._launch)
+            self.figures = self._latest.copy()
         self.optimizer.count(factor)
-        self.loss = self._loss.copy()  # the next step writes where this one did
-        self.gradient_norm = self._norm.copy()
 
-    def _repeat(self) -> Repeated:
-        return Repeated(self.packed.xp, self._launch, self._now.weight.dtype)
+    def _new_repeated(self) -> Repeated:
+        return Repeated(self.packed.xp, self._now.weight.dtype)
 
     def _launch(self) -> None:
         xp, now = self.packed.xp, self._now
@@ -118,9 +116,9 @@ class ResidentStep(TrainingStep):
         )  # fmt: skip
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
         loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
-        self._loss, self._norm = self.totals(loss)
+        self._latest = self.totals(loss)
         if self.clip_norm is not None:
-            now.settings[:1] = clip_scale(xp, self._norm, self.clip_norm)
+            now.settings[:1] = clip_scale(xp, self._latest[1], self.clip_norm)
         self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
 
 

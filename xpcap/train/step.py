@@ -52,9 +52,9 @@ class TrainingStep:
         Of the last step, by parameter, before clipping; of several ranks, none has all of them.
     packed, measuring
         What computes losses with gradients, and what may be used to measure a loss.
-    loss, gradient_norm
-        Of the last step: nats a caption, and the joint norm of all gradients before clipping;
-        arrays of no axes, on the device.
+    figures
+        Of the last step, `(2,)` on the device: its loss in nats per caption, and the joint norm of
+        all gradients before clipping. Every step makes a new array.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class TrainingStep:
         self.clip_norm = clip_norm
         self.precision = precision
         self.ranks = ranks or Alone()
-        self.loss: Array = None
-        self.gradient_norm: Array = None
+        self.figures: Array = None
         self.gradients: dict[str, Array] = {}
         self.packed = self.measuring = PackedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
@@ -117,29 +116,39 @@ class TrainingStep:
         if len(batch.captions):
             features = self.model.backend.to_device(batch.features)
             with multiplied_in(self.precision):
-                self.loss = self.packed.loss(
-                    features, batch.captions, step, self.gradients, batch.share
-                )
+                loss = self.packed.loss(features, batch.captions, step, self.gradients, batch.share)
         else:  # a small batch, of which others have all
-            self.loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
+            loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
             self._gradients[...] = 0
         self._replica.sum_gradients()
-        self.loss, self.gradient_norm = self.totals(self.loss)
+        self.figures = self.totals(loss)
         scale: Any = 1.0
         if self.clip_norm is not None:
-            scale = clip_scale(self.packed.xp, self.gradient_norm, self.clip_norm)
+            scale = clip_scale(self.packed.xp, self.figures[1], self.clip_norm)
         parameters, gradients = self._parameters[self._own], self._gradients[self._own]
         self.optimizer.update(self.packed.xp, parameters, gradients, factor, scale)
         self._replica.tell_parameters()
 
-    def totals(self, loss: Array) -> tuple[Array, Array]:
-        """Return the loss and the joint norm of all gradients, of all ranks, of no axes."""
+    @property
+    def loss(self) -> Array:
+        """The last step's loss in nats per caption, a 0-d array on the device."""
+        return self.figures[0]
+
+    @property
+    def gradient_norm(self) -> Array:
+        """The last step's joint norm of all gradients before clipping, a 0-d array."""
+        return self.figures[1]
+
+    def totals(self, loss: Array) -> Array:
+        """Return the loss and the joint norm of all gradients, summed over all ranks, `(2,)`."""
         xp = self.packed.xp
         sums = xp.empty(2, dtype=self._gradients.dtype)
+        norm = sums[1:]
         sums[:1] = loss
-        square_sum(xp, self._gradients[self._own], sums[1:])
+        square_sum(xp, self._gradients[self._own], norm)
         self.ranks.sum(sums)
-        return sums[0], xp.sqrt(sums[1])
+        xp.sqrt(norm, out=norm)  # CuPy would copy another view of the same memory first
+        return sums
 
     def _gather(self) -> bool:
         """Make the parameters views of one array; return whether they were not already."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from xpcap.backend import Array, to_host
+import numpy
+
+from xpcap.backend import Array, namespace, to_host
 from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
 from xpcap.errors import ConfigurationError, DivergedError
@@ -44,6 +46,34 @@ def wrong_with(loss: float, words: int) -> str | None:
     if loss > EXPLODED * math.log(words):
         return f"explodes: {loss:.3g} nats a word, guessing has {math.log(words):.3g}"
     return None
+
+
+class StepFigures:
+    """Loss and gradient norm of one training step, on the device until `fetch` has read them.
+
+    Parameters
+    ----------
+    values
+        `(2,)`: the loss in nats per caption, and the joint norm of all gradients before clipping.
+
+    Attributes
+    ----------
+    values
+        The same, on the host after `fetch`.
+    """
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+
+
+def fetch(several: Iterable[StepFigures]) -> None:
+    """Read the figures of several steps from the device, in one copy; what is read stays read."""
+    waiting = [figures for figures in several if not isinstance(figures.values, numpy.ndarray)]
+    if waiting:
+        xp = namespace(waiting[0].values)
+        rows = to_host(xp.stack([figures.values for figures in waiting]))
+        for figures, row in zip(waiting, rows, strict=True):
+            figures.values = row
 
 
 class Batches(Protocol):
@@ -162,9 +192,11 @@ class Trainer:
     ----------
     step, epoch
         How many are done.
-    batch, loss, learning_rate, gradient_norm
-        Of the last step: what it saw; nats a caption and the gradients' norm before clipping (0-d
-        arrays on the device); the rate used.
+    batch, learning_rate, loss, gradient_norm
+        Of the last step: what it saw; the rate used; nats per caption and the gradients' norm
+        before clipping, 0-d arrays on the device.
+    step_figures
+        The last step's loss and gradient norm, to be read later, together with others'.
     figures
         Of the last epoch, by name.
     best_loss, best_epoch, best_params
@@ -188,8 +220,7 @@ class Trainer:
         self.schedule = schedule
         self.validation = validation or {}
         self.step = self.epoch = 0
-        self.loss: Array = None
-        self.gradient_norm: Array = None
+        self.step_figures: StepFigures | None = None
         self.learning_rate = optimizer.learning_rate
         self.batch: Batch | None = None
         self.figures: dict[str, Figures] = {}
@@ -200,6 +231,16 @@ class Trainer:
         self.recoveries = 0
         self.training_step = training_step or TrainingStep(model, optimizer, schedule.clip_norm)
         self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
+
+    @property
+    def loss(self) -> Array:
+        """The last step's loss in nats per caption, a 0-d array on the device."""
+        return self.training_step.loss
+
+    @property
+    def gradient_norm(self) -> Array:
+        """The last step's joint norm of all gradients before clipping, a 0-d array."""
+        return self.training_step.gradient_norm
 
     def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
         """Have `callback(trainer)` called at each `event`, one of `EVENTS`."""
@@ -280,8 +321,7 @@ class Trainer:
     def _take_step(self, batch: Batch, factor: float) -> None:
         self.training_step(batch, self.step, factor)
         self.batch = batch
-        self.loss = self.training_step.loss
-        self.gradient_norm = self.training_step.gradient_norm
+        self.step_figures = StepFigures(self.training_step.figures)
         self.learning_rate = self.optimizer.learning_rate * factor
         self.step += 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ _TYPES: dict[str, dict[Any, str]] = {
 """What a macro of the sources may stand for, by dtype, or by Python type."""
 
 
-@dataclass(frozen=True)
 class Source:
     """One CUDA source with its macros, and where it runs.
 
@@ -56,9 +54,11 @@ class Source:
         For the compiler: what the macros stand for.
     """
 
-    xp: Namespace
-    name: str
-    options: tuple[str, ...]
+    def __init__(self, xp: Namespace, name: str, options: tuple[str, ...]) -> None:
+        self._xp = xp
+        self._name = name
+        self._options = options
+        self._functions: dict[tuple[int, str], Callable[..., None]] = {}
 
     def launch(self, name: str, blocks: tuple[int, ...], threads: int, *arguments: Any) -> None:
         """Launch the kernel `name` on a grid, unless that is empty.
@@ -66,8 +66,11 @@ class Source:
         Arguments are arrays and NumPy scalars, which have the C types of the kernel's parameters.
         """
         if all(blocks):
-            device = self.xp.cuda.runtime.getDevice()
-            function = _function(self.xp, device, self.name, self.options, name)
+            key = self._xp.cuda.runtime.getDevice(), name
+            function = self._functions.get(key)
+            if function is None:
+                module = _module(self._xp, key[0], self._name, self._options)
+                function = self._functions[key] = module.get_function(name)
             function(blocks, (threads,), arguments)
 
 
@@ -75,14 +78,6 @@ class Source:
 def _module(xp: Namespace, device: int, source: str, options: tuple[str, ...]) -> Any:
     code = (_FOLDER / f"{source}.cu").read_text("utf-8")
     return xp.RawModule(code=code, options=("-std=c++17", *options))
-
-
-@functools.cache
-def _function(
-    xp: Namespace, device: int, source: str, options: tuple[str, ...], name: str
-) -> Callable[..., None]:
-    function: Callable[..., None] = _module(xp, device, source, options).get_function(name)
-    return function
 
 
 def cuda_version(
@@ -102,36 +97,34 @@ def cuda_version(
         macro stands for. All arrays of the kernel are named.
     """
     file, signature = made.reference.__name__, inspect.signature(made.reference)
-    places = list(signature.parameters)
-    shared = [
-        (macro, [places.index(name) - 1 for name in names.split()])
-        for macro, names in types.items()
-    ]
+    names = list(signature.parameters)[1:]
+    typed = [(macro, name) for macro, shared in types.items() for name in shared.split()]
+    places = [names.index(name) for _, name in typed]
 
-    def options(xp: Namespace, arguments: tuple[Any, ...]) -> tuple[str, ...] | None:
-        """Return what the macros stand for, or None where the source cannot take an argument."""
-        found = []
-        for macro, which in shared:
-            kind, *others = {_type(xp, arguments[place]) for place in which}
-            if others:
+    @functools.cache
+    def source(xp: Namespace, kinds: tuple[Any, ...]) -> Source | None:
+        """Return the source for arguments of these types, or None where it cannot take them."""
+        meanings: dict[str, Any] = {}
+        for (macro, _), kind in zip(typed, kinds, strict=True):
+            known = kind in _TYPES[macro] if macro in _TYPES else kind == numpy.dtype(macro)
+            if not known or meanings.setdefault(macro, kind) != kind:
                 return None
-            if macro in _TYPES:
-                if kind not in _TYPES[macro]:
-                    return None
-                found.append(f"-D{macro}={_TYPES[macro][kind]}")
-            elif kind != numpy.dtype(macro):
-                return None
-        return tuple(found)
+        options = [
+            f"-D{macro}={_TYPES[macro][kind]}"
+            for macro, kind in meanings.items()
+            if macro in _TYPES
+        ]
+        return Source(xp, file, tuple(options))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(made.reference)
         def run(xp: Namespace, *args: Any, **kwargs: Any) -> None:
             arguments = signature.bind(xp, *args, **kwargs).args[1:] if kwargs else args
-            macros = options(xp, arguments)
-            if macros is None:
+            found = source(xp, tuple([_type(xp, arguments[place]) for place in places]))
+            if found is None:
                 made.reference(xp, *arguments)
             else:
-                function(Source(xp, file, macros), xp, *arguments)
+                function(found, xp, *arguments)
 
         return made.override("cupy")(run)
 

@@ -1,0 +1,140 @@
+"""Decoders that are kept: what they may and may not remember."""
+
+import gc
+import weakref
+
+import numpy
+import pytest
+
+from xpcap.backend import CPU, to_host
+from xpcap.kernels.graphs import Repeated
+from xpcap.kernels.products import multiplied_in
+from xpcap.models import CaptioningRNN, greedy
+
+WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a", "cat", "sat"))}
+D, H = 5, 7
+
+
+def build(backend, seed=0, dtype=numpy.float32):
+    model = CaptioningRNN(WORDS, D, 4, H, "lstm", dtype, seed=0, backend=backend)
+    rng = numpy.random.default_rng(seed)
+    for name, value in model.params.items():
+        model.params[name] = backend.to_device(1.5 * rng.standard_normal(value.shape), dtype)
+    return model
+
+
+def some_features(N, seed=0):
+    return numpy.random.default_rng(seed).standard_normal((N, D)).astype(numpy.float32)
+
+
+def sampled(model, N=6, seed=0, max_length=9):
+    features = model.backend.to_device(some_features(N, seed), model.params["W_proj"].dtype)
+    return to_host(model.sample(features, max_length))
+
+
+def agrees(model, **what):
+    """Assert that captions are those of a copy of the model on the CPU."""
+    here = build(CPU)
+    here.params = {name: to_host(value) for name, value in model.params.items()}
+    expected = sampled(here, **what)
+    for _ in range(3):  # as it is, captured and replayed
+        numpy.testing.assert_array_equal(sampled(model, **what), expected)
+    return expected
+
+
+def test_changed_parameters_are_seen(backend):
+    model = build(backend)
+    found = [agrees(model)]
+    for name, value in build(backend, seed=1).params.items():
+        model.params[name][...] = value
+    found.append(agrees(model))
+    model.params = build(backend, seed=2).params
+    found.append(agrees(model))
+    model.params = build(backend, seed=3, dtype=numpy.float64).params
+    found.append(agrees(model))
+    model.params["b_vocab"] = build(backend, seed=4, dtype=numpy.float64).params["b_vocab"]
+    found.append(agrees(model))
+    assert len({words.tobytes() for words in found}) == len(found)
+
+
+def test_batches_of_all_sizes_in_turn(backend):
+    model = build(backend)
+    for N in (6, 1, 6, 3, 6):
+        for max_length in (9, 1, 0, 4):
+            for seed in (0, 1):
+                agrees(model, N=N, seed=seed, max_length=max_length)
+
+
+@pytest.mark.parametrize(("N", "max_length"), [(6, 9), (1, 9), (6, 1), (1, 1)])
+def test_captions_are_not_overwritten_by_later_ones(backend, N, max_length):
+    model = build(backend)
+    features = backend.to_device(some_features(N))
+    first = model.sample(features, max_length)
+    before = to_host(first).copy()
+    model.params["b_vocab"][...] = -10.0 * model.params["b_vocab"]
+    other = to_host(model.sample(features, max_length))
+    assert (other != before).any()
+    numpy.testing.assert_array_equal(to_host(first), before)
+
+
+def test_another_end_is_seen(backend):
+    model = build(backend)
+    before = agrees(model)
+    model.end = before[0, 1]
+    ended = sampled(model)
+    numpy.testing.assert_array_equal(ended[0, :2], before[0, :2])
+    assert not ended[0, 2:].any()
+    assert before[0, 2:].any()
+
+
+def test_a_model_with_decoders_is_freed_at_once(backend):
+    model = build(backend)
+    for N in (3, 4):
+        sampled(model, N)
+        sampled(model, N)
+    dropped = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert dropped() is None
+    finally:
+        gc.enable()
+
+
+def test_few_decoders_are_kept_on_cupy(gpu):
+    model = build(gpu)
+    for N in range(1, 12):
+        sampled(model, N)
+    kept = greedy._decoders[model].by_key
+    assert [N for N, *_ in kept] == [8, 9, 10, 11]
+    sampled(model, 8)
+    sampled(model, 12)
+    assert [N for N, *_ in kept] == [10, 11, 8, 12]
+
+
+def test_a_batch_of_the_same_size_is_captured_once_on_cupy(gpu, monkeypatch):
+    captured, captures = Repeated._captured, []
+    monkeypatch.setattr(
+        Repeated, "_captured", lambda *args: captures.append(args) or captured(*args)
+    )
+    model = build(gpu)
+    for seed in range(5):
+        sampled(model, seed=seed)
+    assert len(captures) == 1
+    with multiplied_in("bf16"):
+        sampled(model)
+    assert len(captures) == 2
+
+
+def test_decoding_leaks_no_memory_on_cupy(gpu):
+    def free_after_decoding():
+        for seed in range(3):
+            model = build(gpu, seed)
+            for N in (2, 3):
+                sampled(model, N)
+        del model
+        gpu.xp.get_default_memory_pool().free_all_blocks()
+        return gpu.free_memory()
+
+    before = free_after_decoding()
+    assert [free_after_decoding() for _ in range(3)] == [before] * 3
