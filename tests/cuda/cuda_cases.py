@@ -63,6 +63,12 @@ def add_rows_arguments(size, D, M):
     }  # fmt: skip
 
 
+def column_sum_arguments(M, D):
+    rows = numpy.random.default_rng(M + D).standard_normal((M, D))
+    rows = numpy.round(2**20 * rows) / 2**20  # summed without rounding, in double precision
+    return {"rows": rows, "out": numpy.full(D, numpy.nan)}
+
+
 def keep_mask_arguments(size, threshold=20_000):
     return {
         "threshold": threshold, "seed": 2**64 - 5, "stream": 2**35 + 1,
@@ -122,6 +128,10 @@ CASES = [
         ("add_rows", add_rows_arguments(*sizes))
         for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1)]
     ),
+    *(
+        ("column_sum", column_sum_arguments(*sizes))
+        for sizes in [(1, 1), (1030, 9), (515, 8), (63, 100), (0, 3), (2, 0)]
+    ),
     *(("keep_mask", keep_mask_arguments(size)) for size in [0, 1, 15, 16, 17, 4096, 70_003]),
     *(("keep_mask", keep_mask_arguments(1000, threshold)) for threshold in [0, 65_535]),
     *(
@@ -140,6 +150,7 @@ TYPICAL = {
     "softmax_cross_entropy": softmax_arguments(5, 1004),
     "take_rows": take_rows_arguments(11, 5, 300),
     "add_rows": add_rows_arguments(9, 5, 600),
+    "column_sum": column_sum_arguments(700, 20),
     "keep_mask": keep_mask_arguments(70_003),
     "adam_update": adam_arguments(5000, 0.01),
     "square_sum": square_sum_arguments(200_003),

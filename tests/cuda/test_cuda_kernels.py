@@ -122,7 +122,7 @@ def test_a_launch_neither_waits_nor_allocates(name, arguments, dtype):
 
 def test_nothing_is_launched_for_nothing():
     for name, arguments in CASES:
-        if name not in ("add_rows", "square_sum") and any(
+        if name not in ("add_rows", "column_sum", "square_sum") and any(
             isinstance(value, numpy.ndarray) and value.size == 0 for value in arguments.values()
         ):
             launched(name, cast(name, arguments, numpy.float32))
@@ -149,6 +149,16 @@ def test_arrays_that_are_not_contiguous_are_the_references(name, arguments):
         for other in names:
             ours = xp.asnumpy(arrays[other]).astype(float)
             numpy.testing.assert_allclose(ours, true[other].astype(float), rtol=1e-9, atol=1e-12)
+
+
+def test_rows_that_are_padded_are_summed():
+    """What lies between them is not a number."""
+    rows = numpy.random.default_rng(1).standard_normal((70, 13))
+    wide = xp.asarray(numpy.pad(rows, ((0, 0), (0, 3)), constant_values=numpy.nan))
+    out = xp.asarray(numpy.zeros(13))
+    KERNELS["column_sum"](xp, wide[:, :13], out)
+    numpy.testing.assert_allclose(xp.asnumpy(out), rows.sum(axis=0), rtol=1e-12, atol=1e-14)
+    assert HostFunction.launches == 1
 
 
 def test_dtypes_that_a_source_does_not_know_are_the_references():

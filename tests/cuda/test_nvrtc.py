@@ -12,6 +12,7 @@ SOURCES = sorted(Path(xpcap.kernels.cuda.__file__).parent.glob("*.cu"))
 REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
     "adam_update": 37,
     "add_rows": 20,
+    "column_sum": 32,
     "gru_cell": 32,
     "gru_cell_gradient": 30,
     "keep_mask": 32,

@@ -144,6 +144,7 @@ ARGUMENTS = {
         "rows": normal(M, H),
         "out": unwritten(V, H),
     },
+    "column_sum": {"rows": normal(M, H), "out": unwritten(H)},
     "philox": {"start": 5, "count": 100, "seed": 12345678901234, "stream": 98765432109876},
     "keep_mask": {
         "threshold": 20_000,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
 from xpcap.kernels.products import product
+from xpcap.kernels.sums import column_sum
 from xpcap.layers._checks import check_shapes
 from xpcap.layers._sequence import Packing, add_product, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
@@ -268,4 +269,6 @@ def gru_unroll_backward(
             dax[rows], dah[rows],
         )  # fmt: skip
         add_product(dah[rows], Wh.T, back[:n], workspace)
-    return dax, dah, back, dah[:, 2 * H :].sum(axis=0)
+    dbn = workspace.empty("dbn", H)
+    column_sum(xp, dah[:, 2 * H :], dbn)
+    return dax, dah, back, dbn

@@ -22,6 +22,7 @@ from xpcap.kernels.products import product
 from xpcap.kernels.random import keep_mask, keep_parts
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.kernels.sums import column_sum
 from xpcap.layers import dropout
 from xpcap.layers._checks import check_indices, check_shapes
 from xpcap.layers._sequence import Packing
@@ -290,7 +291,7 @@ class PackedLoss:
         xp = space.xp
 
         product(xp, hidden.T, dscores, gradients["W_vocab"])
-        dscores.sum(axis=0, out=gradients["b_vocab"])
+        column_sum(xp, dscores, gradients["b_vocab"])
         dh = packing.empty(space, "dh", hidden.shape[1])
         if batch.scored is None:
             product(xp, dscores, params["W_vocab"].T, dh)
@@ -312,7 +313,7 @@ class PackedLoss:
             add_rows(xp, batch.which, dax, dprojected)
             dax = dprojected
         product(xp, vectors.T, dax, gradients["Wx"])
-        dax.sum(axis=0, out=gradients["b"])
+        column_sum(xp, dax, gradients["b"])
         product(xp, dax, params["Wx"].T, vectors)  # from here on the vectors' gradient
         if kept_words is not None:
             self._drop(vectors, kept_words)
@@ -323,7 +324,7 @@ class PackedLoss:
             add_rows(xp, batch.words, vectors, gradients["W_embed"])
 
         product(xp, images.T, dh0, gradients["W_proj"])
-        dh0.sum(axis=0, out=gradients["b_proj"])
+        column_sum(xp, dh0, gradients["b_proj"])
 
     def _workspace(self, dtype: numpy.dtype) -> Workspace:
         """Return the memory of the calls before, or new memory where the dtype has changed."""

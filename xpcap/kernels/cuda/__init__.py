@@ -4,7 +4,7 @@ Importing this module registers them. Each passes over its arrays once where CuP
 would be several launches with temporary arrays between them. None waits for the device or takes a
 value from it, so their launches can be captured in a CUDA graph, after a first call outside one
 that compiles them. Shapes are the callers' to get right; a dtype that a kernel does not know, or an
-array that is not contiguous, is the reference's.
+array that is not contiguous (some allow rows that are padded), is the reference's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels.batches import next_batch
-from xpcap.kernels.cuda.launch import Source, cuda_version
+from xpcap.kernels.cuda.launch import Source, cuda_version, row_stride
 from xpcap.kernels.pointwise import (
     gru_cell,
     gru_cell_gradient,
@@ -27,6 +27,7 @@ from xpcap.kernels.pointwise import (
 from xpcap.kernels.random import keep_mask
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.kernels.sums import column_sum
 from xpcap.kernels.updates import adam_update, square_sum
 
 _WORD = 0xFFFFFFFFFFFFFFFF
@@ -104,6 +105,13 @@ def _add_rows(source: Source, xp: Namespace, indices: Array, rows: Array, out: A
     size, D = out.shape
     blocks = (size, _parts(D, 256))
     source.launch("add_rows", blocks, 256, int32(len(indices)), int32(D), indices, rows, out)
+
+
+@cuda_version(column_sum, REAL="rows out", padded="rows")
+def _column_sum(source: Source, xp: Namespace, rows: Array, out: Array) -> None:
+    M, D = rows.shape
+    numbers = (int32(M), int32(D), row_stride(rows))
+    source.launch("column_sum", (_parts(D, 8),), 512, *numbers, rows, out)
 
 
 @cuda_version(keep_mask, STREAM="stream", bool="out")

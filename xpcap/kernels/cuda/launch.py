@@ -86,7 +86,7 @@ def _function(
 
 
 def cuda_version(
-    made: Kernel[Any, None], **types: str
+    made: Kernel[Any, None], padded: str = "", **types: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let the decorated function run a kernel on CuPy wherever its source knows the arrays.
 
@@ -97,22 +97,23 @@ def cuda_version(
     ----------
     made
         The kernel.
+    padded
+        Parameters that are matrices whose rows may lie further apart than they are long; all other
+        arrays are contiguous.
     **types
         For a macro, or a dtype's name, the parameters that share this type, which is what the
         macro stands for. All arrays of the kernel are named.
     """
     file, signature = made.reference.__name__, inspect.signature(made.reference)
-    places = list(signature.parameters)
-    shared = [
-        (macro, [places.index(name) - 1 for name in names.split()])
-        for macro, names in types.items()
-    ]
+    places = {name: place - 1 for place, name in enumerate(signature.parameters)}
+    shared = [(macro, [places[name] for name in names.split()]) for macro, names in types.items()]
+    apart = {places[name] for name in padded.split()}
 
     def options(xp: Namespace, arguments: tuple[Any, ...]) -> tuple[str, ...] | None:
         """Return what the macros stand for, or None where the source cannot take an argument."""
         found = []
         for macro, which in shared:
-            kind, *others = {_type(xp, arguments[place]) for place in which}
+            kind, *others = {_type(xp, arguments[place], place in apart) for place in which}
             if others:
                 return None
             if macro in _TYPES:
@@ -138,8 +139,23 @@ def cuda_version(
     return register
 
 
-def _type(xp: Namespace, argument: Array) -> Any:
-    """Return a contiguous array's dtype, None for another array, or the type of what is none."""
+def _type(xp: Namespace, argument: Array, padded: bool) -> Any:
+    """Return a contiguous array's dtype, None for another array, or the type of what is none.
+
+    Only the elements of a row need to be contiguous if `padded`.
+    """
     if not isinstance(argument, xp.ndarray):
         return type(argument)
-    return argument.dtype if argument.flags.c_contiguous else None
+    if argument.flags.c_contiguous or (padded and _has_rows(argument)):
+        return argument.dtype
+    return None
+
+
+def _has_rows(matrix: Array) -> bool:
+    (_, columns), (across, along) = matrix.shape, matrix.strides
+    return along == matrix.itemsize and across >= columns * along
+
+
+def row_stride(matrix: Array) -> numpy.int64:
+    """Return how many elements after a row the next one begins."""
+    return numpy.int64(matrix.strides[0] // matrix.itemsize)
