@@ -57,7 +57,7 @@ def take_rows_arguments(size, D, M):
 
 def add_rows_arguments(size, D, M):
     rng = numpy.random.default_rng(size + D)
-    indices = rng.integers(max(1, size - 1), size=M)
+    indices = rng.integers(-1, max(1, size - 1), size=M)
     return {
         "indices": indices, "rows": rng.standard_normal((M, D)), "out": numpy.full((size, D), 7.0),
     }  # fmt: skip
@@ -126,7 +126,7 @@ CASES = [
     ),
     *(
         ("add_rows", add_rows_arguments(*sizes))
-        for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1)]
+        for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1), (70, 3, 4500)]
     ),
     *(
         ("column_sum", column_sum_arguments(*sizes))

@@ -140,7 +140,7 @@ ARGUMENTS = {
         "out": unwritten(M, H),
     },
     "add_rows": {
-        "indices": RNG.integers(V - 2, size=M),
+        "indices": RNG.integers(-1, V - 2, size=M),
         "rows": normal(M, H),
         "out": unwritten(V, H),
     },
@@ -408,7 +408,8 @@ def test_a_row_that_does_not_count_is_zero_whatever_it_holds(bad, xp):
 
 
 def test_add_rows_adds_repeated_indices(xp):
-    indices, rows = numpy.array([2, 0, 2, 2]), numpy.arange(8.0).reshape(4, 2)
+    indices, rows = numpy.array([2, -1, 0, 2, 2]), numpy.arange(-2, 8.0).reshape(5, 2)
+    rows[[0, 1]] = rows[[1, 0]]  # the row of -1 is [-2, -1]
     out = xp.asarray(unwritten(4, 2))
     add_rows(xp, xp.asarray(indices), xp.asarray(rows), out)
     assert to_host(out).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 13.0], [0.0, 0.0]]
@@ -432,13 +433,25 @@ def test_next_batch_written_out(xp):
     weight, images = xp.asarray(unwritten(9)), xp.asarray(numpy.zeros(3, numpy.int32))
     settings, streams = xp.asarray(unwritten(2)), xp.asarray(numpy.zeros(2, numpy.uint64))
     next_batch(xp, *arrays, table, position, 0, words, targets, weight, images, settings, streams)
-    assert to_host(words).reshape(3, 3)[:, :2].tolist() == [[1, 1], [5, 4], [2, 4]]
+    assert to_host(words).reshape(3, 3).tolist() == [[1, 1, -1], [5, 4, -1], [-1, 4, -1]]
     assert to_host(targets).reshape(3, 3)[:, :2].tolist() == [[5, 4], [2, 4], [0, 2]]
     assert to_host(weight).reshape(3, 3).tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0.5, 0]]
     assert to_host(images)[:2].tolist() == [10, 0]
     assert to_host(settings).tolist() == [4.0, 5.0]
     assert to_host(streams).tolist() == [24, 25]
     assert to_host(position).tolist() == [3, 13]
+
+
+def test_next_batch_keeps_padding_before_the_last_target(xp):
+    captions, zero = numpy.array([[1, 0, 3, 0, 0], [1, 0, 0, 0, 0]], numpy.int32), numpy.zeros
+    words, targets, images = (xp.asarray(zero(size, numpy.int32)) for size in (8, 8, 2))
+    next_batch(
+        xp, xp.asarray(captions), xp.asarray(zero(2, numpy.int32)),
+        xp.asarray(numpy.arange(2, dtype=numpy.int32)), xp.asarray(zero((1, 1))),
+        xp.asarray(zero(2, numpy.int64)), 0, words, targets, xp.asarray(zero(8)), images,
+        xp.asarray(zero(1)), xp.asarray(zero(2, numpy.uint64)),
+    )  # fmt: skip
+    assert to_host(words).reshape(4, 2).T.tolist() == [[1, 0, -1, -1], [-1, -1, -1, -1]]
 
 
 def test_the_compiled_kernels_are_left_out_where_they_shall_be(monkeypatch):

@@ -173,4 +173,4 @@ def _next_batch(
     N = written[3].shape[0]
     sizes = (int64(M), int32(columns - 1), int32(N), int32(batches), int32(K))
     read = (captions, image_idxs, order, table, position, int32(null))
-    source.launch("next_batch", (1,), 512, *sizes, *read, *written)
+    source.launch("next_batch", (1,), 1024, *sizes, *read, *written)
