@@ -91,6 +91,14 @@ def square_sum_arguments(P):
     }  # fmt: skip
 
 
+def loss_and_norm_arguments(S, P, max_norm):
+    rng = numpy.random.default_rng(S + P)
+    return {
+        "losses": rng.random(S), "gradients": rng.standard_normal(P), "max_norm": max_norm,
+        "totals": numpy.full(2, numpy.nan), "settings": numpy.array([1.0, 0.1, 0.3, 0.2]),
+    }  # fmt: skip
+
+
 def next_batch_arguments(M, T, N, K, batch):
     rng = numpy.random.default_rng(M + T)
     captions = rng.integers(4, size=(M, T + 1)).astype(numpy.int32)
@@ -140,6 +148,10 @@ CASES = [
     ),
     *(("square_sum", square_sum_arguments(P)) for P in [0, 1, 300, 200_003]),
     *(
+        ("loss_and_norm", loss_and_norm_arguments(*which))
+        for which in [(1, 1, 5.0), (700, 200_003, 5.0), (257, 20, 5.0), (3, 9, None), (0, 0, 1.0)]
+    ),
+    *(
         ("next_batch", next_batch_arguments(*which))
         for which in [(20, 4, 7, 4, 2), (1, 1, 1, 1, 0), (300, 16, 128, 2, 1), (5, 3, 8, 3, 0)]
     ),
@@ -154,5 +166,6 @@ TYPICAL = {
     "keep_mask": keep_mask_arguments(70_003),
     "adam_update": adam_arguments(5000, 0.01),
     "square_sum": square_sum_arguments(200_003),
+    "loss_and_norm": loss_and_norm_arguments(700, 20_000, 5.0),
     "next_batch": next_batch_arguments(300, 16, 128, 2, 1),
 }

@@ -18,6 +18,7 @@ REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
     "keep_mask": 32,
     "lstm_cell": 34,
     "lstm_cell_gradient": 32,
+    "loss_and_norm": 32,
     "next_batch": 40,
     "rnn_cell": 18,
     "rnn_cell_gradient": 16,

@@ -17,6 +17,7 @@ from xpcap.kernels.products import product
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
 from xpcap.kernels.top import best_continuations, top
+from xpcap.kernels.updates import loss_and_norm
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -167,6 +168,13 @@ ARGUMENTS = {
         "streams": numpy.zeros(2, numpy.uint64),
     },
     "square_sum": {"values": normal(P), "out": unwritten(1)},
+    "loss_and_norm": {
+        "losses": normal(M),
+        "gradients": normal(P),
+        "max_norm": 3.0,
+        "totals": unwritten(2),
+        "settings": numpy.array([1.0, 0.1]),
+    },
     "sgd_update": {"w": normal(P), "dw": normal(P), "settings": numpy.array([0.7, 0.1])},
     "momentum_update": {
         "w": normal(P),
@@ -256,6 +264,7 @@ def test_kernels_change_only_what_they_write(name, xp):
         "gru_cell_gradient": {"back"}, "softmax_cross_entropy": {"scores"},
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
+        "loss_and_norm": {"settings"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
@@ -413,6 +422,22 @@ def test_add_rows_adds_repeated_indices(xp):
     out = xp.asarray(unwritten(4, 2))
     add_rows(xp, xp.asarray(indices), xp.asarray(rows), out)
     assert to_host(out).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 13.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("max_norm", "scale"), [(None, 1.0), (5.0, 1.0), (0.5, 0.1)])
+def test_loss_norm_and_clipping_written_out(xp, max_norm, scale):
+    losses, gradients = xp.asarray(numpy.array([1.0, 2.5])), xp.asarray(numpy.array([3.0, 4.0]))
+    totals, settings = xp.asarray(unwritten(2)), xp.asarray(numpy.array([1.0, 0.3]))
+    loss_and_norm(fastest(xp), losses, gradients, max_norm, totals, settings)
+    assert to_host(totals).tolist() == [3.5, 5.0]
+    assert to_host(settings).tolist() == pytest.approx([scale, 0.3])
+
+
+def test_clipping_passes_on_a_norm_that_is_not_a_number(xp):
+    gradients = xp.asarray(numpy.array([numpy.nan, 1.0]))
+    totals, settings = xp.asarray(numpy.zeros(2)), xp.asarray(numpy.array([1.0, 0.3]))
+    loss_and_norm(fastest(xp), xp.asarray(numpy.zeros(1)), gradients, 1.0, totals, settings)
+    assert numpy.isnan([float(totals[1]), float(settings[0])]).all()
 
 
 def test_add_rows_of_nothing(xp):

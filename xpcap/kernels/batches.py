@@ -13,8 +13,8 @@ class BatchArrays(NamedTuple):
 
     `words`, `targets (T N,)` int32; `weight (T N,)`: what each place counts, 1 over the captions of
     the batch, or 0 where the target is padding. A word is -1 where neither its target nor any later
-    one of its caption counts, so that its vector has no gradient. `images (N,)` int32; `settings (K,)` of the update
-    rule; `streams (2,)` uint64 of the dropout masks.
+    one of its caption counts, so that its vector has no gradient. `images (N,)` int32;
+    `settings (K,)` of the update rule; `streams (2,)` uint64 of the dropout masks.
     """
 
     words: Array

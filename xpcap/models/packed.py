@@ -180,7 +180,8 @@ class PackedLoss:
             The loss, of no axes.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        return self.compute(features, self._pack(features, captions, share), streams, gradients)
+        batch = self._pack(features, captions, share)
+        return self.compute(features, batch, streams, gradients).sum()
 
     def compute(
         self,
@@ -189,7 +190,7 @@ class PackedLoss:
         streams: tuple[int | Array, int | Array] | None,
         gradients: dict[str, Array],
     ) -> Array:
-        """Compute loss and gradients of a batch that is packed already.
+        """Compute losses and gradients of a batch that is packed already.
 
         Parameters
         ----------
@@ -201,14 +202,19 @@ class PackedLoss:
             Of the dropout masks of word vectors and of hidden states; None drops nothing.
         gradients
             By name, written.
+
+        Returns
+        -------
+        array
+            `(S,)`: what each target word adds to the loss; the next call writes there again.
         """
-        loss, forward = self._forward(features, batch, streams)
+        losses, forward = self._forward(features, batch, streams)
         self._backward(batch, forward, gradients)
-        return loss
+        return losses
 
     def evaluate(self, features: Array, captions: Array) -> Array:
         """Return the loss without gradients and without dropout, as `CaptioningRNN.evaluate`."""
-        return self._forward(features, self._pack(features, captions), None)[0]
+        return self._forward(features, self._pack(features, captions), None)[0].sum()
 
     def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedCaptions:
         model, params, host = self.model, self.model.params, to_host(captions)
@@ -276,7 +282,7 @@ class PackedLoss:
         product(xp, hidden, params["W_vocab"], scores)
         losses = space.empty("losses", S, most=packing.capacity)
         softmax_cross_entropy(xp, scores, params["b_vocab"], batch.targets, batch.weight, losses)
-        return losses.sum(), _Forward(images, vectors, kept_words, run, kept_hidden, hidden, scores)
+        return losses, _Forward(images, vectors, kept_words, run, kept_hidden, hidden, scores)
 
     def _backward(
         self, batch: PackedCaptions, forward: _Forward, gradients: dict[str, Array]

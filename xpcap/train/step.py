@@ -16,10 +16,10 @@ import numpy
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
-from xpcap.kernels.updates import square_sum
+from xpcap.kernels.updates import clip_scale, square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
-from xpcap.optim import Optimizer, clip_scale
+from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
 from xpcap.train.replicas import InCommon, Separate, replicate

@@ -9,6 +9,7 @@ array that is not contiguous (some allow rows that are padded), is the reference
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -28,7 +29,7 @@ from xpcap.kernels.random import keep_mask
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
 from xpcap.kernels.sums import column_sum
-from xpcap.kernels.updates import adam_update, square_sum
+from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 _PARTIAL_SUMS = 512
@@ -143,12 +144,33 @@ def _adam_update(
     source.launch("adam_update", blocks, 256, int64(w.size), w, dw, m, v, settings, *numbers)
 
 
-@cuda_version(square_sum, REAL="values out")
-def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> None:
+def _square_sums(source: Source, xp: Namespace, values: Array) -> Array:
     count = min(max(_parts(values.size, 256), 1), _PARTIAL_SUMS)
     partial = xp.empty(count, dtype=numpy.float64)
     source.launch("square_sums", (count,), 256, int64(values.size), values, partial)
-    source.launch("sum_of_sums", (1,), 256, int32(count), partial, out)
+    return partial
+
+
+@cuda_version(square_sum, REAL="values out")
+def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> None:
+    partial = _square_sums(source, xp, values)
+    source.launch("sum_of_sums", (1,), 256, int32(partial.size), partial, out)
+
+
+@cuda_version(loss_and_norm, REAL="losses gradients totals settings")
+def _loss_and_norm(
+    source: Source,
+    xp: Namespace,
+    losses: Array,
+    gradients: Array,
+    max_norm: float | None,
+    totals: Array,
+    settings: Array,
+) -> None:
+    partial = _square_sums(replace(source, name="square_sum"), xp, gradients)
+    most = totals.dtype.type(max_norm or 0)
+    numbers = (int32(losses.size), losses, int32(partial.size), partial, most)
+    source.launch("loss_and_norm", (1,), 256, *numbers, totals, settings)
 
 
 @cuda_version(
