@@ -151,13 +151,24 @@ def test_arrays_that_are_not_contiguous_are_the_references(name, arguments):
             numpy.testing.assert_allclose(ours, true[other].astype(float), rtol=1e-9, atol=1e-12)
 
 
-def test_rows_that_are_padded_are_summed():
-    """What lies between them is not a number."""
-    rows = numpy.random.default_rng(1).standard_normal((70, 13))
-    wide = xp.asarray(numpy.pad(rows, ((0, 0), (0, 3)), constant_values=numpy.nan))
-    out = xp.asarray(numpy.zeros(13))
-    KERNELS["column_sum"](xp, wide[:, :13], out)
-    numpy.testing.assert_allclose(xp.asnumpy(out), rows.sum(axis=0), rtol=1e-12, atol=1e-14)
+PADDED = {
+    "column_sum": "rows", "softmax_cross_entropy": "scores", "take_rows": "table",
+    "add_rows": "out",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_rows_may_be_padded(name):
+    """What lies between them is not a number, and stays there."""
+    true = referred(name, cast(name, TYPICAL[name], numpy.float64))
+    arrays = on_device(cast(name, TYPICAL[name], numpy.float64))
+    key, values = PADDED[name], TYPICAL[name][PADDED[name]]
+    wide = xp.asarray(numpy.pad(values, ((0, 0), (0, 3)), constant_values=numpy.nan))
+    arrays[key] = wide[:, : values.shape[1]]
+    KERNELS[name](xp, **arrays)
+    for other, expected in true.items():
+        numpy.testing.assert_allclose(xp.asnumpy(arrays[other]), expected, rtol=1e-9, atol=1e-12)
+    assert numpy.isnan(xp.asnumpy(wide)[:, values.shape[1] :]).all()
     assert HostFunction.launches == 1
 
 

@@ -109,6 +109,23 @@ def test_a_step_launches_few_kernels_beside_the_recurrence(tmp_path, rehearsal, 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_rows_of_all_factors_and_products_are_aligned(cell, tmp_path, rehearsal, monkeypatch):
+    """To 8 elements, whatever the size of the vocabulary, but for the features."""
+    dataset, leads = open_dataset(make_tiny(tmp_path / "tiny")), set()
+    arguments = cublas.gemm_arguments
+
+    def noted(*matrices):
+        gemm = arguments(*matrices)
+        leads.update([gemm.lda, gemm.ldb, gemm.ldc])
+        return gemm
+
+    monkeypatch.setattr(cublas, "gemm_arguments", noted)
+    train(dataset, rehearsal, cell, 0.3, steps=1)
+    assert len(dataset.vocabulary) % 8 != 0
+    assert {lead for lead in leads if lead % 8} <= {dataset.feature_dim}
+
+
 def test_packed_batches_run_through_the_kernels(tmp_path, rehearsal, monkeypatch):
     """Only their active places and distinct words."""
     dataset = open_dataset(make_tiny(tmp_path / "tiny"))

@@ -27,7 +27,7 @@ from xpcap.layers import dropout
 from xpcap.layers._checks import check_indices, check_shapes
 from xpcap.layers._sequence import Packing
 from xpcap.models.captioner import CaptioningRNN
-from xpcap.workspace import Workspace
+from xpcap.workspace import Workspace, round_up, row_multiple
 
 
 class PackedCaptions(NamedTuple):
@@ -278,7 +278,8 @@ class PackedLoss:
         if batch.scored is not None:
             everywhere, hidden = hidden, space.empty("scored", S, H, most=packing.capacity)
             take_rows(xp, everywhere, batch.scored, hidden)
-        scores = space.empty("scores", S, V, most=packing.capacity)
+        stored = round_up(V, row_multiple(self.model.backend.xp))
+        scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
         product(xp, hidden, params["W_vocab"], scores)
         losses = space.empty("losses", S, most=packing.capacity)
         softmax_cross_entropy(xp, scores, params["b_vocab"], batch.targets, batch.weight, losses)

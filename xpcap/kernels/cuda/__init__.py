@@ -79,7 +79,9 @@ def _gru_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
     source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
-@cuda_version(softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets")
+@cuda_version(
+    softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets", padded="scores"
+)
 def _softmax_cross_entropy(
     source: Source,
     xp: Namespace,
@@ -91,21 +93,23 @@ def _softmax_cross_entropy(
 ) -> None:
     M, V = scores.shape
     arrays = (scores, bias, targets, scale, losses)
-    source.launch("softmax_cross_entropy", (M,), 256, int32(V), *arrays)
+    source.launch("softmax_cross_entropy", (M,), 256, int32(V), row_stride(scores), *arrays)
 
 
-@cuda_version(take_rows, ELEMENT="table out", INDEX="indices")
+@cuda_version(take_rows, ELEMENT="table out", INDEX="indices", padded="table")
 def _take_rows(source: Source, xp: Namespace, table: Array, indices: Array, out: Array) -> None:
     (size, D), M = table.shape, len(indices)
     blocks = (M, _parts(D, 128))
-    source.launch("take_rows", blocks, 128, int64(size), int32(D), table, indices, out)
+    numbers = (int64(size), int32(D), row_stride(table))
+    source.launch("take_rows", blocks, 128, *numbers, table, indices, out)
 
 
-@cuda_version(add_rows, INDEX="indices", REAL="rows out")
+@cuda_version(add_rows, INDEX="indices", REAL="rows out", padded="out")
 def _add_rows(source: Source, xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     size, D = out.shape
     blocks = (size, _parts(D, 256))
-    source.launch("add_rows", blocks, 256, int32(len(indices)), int32(D), indices, rows, out)
+    numbers = (int32(len(indices)), int32(D), row_stride(out))
+    source.launch("add_rows", blocks, 256, *numbers, indices, rows, out)
 
 
 @cuda_version(column_sum, REAL="rows out", padded="rows")

@@ -1,5 +1,6 @@
 // Reference: add_rows in xpcap/kernels/scatter.py.
-// indices (M,) of INDEX; rows (M, D); out (size, D).
+// indices (M,) of INDEX; rows (M, D); out (size, D), a row beginning `stride` elements after the one
+// before.
 // Launch: (size, ceil(D / 256)) blocks of 256 threads, one thread an element of out.
 //
 // A block lists the rows that belong to its own row of out, 2048 indices at a time, and adds them in
@@ -11,7 +12,7 @@
 #define SPAN (32 * LOADS * WARPS)
 
 extern "C" __global__ void add_rows(
-    int M, int D, const INDEX *indices, const REAL *rows, REAL *out)
+    int M, int D, long long stride, const INDEX *indices, const REAL *rows, REAL *out)
 {
     __shared__ int hits[SPAN], counts[WARPS];
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -54,5 +55,5 @@ extern "C" __global__ void add_rows(
         __syncthreads();
     }
     if (j < D)
-        out[row * D + j] = total;
+        out[row * stride + j] = total;
 }

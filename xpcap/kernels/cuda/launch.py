@@ -153,7 +153,7 @@ def _type(xp: Namespace, argument: Array, padded: bool) -> Any:
 
 def _has_rows(matrix: Array) -> bool:
     (_, columns), (across, along) = matrix.shape, matrix.strides
-    return along == matrix.itemsize and across >= columns * along
+    return bool(along == matrix.itemsize and across >= columns * along)
 
 
 def row_stride(matrix: Array) -> numpy.int64:
