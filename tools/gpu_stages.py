@@ -1,7 +1,7 @@
 """The stages of `gpu_check.py`, each run as `python gpu_stages.py STAGE DEVICE`.
 
-A result is a printed line that `gpu_check.py` recognizes; a stage exits with 1 if a result is wrong.
-Off the GPU, and where PyTorch is missing, what needs them is left out with a result that says so.
+A result is a printed line that `gpu_check.py` recognizes; a stage exits with 1 if one is wrong. Off
+the GPU, and where PyTorch is missing, what needs them is left out with a result that says so.
 """
 
 from __future__ import annotations
@@ -307,9 +307,7 @@ def _time_barriers(backend: Backend) -> None:
 
             def launch(kernel: Any = kernel, group: int = group) -> None:
                 counters.fill(0)
-                kernel(
-                    (count,), (256,), (counters, numpy.int32(group), numpy.int32(rounds))
-                )
+                kernel((count,), (256,), (counters, numpy.int32(group), numpy.int32(rounds)))
 
             seconds = seconds_per_call(backend, launch, 5)
             result(f"{name}, {count} blocks in groups of {group}", {"us": 1e6 * seconds / rounds})
@@ -359,12 +357,8 @@ def tiny_steps(backend: Backend) -> None:
         resident = ResidentStep(model, Optimizer("adam"), workload.split, TINY.batch_size, 5.0)
         resident.begin_epoch(workload, 0, 0, [1.0] * len(workload))
         resident(workload.batch(0), 0, 1.0)
-        print(float(step.loss), float(resident.loss), to_host(model.sample(step_features(workload, backend), 4)))
-
-
-def step_features(workload: Workload, backend: Backend) -> Any:
-    """Return a few images' features on the device."""
-    return backend.to_device(workload.split.features[:3])
+        features = backend.to_device(workload.split.features[:3])
+        print(float(step.loss), float(resident.loss), to_host(model.sample(features, 4)).tolist())
 
 
 def agreement(backend: Backend) -> None:
@@ -429,7 +423,12 @@ def profile(backend: Backend) -> None:
     for config in ("full", "bigvocab"):
         workload = Workload(CONFIGURATIONS[config], "lstm")
         for name in (
-            "xpcap", "xpcap tf32", "xpcap bf16", "torch", "torch graph tf32", "torch graph float16"
+            "xpcap",
+            "xpcap tf32",
+            "xpcap bf16",
+            "torch",
+            "torch graph tf32",
+            "torch graph float16",
         ):
             attempt(f"{config} {name}", _profile, backend, config, name, make, workload)
 
@@ -469,44 +468,48 @@ def products(backend: Backend) -> None:
     if backend.device is None:
         result("products", "not run: needs a GPU")
         return
-    xp, count = backend.xp, 20
+    for name, shape in SHAPES.items():
+        found = {
+            operands: _time_product(backend, shape, operands)
+            for operands in (*PRECISIONS, "bf16 operands", "bf16 operands and result")
+        }
+        result(f"us {name} {shape}", found)
+
+
+def _time_product(backend: Backend, shape: tuple[int, int, int], operands: str) -> float:
+    """Return the microseconds of a product (M, K) times (K, N), of twenty captured in a row."""
+    xp, (M, K, N), count = backend.xp, shape, 20
     rng = numpy.random.default_rng(0)
-    for name, (M, K, N) in SHAPES.items():
-        a = xp.asarray(rng.standard_normal((M, K), dtype=numpy.float32))
-        b = xp.asarray(rng.standard_normal((K, N), dtype=numpy.float32))
-        out = xp.empty((M, N), dtype=numpy.float32)
-        found = {}
-        for precision in (*PRECISIONS, "bf16 operands", "bf16 operands and result"):
+    pad = -(-N // 8) * 8
+    a = xp.asarray(rng.standard_normal((M, K), dtype=numpy.float32))
+    b = xp.asarray(rng.standard_normal((K, pad), dtype=numpy.float32))[:, :N]
+    out = xp.empty((M, pad), dtype=numpy.float32)[:, :N]
 
-            def multiply(precision: str = precision) -> None:
-                for _ in range(count):
-                    if precision in PRECISIONS:
-                        _multiply(backend, a, b, out, precision)
-                    else:
-                        _multiply_bf16(backend, (M, K, N), a, b, out, precision.endswith("result"))
+    def multiply() -> None:
+        for _ in range(count):
+            if operands in PRECISIONS:
+                _multiply(backend, a, b, out, operands)
+            else:
+                _multiply_bf16(backend, a, b, out, narrow=operands.endswith("result"))
 
-            multiply()
-            graph = captured(xp, multiply)
-            found[precision] = 1e6 * seconds_per_call(backend, graph.launch, 20) / count
-        result(f"us {name} {(M, K, N)}", found)
+    multiply()
+    graph = captured(xp, multiply)
+    return 1e6 * seconds_per_call(backend, graph.launch, 20) / count
 
 
-def _multiply_bf16(
-    backend: Backend, shape: tuple[int, int, int], a: Any, b: Any, out: Any, narrow: bool
-) -> None:
-    """Multiply as many numbers of bfloat16, whatever their bits are, by cuBLAS."""
-    M, K, N = shape
+def _multiply_bf16(backend: Backend, a: Any, b: Any, out: Any, narrow: bool) -> None:
+    """Multiply as many numbers of bfloat16, whatever their bits are; rows of b are padded to 8."""
+    (M, K), N = a.shape, b.shape[1]
     cublas = open_cublas(backend.xp, backend.device or 0)
     assert cublas is not None
+    cublas._use_current_stream()
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
-    stream = ctypes.c_void_p(backend.xp.cuda.get_current_stream().ptr)
-    cublas._library.cublasSetStream_v2(cublas._handle, stream)
-    pad = -(-N // 8) * 8
+    pad, bf16, single, compute = -(-N // 8) * 8, 14, 0, 68
     status = cublas._library.cublasGemmEx(
         cublas._handle, 0, 0, N, M, K, ctypes.byref(one),
-        ctypes.c_void_p(b.data.ptr), 14, pad, ctypes.c_void_p(a.data.ptr), 14, K,
-        ctypes.byref(zero), ctypes.c_void_p(out.data.ptr), 14 if narrow else 0, N if not narrow else pad,
-        68, -1,
+        ctypes.c_void_p(b.data.ptr), bf16, pad, ctypes.c_void_p(a.data.ptr), bf16, K,
+        ctypes.byref(zero), ctypes.c_void_p(out.data.ptr), bf16 if narrow else single, pad,
+        compute, -1,
     )  # fmt: skip
     if status:
         raise RuntimeError(f"cublasGemmEx of bfloat16 failed with status {status}")
@@ -596,7 +599,7 @@ def tests(backend: Backend) -> None:
     command += ["-x"] if backend.device is None else ["--maxfail=40"]
     if importlib.util.find_spec("xdist"):
         command += ["--numprocesses=4", "--dist=loadscope"]
-    command += ["-k", "cupy or gpu"]
+    command += ["-p", "no:benchmark", "-k", "cupy or gpu"]
     required = "0" if backend.device is None else "1"
     done = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "XPCAP_REQUIRE_GPU": required}, text=True,

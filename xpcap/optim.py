@@ -15,7 +15,13 @@ import numpy
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import Kernel
-from xpcap.kernels.updates import adam_update, momentum_update, rmsprop_update, sgd_update
+from xpcap.kernels.updates import (
+    adam_update,
+    clip_scale,
+    momentum_update,
+    rmsprop_update,
+    sgd_update,
+)
 
 Config: TypeAlias = dict[str, Any]
 
@@ -286,28 +292,6 @@ class Optimizer:
             if name not in self.config:
                 self.config[name] = xp.zeros_like(w)
         _apply(self._rule, xp, w, dw, self.config, settings)
-
-
-def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:
-    """Return what gradients are multiplied by, so that their joint norm is at most `max_norm`.
-
-    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
-
-    Parameters
-    ----------
-    xp
-        The array namespace.
-    norm
-        Of all gradients together, an array of no axes.
-    max_norm
-        The largest norm allowed, positive.
-
-    Returns
-    -------
-    array
-        min(1, max_norm / norm), of no axes.
-    """
-    return float(max_norm) / xp.maximum(norm, float(max_norm))
 
 
 def clip_by_global_norm(

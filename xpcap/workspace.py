@@ -11,6 +11,19 @@ import numpy
 from xpcap.backend import Array, Namespace, is_host
 
 
+def row_multiple(xp: Namespace) -> int:
+    """Return the number of elements at whose multiples rows of matrices should begin.
+
+    On a GPU 8, or 16 bytes of half precision: its fast products need that alignment. Elsewhere 1.
+    """
+    return 1 if is_host(xp) else 8
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Return the least multiple that is not less than the number."""
+    return -(-number // multiple) * multiple
+
+
 class Workspace:
     """Arrays by name, allocated where they are first asked for.
 

@@ -57,10 +57,16 @@ def take_rows_arguments(size, D, M):
 
 def add_rows_arguments(size, D, M):
     rng = numpy.random.default_rng(size + D)
-    indices = rng.integers(max(1, size - 1), size=M)
+    indices = rng.integers(-1, max(1, size - 1), size=M)
     return {
         "indices": indices, "rows": rng.standard_normal((M, D)), "out": numpy.full((size, D), 7.0),
     }  # fmt: skip
+
+
+def column_sum_arguments(M, D):
+    rows = numpy.random.default_rng(M + D).standard_normal((M, D))
+    rows = numpy.round(2**20 * rows) / 2**20  # summed without rounding, in double precision
+    return {"rows": rows, "out": numpy.full(D, numpy.nan)}
 
 
 def keep_mask_arguments(size, threshold=20_000):
@@ -82,6 +88,14 @@ def adam_arguments(P, weight_decay):
 def square_sum_arguments(P):
     return {
         "values": numpy.random.default_rng(P).standard_normal(P), "out": numpy.full(1, numpy.nan),
+    }  # fmt: skip
+
+
+def loss_and_norm_arguments(S, P, max_norm):
+    rng = numpy.random.default_rng(S + P)
+    return {
+        "losses": rng.random(S), "gradients": rng.standard_normal(P), "max_norm": max_norm,
+        "totals": numpy.full(2, numpy.nan), "settings": numpy.array([1.0, 0.1, 0.3, 0.2]),
     }  # fmt: skip
 
 
@@ -120,7 +134,11 @@ CASES = [
     ),
     *(
         ("add_rows", add_rows_arguments(*sizes))
-        for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1)]
+        for sizes in [(1, 1, 1), (9, 5, 600), (4, 300, 257), (3, 2, 0), (2, 3, 1), (70, 3, 4500)]
+    ),
+    *(
+        ("column_sum", column_sum_arguments(*sizes))
+        for sizes in [(1, 1), (1030, 9), (515, 8), (63, 100), (0, 3), (2, 0)]
     ),
     *(("keep_mask", keep_mask_arguments(size)) for size in [0, 1, 15, 16, 17, 4096, 70_003]),
     *(("keep_mask", keep_mask_arguments(1000, threshold)) for threshold in [0, 65_535]),
@@ -129,6 +147,10 @@ CASES = [
         for which in [(1, 0.0), (5000, 0.01), (257, 0.0), (0, 0.1)]
     ),
     *(("square_sum", square_sum_arguments(P)) for P in [0, 1, 300, 200_003]),
+    *(
+        ("loss_and_norm", loss_and_norm_arguments(*which))
+        for which in [(1, 1, 5.0), (700, 200_003, 5.0), (257, 20, 5.0), (3, 9, None), (0, 0, 1.0)]
+    ),
     *(
         ("next_batch", next_batch_arguments(*which))
         for which in [(20, 4, 7, 4, 2), (1, 1, 1, 1, 0), (300, 16, 128, 2, 1), (5, 3, 8, 3, 0)]
@@ -140,8 +162,10 @@ TYPICAL = {
     "softmax_cross_entropy": softmax_arguments(5, 1004),
     "take_rows": take_rows_arguments(11, 5, 300),
     "add_rows": add_rows_arguments(9, 5, 600),
+    "column_sum": column_sum_arguments(700, 20),
     "keep_mask": keep_mask_arguments(70_003),
     "adam_update": adam_arguments(5000, 0.01),
     "square_sum": square_sum_arguments(200_003),
+    "loss_and_norm": loss_and_norm_arguments(700, 20_000, 5.0),
     "next_batch": next_batch_arguments(300, 16, 128, 2, 1),
 }

@@ -221,9 +221,9 @@ static inline unsigned int __ballot_sync(unsigned int, bool here)
     });
 }
 
-static inline int __ffs(int bits)
+static inline int __popc(unsigned int bits)
 {
-    return __builtin_ffs(bits);
+    return __builtin_popcount(bits);
 }
 
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)

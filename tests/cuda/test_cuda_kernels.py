@@ -117,7 +117,7 @@ def test_a_launch_neither_waits_nor_allocates(name, arguments, dtype):
     counters.reset(large_bytes=4097)
     KERNELS[name](xp, **arrays)
     assert (counters.synchronizations, counters.large_arrays) == (0, 0)
-    assert HostFunction.launches == (2 if name == "square_sum" else 1)
+    assert HostFunction.launches == (2 if name in ("square_sum", "loss_and_norm") else 1)
 
 
 def test_a_second_launch_looks_nothing_up(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_second_launch_looks_nothing_up(monkeypatch):
 
 def test_nothing_is_launched_for_nothing():
     for name, arguments in CASES:
-        if name not in ("add_rows", "square_sum") and any(
+        if name not in ("add_rows", "column_sum", "square_sum", "loss_and_norm") and any(
             isinstance(value, numpy.ndarray) and value.size == 0 for value in arguments.values()
         ):
             launched(name, cast(name, arguments, numpy.float32))
@@ -159,6 +159,27 @@ def test_arrays_that_are_not_contiguous_are_the_references(name, arguments):
         for other in names:
             ours = xp.asnumpy(arrays[other]).astype(float)
             numpy.testing.assert_allclose(ours, true[other].astype(float), rtol=1e-9, atol=1e-12)
+
+
+PADDED = {
+    "column_sum": "rows", "softmax_cross_entropy": "scores", "take_rows": "table",
+    "add_rows": "out",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_rows_may_be_padded(name):
+    """What lies between them is not a number, and stays there."""
+    true = referred(name, cast(name, TYPICAL[name], numpy.float64))
+    arrays = on_device(cast(name, TYPICAL[name], numpy.float64))
+    key, values = PADDED[name], TYPICAL[name][PADDED[name]]
+    wide = xp.asarray(numpy.pad(values, ((0, 0), (0, 3)), constant_values=numpy.nan))
+    arrays[key] = wide[:, : values.shape[1]]
+    KERNELS[name](xp, **arrays)
+    for other, expected in true.items():
+        numpy.testing.assert_allclose(xp.asnumpy(arrays[other]), expected, rtol=1e-9, atol=1e-12)
+    assert numpy.isnan(xp.asnumpy(wide)[:, values.shape[1] :]).all()
+    assert HostFunction.launches == 1
 
 
 def test_dtypes_that_a_source_does_not_know_are_the_references():

@@ -1,6 +1,7 @@
 """Whole training steps through CUDA sources, launches and cuBLAS calls, all on the CPU."""
 
 import ctypes
+from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import BackendError, ShapeError
 from xpcap.kernels import KERNELS, cublas
+from xpcap.kernels.cuda.launch import Source
 from xpcap.kernels.graphs import Repeated
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
@@ -87,6 +89,42 @@ def test_steps_through_the_kernels_are_those_of_numpy(
         numpy.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11)
     assert waits == 0
     assert host_cuda.HostFunction.launches > 50
+
+
+def test_a_step_launches_few_kernels_beside_the_recurrence(tmp_path, rehearsal, monkeypatch):
+    """Norm, loss, clipping and Adam are three of them."""
+    dataset, names = open_dataset(make_tiny(tmp_path / "tiny")), []
+    launch = Source.launch
+
+    def noted(source, name, *arguments):
+        names.append(name)
+        launch(source, name, *arguments)
+
+    monkeypatch.setattr(Source, "launch", noted)
+    train(dataset, rehearsal, "lstm", 0.0, steps=1)
+    T = dataset.splits["train"].captions.shape[1] - 1
+    assert Counter(names) == {
+        "next_batch": 1, "take_rows": 2, "lstm_cell": T, "softmax_cross_entropy": 1,
+        "lstm_cell_gradient": T, "add_rows": 1, "column_sum": 3, "square_sums": 1,
+        "loss_and_norm": 1, "adam_update": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_rows_of_all_factors_and_products_are_aligned(cell, tmp_path, rehearsal, monkeypatch):
+    """To 8 elements, whatever the size of the vocabulary, but for the features."""
+    dataset, leads = open_dataset(make_tiny(tmp_path / "tiny")), set()
+    layout = cublas.gemm_layout
+
+    def noted(*matrices):
+        gemm = layout(*matrices)
+        leads.update([gemm.lda, gemm.ldb, gemm.ldc])
+        return gemm
+
+    monkeypatch.setattr(cublas, "gemm_layout", noted)
+    train(dataset, rehearsal, cell, 0.3, steps=1)
+    assert len(dataset.vocabulary) % 8 != 0
+    assert {lead for lead in leads if lead % 8} <= {dataset.feature_dim}
 
 
 def test_packed_batches_run_through_the_kernels(tmp_path, rehearsal, monkeypatch):

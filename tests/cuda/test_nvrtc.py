@@ -11,13 +11,15 @@ import xpcap.kernels.cuda
 SOURCES = sorted(Path(xpcap.kernels.cuda.__file__).parent.glob("*.cu"))
 REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
     "adam_update": 37,
-    "add_rows": 20,
+    "add_rows": 40,
+    "column_sum": 32,
     "gru_cell": 32,
     "gru_cell_gradient": 30,
     "keep_mask": 32,
     "lstm_cell": 34,
     "lstm_cell_gradient": 32,
-    "next_batch": 32,
+    "loss_and_norm": 32,
+    "next_batch": 40,
     "rnn_cell": 18,
     "rnn_cell_gradient": 16,
     "softmax_cross_entropy": 34,

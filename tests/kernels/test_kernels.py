@@ -17,6 +17,7 @@ from xpcap.kernels.products import product
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
 from xpcap.kernels.top import best_continuations, top
+from xpcap.kernels.updates import loss_and_norm
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -140,10 +141,11 @@ ARGUMENTS = {
         "out": unwritten(M, H),
     },
     "add_rows": {
-        "indices": RNG.integers(V - 2, size=M),
+        "indices": RNG.integers(-1, V - 2, size=M),
         "rows": normal(M, H),
         "out": unwritten(V, H),
     },
+    "column_sum": {"rows": normal(M, H), "out": unwritten(H)},
     "philox": {"start": 5, "count": 100, "seed": 12345678901234, "stream": 98765432109876},
     "keep_mask": {
         "threshold": 20_000,
@@ -166,6 +168,13 @@ ARGUMENTS = {
         "streams": numpy.zeros(2, numpy.uint64),
     },
     "square_sum": {"values": normal(P), "out": unwritten(1)},
+    "loss_and_norm": {
+        "losses": normal(M),
+        "gradients": normal(P),
+        "max_norm": 3.0,
+        "totals": unwritten(2),
+        "settings": numpy.array([1.0, 0.1]),
+    },
     "sgd_update": {"w": normal(P), "dw": normal(P), "settings": numpy.array([0.7, 0.1])},
     "momentum_update": {
         "w": normal(P),
@@ -255,6 +264,7 @@ def test_kernels_change_only_what_they_write(name, xp):
         "gru_cell_gradient": {"back"}, "softmax_cross_entropy": {"scores"},
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
+        "loss_and_norm": {"settings"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
@@ -407,10 +417,27 @@ def test_a_row_that_does_not_count_is_zero_whatever_it_holds(bad, xp):
 
 
 def test_add_rows_adds_repeated_indices(xp):
-    indices, rows = numpy.array([2, 0, 2, 2]), numpy.arange(8.0).reshape(4, 2)
+    indices, rows = numpy.array([2, -1, 0, 2, 2]), numpy.arange(-2, 8.0).reshape(5, 2)
+    rows[[0, 1]] = rows[[1, 0]]  # the row of -1 is [-2, -1]
     out = xp.asarray(unwritten(4, 2))
     add_rows(xp, xp.asarray(indices), xp.asarray(rows), out)
     assert to_host(out).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 13.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("max_norm", "scale"), [(None, 1.0), (5.0, 1.0), (0.5, 0.1)])
+def test_loss_norm_and_clipping_written_out(xp, max_norm, scale):
+    losses, gradients = xp.asarray(numpy.array([1.0, 2.5])), xp.asarray(numpy.array([3.0, 4.0]))
+    totals, settings = xp.asarray(unwritten(2)), xp.asarray(numpy.array([1.0, 0.3]))
+    loss_and_norm(fastest(xp), losses, gradients, max_norm, totals, settings)
+    assert to_host(totals).tolist() == [3.5, 5.0]
+    assert to_host(settings).tolist() == pytest.approx([scale, 0.3])
+
+
+def test_clipping_passes_on_a_norm_that_is_not_a_number(xp):
+    gradients = xp.asarray(numpy.array([numpy.nan, 1.0]))
+    totals, settings = xp.asarray(numpy.zeros(2)), xp.asarray(numpy.array([1.0, 0.3]))
+    loss_and_norm(fastest(xp), xp.asarray(numpy.zeros(1)), gradients, 1.0, totals, settings)
+    assert numpy.isnan([float(totals[1]), float(settings[0])]).all()
 
 
 def test_add_rows_of_nothing(xp):
@@ -431,13 +458,25 @@ def test_next_batch_written_out(xp):
     weight, images = xp.asarray(unwritten(9)), xp.asarray(numpy.zeros(3, numpy.int32))
     settings, streams = xp.asarray(unwritten(2)), xp.asarray(numpy.zeros(2, numpy.uint64))
     next_batch(xp, *arrays, table, position, 0, words, targets, weight, images, settings, streams)
-    assert to_host(words).reshape(3, 3)[:, :2].tolist() == [[1, 1], [5, 4], [2, 4]]
+    assert to_host(words).reshape(3, 3).tolist() == [[1, 1, -1], [5, 4, -1], [-1, 4, -1]]
     assert to_host(targets).reshape(3, 3)[:, :2].tolist() == [[5, 4], [2, 4], [0, 2]]
     assert to_host(weight).reshape(3, 3).tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0.5, 0]]
     assert to_host(images)[:2].tolist() == [10, 0]
     assert to_host(settings).tolist() == [4.0, 5.0]
     assert to_host(streams).tolist() == [24, 25]
     assert to_host(position).tolist() == [3, 13]
+
+
+def test_next_batch_keeps_padding_before_the_last_target(xp):
+    captions, zero = numpy.array([[1, 0, 3, 0, 0], [1, 0, 0, 0, 0]], numpy.int32), numpy.zeros
+    words, targets, images = (xp.asarray(zero(size, numpy.int32)) for size in (8, 8, 2))
+    next_batch(
+        xp, xp.asarray(captions), xp.asarray(zero(2, numpy.int32)),
+        xp.asarray(numpy.arange(2, dtype=numpy.int32)), xp.asarray(zero((1, 1))),
+        xp.asarray(zero(2, numpy.int64)), 0, words, targets, xp.asarray(zero(8)), images,
+        xp.asarray(zero(1)), xp.asarray(zero(2, numpy.uint64)),
+    )  # fmt: skip
+    assert to_host(words).reshape(4, 2).T.tolist() == [[1, 0, -1, -1], [-1, -1, -1, -1]]
 
 
 def test_the_compiled_kernels_are_left_out_where_they_shall_be(monkeypatch):

@@ -73,8 +73,12 @@ def test_it_is_the_plain_loss(name, cell, dropout, backend):
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, backend):
-    """As on a device that finds its own batches: all places, time first, padding without weight."""
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, marked, backend):
+    """As on a device that finds its own batches: all places, time first, padding without weight.
+
+    Words after which no target counts may be marked with -1: they have no gradient.
+    """
     captions, images = BATCHES["padding in the middle"], numpy.array([3, 1, 3, 0, 2])
     features = RNG.standard_normal((4, D))
     model = model_of(cell, dropout)
@@ -82,18 +86,22 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, b
     where = model_of(cell, dropout, backend)
     n = len(captions)
     at = backend.to_device
+    words = captions[:, :-1].copy()
+    if marked:
+        words[numpy.cumsum(captions[:, :0:-1], axis=1)[:, ::-1] == 0] = -1
+        assert (words == -1).any()
     batch = PackedCaptions(
         Packing(n, [n] * T),
         at(images),
-        at(captions[:, :-1].T.reshape(-1).copy()),
+        at(words.T.reshape(-1).copy()),
         at(captions[:, 1:].T.reshape(-1).copy()),
         at((captions[:, 1:] != 0).T.reshape(-1) / n),
         at((numpy.arange(n)[None, :] * T + numpy.arange(T)[:, None]).reshape(-1)),
     )
     found = gradients_of(where)
     streams = (10, 11) if dropout else None
-    found_loss = PackedLoss(where).compute(at(features), batch, streams, found)
-    assert float(found_loss) == pytest.approx(float(loss), rel=1e-12)
+    losses = PackedLoss(where).compute(at(features), batch, streams, found)
+    assert float(losses.sum()) == pytest.approx(float(loss), rel=1e-12)
     for key, gradient in gradients.items():
         numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
 

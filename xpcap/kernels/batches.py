@@ -12,8 +12,9 @@ class BatchArrays(NamedTuple):
     """What a training step reads, time-major, T N places; written by `next_batch`.
 
     `words`, `targets (T N,)` int32; `weight (T N,)`: what each place counts, 1 over the captions of
-    the batch, or 0 where the target is padding; `images (N,)` int32; `settings (K,)` of the update
-    rule; `streams (2,)` uint64 of the dropout masks.
+    the batch, or 0 where the target is padding. A word is -1 where neither its target nor any later
+    one of its caption counts, so that its vector has no gradient. `images (N,)` int32;
+    `settings (K,)` of the update rule; `streams (2,)` uint64 of the dropout masks.
     """
 
     words: Array
@@ -63,9 +64,10 @@ def next_batch(
     there = place < M
     rows = order[xp.minimum(place, M - 1)]
     batch = captions[rows].T
-    words[...] = batch[:-1].reshape(-1)
-    targets[...] = batch[1:].reshape(-1)
     counted = (batch[1:] != null) & there[None, :]
+    read = xp.cumsum(counted[::-1], axis=0)[::-1] > 0
+    words[...] = xp.where(read, batch[:-1], -1).reshape(-1)
+    targets[...] = batch[1:].reshape(-1)
     share = xp.ones(1, dtype=weight.dtype) / there.sum().astype(weight.dtype)
     weight[...] = (counted * xp.broadcast_to(share, (T, N))).reshape(-1)
     images[...] = image_idxs[rows]

@@ -10,7 +10,10 @@ from xpcap.kernels import kernel
 
 @kernel
 def take_rows(xp: Namespace, table: Array, indices: Array, out: Array) -> None:
-    """Write `table[indices]` into `out (M, D)`; `table (size, D)`, `indices (M,)` in 0..size-1."""
+    """Write `table[indices]` into `out (M, D)`; `table (size, D)`, `indices (M,)` below size.
+
+    For the index -1, which stands for no row, it is some row of the table.
+    """
     out[...] = table[indices]
 
 
@@ -24,6 +27,8 @@ def _take_rows_at_once(xp: Namespace, table: Array, indices: Array, out: Array) 
 def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     """Write the sum of the `rows (M, D)` of each index into `out (size, D)`; others become 0.
 
+    Rows of the index -1 belong nowhere.
+
     The product with a one-hot matrix, because its order of summation is the same every time;
     atomic additions are not, and fancy `out[indices] += rows` loses the repeated ones.
     """
@@ -35,6 +40,7 @@ def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
 def _add_rows_sorted(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     """Sort once, then sum each index's run of rows: M D additions instead of size M D products."""
     order = numpy.argsort(indices, kind="stable")
+    order = order[numpy.count_nonzero(indices < 0) :]
     distinct, starts = numpy.unique(indices[order], return_index=True)
     ends = numpy.append(starts, len(order))[1:]
     if len(distinct) < len(out):

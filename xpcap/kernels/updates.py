@@ -26,6 +26,58 @@ def square_sum(xp: Namespace, values: Array, out: Array) -> None:
     out[...] = xp.dot(values, values)
 
 
+def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:
+    """Return what gradients are multiplied by, so that their joint norm is at most `max_norm`.
+
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
+
+    Parameters
+    ----------
+    xp
+        The array namespace.
+    norm
+        Of all gradients together, an array.
+    max_norm
+        The largest norm allowed, positive.
+
+    Returns
+    -------
+    array
+        min(1, max_norm / norm).
+    """
+    return float(max_norm) / xp.maximum(norm, float(max_norm))
+
+
+@kernel
+def loss_and_norm(
+    xp: Namespace,
+    losses: Array,
+    gradients: Array,
+    max_norm: float | None,
+    totals: Array,
+    settings: Array,
+) -> None:
+    """Sum up a step: its loss, the joint norm of its gradients, and the factor of clipping.
+
+    Parameters
+    ----------
+    losses
+        `(S,)`: what each target word adds to the loss.
+    gradients
+        `(P,)`.
+    max_norm
+        The largest norm allowed, positive; None does not clip.
+    totals
+        `(2,)`, written: the loss, and the norm before clipping.
+    settings
+        `(K,)` of the update rule; the first is written if gradients are clipped.
+    """
+    totals[0] = losses.sum()
+    totals[1] = xp.sqrt(xp.dot(gradients, gradients))
+    if max_norm is not None:
+        settings[0] = clip_scale(xp, totals[1], max_norm)
+
+
 @kernel
 def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
     """Take a step down the gradient; `settings` are scale and rate: w - rate scale dw."""

@@ -34,6 +34,8 @@ class Packing:
         A slice for each step.
     total
         M, how many rows there are.
+    even
+        Whether every step has all N rows: no caption ends before the last step.
     """
 
     def __init__(self, captions: int, sizes: Sequence[int], capacity: int | None = None) -> None:
@@ -44,10 +46,39 @@ class Packing:
             self.rows.append(slice(self.total, self.total + size))
             self.total += size
         self.capacity = self.total if capacity is None else capacity
+        self.even = all(size == captions for size in sizes)
 
     def empty(self, workspace: Workspace, name: str, width: int, dtype: Any = None) -> Array:
         """Return an array `(M, width)` of a workspace, with memory for the largest batch."""
         return workspace.empty(name, self.total, width, most=self.capacity, dtype=dtype)
+
+
+def hidden_states(h0: Array, packing: Packing, workspace: Workspace) -> tuple[Array, Array]:
+    """Return arrays for the hidden states after and before each step.
+
+    Of an even packing both are views of one array in which step t reads what step t-1 wrote, `h0`
+    being there already. Otherwise every step copies the active rows of the state before it.
+
+    Parameters
+    ----------
+    h0
+        First hidden state `(N, H)`.
+    packing
+        Which rows are which step's.
+    workspace
+        Where the arrays lie.
+
+    Returns
+    -------
+    h, prev_h
+        `(M, H)` each.
+    """
+    N, H = h0.shape
+    if not packing.even:
+        return packing.empty(workspace, "h", H), packing.empty(workspace, "prev_h", H)
+    states = workspace.empty("states", N + packing.total, H, most=N + packing.capacity)
+    states[:N] = h0
+    return states[N:], states[: packing.total]
 
 
 def time_major(sequence: Array) -> Array:

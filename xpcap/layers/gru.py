@@ -10,8 +10,9 @@ from typing import NamedTuple
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
 from xpcap.kernels.products import product
+from xpcap.kernels.sums import column_sum
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, add_product, pack, unpack
+from xpcap.layers._sequence import Packing, add_product, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
 
 
@@ -225,12 +226,14 @@ def gru_unroll(
         Where the arrays of the result lie.
     """
     xp, (N, H) = workspace.xp, h0.shape
-    h, prev_h, ah_n = (packing.empty(workspace, name, H) for name in ("h", "prev_h", "ah_n"))
+    h, prev_h = hidden_states(h0, packing, workspace)
+    ah_n = packing.empty(workspace, "ah_n", H)
     ah = workspace.empty("ah", N, 3 * H)
     state = h0
     for rows in packing.rows:
         n = rows.stop - rows.start
-        prev_h[rows] = state[:n]
+        if not packing.even:
+            prev_h[rows] = state[:n]
         product(xp, prev_h[rows], Wh, ah[:n])
         gru_cell(xp, gates[rows], ah[:n], bn, prev_h[rows], ah_n[rows], h[rows])
         state = h[rows]
@@ -266,4 +269,6 @@ def gru_unroll_backward(
             dax[rows], dah[rows],
         )  # fmt: skip
         add_product(dah[rows], Wh.T, back[:n], workspace)
-    return dax, dah, back, dah[:, 2 * H :].sum(axis=0)
+    dbn = workspace.empty("dbn", H)
+    column_sum(xp, dah[:, 2 * H :], dbn)
+    return dax, dah, back, dbn

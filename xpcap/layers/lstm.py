@@ -11,7 +11,7 @@ from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import lstm_cell, lstm_cell_gradient
 from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, pack, unpack
+from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
 
 
@@ -215,16 +215,16 @@ def lstm_unroll(
         First cell state `(N, H)`, zero if None.
     """
     xp, (N, H) = workspace.xp, h0.shape
-    h, prev_h, c, tanh_c = (
-        packing.empty(workspace, name, H) for name in ("h", "prev_h", "c", "tanh_c")
-    )
+    h, prev_h = hidden_states(h0, packing, workspace)
+    c, tanh_c = (packing.empty(workspace, name, H) for name in ("c", "tanh_c"))
     ah = workspace.empty("ah", N, 4 * H)
     if c0 is None:
         c0 = workspace.zeros("c0", N, H)
     state, cell = h0, c0
     for rows in packing.rows:
         n = rows.stop - rows.start
-        prev_h[rows] = state[:n]
+        if not packing.even:
+            prev_h[rows] = state[:n]
         product(xp, prev_h[rows], Wh, ah[:n])
         lstm_cell(xp, gates[rows], ah[:n], cell[:n], c[rows], tanh_c[rows], h[rows])
         state, cell = h[rows], c[rows]

@@ -8,7 +8,7 @@ from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import rnn_cell, rnn_cell_gradient
 from xpcap.kernels.products import product
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, pack, unpack
+from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
 
 
@@ -143,8 +143,8 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    h = steps @ Wx + b
-    run = rnn_unroll(h, h0, Wh, packing, Workspace(xp, h.dtype))
+    ax = steps @ Wx + b
+    run = rnn_unroll(ax, h0, Wh, packing, Workspace(xp, ax.dtype))
     return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
 
 
@@ -174,14 +174,14 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
 
 
 def rnn_unroll(
-    h: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+    ax: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
 ) -> RNNUnrolled:
     """Run the cell over a packed sequence.
 
     Parameters
     ----------
-    h
-        `(M, H)`: x Wx + b of every row; becomes the hidden states.
+    ax
+        `(M, H)`: x Wx + b of every row.
     h0, Wh
         First hidden state `(N, H)`, and weights `(H, H)`.
     packing
@@ -190,13 +190,15 @@ def rnn_unroll(
         Where the arrays of the result lie.
     """
     xp, (N, H) = workspace.xp, h0.shape
-    prev_h, ah = packing.empty(workspace, "prev_h", H), workspace.empty("ah", N, H)
+    h, prev_h = hidden_states(h0, packing, workspace)
+    ah = workspace.empty("ah", N, H)
     state = h0
     for rows in packing.rows:
         n = rows.stop - rows.start
-        prev_h[rows] = state[:n]
+        if not packing.even:
+            prev_h[rows] = state[:n]
         product(xp, prev_h[rows], Wh, ah[:n])
-        rnn_cell(xp, h[rows], ah[:n], h[rows])
+        rnn_cell(xp, ax[rows], ah[:n], h[rows])
         state = h[rows]
     return RNNUnrolled(h, prev_h)
 

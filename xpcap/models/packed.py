@@ -22,11 +22,12 @@ from xpcap.kernels.products import product
 from xpcap.kernels.random import keep_mask, keep_parts
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.kernels.sums import column_sum
 from xpcap.layers import dropout
 from xpcap.layers._checks import check_indices, check_shapes
 from xpcap.layers._sequence import Packing
 from xpcap.models.captioner import CaptioningRNN
-from xpcap.workspace import Workspace
+from xpcap.workspace import Workspace, round_up, row_multiple
 
 
 class PackedCaptions(NamedTuple):
@@ -179,7 +180,8 @@ class PackedLoss:
             The loss, of no axes.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        return self.compute(features, self._pack(features, captions, share), streams, gradients)
+        batch = self._pack(features, captions, share)
+        return self.compute(features, batch, streams, gradients).sum()
 
     def compute(
         self,
@@ -188,7 +190,7 @@ class PackedLoss:
         streams: tuple[int | Array, int | Array] | None,
         gradients: dict[str, Array],
     ) -> Array:
-        """Compute loss and gradients of a batch that is packed already.
+        """Compute losses and gradients of a batch that is packed already.
 
         Parameters
         ----------
@@ -200,14 +202,19 @@ class PackedLoss:
             Of the dropout masks of word vectors and of hidden states; None drops nothing.
         gradients
             By name, written.
+
+        Returns
+        -------
+        array
+            `(S,)`: what each target word adds to the loss; the next call writes there again.
         """
-        loss, forward = self._forward(features, batch, streams)
+        losses, forward = self._forward(features, batch, streams)
         self._backward(batch, forward, gradients)
-        return loss
+        return losses
 
     def evaluate(self, features: Array, captions: Array) -> Array:
         """Return the loss without gradients and without dropout, as `CaptioningRNN.evaluate`."""
-        return self._forward(features, self._pack(features, captions), None)[0]
+        return self._forward(features, self._pack(features, captions), None)[0].sum()
 
     def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedCaptions:
         model, params, host = self.model, self.model.params, to_host(captions)
@@ -271,11 +278,12 @@ class PackedLoss:
         if batch.scored is not None:
             everywhere, hidden = hidden, space.empty("scored", S, H, most=packing.capacity)
             take_rows(xp, everywhere, batch.scored, hidden)
-        scores = space.empty("scores", S, V, most=packing.capacity)
+        stored = round_up(V, row_multiple(self.model.backend.xp))
+        scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
         product(xp, hidden, params["W_vocab"], scores)
         losses = space.empty("losses", S, most=packing.capacity)
         softmax_cross_entropy(xp, scores, params["b_vocab"], batch.targets, batch.weight, losses)
-        return losses.sum(), _Forward(images, vectors, kept_words, run, kept_hidden, hidden, scores)
+        return losses, _Forward(images, vectors, kept_words, run, kept_hidden, hidden, scores)
 
     def _backward(
         self, batch: PackedCaptions, forward: _Forward, gradients: dict[str, Array]
@@ -290,7 +298,7 @@ class PackedLoss:
         xp = space.xp
 
         product(xp, hidden.T, dscores, gradients["W_vocab"])
-        dscores.sum(axis=0, out=gradients["b_vocab"])
+        column_sum(xp, dscores, gradients["b_vocab"])
         dh = packing.empty(space, "dh", hidden.shape[1])
         if batch.scored is None:
             product(xp, dscores, params["W_vocab"].T, dh)
@@ -312,7 +320,7 @@ class PackedLoss:
             add_rows(xp, batch.which, dax, dprojected)
             dax = dprojected
         product(xp, vectors.T, dax, gradients["Wx"])
-        dax.sum(axis=0, out=gradients["b"])
+        column_sum(xp, dax, gradients["b"])
         product(xp, dax, params["Wx"].T, vectors)  # from here on the vectors' gradient
         if kept_words is not None:
             self._drop(vectors, kept_words)
@@ -323,7 +331,7 @@ class PackedLoss:
             add_rows(xp, batch.words, vectors, gradients["W_embed"])
 
         product(xp, images.T, dh0, gradients["W_proj"])
-        dh0.sum(axis=0, out=gradients["b_proj"])
+        column_sum(xp, dh0, gradients["b_proj"])
 
     def _workspace(self, dtype: numpy.dtype) -> Workspace:
         """Return the memory of the calls before, or new memory where the dtype has changed."""

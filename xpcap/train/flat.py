@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from xpcap.backend import Array, Namespace
 from xpcap.errors import ShapeError
+from xpcap.workspace import round_up
 
 _ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
 
@@ -14,7 +15,8 @@ _ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
 class FlatLayout:
     """Where each of several named arrays lies in one array `(P,)`.
 
-    Between two of them, and at the end, a few elements may be unused; they are zero and stay so.
+    Between two of them, between the rows of one, and at the end, a few elements may be unused; they
+    are zero and stay so.
 
     Parameters
     ----------
@@ -22,6 +24,8 @@ class FlatLayout:
         By name, in the order in which they shall lie.
     parts
         Into how many equal parts P can be divided.
+    multiple
+        Rows of matrices begin at multiples of so many elements.
 
     Attributes
     ----------
@@ -29,13 +33,17 @@ class FlatLayout:
         P.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], parts: int = 1) -> None:
-        self._places: dict[str, tuple[slice, tuple[int, ...]]] = {}
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], parts: int = 1, multiple: int = 1
+    ) -> None:
+        self._shapes = dict(shapes)
+        self._stored: dict[str, tuple[slice, tuple[int, ...]]] = {}
         self.size = 0
         for name, shape in shapes.items():
-            length = math.prod(shape)
-            self._places[name] = (slice(self.size, self.size + length), shape)
-            self.size += -(-length // _ALIGNMENT) * _ALIGNMENT
+            stored = (shape[0], round_up(shape[1], multiple)) if len(shape) == 2 else shape
+            length = math.prod(stored)
+            self._stored[name] = (slice(self.size, self.size + length), stored)
+            self.size += round_up(length, _ALIGNMENT)
         self.size += -self.size % (parts * _ALIGNMENT)
 
     def check(self, arrays: Mapping[str, Array]) -> None:
@@ -46,16 +54,19 @@ class FlatLayout:
         ShapeError
             It says which one has not.
         """
-        expected = {name: shape for name, (_, shape) in self._places.items()}
         given = {name: tuple(array.shape) for name, array in arrays.items()}
-        for name in expected | given:
-            before, now = expected.get(name, "none of that name"), given.get(name, "missing")
+        for name in self._shapes | given:
+            before, now = self._shapes.get(name, "none of that name"), given.get(name, "missing")
             if before != now:
                 raise ShapeError(f"parameter {name}: training began with {before}, now it is {now}")
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Return the named arrays in `flat (P,)`; writing to them writes to it."""
-        return {name: flat[place].reshape(shape) for name, (place, shape) in self._places.items()}
+        views = {}
+        for name, (place, stored) in self._stored.items():
+            view, shape = flat[place].reshape(stored), self._shapes[name]
+            views[name] = view[:, : shape[1]] if len(shape) == 2 else view
+        return views
 
     def join(self, xp: Namespace, arrays: Mapping[str, Array], dtype: object) -> Array:
         """Return a new array `(P,)` with copies of the named arrays."""

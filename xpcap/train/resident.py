@@ -19,10 +19,11 @@ from xpcap.data.minibatch import Batch
 from xpcap.kernels.batches import BatchArrays, next_batch
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
+from xpcap.kernels.updates import loss_and_norm
 from xpcap.layers._sequence import Packing
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedCaptions, PackedLoss
-from xpcap.optim import Optimizer, clip_scale
+from xpcap.optim import Optimizer
 from xpcap.train.step import TrainingStep
 
 
@@ -64,6 +65,7 @@ class ResidentStep(TrainingStep):
             count = len(optimizer.settings(1, 1.0))
             self._table = xp.zeros((batches, count), dtype=dtype)
             self._position = xp.zeros(2, dtype=numpy.int64)
+            self._totals = xp.zeros(2, dtype=dtype)  # loss and norm
             self._now = BatchArrays(
                 words=xp.empty(T * N, dtype=numpy.int32),
                 targets=xp.empty(T * N, dtype=numpy.int32),
@@ -83,7 +85,6 @@ class ResidentStep(TrainingStep):
         )
         self.measuring = PackedLoss(model)  # larger batches would move what the graph has recorded
         self._repeated = self._new_repeated()
-        self._latest: Array = None  # (2,), overwritten by every step
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
         """Send an epoch's order and its remaining steps' settings to the device."""
@@ -102,7 +103,7 @@ class ResidentStep(TrainingStep):
             if self._gather():
                 self._repeated = self._new_repeated()
             self._repeated(self._launch)
-            self.figures = self._latest.copy()
+            self.figures = self._totals.copy()  # the next step writes where this one did
         self.optimizer.count(factor)
 
     def _new_repeated(self) -> Repeated:
@@ -115,10 +116,8 @@ class ResidentStep(TrainingStep):
             self.model.null, *now,
         )  # fmt: skip
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
-        loss = self.packed.compute(self._features, self._batch, streams, self.gradients)
-        self._latest = self.totals(loss)
-        if self.clip_norm is not None:
-            now.settings[:1] = clip_scale(xp, self._latest[1], self.clip_norm)
+        losses = self.packed.compute(self._features, self._batch, streams, self.gradients)
+        loss_and_norm(xp, losses, self._gradients, self.clip_norm, self._totals, now.settings)
         self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
 
 

@@ -16,20 +16,22 @@ import numpy
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
-from xpcap.kernels.updates import square_sum
+from xpcap.kernels.updates import clip_scale, square_sum
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
-from xpcap.optim import Optimizer, clip_scale
+from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
 from xpcap.train.replicas import InCommon, Separate, replicate
+from xpcap.workspace import row_multiple
 
 
 class TrainingStep:
     """Updates a captioner's parameters, a batch at a time.
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
-    that were put there meanwhile are taken over. Several ranks may have this array in common: they
+    that were put there meanwhile are taken over. On a GPU the rows of matrices are padded to
+    multiples of 8 elements. Several ranks may have this array in common: they
     change a parameter between two steps by putting a new array there, the same and all of them.
 
     Parameters
@@ -76,7 +78,7 @@ class TrainingStep:
         self.gradients: dict[str, Array] = {}
         self.packed = self.measuring = PackedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
-        self._layout = FlatLayout(shapes, self.ranks.size)
+        self._layout = FlatLayout(shapes, self.ranks.size, row_multiple(model.backend.xp))
         self._own = part_of(self.ranks, self._layout.size)
         self._replica: Separate | InCommon
         self._parameters: Array = None

@@ -4,7 +4,7 @@ Importing this module registers them. Each passes over its arrays once where CuP
 would be several launches with temporary arrays between them. None waits for the device or takes a
 value from it, so their launches can be captured in a CUDA graph, after a first call outside one
 that compiles them. Shapes are the callers' to get right; a dtype that a kernel does not know, or an
-array that is not contiguous, is the reference's.
+array that is not contiguous (some allow rows that are padded), is the reference's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels.batches import next_batch
-from xpcap.kernels.cuda.launch import Source, cuda_version
+from xpcap.kernels.cuda.launch import Source, cuda_version, open_source, row_stride
 from xpcap.kernels.pointwise import (
     gru_cell,
     gru_cell_gradient,
@@ -27,7 +27,8 @@ from xpcap.kernels.pointwise import (
 from xpcap.kernels.random import keep_mask
 from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
-from xpcap.kernels.updates import adam_update, square_sum
+from xpcap.kernels.sums import column_sum
+from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 _PARTIAL_SUMS = 512
@@ -77,7 +78,9 @@ def _gru_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
     source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
-@cuda_version(softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets")
+@cuda_version(
+    softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets", padded="scores"
+)
 def _softmax_cross_entropy(
     source: Source,
     xp: Namespace,
@@ -89,21 +92,30 @@ def _softmax_cross_entropy(
 ) -> None:
     M, V = scores.shape
     arrays = (scores, bias, targets, scale, losses)
-    source.launch("softmax_cross_entropy", (M,), 256, int32(V), *arrays)
+    source.launch("softmax_cross_entropy", (M,), 256, int32(V), row_stride(scores), *arrays)
 
 
-@cuda_version(take_rows, ELEMENT="table out", INDEX="indices")
+@cuda_version(take_rows, ELEMENT="table out", INDEX="indices", padded="table")
 def _take_rows(source: Source, xp: Namespace, table: Array, indices: Array, out: Array) -> None:
     (size, D), M = table.shape, len(indices)
     blocks = (M, _parts(D, 128))
-    source.launch("take_rows", blocks, 128, int64(size), int32(D), table, indices, out)
+    numbers = (int64(size), int32(D), row_stride(table))
+    source.launch("take_rows", blocks, 128, *numbers, table, indices, out)
 
 
-@cuda_version(add_rows, INDEX="indices", REAL="rows out")
+@cuda_version(add_rows, INDEX="indices", REAL="rows out", padded="out")
 def _add_rows(source: Source, xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     size, D = out.shape
     blocks = (size, _parts(D, 256))
-    source.launch("add_rows", blocks, 256, int32(len(indices)), int32(D), indices, rows, out)
+    numbers = (int32(len(indices)), int32(D), row_stride(out))
+    source.launch("add_rows", blocks, 256, *numbers, indices, rows, out)
+
+
+@cuda_version(column_sum, REAL="rows out", padded="rows")
+def _column_sum(source: Source, xp: Namespace, rows: Array, out: Array) -> None:
+    M, D = rows.shape
+    numbers = (int32(M), int32(D), row_stride(rows))
+    source.launch("column_sum", (_parts(D, 8),), 512, *numbers, rows, out)
 
 
 @cuda_version(keep_mask, STREAM="stream", bool="out")
@@ -135,12 +147,33 @@ def _adam_update(
     source.launch("adam_update", blocks, 256, int64(w.size), w, dw, m, v, settings, *numbers)
 
 
-@cuda_version(square_sum, REAL="values out")
-def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> None:
+def _square_sums(source: Source, xp: Namespace, values: Array) -> Array:
     count = min(max(_parts(values.size, 256), 1), _PARTIAL_SUMS)
     partial = xp.empty(count, dtype=numpy.float64)
     source.launch("square_sums", (count,), 256, int64(values.size), values, partial)
-    source.launch("sum_of_sums", (1,), 256, int32(count), partial, out)
+    return partial
+
+
+@cuda_version(square_sum, REAL="values out")
+def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> None:
+    partial = _square_sums(source, xp, values)
+    source.launch("sum_of_sums", (1,), 256, int32(partial.size), partial, out)
+
+
+@cuda_version(loss_and_norm, REAL="losses gradients totals settings")
+def _loss_and_norm(
+    source: Source,
+    xp: Namespace,
+    losses: Array,
+    gradients: Array,
+    max_norm: float | None,
+    totals: Array,
+    settings: Array,
+) -> None:
+    partial = _square_sums(open_source(xp, "square_sum", source.options), xp, gradients)
+    most = totals.dtype.type(max_norm or 0)
+    numbers = (int32(losses.size), losses, int32(partial.size), partial, most)
+    source.launch("loss_and_norm", (1,), 256, *numbers, totals, settings)
 
 
 @cuda_version(
@@ -165,4 +198,4 @@ def _next_batch(
     N = written[3].shape[0]
     sizes = (int64(M), int32(columns - 1), int32(N), int32(batches), int32(K))
     read = (captions, image_idxs, order, table, position, int32(null))
-    source.launch("next_batch", (1,), 512, *sizes, *read, *written)
+    source.launch("next_batch", (1,), 1024, *sizes, *read, *written)

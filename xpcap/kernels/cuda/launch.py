@@ -55,9 +55,9 @@ class Source:
     """
 
     def __init__(self, xp: Namespace, name: str, options: tuple[str, ...]) -> None:
-        self._xp = xp
+        self.xp = xp
+        self.options = options
         self._name = name
-        self._options = options
         self._functions: dict[tuple[int, str], Callable[..., None]] = {}
 
     def launch(self, name: str, blocks: tuple[int, ...], threads: int, *arguments: Any) -> None:
@@ -66,10 +66,10 @@ class Source:
         Arguments are arrays and NumPy scalars, which have the C types of the kernel's parameters.
         """
         if all(blocks):
-            key = self._xp.cuda.runtime.getDevice(), name
+            key = self.xp.cuda.runtime.getDevice(), name
             function = self._functions.get(key)
             if function is None:
-                module = _module(self._xp, key[0], self._name, self._options)
+                module = _module(self.xp, key[0], self._name, self.options)
                 function = self._functions[key] = module.get_function(name)
             function(blocks, (threads,), arguments)
 
@@ -80,8 +80,14 @@ def _module(xp: Namespace, device: int, source: str, options: tuple[str, ...]) -
     return xp.RawModule(code=code, options=("-std=c++17", *options))
 
 
+@functools.cache
+def open_source(xp: Namespace, name: str, options: tuple[str, ...]) -> Source:
+    """Return the `Source` of that name with these macros, always the same one."""
+    return Source(xp, name, options)
+
+
 def cuda_version(
-    made: Kernel[Any, None], **types: str
+    made: Kernel[Any, None], padded: str = "", **types: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let the decorated function run a kernel on CuPy wherever its source knows the arrays.
 
@@ -92,6 +98,9 @@ def cuda_version(
     ----------
     made
         The kernel.
+    padded
+        Parameters that are matrices whose rows may lie further apart than they are long; all other
+        arrays are contiguous.
     **types
         For a macro, or a dtype's name, the parameters that share this type, which is what the
         macro stands for. All arrays of the kernel are named.
@@ -99,7 +108,7 @@ def cuda_version(
     file, signature = made.reference.__name__, inspect.signature(made.reference)
     names = list(signature.parameters)[1:]
     typed = [(macro, name) for macro, shared in types.items() for name in shared.split()]
-    places = [names.index(name) for _, name in typed]
+    places = [(names.index(name), name in padded.split()) for _, name in typed]
 
     @functools.cache
     def source(xp: Namespace, kinds: tuple[Any, ...]) -> Source | None:
@@ -114,13 +123,14 @@ def cuda_version(
             for macro, kind in meanings.items()
             if macro in _TYPES
         ]
-        return Source(xp, file, tuple(options))
+        return open_source(xp, file, tuple(options))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(made.reference)
         def run(xp: Namespace, *args: Any, **kwargs: Any) -> None:
             arguments = signature.bind(xp, *args, **kwargs).args[1:] if kwargs else args
-            found = source(xp, tuple([_type(xp, arguments[place]) for place in places]))
+            kinds = [_type(xp, arguments[place], padded) for place, padded in places]
+            found = source(xp, tuple(kinds))
             if found is None:
                 made.reference(xp, *arguments)
             else:
@@ -131,8 +141,23 @@ def cuda_version(
     return register
 
 
-def _type(xp: Namespace, argument: Array) -> Any:
-    """Return a contiguous array's dtype, None for another array, or the type of what is none."""
+def _type(xp: Namespace, argument: Array, padded: bool) -> Any:
+    """Return a contiguous array's dtype, None for another array, or the type of what is none.
+
+    Only the elements of a row need to be contiguous if `padded`.
+    """
     if not isinstance(argument, xp.ndarray):
         return type(argument)
-    return argument.dtype if argument.flags.c_contiguous else None
+    if argument.flags.c_contiguous or (padded and _has_rows(argument)):
+        return argument.dtype
+    return None
+
+
+def _has_rows(matrix: Array) -> bool:
+    (_, columns), (across, along) = matrix.shape, matrix.strides
+    return bool(along == matrix.itemsize and across >= columns * along)
+
+
+def row_stride(matrix: Array) -> numpy.int64:
+    """Return how many elements after a row the next one begins."""
+    return numpy.int64(matrix.strides[0] // matrix.itemsize)

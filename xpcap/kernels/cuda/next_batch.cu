@@ -1,7 +1,7 @@
 // Reference: next_batch in xpcap/kernels/batches.py.
 // captions (M, T+1), image_idxs (M,), order (M,) int; table (batches, K); position (2,) long long;
 // words, targets (T N,) int; weight (T N,); images (N,) int; settings (K,); streams (2,).
-// Launch: one block of 512 threads: all read the position before one of them advances it.
+// Launch: one block of 1024 threads: all read the position before one of them advances it.
 //
 // Past the end of the epoch, the last caption and the last settings are taken.
 
@@ -25,7 +25,10 @@ extern "C" __global__ void next_batch(
         int t = e / N, n = e % N;
         long long caption = order[n < there ? first + n : M - 1];
         const int *word = captions + caption * (T + 1) + t;
-        words[e] = word[0];
+        bool read = false;  // whether this or a later target counts
+        for (int k = 1; k <= T - t; ++k)
+            read |= word[k] != null;
+        words[e] = read && n < there ? word[0] : -1;
         targets[e] = word[1];
         weight[e] = word[1] != null && n < there ? share : 0;
     }

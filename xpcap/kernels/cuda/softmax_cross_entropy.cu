@@ -1,5 +1,6 @@
 // Reference: softmax_cross_entropy in xpcap/kernels/softmax.py.
-// scores (M, V); bias (V,); targets (M,) of INDEX; scale, losses (M,).
+// scores (M, V), a row beginning `stride` elements after the one before; bias (V,);
+// targets (M,) of INDEX; scale, losses (M,).
 // Launch: M blocks of 256 threads, one block a row.
 //
 // Three passes over a row, of which the later two find it in a cache: the largest score, the sum
@@ -8,14 +9,15 @@
 #define WARPS 8  // of 32 threads
 
 extern "C" __global__ void softmax_cross_entropy(
-    int V, REAL *scores, const REAL *bias, const INDEX *targets, const REAL *scale, REAL *losses)
+    int V, long long stride, REAL *scores, const REAL *bias, const INDEX *targets,
+    const REAL *scale, REAL *losses)
 {
     __shared__ REAL tops[WARPS], totals[WARPS];
     long long m = blockIdx.x;
     int thread = threadIdx.x, warp = thread / 32;
     INDEX target = targets[m];
     REAL weight = scale[m], of_target = nan("");
-    REAL *row = scores + m * V;
+    REAL *row = scores + m * stride;
 
     if (weight == 0) {
         for (int j = thread; j < V; j += blockDim.x)

@@ -1,0 +1,37 @@
+"""Packed sequences through the recurrent cells."""
+
+import numpy
+import pytest
+
+from xpcap.backend import to_host
+from xpcap.layers._sequence import Packing
+from xpcap.models.captioner import CELLS
+from xpcap.workspace import Workspace
+
+N, T, H = 3, 4, 5
+
+
+def unrolled(cell, backend, packing):
+    """Run a cell over random rows, the first N captions' the same in every packing."""
+    rng = numpy.random.default_rng(1)
+    shapes = [(T * N, CELLS[cell].gates * H), (N, H), (H, CELLS[cell].gates * H)]
+    gates, h0, Wh = (rng.standard_normal(shape) for shape in shapes)
+    h0 = numpy.concatenate([h0, numpy.ones((packing.captions - N, H))])
+    biases = [rng.standard_normal(H)] * len(CELLS[cell].weights[3:])
+    arguments = [backend.to_device(value) for value in (gates, h0, Wh, *biases)]
+    space = Workspace(backend.xp, numpy.float64)
+    return CELLS[cell].unroll(*arguments, packing, space)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_of_equal_steps_are_views_of_one_array(cell, backend):
+    """Bit for bit those that unequal steps copy: here a further caption has no word."""
+    with backend.activate():
+        views = unrolled(cell, backend, Packing(N, [N] * T))
+        copies = unrolled(cell, backend, Packing(N + 1, [N] * T))
+        for name in ("h", "prev_h"):
+            found, expected = (to_host(getattr(run, name)) for run in (views, copies))
+            numpy.testing.assert_array_equal(found, expected)
+        views.h[...] = copies.h[...] = 7
+        assert (to_host(views.prev_h[N:]) == 7).all()
+        assert not (to_host(copies.prev_h) == 7).any()

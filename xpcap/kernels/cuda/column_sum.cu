@@ -1,0 +1,43 @@
+// Reference: column_sum in xpcap/kernels/sums.py.
+// rows (M, D), a row beginning `stride` elements after the one before; out (D,).
+// Launch: ceil(D / 8) blocks of 512 threads, a block for 8 columns (32 bytes of float: a sector).
+//
+// A thread adds every 64th row of its column, with 8 loads in flight; then the 64 sums of a column
+// are added. All in double precision and in an order that depends on M alone.
+
+#define COLUMNS 8
+#define ROWS 64  // at a time
+#define LOADS 8
+#define WARPS 16
+
+extern "C" __global__ void column_sum(
+    int M, int D, long long stride, const REAL *rows, REAL *out)
+{
+    __shared__ double sums[WARPS][COLUMNS];
+    int thread = threadIdx.x, column = thread % COLUMNS;
+    int j = blockIdx.x * COLUMNS + column;
+    double total = 0;
+
+    if (j < D)
+        for (int first = thread / COLUMNS; first < M; first += LOADS * ROWS) {
+            REAL loaded[LOADS];
+            for (int k = 0; k < LOADS; ++k) {
+                long long m = first + k * ROWS;
+                loaded[k] = m < M ? rows[m * stride + j] : 0;
+            }
+            for (int k = 0; k < LOADS; ++k)
+                total += loaded[k];
+        }
+
+    for (int far = 16; far >= COLUMNS; far /= 2)
+        total += __shfl_xor_sync(0xffffffff, total, far);
+    if (thread % 32 < COLUMNS)
+        sums[thread / 32][column] = total;
+    __syncthreads();
+    if (thread < COLUMNS && j < D) {
+        total = 0;
+        for (int w = 0; w < WARPS; ++w)
+            total += sums[w][column];
+        out[j] = total;
+    }
+}
