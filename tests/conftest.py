@@ -36,7 +36,12 @@ def gpu() -> Backend:
     return _open_cupy()
 
 
-REASONS = {"PyTorch is not installed"}
+REASONS = {
+    "PyTorch is not installed",
+    "NCCL is not installed",
+    "mpi4py is not installed",
+    "there is no mpirun, of Open MPI, MPICH or another MPI",
+}
 """Why a test that needs a GPU may be skipped although XPCAP_REQUIRE_GPU=1; others fail then."""
 
 
