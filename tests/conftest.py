@@ -36,6 +36,41 @@ def gpu() -> Backend:
     return _open_cupy()
 
 
+REASONS = {
+    "PyTorch is not installed",
+    "NCCL is not installed",
+    "mpi4py is not installed",
+    "there is no mpirun, of Open MPI, MPICH or another MPI",
+    "only fakegpu counts CUDA's allocations",
+}
+"""Why a test that needs a GPU may be skipped although XPCAP_REQUIRE_GPU=1; others fail then."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU; tests are given it by what they use")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark tests that use the fixture `gpu` or a parameter `cupy`, so that `-k gpu` has all."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    cupy = any(isinstance(value, str) and value == "cupy" for value in params)
+    if cupy or "gpu" in getattr(item, "fixturenames", ()):
+        item.add_marker("gpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    report = yield
+    error = None if call.excinfo is None else call.excinfo.value
+    required = os.environ.get("XPCAP_REQUIRE_GPU") == "1" and item.get_closest_marker("gpu")
+    if required and isinstance(error, pytest.skip.Exception) and error.msg not in REASONS:
+        report.outcome = "failed"
+        report.longrepr = f"XPCAP_REQUIRE_GPU=1, but skipped: {error.msg}"
+    return report
+
+
 @pytest.fixture
 def xp(backend: Backend) -> Namespace:
     return backend.xp

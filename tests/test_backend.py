@@ -1,12 +1,16 @@
 import contextlib
+import importlib
+import re
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy
 import pytest
 from guard import open_guard
 from guard import xp as guard_xp
+from mpi import needs_mpi, start
 
 import xpcap
 import xpcap.backend
@@ -244,6 +248,45 @@ def test_backends_cannot_be_changed():
     with pytest.raises(AttributeError):
         CPU.name = "gpu"
     assert Backend("cpu", numpy) == CPU
+
+
+WITHOUT_NCCL = """
+import sys
+sys.modules["cupy_backends.cuda.libs.nccl"] = None
+from xpcap.backend import open_backend
+open_backend("gpu").collective(0, 1)
+"""
+
+
+def test_a_missing_nccl_says_how_to_install_it(gpu):
+    """CuPy's own warning would fill five more lines."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NCCL], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"need NCCL.*pip install 'xpcap\[nccl\]'.*'xpcap\[nccl13\]'", last), done
+    assert "Warning" not in done.stderr
+
+
+ONE_RANK = """
+import numpy
+from xpcap.backend import open_backend
+gpu = open_backend("gpu")
+nccl = gpu.collective(0, 1)
+array = gpu.to_device(numpy.arange(6.0))
+nccl.all_reduce(array, array)
+nccl.reduce_scatter(array, array, 6)
+nccl.all_gather(array, array, 6)
+assert gpu.to_host(array).tolist() == [0, 1, 2, 3, 4, 5]
+"""
+
+
+@needs_mpi
+def test_nccl_takes_the_calls_of_one_rank(gpu, tmp_path):
+    with warnings.catch_warnings(action="ignore"):
+        nccl = importlib.import_module("cupy.cuda.nccl")
+    if not nccl.available:
+        pytest.skip("NCCL is not installed")
+    done = start((1, ["-c", ONE_RANK]), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_xpcap_does_not_import_cupy():

@@ -117,7 +117,7 @@ def test_rules_take_the_steps_of_plain_loops(name, runs, backend):
     ],
 )
 def test_rules_take_the_steps_of_pytorch(name, optimizer, settings, backend):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     w = torch.tensor(W, requires_grad=True)
     theirs = getattr(torch.optim, optimizer)([w], **settings)
     for gradient in GRADIENTS:

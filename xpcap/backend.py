@@ -12,6 +12,7 @@ import contextlib
 import numbers
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -134,10 +135,17 @@ class Backend:
         Raises
         ------
         BackendError
-            If it cannot be had, as where two processes have the same GPU.
+            If NCCL is missing, or cannot connect the GPUs, as where two processes share one.
         """
         if self.device is None:
             return None
+        with warnings.catch_warnings(action="ignore"):  # CuPy's, of many lines, if it is missing
+            from cupy.cuda import nccl
+        if not nccl.available:
+            raise BackendError(
+                "several GPUs need NCCL, which cannot be loaded; install it with"
+                " pip install 'xpcap[nccl]' (CUDA 12) or 'xpcap[nccl13]' (CUDA 13)"
+            )
         try:
             from cupyx import distributed
 

@@ -139,6 +139,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 
 def fill_the_disk_before_the_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_bytes(self: Path, content: bytes) -> None:
+        assert isinstance(content, bytes)  # no buffer of a BytesIO is left in the traceback
         self.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 

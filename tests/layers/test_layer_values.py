@@ -244,7 +244,7 @@ def permuted(blocks, order):
 )
 def test_sequences_against_pytorch(name, order, backend):
     """PyTorch's gates are i, f, g, o and r, z, n; its weights stand on the left."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     case = CASES[name]
     a = case.make_args(numpy.random.default_rng(8), Sizes(N=4, T=6, D=5, H=3))
     dh = numpy.random.default_rng(9).standard_normal((4, 6, 3))

@@ -13,7 +13,7 @@ from tiny import make_tiny
 
 import xpcap.train.history
 import xpcap.train.run
-from xpcap.backend import to_host
+from xpcap.backend import Backend, to_host
 from xpcap.checkpoint import read_checkpoint
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
@@ -88,10 +88,10 @@ def moment(step):
 
 
 def image(value):
-    """Spoil the features of an image, for all time."""
+    """Spoil the features of an image on the host, for good; training and validation share them."""
 
     def watch(trainer):
-        trainer.batches.split.features[IMAGE] = value
+        trainer.validation["train"].split.features[IMAGE] = value
 
     return watch
 
@@ -375,14 +375,19 @@ def test_memory_that_failed_once_is_mended(tiny, tmp_path, on_nan, spoil):
 def test_an_image_that_is_not_finite_is_skipped_or_the_end(
     tiny, tmp_path, backend, monkeypatch, on_nan, place
 ):
-    """Every epoch has its steps; a rollback cannot mend them, and says so after three times."""
+    """Every epoch has its steps; a rollback cannot mend them, and says so after three times.
+
+    The image is spoiled after training has been set up, in the features that training reads.
+    """
     wrong = [step for epoch in (0, 1) for step in steps_with(tiny, IMAGE, epoch)]
     spoil = image(NAN)
-    if place == "resident":
+    if place == "host":
+        monkeypatch.setattr(Backend, "free_memory", lambda self: 0)
+    else:
         monkeypatch.setattr(xpcap.train.run, "_place", resident_place)
 
         def spoil(trainer):
-            trainer.batches.split.features[IMAGE] = NAN
+            image(NAN)(trainer)
             trainer.training_step._features[IMAGE] = NAN
 
     warned, run = [], tmp_path / "run"

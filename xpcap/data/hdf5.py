@@ -148,4 +148,6 @@ def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     with h5py.File(image, "w") as file:
         for name, array in arrays.items():
             file[name] = array
-    path.write_bytes(image.getbuffer())
+    # bytes, which getvalue shares with `image`: an exported buffer that the traceback of a failed
+    # write keeps alive can crash Python 3.12.1 when it is garbage collected
+    path.write_bytes(image.getvalue())
