@@ -11,6 +11,7 @@ from xpcap import gradcheck, layers, optim
 from xpcap.backend import Backend, namespace, open_backend, to_host, use_backend
 from xpcap.errors import XpcapError
 from xpcap.models import CaptioningRNN
+from xpcap.threads import use_threads
 
 __version__ = "0.1.0"
 
@@ -25,4 +26,5 @@ __all__ = [
     "optim",
     "to_host",
     "use_backend",
+    "use_threads",
 ]

@@ -27,6 +27,7 @@ Value = TypeVar("Value")
 _SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+_LOCAL_SIZE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
 _PIECE = 2**19  # bytes that are added up at a time: in the cache, where they have just come to
 _PATIENCE = 1.0  # seconds in which rank 0 may say first what all want to say
 
@@ -180,12 +181,18 @@ def local_rank() -> int:
     return _number(_LOCAL_RANK, 0) if launched() else 0
 
 
+def local_size() -> int:
+    """Return how many processes `mpirun` has started on this machine, likewise."""
+    return _number(_LOCAL_SIZE, 1) if launched() else 1
+
+
 def _started() -> int:
     return _number(_SIZE, 1)
 
 
 def _number(names: Sequence[str], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    found = (os.environ[name].partition("(")[0] for name in names if name in os.environ)
+    return next(map(int, found), default)  # Slurm writes 2(x3) for two on each of three machines
 
 
 def join(backend: Backend) -> Ranks:

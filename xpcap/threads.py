@@ -1,0 +1,420 @@
+"""How many threads BLAS uses: a fixed number, or as many as help, chosen by measuring.
+
+BLAS splits each product among its threads, which wait for each other by spinning. On an idle
+machine that is fast. Where another program takes a core, every product waits for the thread that
+is not running, and one thread is several times as fast as two. `auto` therefore times a product
+with each number of threads before the first piece of work, and afterwards watches the work itself:
+
+* when it becomes clearly slower, fewer threads are tried, for a few steps;
+* now and then, and when processors are idle, more threads (or fewer) are tried;
+* what is not clearly faster is taken back, at the latest after a few steps.
+
+The time that trials lose is accounted for and stays below 2% of the total. `Chooser` makes these
+decisions; it knows neither BLAS nor real time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import math
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy
+
+from xpcap import parallel
+from xpcap.errors import ConfigurationError
+
+LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+COST = 0.02  # share of the time that trials may lose
+SLOWER, FASTER = 1.3, 0.93  # ratios of times that count
+FEW, MANY = 3, 16  # steps of a trial, and steps that are remembered
+SHORTEST, LONGEST = 2.0, 30.0  # seconds between two trials
+WINDOW, WINDOWS = 0.005, 6  # seconds, and how many of them a product is timed with each number
+_PRODUCT = 5e8  # floating-point operations of a timed product, about; 2 to 10 ms on one core
+
+Shape: TypeAlias = tuple[int, int, int]
+"""m, k and n of a product `(m, k) (k, n)`."""
+
+
+def available(root: Path = Path("/")) -> int:
+    """Return how many threads this process can use.
+
+    That is the number of processors it may run on, or fewer where a cgroup quota or the
+    environment (`LIMITS`) says so; it is shared by the processes that MPI started on this machine.
+
+    Parameters
+    ----------
+    root
+        Of the file system in which the quotas are looked up.
+    """
+    counts = [len(_processors()), _quota(root)]
+    counts = [count // parallel.local_size() for count in counts if count is not None]
+    counts += [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
+    return max(1, min(counts))
+
+
+def _processors() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+def _quota(root: Path) -> int | None:
+    """Return the whole processors that cgroups, version 1 or 2, grant this process, if limited.
+
+    A group is limited by all groups above it. In a container the path may be that on the host;
+    then only the mounted root is there, which is the container's own group.
+    """
+    found: list[float] = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        group = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"):
+            for folder in (group, *group.parents):
+                place = root / mount / folder
+                quota = _read(place / "cpu.max").split() or [
+                    *_read(place / "cpu.cfs_quota_us").split(),
+                    *_read(place / "cpu.cfs_period_us").split(),
+                ]
+                if len(quota) == 2 and quota[0] != "max" and int(quota[0]) > 0:
+                    found.append(int(quota[0]) / int(quota[1]))
+    return math.floor(min(found)) if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+class IdleProcessors:
+    """Counts the processors that nothing but programs of low priority used since the last call.
+
+    Parameters
+    ----------
+    stat
+        Linux's statistics; where there are none, all processors count as idle.
+    """
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._before = self._times()
+
+    def __call__(self) -> float:
+        """Return the number, a fraction; infinity where it is unknown."""
+        before, self._before = self._before, self._times()
+        spans = [
+            (now[0] - then[0], now[1] - then[1])
+            for now, then in zip(self._before, before, strict=False)
+        ]
+        return sum(free / total for free, total in spans if total > 0) if spans else math.inf
+
+    def _times(self) -> list[tuple[int, int]]:
+        """Return of each processor the time it was free, and all time, in ticks."""
+        mine, found = {f"cpu{number}" for number in _processors()}, []
+        for name, *fields in map(str.split, _read(self._stat).splitlines()):
+            if name in mine:
+                ticks = list(map(int, fields[:8]))  # user, nice, system, idle, iowait, ...
+                found.append((ticks[1] + ticks[3] + ticks[4], sum(ticks)))
+        return found
+
+
+class Chooser:
+    """Chooses the number of threads of work that is done again and again.
+
+    Parameters
+    ----------
+    candidates
+        Numbers of threads, ascending.
+    number
+        The one to begin with.
+    apply
+        Called with a number before it is used.
+    idle
+        Returns how many processors were idle since it was called before.
+    tell
+        Called with a line when another number is chosen.
+    clock
+        Returns the time in seconds.
+
+    Attributes
+    ----------
+    number
+        The number in use.
+    spent
+        Seconds that trials have lost.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[int],
+        number: int,
+        apply: Callable[[int], None],
+        idle: Callable[[], float] = lambda: math.inf,
+        tell: Callable[[str], None] = lambda message: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.number = number
+        self.spent = 0.0
+        self._candidates = candidates
+        self._apply = apply
+        self._idle = idle
+        self._tell = tell
+        self._clock = clock
+        self._begun = clock()
+        self._times: collections.deque[float] = collections.deque(maxlen=MANY)  # s per unit
+        self._trial: list[tuple[float, float]] = []  # seconds and work
+        self._chosen = number  # to which a trial that fails goes back
+        self._usual = 0.0  # s per unit of work, to which a trial is compared
+        self._upwards = True
+        self._slow = False  # whether the trial is because the work became slower
+        self._wait = SHORTEST
+        self._due = self._begun + self._wait
+
+    def probe(self, work: Callable[[], object]) -> dict[int, float]:
+        """Time a short piece of work with each number, and choose the fastest.
+
+        A number is given up as soon as it takes twice as long as the best so far; that of more
+        threads has to be clearly faster.
+
+        Returns
+        -------
+        dict
+            Seconds a call, by number of threads.
+        """
+        found: dict[int, float] = {}
+        for number in self._candidates:
+            self._apply(number)
+            work()
+            calls, start, best = 0, self._clock(), min(found.values(), default=math.inf)
+            for window in range(1, WINDOWS + 1):
+                while self._clock() - start < window * WINDOW:
+                    work()
+                    calls += 1
+                found[number] = (self._clock() - start) / calls
+                if found[number] > 2 * best:
+                    break
+            if found[number] < FASTER * best:
+                self.number = self._chosen = number
+        return found
+
+    @contextlib.contextmanager
+    def measured(self, work: float) -> Iterator[None]:
+        """Return a context around a piece of work of some size, in any unit but always the same."""
+        self._apply(self.number)
+        start = self._clock()
+        yield
+        now = self._clock()
+        if self.number != self._chosen:
+            self._try(now, now - start, work)
+        else:
+            self._times.append((now - start) / work)
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Begin a trial if the work has become slower, or if it is time for one."""
+        times, spent, elapsed = list(self._times), self.spent, now - self._begun
+        if len(times) < FEW:
+            return
+        latest = statistics.median(times[-FEW:])
+        usual = statistics.median(times[:-FEW]) if len(times) >= 2 * FEW else math.inf
+        if latest > SLOWER * usual and spent < COST * elapsed:
+            self._usual, self._slow = latest, True
+            self._begin(now, self._chosen, upwards=False)
+        elif now >= self._due and spent < COST / 2 * elapsed:
+            self._usual, self._slow = statistics.median(times), False
+            if not self._begin(now, self._chosen, self._upwards):
+                self._begin(now, self._chosen, not self._upwards)
+
+    def _begin(self, now: float, number: int, upwards: bool) -> bool:
+        """Begin a trial of the number after or before another one; return whether there is one."""
+        self._due = now + self._wait
+        index = self._candidates.index(number) + (1 if upwards else -1)
+        if not 0 <= index < len(self._candidates):
+            return False
+        more = self._candidates[index] - self._chosen
+        if self._idle() < more / 2:  # threads without a processor would be waited for
+            return False
+        self.number, self._upwards, self._trial = self._candidates[index], upwards, []
+        return True
+
+    def _try(self, now: float, seconds: float, work: float) -> None:
+        """Take a step of a trial into account; decide as soon as possible."""
+        self._trial.append((seconds, work))
+        worse = seconds > SLOWER * self._usual * work
+        if not worse and len(self._trial) < FEW:
+            return
+        times = [seconds / work for seconds, work in self._trial]
+        latest = list(self._times)[-FEW:]
+        if not worse and statistics.median(times) < FASTER * self._usual:
+            change = self._usual / statistics.median(times)
+            self._tell(f"threads: {self.number}, {change:.2f} times as fast as {self._chosen}")
+            self._chosen, self._wait, self._due = self.number, SHORTEST, now
+            self._times.clear()
+            self._times.extend(times)
+            return
+        lost = sum(seconds - self._usual * work for seconds, work in self._trial)
+        self.spent += max(lost, 0.0)
+        if self._slow and self._begin(now, self.number, upwards=False):
+            return
+        self._times.clear()
+        self.number = self._chosen
+        self._times.extend(latest)
+        self._upwards = not self._upwards
+        self._wait = min(2 * self._wait, LONGEST)
+        self._due = now + self._wait
+
+
+@functools.cache
+def _controllers() -> list[Any]:
+    """Return what sets the number of threads of each BLAS that is loaded; finding it takes ms."""
+    import threadpoolctl
+
+    controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    return list(controller.lib_controllers)
+
+
+def _apply(number: int) -> None:
+    for controller in _controllers():
+        controller.set_num_threads(number)
+
+
+def _candidates(most: int) -> list[int]:
+    """Return the powers of two below `most`, and `most`."""
+    return [*(2**k for k in range((most - 1).bit_length())), most]
+
+
+def _product(shapes: Sequence[Shape]) -> Callable[[], None]:
+    """Return a function that computes products, of fewer rows where they are large."""
+    random, products = numpy.random.default_rng(0), []
+    for m, k, n in shapes:
+        rows = max(1, min(m, max(64, int(_PRODUCT / (2 * k * n)))))
+        a, b = (random.random(shape, numpy.float32) for shape in ((rows, k), (k, n)))
+        products.append((a, b, numpy.empty((rows, n), numpy.float32)))
+
+    def work() -> None:
+        for a, b, out in products:
+            numpy.matmul(a, b, out=out)
+
+    return work
+
+
+class use_threads:
+    """Choose how many threads BLAS uses, from now on or inside a `with` block.
+
+    The choice belongs to the process. With `"auto"` work is measured in the thread that made it;
+    where MPI has started several processes the number is fixed at each one's part of the machine,
+    as they wait for each other and could not tell whose threads are at fault.
+
+    Parameters
+    ----------
+    threads
+        A number, `"auto"`, or one of them as text.
+    tell
+        Called with a line whenever `"auto"` chooses another number.
+
+    Attributes
+    ----------
+    fixed
+        The number, or None if it is chosen by measuring.
+    limit
+        The largest number that is used.
+
+    Raises
+    ------
+    ConfigurationError
+        If `threads` is neither.
+
+    Examples
+    --------
+    >>> import xpcap
+    >>> with xpcap.use_threads(1):
+    ...     model = xpcap.CaptioningRNN({"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3})
+    """
+
+    def __init__(
+        self, threads: int | str = "auto", tell: Callable[[str], None] = lambda message: None
+    ) -> None:
+        text = str(threads)
+        if text != "auto" and not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**15):
+            raise ConfigurationError(f"threads '{text}' is neither auto nor a number from 1 on")
+        self.limit = available() if text == "auto" else int(text)
+        alone = self.limit == 1 or parallel.launched()
+        self.fixed = None if text == "auto" and not alone else self.limit
+        self._tell = tell
+        self._owner = threading.get_ident()
+        self._choosers: dict[str, Chooser] = {}
+        self._latest = 1
+        self._active = False
+        self.__enter__()
+
+    def __enter__(self) -> use_threads:
+        if not self._active:
+            global _current
+            self._previous, _current = _current, self
+            self._before = [controller.num_threads for controller in _controllers()]
+            self._active = True
+            _apply(self.limit)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _current
+        self._active, _current = False, self._previous
+        for controller, number in zip(_controllers(), self._before, strict=True):
+            controller.set_num_threads(number)
+
+    def chooser(self, kind: str, shapes: Sequence[Shape]) -> Chooser | None:
+        """Return what chooses the number for a kind of work; None where it is fixed."""
+        if self.fixed is not None or threading.get_ident() != self._owner:
+            return None
+        if kind not in self._choosers:
+            candidates = _candidates(self.limit)
+            chooser = Chooser(candidates, self._latest, _apply, IdleProcessors(), self._tell)
+            if not self._choosers:
+                chooser.probe(_product(shapes))
+            self._choosers[kind] = chooser
+        self._latest = self._choosers[kind].number
+        return self._choosers[kind]
+
+
+_current: use_threads | None = None
+
+
+def measured(kind: str, work: float, shapes: Sequence[Shape]) -> AbstractContextManager[None]:
+    """Return a context around a piece of work on the CPU, whose time `auto` takes into account.
+
+    Parameters
+    ----------
+    kind
+        Of work; each kind has its own number of threads.
+    work
+        How much it is, such as a number of words.
+    shapes
+        Of typical products.
+    """
+    chooser = _current and _current.chooser(kind, shapes)
+    return chooser.measured(work) if chooser else contextlib.nullcontext()
+
+
+def number() -> int | None:
+    """Return how many threads BLAS uses now; None if nothing was chosen."""
+    if _current is None:
+        return None
+    return next((int(controller.num_threads) for controller in _controllers()), 1)
+
+
+def limit() -> int:
+    """Return how many threads other libraries may use: those chosen, or available."""
+    return available() if _current is None else _current.limit
