@@ -83,6 +83,7 @@ def test_load_brings_the_number_down_and_its_end_brings_it_up_again():
 def test_many_cores_are_followed_down_and_up():
     machine = Machine(cores=12)
     chooser = machine.chooser()
+    machine.train(chooser, 40)
     assert chooser.number == 12
     for busy, expected in ((9, 2), (0, 12)):
         machine.busy = busy
