@@ -245,7 +245,7 @@ class Chooser:
         if not 0 <= index < len(self._candidates):
             return False
         more = self._candidates[index] - self._chosen
-        if self._idle() < more / 2:  # threads without a processor would be waited for
+        if self._idle() < 0.75 * more:  # threads without a processor would be waited for
             return False
         self.number, self._upwards, self._trial = self._candidates[index], upwards, []
         return True
