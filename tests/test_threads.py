@@ -170,7 +170,10 @@ V1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/abc\n1:memory:/\n"
 QUOTAS = {
     "none": ({}, 8),
     "v2": ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n"}, 3),
-    "v2 without a limit": ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "max 100000"}, 8),
+    "v2 without a limit": (
+        {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "max 100000\n"},
+        8,
+    ),
     "v2, a group above": (
         {
             "proc/self/cgroup": "0::/a/b\n",
@@ -179,7 +182,10 @@ QUOTAS = {
         },
         2,
     ),
-    "v2 in a container": ({"proc/self/cgroup": "0::/../x\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+    "v2 in a container": (
+        {"proc/self/cgroup": "0::/../x\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"},
+        1,
+    ),
     "v1": (
         {
             "proc/self/cgroup": V1,
@@ -250,7 +256,9 @@ def test_ranks_of_one_machine_share_its_processors(names, expected, tmp_path, ei
 
 def test_processors_used_by_programs_of_low_priority_count_as_idle(tmp_path, eight):
     stat = tmp_path / "stat"
-    stat.write_text("cpu 9 9 9 9\ncpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu9 0 0 0 0 0 0 0 0\n")
+    stat.write_text(
+        "cpu 9 9 9 9\ncpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu9 0 0 0 0 0 0 0 0\n"
+    )
     idle = IdleProcessors(stat)
     stat.write_text("cpu0 20 50 5 20 5 0 0 0 0\ncpu1 90 0 0 10 0 0 0 0\ncpu9 0 0 0 99 0 0 0 0\n")
     assert idle() == pytest.approx(0.75 + 0.1)

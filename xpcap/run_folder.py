@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import Backend, as_backend, to_host
 from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from xpcap.checkpoint_model import build_model
@@ -182,13 +183,15 @@ class Run:
         if how is None:
             how = Beam(width=1, constraints=Constraints(banned=unsaid(self.vocabulary)))
         backend, captioner = self.model.backend, self.captioner
+        weights = self.model.params["Wh"], self.model.params["W_vocab"]
 
         def work(part: slice) -> Decoded:
             rows = backend.to_device(features[part])
-            if isinstance(how, Beam):
-                found = beam_search(captioner, rows, how)
-            else:
-                found = sample(captioner, rows, how, part.start)
+            with threads.measured("decode", len(rows), len(rows), *weights):
+                if isinstance(how, Beam):
+                    found = beam_search(captioner, rows, how)
+                else:
+                    found = sample(captioner, rows, how, part.start)
             return Decoded(*map(to_host, found))
 
         with backend.activate():
@@ -221,8 +224,12 @@ class Run:
         array
             `(N, T)` in nats, on the host.
         """
-        backend = self.model.backend
-        with backend.activate():
+        backend, params = self.model.backend, self.model.params
+        count = len(captions)
+        with (
+            backend.activate(),
+            threads.measured("score", count, count, params["Wh"], params["W_vocab"]),
+        ):
             arrays = backend.to_device(features), backend.to_device(captions)
             return numpy.asarray(to_host(score_captions(self.captioner, *arrays)))
 

@@ -26,11 +26,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy
 
 from xpcap import parallel
+from xpcap.backend import Array
 from xpcap.errors import ConfigurationError
 
 LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -40,9 +41,6 @@ FEW, MANY = 3, 16  # steps of a trial, and steps that are remembered
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two trials
 WINDOW, WINDOWS = 0.005, 6  # seconds, and how many of them a product is timed with each number
 _PRODUCT = 5e8  # floating-point operations of a timed product, about; 2 to 10 ms on one core
-
-Shape: TypeAlias = tuple[int, int, int]
-"""m, k and n of a product `(m, k) (k, n)`."""
 
 
 def available(root: Path = Path("/")) -> int:
@@ -56,10 +54,9 @@ def available(root: Path = Path("/")) -> int:
     root
         Of the file system in which the quotas are looked up.
     """
-    counts = [len(_processors()), _quota(root)]
-    counts = [count // parallel.local_size() for count in counts if count is not None]
-    counts += [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
-    return max(1, min(counts))
+    mine = _quota(root) // parallel.local_size()
+    limits = [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
+    return max(1, min([mine, *limits]))
 
 
 def _processors() -> Sequence[int]:
@@ -68,13 +65,13 @@ def _processors() -> Sequence[int]:
     return range(os.cpu_count() or 1)
 
 
-def _quota(root: Path) -> int | None:
-    """Return the whole processors that cgroups, version 1 or 2, grant this process, if limited.
+def _quota(root: Path) -> int:
+    """Return how many whole processors cgroups, version 1 or 2, grant this process.
 
     A group is limited by all groups above it. In a container the path may be that on the host;
     then only the mounted root is there, which is the container's own group.
     """
-    found: list[float] = []
+    found = [float(len(_processors()))]
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         group = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
@@ -89,7 +86,7 @@ def _quota(root: Path) -> int | None:
                 ]
                 if len(quota) == 2 and quota[0] != "max" and int(quota[0]) > 0:
                     found.append(int(quota[0]) / int(quota[1]))
-    return math.floor(min(found)) if found else None
+    return math.floor(min(found))
 
 
 def _read(path: Path) -> str:
@@ -296,17 +293,17 @@ def _candidates(most: int) -> list[int]:
     return [*(2**k for k in range((most - 1).bit_length())), most]
 
 
-def _product(shapes: Sequence[Shape]) -> Callable[[], None]:
-    """Return a function that computes products, of fewer rows where they are large."""
-    random, products = numpy.random.default_rng(0), []
-    for m, k, n in shapes:
-        rows = max(1, min(m, max(64, int(_PRODUCT / (2 * k * n)))))
-        a, b = (random.random(shape, numpy.float32) for shape in ((rows, k), (k, n)))
-        products.append((a, b, numpy.empty((rows, n), numpy.float32)))
+def _product(rows: int, matrices: Sequence[numpy.ndarray]) -> Callable[[], None]:
+    """Return a function that multiplies matrices `(m, k) (k, n)`, m being `rows` or fewer."""
+    products = []
+    for matrix in matrices:
+        few = max(1, min(rows, max(64, int(_PRODUCT / (2 * matrix.size)))))
+        left = numpy.ones((few, len(matrix)), matrix.dtype)
+        products.append((left, matrix, numpy.empty((few, matrix.shape[1]), matrix.dtype)))
 
     def work() -> None:
-        for a, b, out in products:
-            numpy.matmul(a, b, out=out)
+        for left, right, out in products:
+            numpy.matmul(left, right, out=out)
 
     return work
 
@@ -375,7 +372,7 @@ class use_threads:
         for controller, number in zip(_controllers(), self._before, strict=True):
             controller.set_num_threads(number)
 
-    def chooser(self, kind: str, shapes: Sequence[Shape]) -> Chooser | None:
+    def chooser(self, kind: str, rows: int, matrices: Sequence[numpy.ndarray]) -> Chooser | None:
         """Return what chooses the number for a kind of work; None where it is fixed."""
         if self.fixed is not None or threading.get_ident() != self._owner:
             return None
@@ -383,7 +380,7 @@ class use_threads:
             candidates = _candidates(self.limit)
             chooser = Chooser(candidates, self._latest, _apply, IdleProcessors(), self._tell)
             if not self._choosers:
-                chooser.probe(_product(shapes))
+                chooser.probe(_product(rows, matrices))
             self._choosers[kind] = chooser
         self._latest = self._choosers[kind].number
         return self._choosers[kind]
@@ -392,8 +389,8 @@ class use_threads:
 _current: use_threads | None = None
 
 
-def measured(kind: str, work: float, shapes: Sequence[Shape]) -> AbstractContextManager[None]:
-    """Return a context around a piece of work on the CPU, whose time `auto` takes into account.
+def measured(kind: str, work: float, rows: int, *matrices: Array) -> AbstractContextManager[None]:
+    """Return a context around a piece of work, whose time `auto` takes into account.
 
     Parameters
     ----------
@@ -401,11 +398,14 @@ def measured(kind: str, work: float, shapes: Sequence[Shape]) -> AbstractContext
         Of work; each kind has its own number of threads.
     work
         How much it is, such as a number of words.
-    shapes
-        Of typical products.
+    rows, matrices
+        Typical products are `(rows, k) (k, n)` with these matrices `(k, n)`. On a GPU nothing is
+        measured.
     """
-    chooser = _current and _current.chooser(kind, shapes)
-    return chooser.measured(work) if chooser else contextlib.nullcontext()
+    if _current is None or not (work and isinstance(matrices[0], numpy.ndarray)):
+        return contextlib.nullcontext()
+    chooser = _current.chooser(kind, rows, matrices)
+    return contextlib.nullcontext() if chooser is None else chooser.measured(work)
 
 
 def number() -> int | None:

@@ -25,6 +25,27 @@ device_option = click.option(
     envvar="XPCAP_DEVICE",
     help="Where to compute; auto takes a GPU if one answers. Also XPCAP_DEVICE.",
 )
+
+
+def _use_threads(context: click.Context, parameter: click.Parameter, value: str) -> None:
+    from xpcap.threads import use_threads
+
+    try:
+        context.with_resource(use_threads(value, talk))
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+threads_option = click.option(
+    "--threads",
+    metavar="auto|N",
+    default="auto",
+    envvar="XPCAP_THREADS",
+    expose_value=False,
+    callback=_use_threads,
+    help="Threads of matrix products on the CPU; auto takes as many as help, and measures that"
+    " again while it works. Also XPCAP_THREADS.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 
 AnyPath = click.Path(path_type=Path)
@@ -87,7 +108,7 @@ def join_others(backend: Backend) -> Ranks:
     options = {
         parameter.opts[0]: context.params[parameter.name]
         for parameter in context.command.params
-        if parameter.name not in (None, "device")
+        if parameter.name in context.params and parameter.name != "device"
     }
     parallel.check_alike(ranks, {"commands": context.info_name, **options})
     return ranks

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from xpcap.cli._options import device_option, json_option, open_device, show, show_json, talk
+from xpcap.cli._options import (
+    device_option,
+    json_option,
+    open_device,
+    show,
+    show_json,
+    talk,
+    threads_option,
+)
 
 
 @click.command()
@@ -25,6 +33,7 @@ from xpcap.cli._options import device_option, json_option, open_device, show, sh
 )
 @click.option("--rounds", type=click.IntRange(1), default=10, help="Turns of each program.")
 @device_option
+@threads_option
 @json_option
 def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: bool) -> None:
     """Time xpcap on this machine, beside its matrix products alone.

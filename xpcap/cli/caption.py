@@ -16,6 +16,7 @@ from xpcap.cli._options import (
     runs_argument,
     show_captions,
     show_json,
+    threads_option,
 )
 
 
@@ -46,6 +47,7 @@ from xpcap.cli._options import (
 )
 @decoding_options
 @device_option
+@threads_option
 @json_option
 def caption(
     runs: tuple[Path, ...],

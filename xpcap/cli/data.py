@@ -18,6 +18,7 @@ from xpcap.cli._options import (
     show,
     show_json,
     talk,
+    threads_option,
 )
 from xpcap.cli._progress import stages
 
@@ -120,6 +121,7 @@ def coco_json(
     help="Threads that open pictures.",
     show_default="one a core",
 )
+@threads_option
 @json_option
 def prepare(
     captions: Path,
@@ -192,6 +194,7 @@ def _say_what_was_built(report: BuildReport, max_words: int) -> None:
 @click.option("--whiten", is_flag=True, help="Give every component variance 1.")
 @click.option("--replace", is_flag=True, help="Write over the pca features that are there.")
 @device_option
+@threads_option
 @json_option
 def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
     """Reduce the features of the data folder FOLDER to their principal components.

@@ -17,6 +17,7 @@ from xpcap.cli._options import (
     show,
     show_json,
     talk,
+    threads_option,
 )
 
 
@@ -35,6 +36,7 @@ from xpcap.cli._options import (
 @click.option("--images", type=AnyPath, help="Write every image's values, as lines of JSON.")
 @click.option("--results", type=AnyPath, help="Write the captions in COCO's results format.")
 @device_option
+@threads_option
 @json_option
 def evaluate(
     runs: tuple[Path, ...],

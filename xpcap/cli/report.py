@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, device_option, open_device, show
+from xpcap.cli._options import AnyPath, device_option, open_device, show, threads_option
 
 PAGE = "report.html"
 
@@ -31,6 +31,7 @@ PAGE = "report.html"
 @click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
 @click.option("--out", type=AnyPath, help="The page.", show_default=f"RUN/{PAGE}")
 @device_option
+@threads_option
 def report(
     run: Path,
     run2: Path | None,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import click
 
-from xpcap.cli._options import device_option, json_option, open_device, show_json, talk
+from xpcap.cli._options import (
+    device_option,
+    json_option,
+    open_device,
+    show_json,
+    talk,
+    threads_option,
+)
 
 
 @click.command()
 @device_option
+@threads_option
 @json_option
 def selfcheck(device: str, as_json: bool) -> int:
     """Check every layer's gradients and the worked cases on a device.

@@ -23,6 +23,7 @@ from xpcap.cli._options import (
     show_captions,
     show_json,
     talk,
+    threads_option,
 )
 from xpcap.cli._progress import stages, training
 from xpcap.cli._run_options import changed, saved_every, to_options
@@ -145,6 +146,7 @@ SHOWN = 8
     "--on-nan-limit", type=click.IntRange(min=0), default=3, help="How often, before it stops."
 )
 @device_option
+@threads_option
 @json_option
 def train(
     data: str,

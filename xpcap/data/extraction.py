@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy
 
+from xpcap import threads
 from xpcap.data.extractors import Extractor
 from xpcap.data.images import open_picture
 from xpcap.data.progress import Progress, say_nothing
@@ -152,7 +153,7 @@ class Extraction:
         batches = [self.pictures[k : k + BATCH] for k in range(done, len(self.pictures), BATCH)]
         rounds = -(-len(batches) // ranks.size)
         mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
-        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        pool = ThreadPoolExecutor(workers or threads.available())
         try:
             for batch, opened in zip(mine, self._opened(pool, mine), strict=True):
                 yield from ranks.gather(self._rows(batch, opened, skip_broken))

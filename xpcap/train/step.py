@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
@@ -110,7 +111,12 @@ class TrainingStep:
         factor
             What the schedule multiplies the learning rate by.
         """
-        with self.model.backend.activate():
+        params = self.model.params
+        weights = params["Wh"], params["W_vocab"]
+        with (
+            self.model.backend.activate(),
+            threads.measured("step", batch.words, len(batch.captions), *weights),
+        ):
             self._take(batch, step, factor)
 
     def _take(self, batch: Batch, step: int, factor: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import Array, namespace, to_host
 from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
@@ -157,13 +158,15 @@ def _measure(
 ) -> Figures:
     total: Any = 0.0
     words = 0
-    backend = packed.model.backend
+    backend, params = packed.model.backend, packed.model.params
     with backend.activate():
         for batch in batches.epoch(0):
             if len(batch.captions):  # a small batch may leave nothing to this rank
                 features = backend.to_device(batch.features)
-                total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
-                words += count_words(to_host(batch.captions))
+                count, scored = len(batch.captions), count_words(to_host(batch.captions))
+                with threads.measured("evaluate", scored, count, params["Wh"], params["W_vocab"]):
+                    total = total + packed.evaluate(features, batch.captions) * count
+                words += scored
             tell()
         parts = ranks.gather((float(total), words))
         return Figures(sum(part for part, _ in parts) / sum(count for _, count in parts))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 
+from xpcap import threads
 from xpcap.data.extractors.preprocessing import Preprocessing
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained
@@ -216,6 +217,7 @@ def _open_session(weights: Path) -> Any:
         ) from error
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads.limit()
     options.log_severity_level = 4  # what goes wrong is said once, by us
     data = _data_of(weights)
     with explained(weights, "read"):  # from bytes, no other file can take part
