@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner
 from guard import open_guard
 
+os.environ.setdefault("XPCAP_THREADS", "1")  # so that results do not depend on the time
+
 import xpcap.backend
 from xpcap.backend import CPU, Backend, Namespace, open_backend
 from xpcap.cli import main

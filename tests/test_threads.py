@@ -1,15 +1,22 @@
 """The number of BLAS threads, chosen on a simulated clock; no test depends on real times."""
 
+import json
 import math
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
+from tiny import make_tiny
 
 import xpcap
 from xpcap import threads
+from xpcap.benchmark import busy_processes
 from xpcap.errors import ConfigurationError
 from xpcap.threads import COST, LONGEST, Chooser, IdleProcessors, available, use_threads
 
+SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10]
 STEP = 0.1  # seconds on one thread of an idle machine
 
 
@@ -40,7 +47,7 @@ class Machine:
         self.now += amount * factor * self.seconds(self.threads)
 
     def chooser(self):
-        most = threads._candidates(self.cores)
+        most = threads.candidates(self.cores)
         chooser = Chooser(most, 1, self.apply, self.idle, self.told.append, self.clock)
         chooser.probe(lambda: self.work(0.02))
         return chooser
@@ -284,3 +291,46 @@ def test_the_number_is_set_inside_a_block_and_restored_after_it():
             assert threads.number() == 1
     assert threads.number() is None
     assert [controller.num_threads for controller in threads._controllers()] == before
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-2"])
+def test_a_number_that_cannot_be_is_one_line(call, value):
+    result = call("train", "--threads", value)
+    assert result.exit_code == 2
+    assert f"'{value}' is neither auto nor a number from 1 on" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_history_of_a_command_has_the_number_of_threads(call, tmp_path):
+    make_tiny(tmp_path / "tiny")
+    for number in ("1", "2", "auto"):
+        out = ["--data", "tiny", "--epochs", "1", "--out", f"run-{number}"]
+        result = call("train", *SMALL, *out, "--device", "cpu", "--threads", number)
+        assert result.exit_code == 0, result.output
+        lines = (tmp_path / f"run-{number}" / "history.jsonl").read_text().splitlines()
+        found = {json.loads(line).get("threads") for line in lines[:-1]}
+        if number == "auto":
+            assert all(1 <= n <= available() for n in found)
+        else:
+            assert found == {int(number)}
+    assert threads.number() is None
+
+
+def test_busy_processes_end_with_their_context():
+    with pytest.raises(RuntimeError):
+        with busy_processes(2, nice=19) as processes:
+            assert [process.poll() for process in processes] == [None, None]
+            raise RuntimeError
+    assert None not in [process.poll() for process in processes]
+
+
+def test_busy_processes_end_when_their_parent_is_killed():
+    code = (
+        "import os, signal\nfrom xpcap.benchmark import busy_processes\n"
+        "with busy_processes(1) as started:\n"
+        "    print(started[0].pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read().strip().isdigit()  # to its end: nobody has it open any more
+    assert parent.returncode == -signal.SIGKILL

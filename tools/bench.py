@@ -24,9 +24,20 @@ import numpy
 
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
-from xpcap.benchmark import CONFIGURATIONS, TASKS, Ours, Products, Result, Workload, interleave
+from xpcap.benchmark import (
+    CONFIGURATIONS,
+    TASKS,
+    Ours,
+    Products,
+    Result,
+    Workload,
+    busy_processes,
+    by_threads,
+    interleave,
+)
 from xpcap.data.vocabulary import tokenize
 from xpcap.models.captioner import CELLS
+from xpcap.threads import available, candidates
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5
@@ -120,6 +131,21 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
     return Ours(workload, backend, precision=name.partition(" ")[2] or "float32")
 
 
+def torch_by_threads(call: Callable[[int], object]) -> dict[str, Callable[[int], object]]:
+    """Return a call of PyTorch's with each number of threads that xpcap chooses from, by name."""
+    import torch
+
+    def fixed(number: int) -> Callable[[int], object]:
+        def run(k: int) -> None:
+            torch.set_num_threads(number)
+            call(k)
+
+        return run
+
+    numbers = candidates(available())
+    return {f"torch, {number}": fixed(number) for number in numbers}
+
+
 def contenders_on(backend: Backend) -> list[str]:
     """Return who takes part."""
     names = ["xpcap", "products"] + (["torch", "torch masked"] if HAS_TORCH else [])
@@ -152,6 +178,12 @@ def versions() -> dict[str, str]:
 @click.option("--rounds", default=12, help="Turns that each contender has.")
 @click.option("--calls", default=7, help="Calls a turn.")
 @click.option("--threads", default=os.cpu_count(), help="Of PyTorch on the CPU.")
+@click.option(
+    "--load",
+    type=click.IntRange(min=0),
+    help="Keep so many processes busy, and compare auto, fixed numbers of threads and PyTorch.",
+)
+@click.option("--nice", default=0, help="By how much their priority is lower.")
 @click.option("--captions", type=click.Path(path_type=Path, exists=True), help="COCO's folder.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
 @click.option("--memory-of", hidden=True)
@@ -163,6 +195,8 @@ def main(
     rounds: int,
     calls: int,
     threads: int,
+    load: int | None,
+    nice: int,
     captions: Path | None,
     json_file: Path | None,
     memory_of: str | None,
@@ -170,6 +204,8 @@ def main(
     """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
     backend = open_backend(device)
     backend.activate().__enter__()  # to the end of the process
+    if load is not None:
+        xpcap.use_threads("auto", tell=print)
     results = []
     for config in configs or CONFIGURATIONS:
         size = CONFIGURATIONS[config]
@@ -184,20 +220,29 @@ def main(
                 print(1024 * int(status.split("VmHWM:")[1].split()[0]))
                 return
             names = contenders_on(backend)
+            if load is not None:
+                names = ["xpcap", "torch masked"] if HAS_TORCH else ["xpcap"]
             if HAS_TORCH:
                 apart = max(compare(workload, backend, masked) for masked in (False, True))
                 if not apart < 1e-8:
                     raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
             options = ["--config", config, "--cell", cell, "--device", device]
             options += ["--captions", str(captions)] if captions else []
-            measured = [] if backend.device is not None else set(names) - {"products"}
+            alone = load is None and backend.device is None
+            measured = set(names) - {"products"} if alone else []
             memory = {name: peak_memory(name, options) for name in measured}
             for task in tasks or TASKS:
                 # anew for each task: what a step has trained says other captions
                 contenders = {name: make(name, workload, backend, threads) for name in names}
-                takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
+                every = task == "train" or load is not None
+                takes_part = [n for n in names if every or n in EVERY_TASK]
                 calls_of = {name: getattr(contenders[name], task) for name in takes_part}
-                figures = interleave(calls_of, rounds, calls, backend.synchronize)
+                if load is not None:
+                    calls_of |= by_threads(calls_of["xpcap"])
+                    if "torch masked" in calls_of:
+                        calls_of |= torch_by_threads(calls_of.pop("torch masked"))
+                with busy_processes(load or 0, nice):
+                    figures = interleave(calls_of, rounds, calls, backend.synchronize)
                 print(f"{config} {cell} {task}")
                 for name, times in figures.items():
                     result = Result(
@@ -212,6 +257,8 @@ def main(
                         "device": device,
                         "processor": platform.processor() or platform.machine(),
                         "threads": threads,
+                        "load": load,
+                        "nice": nice,
                         "captions": "COCO" if captions else "drawn",
                     }
                     text = json.dumps({**about, "results": results}, indent=1)

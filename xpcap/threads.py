@@ -152,6 +152,8 @@ class Chooser:
         The number in use.
     spent
         Seconds that trials have lost.
+    probed
+        Seconds a call of what `probe` timed, by number of threads.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class Chooser:
     ) -> None:
         self.number = number
         self.spent = 0.0
+        self.probed: dict[int, float] = {}
         self._candidates = candidates
         self._apply = apply
         self._idle = idle
@@ -180,18 +183,13 @@ class Chooser:
         self._wait = SHORTEST
         self._due = self._begun + self._wait
 
-    def probe(self, work: Callable[[], object]) -> dict[int, float]:
+    def probe(self, work: Callable[[], object]) -> None:
         """Time a short piece of work with each number, and choose the fastest.
 
         A number is given up as soon as it takes twice as long as the best so far; that of more
         threads has to be clearly faster.
-
-        Returns
-        -------
-        dict
-            Seconds a call, by number of threads.
         """
-        found: dict[int, float] = {}
+        found = self.probed
         for number in self._candidates:
             self._apply(number)
             work()
@@ -205,7 +203,6 @@ class Chooser:
                     break
             if found[number] < FASTER * best:
                 self.number = self._chosen = number
-        return found
 
     @contextlib.contextmanager
     def measured(self, work: float) -> Iterator[None]:
@@ -288,8 +285,8 @@ def _apply(number: int) -> None:
         controller.set_num_threads(number)
 
 
-def _candidates(most: int) -> list[int]:
-    """Return the powers of two below `most`, and `most`."""
+def candidates(most: int) -> list[int]:
+    """Return the numbers that `auto` chooses from: powers of two below `most`, and `most`."""
     return [*(2**k for k in range((most - 1).bit_length())), most]
 
 
@@ -348,8 +345,8 @@ class use_threads:
         if text != "auto" and not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**15):
             raise ConfigurationError(f"threads '{text}' is neither auto nor a number from 1 on")
         self.limit = available() if text == "auto" else int(text)
-        alone = self.limit == 1 or parallel.launched()
-        self.fixed = None if text == "auto" and not alone else self.limit
+        measured = text == "auto" and self.limit > 1 and not parallel.launched()
+        self.fixed = None if measured and _controllers() else self.limit
         self._tell = tell
         self._owner = threading.get_ident()
         self._choosers: dict[str, Chooser] = {}
@@ -377,8 +374,9 @@ class use_threads:
         if self.fixed is not None or threading.get_ident() != self._owner:
             return None
         if kind not in self._choosers:
-            candidates = _candidates(self.limit)
-            chooser = Chooser(candidates, self._latest, _apply, IdleProcessors(), self._tell)
+            chooser = Chooser(
+                candidates(self.limit), self._latest, _apply, IdleProcessors(), self._tell
+            )
             if not self._choosers:
                 chooser.probe(_product(rows, matrices))
             self._choosers[kind] = chooser
@@ -409,10 +407,10 @@ def measured(kind: str, work: float, rows: int, *matrices: Array) -> AbstractCon
 
 
 def number() -> int | None:
-    """Return how many threads BLAS uses now; None if nothing was chosen."""
-    if _current is None:
+    """Return how many threads BLAS uses now; None if that was not chosen, or cannot be."""
+    if _current is None or not _controllers():
         return None
-    return next((int(controller.num_threads) for controller in _controllers()), 1)
+    return int(_controllers()[0].num_threads)
 
 
 def limit() -> int:

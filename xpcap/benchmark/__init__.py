@@ -1,6 +1,7 @@
 """How fast a training step, a loss and greedy decoding are, beside their matrix products alone."""
 
 from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.load import busy_processes, by_threads
 from xpcap.benchmark.timing import Figures, Result, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
@@ -13,6 +14,8 @@ __all__ = [
     "Products",
     "Result",
     "Workload",
+    "busy_processes",
+    "by_threads",
     "draw_captions",
     "interleave",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
@@ -12,6 +13,7 @@ from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import product
 from xpcap.models.packed import PackedLoss, pack_captions
 from xpcap.optim import Optimizer
+from xpcap.threads import measured
 from xpcap.train.resident import ResidentStep
 from xpcap.train.step import TrainingStep
 
@@ -71,11 +73,17 @@ class Ours:
         """Compute the k-th minibatch's loss and gradients."""
         batch = self.workload.batch(k)
         features = self.model.backend.to_device(batch.features)
-        return self._packed.loss(features, batch.captions, 0, self.gradients)
+        with self._measured("loss", len(batch.captions)):
+            return self._packed.loss(features, batch.captions, 0, self.gradients)
 
     def decode(self, k: int) -> Array:
         """Caption N images greedily."""
-        return self.model.sample(self._features, MAX_LENGTH)
+        with self._measured("decode", len(self._features)):
+            return self.model.sample(self._features, MAX_LENGTH)
+
+    def _measured(self, task: str, captions: int) -> AbstractContextManager[None]:
+        weights = self.model.params["Wh"], self.model.params["W_vocab"]
+        return measured(task, captions, captions, *weights)
 
 
 class Products:

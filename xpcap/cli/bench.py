@@ -32,23 +32,53 @@ from xpcap.cli._options import (
     help="A whole training step, a loss with its gradients, or greedy decoding.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=10, help="Turns of each program.")
+@click.option(
+    "--load",
+    type=click.IntRange(min=0),
+    help="Keep so many processes busy beside it, and compare with fixed numbers of threads.",
+    show_default=False,
+)
+@click.option(
+    "--nice", type=click.IntRange(0, 19), default=0, help="By how much their priority is lower."
+)
 @device_option
 @threads_option
 @json_option
-def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: bool) -> None:
+def bench(
+    config: str,
+    cell: str,
+    task: str,
+    rounds: int,
+    load: int | None,
+    nice: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Time xpcap on this machine, beside its matrix products alone.
 
     Captions are drawn with COCO's lengths and word frequencies. No program can be faster than its
     products; ratios are to xpcap's own time.
     """
-    from xpcap.benchmark import CONFIGURATIONS, Ours, Products, Result, Workload, interleave
+    from xpcap.benchmark import (
+        CONFIGURATIONS,
+        Ours,
+        Products,
+        Result,
+        Workload,
+        busy_processes,
+        by_threads,
+        interleave,
+    )
 
     backend = open_device(device)
     size = CONFIGURATIONS[config]
     workload = Workload(size, cell)
     programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
-    figures = interleave(calls, rounds, 5, backend.synchronize)
+    if load is not None and backend.device is None:
+        calls |= by_threads(calls["xpcap"])
+    with busy_processes(load or 0, nice):
+        figures = interleave(calls, rounds, 5, backend.synchronize)
     results = [
         Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
         for name, times in figures.items()

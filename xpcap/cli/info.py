@@ -12,8 +12,8 @@ import click
 
 from xpcap.cli._options import json_option, show, show_json
 
-PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "numba", "cupy-cuda12x",
-            "cupy-cuda13x")  # fmt: skip
+PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "threadpoolctl", "numba",
+            "cupy-cuda12x", "cupy-cuda13x")  # fmt: skip
 
 
 @click.command()
@@ -41,9 +41,25 @@ def _gather() -> dict[str, Any]:
     blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     found["blas"] = f"{blas.get('name')} {blas.get('version')}"
     found["cpu"] = f"{os.cpu_count()} cores"
+    found["threads"] = _threads()
     found["memory"] = _memory()
     found.update(_gpus())
     return found
+
+
+def _threads() -> str:
+    """Say what was chosen, and how long a product of a default training step takes."""
+    import numpy
+
+    from xpcap import threads
+
+    with threads.use_threads("auto") as auto:
+        matrix = numpy.ones((512, 2048), numpy.float32)
+        chooser = auto.chooser("info", 128, [matrix])
+        if chooser is None:
+            return f"{auto.limit}, of {auto.limit} available"
+        times = ", ".join(f"{1e3 * found:.2f} ms with {n}" for n, found in chooser.probed.items())
+        return f"{chooser.number}, of {auto.limit} available: a product takes {times}"
 
 
 def _memory() -> str:
