@@ -6,15 +6,23 @@ import random
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 from tiny import make_tiny
 
 import xpcap
 from xpcap import threads
+from xpcap.backend import CPU
 from xpcap.benchmark import busy_processes
+from xpcap.data.pca import PCA
 from xpcap.errors import ConfigurationError
+from xpcap.run_folder import open_run
 from xpcap.threads import COST, LONGEST, Chooser, IdleProcessors, available, use_threads
+from xpcap.train.options import RunOptions
+from xpcap.train.run import train_run
+from xpcap.train.trainer import Schedule
 
 SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10]
 STEP = 0.1  # seconds on one thread of an idle machine
@@ -307,13 +315,47 @@ def test_the_history_of_a_command_has_the_number_of_threads(call, tmp_path):
         out = ["--data", "tiny", "--epochs", "1", "--out", f"run-{number}"]
         result = call("train", *SMALL, *out, "--device", "cpu", "--threads", number)
         assert result.exit_code == 0, result.output
-        lines = (tmp_path / f"run-{number}" / "history.jsonl").read_text().splitlines()
-        found = {json.loads(line).get("threads") for line in lines[:-1]}
+        found = {json.loads(line)["threads"] for line in steps(tmp_path / f"run-{number}")}
         if number == "auto":
             assert all(1 <= n <= available() for n in found)
         else:
             assert found == {int(number)}
     assert threads.number() is None
+
+
+def test_training_evaluation_decoding_and_pca_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    options = RunOptions(hidden=8, wordvec=4, batch_size=10, schedule=Schedule(epochs=2))
+    data = make_tiny(tmp_path / "tiny")
+    with use_threads("auto") as auto:
+        train_run(data, tmp_path / "run", options, CPU)
+        run = open_run(tmp_path / "run", CPU)
+        features = numpy.eye(7, dtype=numpy.float32)
+        run.caption(features)
+        run.score(features, numpy.ones((7, 3), numpy.int32))
+        PCA.fit(numpy.random.default_rng(0).random((50, 7), numpy.float32), 3).transform(features)
+        PCA.fit(features[:5], 3)
+    expected = {"step", "evaluate", "decode", "score", "covariance", "transform", "gram"}
+    assert auto._choosers.keys() == expected
+    assert all(chooser._times or chooser._trial for chooser in auto._choosers.values())
+    assert all(json.loads(line)["threads"] in (1, 2) for line in steps(tmp_path / "run"))
+
+
+def steps(run):
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return [line for line in lines if '"lr"' in line]
+
+
+def test_other_threads_are_not_measured(monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    matrix = numpy.ones((4, 4), numpy.float32)
+    with use_threads("auto") as auto:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(lambda: threads.measured("work", 1, 4, matrix).__enter__()).result()
+        assert not auto._choosers
+        with threads.measured("work", 1, 4, matrix):
+            pass
+        assert auto._choosers
 
 
 def test_busy_processes_end_with_their_context():

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import statistics
 import threading
 import time
@@ -342,7 +343,7 @@ class use_threads:
         self, threads: int | str = "auto", tell: Callable[[str], None] = lambda message: None
     ) -> None:
         text = str(threads)
-        if text != "auto" and not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**15):
+        if not re.fullmatch("auto|[1-9][0-9]{0,3}", text):
             raise ConfigurationError(f"threads '{text}' is neither auto nor a number from 1 on")
         self.limit = available() if text == "auto" else int(text)
         measured = text == "auto" and self.limit > 1 and not parallel.launched()
