@@ -235,7 +235,7 @@ class Chooser:
 
     def _begin(self, now: float, number: int, upwards: bool) -> bool:
         """Begin a trial of the number after or before another one; return whether there is one."""
-        self._due = now + self._wait
+        self._due = now + SHORTEST / 2  # if none begins
         index = self._candidates.index(number) + (1 if upwards else -1)
         if not 0 <= index < len(self._candidates):
             return False
