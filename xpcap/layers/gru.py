@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
-from xpcap.kernels.products import product
+from xpcap.kernels.recurrence import gru_recurrence, gru_recurrence_gradient
 from xpcap.kernels.sums import column_sum
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, add_product, hidden_states, pack, unpack
+from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
 
 
@@ -225,18 +225,9 @@ def gru_unroll(
     workspace
         Where the arrays of the result lie.
     """
-    xp, (N, H) = workspace.xp, h0.shape
     h, prev_h = hidden_states(h0, packing, workspace)
-    ah_n = packing.empty(workspace, "ah_n", H)
-    ah = workspace.empty("ah", N, 3 * H)
-    state = h0
-    for rows in packing.rows:
-        n = rows.stop - rows.start
-        if not packing.even:
-            prev_h[rows] = state[:n]
-        product(xp, prev_h[rows], Wh, ah[:n])
-        gru_cell(xp, gates[rows], ah[:n], bn, prev_h[rows], ah_n[rows], h[rows])
-        state = h[rows]
+    ah_n = packing.empty(workspace, "ah_n", h0.shape[1])
+    gru_recurrence(workspace.xp, gates, Wh, bn, prev_h, h, ah_n, packing, workspace)
     return GRUUnrolled(h, prev_h, ah_n, gates)
 
 
@@ -261,14 +252,9 @@ def gru_unroll_backward(
     """
     xp, H = workspace.xp, Wh.shape[0]
     dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
-    back = workspace.zeros("dh0", packing.captions, H)
-    for rows in reversed(packing.rows):
-        n = rows.stop - rows.start
-        gru_cell_gradient(
-            xp, dh[rows], back[:n], run.gates[rows], run.ah_n[rows], run.prev_h[rows],
-            dax[rows], dah[rows],
-        )  # fmt: skip
-        add_product(dah[rows], Wh.T, back[:n], workspace)
-    dbn = workspace.empty("dbn", H)
+    back, dbn = workspace.zeros("dh0", packing.captions, H), workspace.empty("dbn", H)
+    gru_recurrence_gradient(
+        xp, dh, Wh, run.gates, run.ah_n, run.prev_h, dax, dah, back, packing, workspace
+    )
     column_sum(xp, dah[:, 2 * H :], dbn)
     return dax, dah, back, dbn

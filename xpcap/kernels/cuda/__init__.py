@@ -9,6 +9,7 @@ array that is not contiguous (some allow rows that are padded), is the reference
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy
@@ -29,6 +30,8 @@ from xpcap.kernels.scatter import add_rows, take_rows
 from xpcap.kernels.softmax import softmax_cross_entropy
 from xpcap.kernels.sums import column_sum
 from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
+
+importlib.import_module("xpcap.kernels.cuda.recurrence")  # registers the recurrences
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 _PARTIAL_SUMS = 512
