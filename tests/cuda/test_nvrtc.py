@@ -20,9 +20,10 @@ REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
     "lstm_cell_gradient": 32,
     "loss_and_norm": 32,
     "next_batch": 40,
+    "recurrence": 247,
     "rnn_cell": 18,
     "rnn_cell_gradient": 16,
-    "softmax_cross_entropy": 34,
+    "softmax_cross_entropy": 54,
     "square_sum": 30,
     "take_rows": 14,
 }
@@ -52,6 +53,10 @@ def variants(text):
         "INDEX": ("int", "long long"),
         "ELEMENT": ("unsigned char", "unsigned short", "unsigned int", "unsigned long long"),
         "STREAM": ("unsigned long long", "const unsigned long long *"),
+        "HIDDEN": ("200", "512"),
+        "CELL": ("0", "1", "2"),
+        "ROWS": ("16", "32"),
+        "PASSES": ("1", "3"),
     }
     used = [macro for macro in meanings if re.search(rf"\b{macro}\b", text)]
     for chosen in itertools.product(*(meanings[macro] for macro in used)):

@@ -18,6 +18,7 @@ from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
 from xpcap.kernels.top import best_continuations, top
 from xpcap.kernels.updates import loss_and_norm
+from xpcap.layers._sequence import Packing
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 
@@ -46,6 +47,9 @@ def run(version, xp, arguments):
         **{name: value for name, value in arguments.items() if hasattr(value, "shape")},
     }
 
+
+FALLING = Packing(N, [N, N - 2, 1])  # captions of 1 to 3 words
+ROWS = FALLING.total
 
 ARGUMENTS = {
     "sigmoid": {"a": normal(N, H)},
@@ -89,6 +93,67 @@ ARGUMENTS = {
         "prev_h": normal(N, H),
         "dax": unwritten(N, 3 * H),
         "dah": unwritten(N, 3 * H),
+    },
+    "rnn_recurrence": {
+        "ax": normal(ROWS, H),
+        "b": normal(H),
+        "Wh": normal(H, H),
+        "prev_h": gates(ROWS, H),
+        "h": unwritten(ROWS, H),
+        "packing": FALLING,
+    },
+    "rnn_recurrence_gradient": {
+        "dh": normal(ROWS, H),
+        "Wh": normal(H, H),
+        "prev_h": gates(ROWS, H),
+        "h": gates(ROWS, H),
+        "da": unwritten(ROWS, H),
+        "back": numpy.zeros((N, H)),
+        "packing": FALLING,
+    },
+    "lstm_recurrence": {
+        "gates": normal(ROWS, 4 * H),
+        "b": normal(4 * H),
+        "Wh": normal(H, 4 * H),
+        "prev_h": gates(ROWS, H),
+        "h": unwritten(ROWS, H),
+        "c0": normal(N, H),
+        "c": unwritten(ROWS, H),
+        "tanh_c": unwritten(ROWS, H),
+        "packing": FALLING,
+    },
+    "lstm_recurrence_gradient": {
+        "dh": normal(ROWS, H),
+        "Wh": normal(H, 4 * H),
+        "gates": gates(ROWS, 4 * H),
+        "c0": normal(N, H),
+        "c": normal(ROWS, H),
+        "tanh_c": gates(ROWS, H),
+        "da": unwritten(ROWS, 4 * H),
+        "back": numpy.zeros((N, H)),
+        "packing": FALLING,
+    },
+    "gru_recurrence": {
+        "gates": normal(ROWS, 3 * H),
+        "b": normal(3 * H),
+        "Wh": normal(H, 3 * H),
+        "bn": normal(H),
+        "prev_h": gates(ROWS, H),
+        "h": unwritten(ROWS, H),
+        "ah_n": unwritten(ROWS, H),
+        "packing": FALLING,
+    },
+    "gru_recurrence_gradient": {
+        "dh": normal(ROWS, H),
+        "Wh": normal(H, 3 * H),
+        "gates": gates(ROWS, 3 * H),
+        "ah_n": normal(ROWS, H),
+        "prev_h": gates(ROWS, H),
+        "h": gates(ROWS, H),
+        "dax": unwritten(ROWS, 3 * H),
+        "dah": unwritten(ROWS, 3 * H),
+        "back": numpy.zeros((N, H)),
+        "packing": FALLING,
     },
     "rnn_advance": {
         "ax": normal(V, H),
@@ -265,6 +330,9 @@ def test_kernels_change_only_what_they_write(name, xp):
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"}, "keep_mask": {"out"},
         "loss_and_norm": {"settings"},
+        "rnn_recurrence": {"ax", "prev_h"}, "rnn_recurrence_gradient": {"back"},
+        "lstm_recurrence": {"gates", "prev_h"}, "lstm_recurrence_gradient": {"back"},
+        "gru_recurrence": {"gates", "prev_h"}, "gru_recurrence_gradient": {"back"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]

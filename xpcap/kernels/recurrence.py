@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from xpcap.backend import Array, Namespace
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.kernels import kernel
 from xpcap.kernels.pointwise import (
     gru_cell,
@@ -20,7 +20,7 @@ from xpcap.kernels.pointwise import (
     rnn_cell_gradient,
 )
 from xpcap.kernels.products import product
-from xpcap.workspace import Workspace
+from xpcap.workspace import passing
 
 
 class Steps(Protocol):
@@ -42,30 +42,37 @@ def _carry(prev_h: Array, h: Array, packing: Steps, t: int) -> None:
         prev_h[rows] = h[before][: rows.stop - rows.start]
 
 
+def _memory(name: str, like: Array, *shape: int) -> Array:
+    """Return memory until the kernel returns, of the library and the dtype of an array."""
+    return passing(namespace(like), like.dtype).empty(name, *shape)
+
+
 @kernel
 def rnn_recurrence(
     xp: Namespace,
     ax: Array,
+    b: Array | None,
     Wh: Array,
     prev_h: Array,
     h: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
-    """Vanilla network: h_t = tanh(ax_t + h_{t-1} Wh).
+    """Vanilla network: h_t = tanh(ax_t + b + h_{t-1} Wh); `ax` may be changed.
 
     Parameters
     ----------
-    ax
-        `(M, H)`: x Wx + b.
+    ax, b
+        `(M, H)` and `(H,)`: x Wx, and the bias; None if it is added already.
     Wh
         `(H, H)`.
     prev_h, h
         `(M, H)`, written: the states before and after each step.
-    packing, space
-        The rows of each step; memory for one product.
+    packing
+        The rows of each step.
     """
-    ah = space.empty("ah", packing.captions, Wh.shape[1])
+    if b is not None:
+        ax += b
+    ah = _memory("ah", h, packing.captions, Wh.shape[1])
     for t, rows in enumerate(packing.rows):
         _carry(prev_h, h, packing, t)
         product(xp, prev_h[rows], Wh, ah[: rows.stop - rows.start])
@@ -82,7 +89,6 @@ def rnn_recurrence_gradient(
     da: Array,
     back: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
     """Gradient of `rnn_recurrence`.
 
@@ -96,8 +102,8 @@ def rnn_recurrence_gradient(
         `(M, H)`, written: gradient of ax_t and of h_{t-1} Wh.
     back
         `(N, H)`: zeros, becomes the gradient of the first state.
-    packing, space
-        The rows of each step; memory.
+    packing
+        The rows of each step.
     """
     for rows in reversed(packing.rows):
         n = rows.stop - rows.start
@@ -109,6 +115,7 @@ def rnn_recurrence_gradient(
 def lstm_recurrence(
     xp: Namespace,
     gates: Array,
+    b: Array | None,
     Wh: Array,
     prev_h: Array,
     h: Array,
@@ -116,14 +123,14 @@ def lstm_recurrence(
     c: Array,
     tanh_c: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
     """LSTM: see `lstm_cell`.
 
     Parameters
     ----------
-    gates
-        `(M, 4H)`: x Wx + b; becomes the activated gates.
+    gates, b
+        `(M, 4H)` and `(4H,)`: x Wx, and the bias; None if it is added already. The first becomes
+        the activated gates.
     Wh
         `(H, 4H)`.
     prev_h, h
@@ -132,10 +139,12 @@ def lstm_recurrence(
         `(N, H)`: the first cell state.
     c, tanh_c
         `(M, H)`, written: the cell states after each step, and tanh of them.
-    packing, space
-        The rows of each step; memory for one product.
+    packing
+        The rows of each step.
     """
-    ah, cell = space.empty("ah", packing.captions, Wh.shape[1]), c0
+    if b is not None:
+        gates += b
+    ah, cell = _memory("ah", h, packing.captions, Wh.shape[1]), c0
     for t, rows in enumerate(packing.rows):
         n = rows.stop - rows.start
         _carry(prev_h, h, packing, t)
@@ -156,7 +165,6 @@ def lstm_recurrence_gradient(
     da: Array,
     back: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
     """Gradient of `lstm_recurrence`.
 
@@ -170,10 +178,11 @@ def lstm_recurrence_gradient(
         `(M, 4H)`, written: gradient of the pre-activations.
     back
         `(N, H)`: zeros, becomes the gradient of the first hidden state.
-    packing, space
-        The rows of each step; memory.
+    packing
+        The rows of each step.
     """
-    dc = space.zeros("dc", *back.shape)
+    dc = _memory("dc", back, *back.shape)
+    dc[...] = 0
     cells = [c0, *(c[rows] for rows in packing.rows)][:-1]
     for rows, cell in zip(reversed(packing.rows), reversed(cells), strict=True):
         n = rows.stop - rows.start
@@ -187,30 +196,33 @@ def lstm_recurrence_gradient(
 def gru_recurrence(
     xp: Namespace,
     gates: Array,
+    b: Array | None,
     Wh: Array,
     bn: Array,
     prev_h: Array,
     h: Array,
     ah_n: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
     """GRU: see `gru_cell`.
 
     Parameters
     ----------
-    gates
-        `(M, 3H)`: x Wx + b; becomes the activated gates.
+    gates, b
+        `(M, 3H)` and `(3H,)`: x Wx, and the bias; None if it is added already. The first becomes
+        the activated gates.
     Wh, bn
         `(H, 3H)` and `(H,)`.
     prev_h, h
         `(M, H)`, written: the states before and after each step.
     ah_n
         `(M, H)`, written: h Wh_n + bn.
-    packing, space
-        The rows of each step; memory for one product.
+    packing
+        The rows of each step.
     """
-    ah = space.empty("ah", packing.captions, Wh.shape[1])
+    if b is not None:
+        gates += b
+    ah = _memory("ah", h, packing.captions, Wh.shape[1])
     for t, rows in enumerate(packing.rows):
         n = rows.stop - rows.start
         _carry(prev_h, h, packing, t)
@@ -226,11 +238,11 @@ def gru_recurrence_gradient(
     gates: Array,
     ah_n: Array,
     prev_h: Array,
+    h: Array,
     dax: Array,
     dah: Array,
     back: Array,
     packing: Steps,
-    space: Workspace,
 ) -> None:
     """Gradient of `gru_recurrence`.
 
@@ -238,16 +250,16 @@ def gru_recurrence_gradient(
     ----------
     dh
         `(M, H)`: gradient of each h from the layer above.
-    Wh, gates, ah_n, prev_h
+    Wh, gates, ah_n, prev_h, h
         As `gru_recurrence` left them.
     dax, dah
         `(M, 3H)`, written: gradients of x Wx + b and of h Wh.
     back
         `(N, H)`: zeros, becomes the gradient of the first state.
-    packing, space
-        The rows of each step; memory.
+    packing
+        The rows of each step.
     """
-    more = space.empty("product", *back.shape)
+    more = _memory("product", back, *back.shape)
     for rows in reversed(packing.rows):
         n = rows.stop - rows.start
         gru_cell_gradient(

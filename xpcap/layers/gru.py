@@ -179,8 +179,8 @@ def gru_forward(
         bn=(bn, "H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    gates = steps @ Wx + b
-    run = gru_unroll(gates, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
+    gates = steps @ Wx
+    run = gru_unroll(gates, b, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), GRUCache(steps, run, Wx, Wh, packing)
 
 
@@ -210,14 +210,21 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
 
 
 def gru_unroll(
-    gates: Array, h0: Array, Wh: Array, bn: Array, packing: Packing, workspace: Workspace
+    gates: Array,
+    b: Array | None,
+    h0: Array,
+    Wh: Array,
+    bn: Array,
+    packing: Packing,
+    workspace: Workspace,
 ) -> GRUUnrolled:
     """Run the cell over a packed sequence.
 
     Parameters
     ----------
-    gates
-        `(M, 3H)`: x Wx + b of every row; becomes the activated gates.
+    gates, b
+        `(M, 3H)` and `(3H,)`: x Wx of every row, and the bias, or None if it is added already.
+        The first becomes the activated gates.
     h0, Wh, bn
         First hidden state `(N, H)`, weights `(H, 3H)` and the hidden bias of n, `(H,)`.
     packing
@@ -227,7 +234,7 @@ def gru_unroll(
     """
     h, prev_h = hidden_states(h0, packing, workspace)
     ah_n = packing.empty(workspace, "ah_n", h0.shape[1])
-    gru_recurrence(workspace.xp, gates, Wh, bn, prev_h, h, ah_n, packing, workspace)
+    gru_recurrence(workspace.xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
     return GRUUnrolled(h, prev_h, ah_n, gates)
 
 
@@ -254,7 +261,7 @@ def gru_unroll_backward(
     dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
     back, dbn = workspace.zeros("dh0", packing.captions, H), workspace.empty("dbn", H)
     gru_recurrence_gradient(
-        xp, dh, Wh, run.gates, run.ah_n, run.prev_h, dax, dah, back, packing, workspace
+        xp, dh, Wh, run.gates, run.ah_n, run.prev_h, run.h, dax, dah, back, packing
     )
     column_sum(xp, dah[:, 2 * H :], dbn)
     return dax, dah, back, dbn

@@ -161,8 +161,8 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    gates = steps @ Wx + b
-    run = lstm_unroll(gates, h0, Wh, packing, Workspace(xp, gates.dtype))
+    gates = steps @ Wx
+    run = lstm_unroll(gates, b, h0, Wh, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), LSTMCache(steps, run, Wx, Wh, packing)
 
 
@@ -193,6 +193,7 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
 
 def lstm_unroll(
     gates: Array,
+    b: Array | None,
     h0: Array,
     Wh: Array,
     packing: Packing,
@@ -203,8 +204,9 @@ def lstm_unroll(
 
     Parameters
     ----------
-    gates
-        `(M, 4H)`: x Wx + b of every row; becomes the activated gates.
+    gates, b
+        `(M, 4H)` and `(4H,)`: x Wx of every row, and the bias, or None if it is added already.
+        The first becomes the activated gates.
     h0, Wh
         First hidden state `(N, H)`, and weights `(H, 4H)`.
     packing
@@ -219,7 +221,7 @@ def lstm_unroll(
     cells = workspace.empty("cells", N + total, H, most=N + packing.capacity)
     cells[:N] = 0 if c0 is None else c0
     c0, c, tanh_c = cells[:N], cells[N:], packing.empty(workspace, "tanh_c", H)
-    lstm_recurrence(workspace.xp, gates, Wh, prev_h, h, c0, c, tanh_c, packing, workspace)
+    lstm_recurrence(workspace.xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
     return LSTMUnrolled(h, prev_h, c0, c, tanh_c, gates)
 
 
@@ -245,6 +247,6 @@ def lstm_unroll_backward(
     H = Wh.shape[0]
     da, back = packing.empty(workspace, "da", 4 * H), workspace.zeros("dh0", packing.captions, H)
     lstm_recurrence_gradient(
-        workspace.xp, dh, Wh, run.gates, run.c0, run.c, run.tanh_c, da, back, packing, workspace
+        workspace.xp, dh, Wh, run.gates, run.c0, run.c, run.tanh_c, da, back, packing
     )
     return da, da, back

@@ -143,8 +143,8 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    ax = steps @ Wx + b
-    run = rnn_unroll(ax, h0, Wh, packing, Workspace(xp, ax.dtype))
+    ax = steps @ Wx
+    run = rnn_unroll(ax, b, h0, Wh, packing, Workspace(xp, ax.dtype))
     return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
 
 
@@ -174,14 +174,14 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
 
 
 def rnn_unroll(
-    ax: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+    ax: Array, b: Array | None, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
 ) -> RNNUnrolled:
     """Run the cell over a packed sequence.
 
     Parameters
     ----------
-    ax
-        `(M, H)`: x Wx + b of every row.
+    ax, b
+        `(M, H)` and `(H,)`: x Wx of every row, and the bias, or None if it is added already.
     h0, Wh
         First hidden state `(N, H)`, and weights `(H, H)`.
     packing
@@ -190,7 +190,7 @@ def rnn_unroll(
         Where the arrays of the result lie.
     """
     h, prev_h = hidden_states(h0, packing, workspace)
-    rnn_recurrence(workspace.xp, ax, Wh, prev_h, h, packing, workspace)
+    rnn_recurrence(workspace.xp, ax, b, Wh, prev_h, h, packing)
     return RNNUnrolled(h, prev_h)
 
 
@@ -215,5 +215,5 @@ def rnn_unroll_backward(
     """
     H = Wh.shape[0]
     da, back = packing.empty(workspace, "da", H), workspace.zeros("dh0", packing.captions, H)
-    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.prev_h, run.h, da, back, packing, workspace)
+    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.prev_h, run.h, da, back, packing)
     return da, da, back

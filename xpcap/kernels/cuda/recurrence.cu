@@ -13,9 +13,10 @@
 // Launch: (ceil(H / 16), ceil(N / ROWS)) blocks of 256 threads, all of them resident at once (a
 // cooperative launch); counters (2 a group) are zero before and after.
 //
-// Macros: H, a multiple of 4; CELL: 0 vanilla, 1 LSTM, 2 GRU; ROWS, a multiple of 16; PASSES: 1:
+// Macros: HIDDEN, H, a multiple of 4; CELL: 0 vanilla, 1 LSTM, 2 GRU; ROWS, a multiple of 16; PASSES: 1:
 // factors are rounded to TF32; 3: each is split in two such numbers, which is as good as float32.
 
+#define H HIDDEN
 #define GATES (CELL == 0 ? 1 : CELL == 1 ? 4 : 3)
 #define UNITS 16
 #define BLOCKS ((H + UNITS - 1) / UNITS)  // of a group
@@ -78,14 +79,16 @@ __device__ void multiply(float d[4], const Bits a[4], const Bits b[2])
 #endif
 }
 
-// What rounding to TF32 leaves of a number.
+// The leading part of a number that is split, and the rest, of which the product takes what TF32 has.
+// A number that is not finite leaves a rest that is none.
+__device__ Bits leading(float value)
+{
+    return PASSES == 1 ? rounded(value) : (__float_as_uint(value) + 0x1000) & ~0x1fff;
+}
+
 __device__ Bits rest_of(float value, Bits high)
 {
-#ifdef TRUNCATE
     return __float_as_uint(value - __uint_as_float(high));
-#else
-    return rounded(value - __uint_as_float(high));
-#endif
 }
 
 // Sixteen factors of two rows, of which a lane has four each: rounded, and what that leaves.
@@ -98,7 +101,7 @@ struct Chunk {
             {upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}};
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-            high[e / 4][e % 4] = rounded(value[e / 4][e % 4]);
+            high[e / 4][e % 4] = leading(value[e / 4][e % 4]);
             if (PASSES == 3)
                 rest[e / 4][e % 4] = rest_of(value[e / 4][e % 4], high[e / 4][e % 4]);
         }
@@ -112,7 +115,7 @@ __device__ void multiply_chunk(float d[][4], const Chunk a[TOGETHER], const floa
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
 #if PASSES == 3
-        Bits b[2] = {rounded(value[k][0]), rounded(value[k][1])};
+        Bits b[2] = {leading(value[k][0]), leading(value[k][1])};
         Bits rest[2] = {rest_of(value[k][0], b[0]), rest_of(value[k][1], b[1])};
 #else
         Bits b[2] = {__float_as_uint(value[k][0]), __float_as_uint(value[k][1])};  // rounded before
@@ -183,12 +186,13 @@ __device__ float4 four(const float *row, int column)
     return column < H ? __ldcg((const float4 *)(row + column)) : make_float4(0, 0, 0, 0);
 }
 
-// gates (T, N, GATES H): x Wx + b, becomes the activated gates; bn (H,), of the GRU alone, is added to
-// h Wh. Rows of Wh begin `stride` numbers apart. h (T + 1, N, H), its first state given. c (T + 1, N, H) likewise, and kept (T, N, H), written:
-// LSTM: the cell state, and its tanh; GRU: h Wh_n + bn in kept.
+// gates (T, N, GATES H): x Wx, becomes the activated gates; b (GATES H,) is added to it, and of the GRU
+// bn (H,) to h Wh_n. Rows of Wh begin `stride` numbers apart. h (T + 1, N, H), the first state given.
+// c (T + 1, N, H) likewise and kept (T, N, H), written: LSTM: the cell state and its tanh; GRU:
+// h Wh_n + bn in kept.
 extern "C" __launch_bounds__(256, 1) __global__ void forward(
-    int T, int N, long long stride, const float *Wh, const float *bn, float *gates, float *h,
-    float *c, float *kept, unsigned int *counters)
+    int T, int N, long long stride, const float *Wh, const float *b, const float *bn, float *gates,
+    float *h, float *c, float *kept, unsigned int *counters)
 {
     float4 *weights = shared;  // [CHUNKS][WIDTH / 8][256]
     float (*partial)[WARPS][16][STRIDE] =
@@ -198,11 +202,8 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
     int unit0 = blockIdx.x * UNITS, row0 = blockIdx.y * ROWS;
     unsigned int *counter = counters + 2 * blockIdx.y;
 
-#pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk)
-#pragma unroll
         for (int tile = 0; tile < WIDTH / 8; ++tile)
-#pragma unroll
             for (int e = 0; e < 4; ++e) {
                 int k = 16 * (CHUNKS * warp + chunk) + 4 * place + e;
                 int column = 8 * tile + row8, unit = unit0 + column % UNITS;
@@ -211,7 +212,9 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             }
 
     int row = thread / UNITS, local = thread % UNITS, unit = unit0 + local;
-    float b_hidden = CELL == 2 && unit < H ? bn[unit] : 0;
+    float b_hidden = CELL == 2 && unit < H ? bn[unit] : 0, bias[GATES];
+    for (int gate = 0; gate < GATES; ++gate)
+        bias[gate] = unit < H ? b[gate * H + unit] : 0;
 
     for (int t = 0; t < T; ++t) {
         long long step = (long long)t * N;
@@ -222,7 +225,8 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             bool here = unit < H && n < N;
 #pragma unroll
             for (int gate = 0; gate < GATES; ++gate)
-                input[m][gate] = here ? gates[((step + n) * GATES + gate) * H + unit] : 0;
+                input[m][gate] =
+                    here ? gates[((step + n) * GATES + gate) * H + unit] + bias[gate] : 0;
             before[m] = CELL == 1 && here ? c[(step + n) * H + unit] : 0;
         }
         if (t > 0)
@@ -348,11 +352,8 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
     int unit0 = blockIdx.x * UNITS, row0 = blockIdx.y * ROWS;
     unsigned int *counter = counters + 2 * blockIdx.y;
 
-#pragma unroll
     for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
         for (int tile = 0; tile < 2 * CHUNKS; ++tile)
-#pragma unroll
             for (int e = 0; e < 4; ++e) {
                 int unit = unit0 + 4 * place + e;
                 // of two tiles a lane has the units from 4 place on: their sums lie side by side
@@ -362,7 +363,10 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
             }
 
     int row = thread / UNITS, local = thread % UNITS, unit = unit0 + local;
-    float carry[TILES] = {}, dc[TILES] = {};  // of h, beside h Wh; and of c
+    float carry[TILES] = {};  // of h, beside h Wh
+#if CELL == 1
+    float dc[TILES] = {};
+#endif
 
     for (int t = T - 1; t >= -1; --t) {
         int done = T - 1 - t;  // steps whose parts are written

@@ -9,7 +9,7 @@ step by step 190, 280, 165 and 240 us.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy
 
@@ -25,13 +25,15 @@ from xpcap.kernels.recurrence import (
     rnn_recurrence,
     rnn_recurrence_gradient,
 )
-from xpcap.workspace import Workspace
 
 _UNITS, _WARPS, _THREADS, _TILE = 16, 8, 256, 16  # as in the source; a tile has 16 captions
 _LARGEST = 512  # H: the weights of 16 units are 128 KB
 _ROWS = (16, 32, 64)  # captions of a block
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # in the order of the macro CELL
 _FLOAT32 = numpy.dtype(numpy.float32)
+
+_States: TypeAlias = tuple[tuple[Array, Array], ...]
+"""Arrays of the states before each step and after: of h, and of an LSTM's c."""
 
 int32 = numpy.int32
 
@@ -66,20 +68,25 @@ def _plan(xp: Namespace, device: int, cell: str, N: int, H: int, precision: str)
         )
         if max(forward, backward) <= most and (resident or group == 1):
             passes = 3 if precision == "float32" else 1
-            macros = {"CELL": list(_GATES).index(cell), "H": H, "ROWS": rows, "PASSES": passes}
+            macros = {"CELL": list(_GATES).index(cell), "HIDDEN": H, "ROWS": rows, "PASSES": passes}
             options = tuple(f"-D{name}={value}" for name, value in macros.items())
             source = open_source(xp, "recurrence", options, cooperative=group > 1)
             return _Plan(source, (group, groups), rows, forward, backward)
     return None
 
 
-def _plan_of(xp: Namespace, cell: str, Wh: Array, packing: Steps, *arrays: Array) -> _Plan | None:
+def _plan_of(
+    xp: Namespace, cell: str, Wh: Array, packing: Steps, states: _States, *arrays: Array
+) -> _Plan | None:
     """Return the plan for these arrays, or None where the reference has to run."""
     H, N = Wh.shape[0], packing.captions
-    contiguous = all(array.flags.c_contiguous for array in arrays)
-    if not (packing.even and len(packing.rows) > 1 and N and contiguous):
+    if not (packing.even and len(packing.rows) > 1 and N) or H % 4 or H > _LARGEST:
         return None
-    if H % 4 or H > _LARGEST or {Wh.dtype, *(array.dtype for array in arrays)} != {_FLOAT32}:
+    if {Wh.dtype, *(array.dtype for array in arrays)} != {_FLOAT32}:
+        return None
+    if not all(array.flags.c_contiguous for array in arrays):
+        return None
+    if any(after.data.ptr != before.data.ptr + 4 * N * H for before, after in states):
         return None
     return _plan(xp, xp.cuda.runtime.getDevice(), cell, N, H, current_precision())
 
@@ -91,96 +98,95 @@ def _counters(xp: Namespace, device: int) -> Array:
 
 
 def _run(
-    xp: Namespace, cell: str, gates: Array, Wh: Array, bn: Array, prev_h: Array, c0: Array,
-    kept: Array, packing: Steps,
+    xp: Namespace, cell: str, gates: Array, b: Array | None, Wh: Array, bn: Array,
+    states: _States, kept: Array, packing: Steps,
 ) -> bool:  # fmt: skip
-    """Run a sequence in one launch; False where it does not fit.
-
-    `prev_h` and `c0` begin arrays that go on with the states after each step.
-    """
-    plan = _plan_of(xp, cell, Wh, packing, gates, bn, prev_h, c0, kept)
+    """Run a sequence in one launch; False where it does not fit."""
+    (h, _), (c, _) = states[0], states[-1]
+    plan = _plan_of(xp, cell, Wh, packing, states, gates, bn, h, c, kept)
     if plan is None:
         return False
+    if b is None:
+        b = xp.zeros(gates.shape[1], dtype=gates.dtype)
     counters = _counters(xp, xp.cuda.runtime.getDevice())
     sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
-    arrays = (Wh, bn, gates, prev_h, c0, kept, counters)
+    arrays = (Wh, b, bn, gates, h, c, kept, counters)
     plan.source.launch("forward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.forward)
     return True
 
 
 def _run_back(
-    xp: Namespace, cell: str, dh: Array, Wh: Array, gates: Array, prev_h: Array, c0: Array,
-    kept: Array, dax: Array, dah: Array, back: Array, packing: Steps, space: Workspace,
+    xp: Namespace, cell: str, dh: Array, Wh: Array, gates: Array, states: _States, kept: Array,
+    dax: Array, dah: Array, back: Array, packing: Steps,
 ) -> bool:  # fmt: skip
     """Backpropagate through a sequence in one launch; False where it does not fit."""
-    plan = _plan_of(xp, cell, Wh, packing, dh, gates, prev_h, c0, kept, dax, dah, back)
+    (h, _), (c, _) = states[0], states[-1]
+    plan = _plan_of(xp, cell, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
     if plan is None:
         return False
     counters = _counters(xp, xp.cuda.runtime.getDevice())
     group, groups = plan.blocks
-    parts = space.empty("parts", 2 * groups * group * group, plan.rows * _UNITS)
+    parts = xp.empty((2 * groups * group * group, plan.rows * _UNITS), dtype=numpy.float32)
     sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
-    arrays = (Wh, dh, gates, prev_h, c0, kept, dax, dah, back, parts, counters)
+    arrays = (Wh, dh, gates, h, c, kept, dax, dah, back, parts, counters)
     plan.source.launch("backward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.backward)
     return True
 
 
-# the arrays that a cell does not have are others, which its kernel leaves alone
+# a cell's kernel does not touch the arrays that other cells have: any will do
 
 
 @rnn_recurrence.override("cupy")
 def _rnn_recurrence(
-    xp: Namespace, ax: Array, Wh: Array, prev_h: Array, h: Array, packing: Steps, space: Workspace
-) -> None:
-    if not _run(xp, "rnn", ax, Wh, ax, prev_h, ax, ax, packing):
-        rnn_recurrence.reference(xp, ax, Wh, prev_h, h, packing, space)
+    xp: Namespace, ax: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, packing: Steps,
+) -> None:  # fmt: skip
+    if not _run(xp, "rnn", ax, b, Wh, ax, ((prev_h, h),), ax, packing):
+        rnn_recurrence.reference(xp, ax, b, Wh, prev_h, h, packing)
 
 
 @rnn_recurrence_gradient.override("cupy")
 def _rnn_recurrence_gradient(
     xp: Namespace, dh: Array, Wh: Array, prev_h: Array, h: Array, da: Array, back: Array,
-    packing: Steps, space: Workspace,
+    packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run_back(xp, "rnn", dh, Wh, h, prev_h, h, h, da, da, back, packing, space):
-        rnn_recurrence_gradient.reference(xp, dh, Wh, prev_h, h, da, back, packing, space)
+    if not _run_back(xp, "rnn", dh, Wh, h, ((prev_h, h),), h, da, da, back, packing):
+        rnn_recurrence_gradient.reference(xp, dh, Wh, prev_h, h, da, back, packing)
 
 
 @lstm_recurrence.override("cupy")
 def _lstm_recurrence(
-    xp: Namespace, gates: Array, Wh: Array, prev_h: Array, h: Array, c0: Array, c: Array,
-    tanh_c: Array, packing: Steps, space: Workspace,
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, c0: Array,
+    c: Array, tanh_c: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run(xp, "lstm", gates, Wh, gates, prev_h, c0, tanh_c, packing):
-        lstm_recurrence.reference(xp, gates, Wh, prev_h, h, c0, c, tanh_c, packing, space)
+    states = (prev_h, h), (c0, c)
+    if not _run(xp, "lstm", gates, b, Wh, gates, states, tanh_c, packing):
+        lstm_recurrence.reference(xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
 
 
 @lstm_recurrence_gradient.override("cupy")
 def _lstm_recurrence_gradient(
     xp: Namespace, dh: Array, Wh: Array, gates: Array, c0: Array, c: Array, tanh_c: Array,
-    da: Array, back: Array, packing: Steps, space: Workspace,
+    da: Array, back: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run_back(xp, "lstm", dh, Wh, gates, dh, c0, tanh_c, da, da, back, packing, space):
-        lstm_recurrence_gradient.reference(
-            xp, dh, Wh, gates, c0, c, tanh_c, da, back, packing, space
-        )
+    if not _run_back(xp, "lstm", dh, Wh, gates, ((c0, c),), tanh_c, da, da, back, packing):
+        lstm_recurrence_gradient.reference(xp, dh, Wh, gates, c0, c, tanh_c, da, back, packing)
 
 
 @gru_recurrence.override("cupy")
 def _gru_recurrence(
-    xp: Namespace, gates: Array, Wh: Array, bn: Array, prev_h: Array, h: Array, ah_n: Array,
-    packing: Steps, space: Workspace,
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, prev_h: Array, h: Array,
+    ah_n: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run(xp, "gru", gates, Wh, bn, prev_h, gates, ah_n, packing):
-        gru_recurrence.reference(xp, gates, Wh, bn, prev_h, h, ah_n, packing, space)
+    if not _run(xp, "gru", gates, b, Wh, bn, ((prev_h, h),), ah_n, packing):
+        gru_recurrence.reference(xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
 
 
 @gru_recurrence_gradient.override("cupy")
 def _gru_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, dax: Array,
-    dah: Array, back: Array, packing: Steps, space: Workspace,
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, h: Array,
+    dax: Array, dah: Array, back: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    found = _run_back(xp, "gru", dh, Wh, gates, prev_h, dh, ah_n, dax, dah, back, packing, space)
-    if not found:
+    if not _run_back(xp, "gru", dh, Wh, gates, ((prev_h, h),), ah_n, dax, dah, back, packing):
         gru_recurrence_gradient.reference(
-            xp, dh, Wh, gates, ah_n, prev_h, dax, dah, back, packing, space
+            xp, dh, Wh, gates, ah_n, prev_h, h, dax, dah, back, packing
         )
