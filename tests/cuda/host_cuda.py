@@ -116,7 +116,7 @@ class RawModule:
     """A source with its options, compiled when a kernel of it is asked for."""
 
     def __init__(
-        self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool
+        self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False
     ) -> None:
         self.code, self.options = code, options
 

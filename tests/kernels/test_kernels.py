@@ -316,7 +316,7 @@ def test_overrides_agree_with_their_reference(made, override, library, dtype, re
         if near.dtype.kind != "f":
             numpy.testing.assert_array_equal(ours, near)
             continue
-        floor = 1e-7 if dtype == numpy.float32 else 1e-15
+        floor = 1e-7 if dtype == numpy.float32 else 5e-15  # another order of 600 additions
         limit = 2 * abs(near - true).max() + floor * max(1.0, abs(true).max())
         assert abs(ours - true).max() <= limit, name
 
