@@ -64,18 +64,17 @@ __device__ void multiply(float d[4], const Bits a[4], const Bits b[2])
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    int row = threadIdx.x % 32 / 4, column = 2 * (threadIdx.x % 4);
-    for (int k = 0; k < 8; ++k) {
-        float left[2], right[2];
-        for (int half = 0; half < 2; ++half) {
-            left[half] = __uint_as_float(
-                __shfl_sync(0xffffffff, a[half + (k < 4 ? 0 : 2)], 4 * row + k % 4));
-            right[half] = __uint_as_float(
-                __shfl_sync(0xffffffff, b[k < 4 ? 0 : 1], 4 * (column + half) + k % 4));
-        }
-        for (int e = 0; e < 4; ++e)
-            d[e] += left[e / 2] * right[e % 2];
-    }
+    __shared__ float left[WARPS][16][8], right[WARPS][8][8];
+    int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4, place = threadIdx.x % 4;
+    for (int e = 0; e < 4; ++e)
+        left[warp][row + 8 * (e % 2)][place + 4 * (e / 2)] = __uint_as_float(a[e]);
+    for (int e = 0; e < 2; ++e)
+        right[warp][place + 4 * e][row] = __uint_as_float(b[e]);
+    __syncwarp();
+    for (int e = 0; e < 4; ++e)
+        for (int k = 0; k < 8; ++k)
+            d[e] += left[warp][row + 8 * (e / 2)][k] * right[warp][k][2 * place + e % 2];
+    __syncwarp();
 #endif
 }
 
