@@ -31,6 +31,12 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = 12_000  # characters
 MARK = "RESULT "  # begins a line of a stage's output that is a result, as JSON
+WITH_PARENT = """import ctypes, os, signal, sys
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, on Linux
+except (OSError, AttributeError):
+    pass
+os.execvp(sys.argv[1], sys.argv[1:])"""  # ends a stage with the check, even if that is killed
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 SHORTEST = 10.0  # seconds; with less left, no stage is started
 
@@ -142,7 +148,8 @@ def run_stage(stage: Stage, seconds: float, device: str, log: Log, blocking: boo
         environment["CUDA_LAUNCH_BLOCKING"] = "1"
     start = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
+        [sys.executable, "-c", WITH_PARENT, *command], cwd=ROOT, env=environment,
+        text=True, errors="replace", start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     reader = threading.Thread(target=_read, args=(process.stdout, outcome, log), daemon=True)

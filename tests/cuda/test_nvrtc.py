@@ -54,8 +54,8 @@ def variants(text):
         "ELEMENT": ("unsigned char", "unsigned short", "unsigned int", "unsigned long long"),
         "STREAM": ("unsigned long long", "const unsigned long long *"),
         "HIDDEN": ("200", "512"),
-        "CELL": ("0", "1", "2"),
-        "ROWS": ("16", "32"),
+        "GATES": ("1", "3", "4"),
+        "ROWS": ("16", "32", "64"),
         "PASSES": ("1", "3"),
     }
     used = [macro for macro in meanings if re.search(rf"\b{macro}\b", text)]

@@ -105,7 +105,6 @@ ARGUMENTS = {
     "rnn_recurrence_gradient": {
         "dh": normal(ROWS, H),
         "Wh": normal(H, H),
-        "prev_h": gates(ROWS, H),
         "h": gates(ROWS, H),
         "da": unwritten(ROWS, H),
         "back": numpy.zeros((N, H)),
@@ -149,7 +148,6 @@ ARGUMENTS = {
         "gates": gates(ROWS, 3 * H),
         "ah_n": normal(ROWS, H),
         "prev_h": gates(ROWS, H),
-        "h": gates(ROWS, H),
         "dax": unwritten(ROWS, 3 * H),
         "dah": unwritten(ROWS, 3 * H),
         "back": numpy.zeros((N, H)),
@@ -482,6 +480,18 @@ def test_a_row_that_does_not_count_is_zero_whatever_it_holds(bad, xp):
     numpy.testing.assert_allclose(to_host(losses), [0.0, 2 * math.log(3)], rtol=1e-15)
     expected = [[0.0, 0.0, 0.0], [2 / 3, -4 / 3, 2 / 3]]
     numpy.testing.assert_allclose(to_host(scores), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("words", "bad"), [(6, 3), (300, 280), (1004, 700)])
+def test_a_score_that_is_nan_makes_the_loss_nan(words, bad, xp):
+    scores = xp.zeros((2, words), dtype=numpy.float32)
+    scores[0, bad] = math.nan
+    bias, targets = xp.zeros(words, dtype=numpy.float32), xp.asarray(numpy.array([1, 1]))
+    scale, losses = xp.ones(2, dtype=numpy.float32), xp.zeros(2, dtype=numpy.float32)
+    softmax_cross_entropy(fastest(xp), scores, bias, targets, scale, losses)
+    found = to_host(losses)
+    assert math.isnan(found[0])
+    assert float(found[1]) == pytest.approx(math.log(words), rel=1e-6)
 
 
 def test_add_rows_adds_repeated_indices(xp):

@@ -84,7 +84,6 @@ def rnn_recurrence_gradient(
     xp: Namespace,
     dh: Array,
     Wh: Array,
-    prev_h: Array,
     h: Array,
     da: Array,
     back: Array,
@@ -96,7 +95,7 @@ def rnn_recurrence_gradient(
     ----------
     dh
         `(M, H)`: gradient of each h from the layer above.
-    Wh, prev_h, h
+    Wh, h
         As `rnn_recurrence` left them.
     da
         `(M, H)`, written: gradient of ax_t and of h_{t-1} Wh.
@@ -238,7 +237,6 @@ def gru_recurrence_gradient(
     gates: Array,
     ah_n: Array,
     prev_h: Array,
-    h: Array,
     dax: Array,
     dah: Array,
     back: Array,
@@ -250,7 +248,7 @@ def gru_recurrence_gradient(
     ----------
     dh
         `(M, H)`: gradient of each h from the layer above.
-    Wh, gates, ah_n, prev_h, h
+    Wh, gates, ah_n, prev_h
         As `gru_recurrence` left them.
     dax, dah
         `(M, 3H)`, written: gradients of x Wx + b and of h Wh.

@@ -179,8 +179,8 @@ def gru_forward(
         bn=(bn, "H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    gates = steps @ Wx
-    run = gru_unroll(gates, b, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
+    gates = steps @ Wx + b
+    run = gru_unroll(gates, None, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), GRUCache(steps, run, Wx, Wh, packing)
 
 
@@ -260,8 +260,6 @@ def gru_unroll_backward(
     xp, H = workspace.xp, Wh.shape[0]
     dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
     back, dbn = workspace.zeros("dh0", packing.captions, H), workspace.empty("dbn", H)
-    gru_recurrence_gradient(
-        xp, dh, Wh, run.gates, run.ah_n, run.prev_h, run.h, dax, dah, back, packing
-    )
+    gru_recurrence_gradient(xp, dh, Wh, run.gates, run.ah_n, run.prev_h, dax, dah, back, packing)
     column_sum(xp, dah[:, 2 * H :], dbn)
     return dax, dah, back, dbn

@@ -161,8 +161,8 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    gates = steps @ Wx
-    run = lstm_unroll(gates, b, h0, Wh, packing, Workspace(xp, gates.dtype))
+    gates = steps @ Wx + b
+    run = lstm_unroll(gates, None, h0, Wh, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), LSTMCache(steps, run, Wx, Wh, packing)
 
 

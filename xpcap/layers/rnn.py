@@ -143,8 +143,8 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
     steps, packing = pack(x)
-    ax = steps @ Wx
-    run = rnn_unroll(ax, b, h0, Wh, packing, Workspace(xp, ax.dtype))
+    ax = steps @ Wx + b
+    run = rnn_unroll(ax, None, h0, Wh, packing, Workspace(xp, ax.dtype))
     return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
 
 
@@ -215,5 +215,5 @@ def rnn_unroll_backward(
     """
     H = Wh.shape[0]
     da, back = packing.empty(workspace, "da", H), workspace.zeros("dh0", packing.captions, H)
-    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.prev_h, run.h, da, back, packing)
+    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.h, da, back, packing)
     return da, da, back

@@ -56,7 +56,7 @@ class _Decoder:
     Parameters
     ----------
     model
-        Its parameters are kept, and read at each call; itself it is not kept.
+        Its parameters are kept and read at each call; the model itself is not referenced.
     features
         `(N, D)`: for the sizes and dtypes of the memory.
     max_length

@@ -163,12 +163,13 @@ def _type(xp: Namespace, argument: Array, padded: bool) -> Any:
     """
     if not isinstance(argument, xp.ndarray):
         return type(argument)
-    if argument.flags.c_contiguous or (padded and _has_rows(argument)):
+    if argument.flags.c_contiguous or (padded and has_rows(argument)):
         return argument.dtype
     return None
 
 
-def _has_rows(matrix: Array) -> bool:
+def has_rows(matrix: Array) -> bool:
+    """Whether the elements of each row of a matrix are contiguous; rows may be padded."""
     (_, columns), (across, along) = matrix.shape, matrix.strides
     return bool(along == matrix.itemsize and across >= columns * along)
 

@@ -13,13 +13,13 @@
 // Launch: (ceil(H / 16), ceil(N / ROWS)) blocks of 256 threads, all of them resident at once (a
 // cooperative launch); counters (2 a group) are zero before and after.
 //
-// Macros: HIDDEN, H, a multiple of 4; CELL: 0 vanilla, 1 LSTM, 2 GRU; ROWS, a multiple of 16; PASSES: 1:
+// Macros: HIDDEN, H, a multiple of 4; GATES: 1 vanilla, 4 LSTM, 3 GRU; ROWS, a multiple of 16; PASSES: 1:
 // factors are rounded to TF32; 3: each is split in two such numbers, which is as good as float32.
 
 #define H HIDDEN
-#define GATES (CELL == 0 ? 1 : CELL == 1 ? 4 : 3)
 #define UNITS 16
 #define BLOCKS ((H + UNITS - 1) / UNITS)  // of a group
+#define QUARTER ((BLOCKS + 3) / 4)
 #define WIDTH (GATES * UNITS)             // columns of a block
 #define CHUNKS ((H + 127) / 128)          // of sixteen hidden units for each warp
 #define STRIDE (WIDTH + 8)                // of a row of partial sums; with SLOT, no bank conflicts
@@ -79,7 +79,7 @@ __device__ void multiply(float d[4], const Bits a[4], const Bits b[2])
 }
 
 // The leading part of a number that is split, and the rest, of which the product takes what TF32 has.
-// A number that is not finite leaves a rest that is none.
+// The rest of a number that is not finite is NaN.
 __device__ Bits leading(float value)
 {
     return PASSES == 1 ? rounded(value) : (__float_as_uint(value) + 0x1000) & ~0x1fff;
@@ -169,7 +169,7 @@ __device__ void wait(unsigned int *counter, unsigned int count)
     __syncthreads();
 }
 
-// The last block of a group that leaves sets its counters back.
+// The last block of a group that ends resets the group's counters.
 __device__ void leave(unsigned int *counters)
 {
     __syncthreads();
@@ -211,7 +211,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             }
 
     int row = thread / UNITS, local = thread % UNITS, unit = unit0 + local;
-    float b_hidden = CELL == 2 && unit < H ? bn[unit] : 0, bias[GATES];
+    float b_hidden = GATES == 3 && unit < H ? bn[unit] : 0, bias[GATES];
     for (int gate = 0; gate < GATES; ++gate)
         bias[gate] = unit < H ? b[gate * H + unit] : 0;
 
@@ -226,7 +226,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             for (int gate = 0; gate < GATES; ++gate)
                 input[m][gate] =
                     here ? gates[((step + n) * GATES + gate) * H + unit] + bias[gate] : 0;
-            before[m] = CELL == 1 && here ? c[(step + n) * H + unit] : 0;
+            before[m] = GATES == 4 && here ? c[(step + n) * H + unit] : 0;
         }
         if (t > 0)
             wait(counter, BLOCKS * t);
@@ -243,7 +243,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
                     upper[chunk][m] = four(h + (step + (n < N ? n : N - 1)) * H, k);
                     lower[chunk][m] = four(h + (step + (n + 8 < N ? n + 8 : N - 1)) * H, k);
                 }
-            if (CELL == 2)
+            if (GATES == 3)
 #pragma unroll
                 for (int m = m0; m < m0 + TOGETHER; ++m) {
                     int n = row0 + 16 * m + row;
@@ -276,11 +276,11 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             for (int m = 0; m < TOGETHER; ++m)
 #pragma unroll
                 for (int gate = 0; gate < GATES; ++gate) {
-                    float a = CELL == 2 && gate == 2 ? b_hidden : input[m0 + m][gate];
+                    float a = GATES == 3 && gate == 2 ? b_hidden : input[m0 + m][gate];
 #pragma unroll
                     for (int k = 0; k < WARPS; ++k)
                         a += partial[m][k][SLOT(row)][gate * UNITS + local];
-                    if (CELL == 2 && gate == 2) {
+                    if (GATES == 3 && gate == 2) {
                         // kept apart: r multiplies it
                         int n = row0 + 16 * (m0 + m) + row;
                         float r = input[m0 + m][0] = logistic(input[m0 + m][0]);
@@ -296,9 +296,9 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
 #pragma unroll
         for (int m = 0; m < TILES; ++m) {
             int n = row0 + 16 * m + row;
-#if CELL == 0
+#if GATES == 1
             state[m] = tanhf(input[m][0]);
-#elif CELL == 1
+#elif GATES == 4
 #pragma unroll
             for (int gate = 0; gate < 3; ++gate)
                 input[m][gate] = logistic(input[m][gate]);
@@ -321,11 +321,11 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             int n = row0 + 16 * m + row;
             if (unit >= H || n >= N)
                 continue;
-            if (CELL == 1) {
+            if (GATES == 4) {
                 c[(step + N + n) * H + unit] = cell[m];
                 kept[(step + n) * H + unit] = before[m];
             }
-            if (CELL != 0)
+            if (GATES != 1)
 #pragma unroll
                 for (int gate = 0; gate < GATES; ++gate)
                     gates[((step + n) * GATES + gate) * H + unit] = input[m][gate];
@@ -334,10 +334,11 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
     leave(counter);
 }
 
-// above (T, N, H): gradients of h from the layer above; gates, h, c, kept as `forward` left them. dax
-// (T, N, GATES H), written, and of the GRU dah likewise: the gradients of x Wx + b and of h Wh, which
-// are the same elsewhere. back (N, H), written: the gradient of the first h. parts: room for 2 steps'
-// parts of dh, [group][block that adds up][block that has multiplied][ROWS][UNITS].
+// above (T, N, H): gradients of h from the layer above; gates, c, kept as `forward` left them; h
+// (T, N, H): the states after each step (vanilla) or before it (GRU). dax (T, N, GATES H), written,
+// and of the GRU dah likewise: the gradients of x Wx + b and of h Wh, which are the same elsewhere.
+// back (N, H), written: the gradient of the first h. parts: room for the parts of dh of two steps,
+// [group][block that adds up][block that has multiplied][ROWS][UNITS].
 extern "C" __launch_bounds__(256, 1) __global__ void backward(
     int T, int N, long long stride, const float *Wh, const float *above, const float *gates,
     const float *h, const float *c, const float *kept, float *dax, float *dah, float *back,
@@ -363,7 +364,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
 
     int row = thread / UNITS, local = thread % UNITS, unit = unit0 + local;
     float carry[TILES] = {};  // of h, beside h Wh
-#if CELL == 1
+#if GATES == 4
     float dc[TILES] = {};
 #endif
 
@@ -383,13 +384,13 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
             bool here = t >= 0 && unit < H && n < N;
             long long state = here ? (step + n) * H + unit : 0;
             values[m][0] = here ? above[state] : 0;
-#if CELL == 0
-            values[m][1] = here ? h[state + (long long)N * H] : 0;
+#if GATES == 1
+            values[m][1] = here ? h[state] : 0;
 #else
 #pragma unroll
             for (int gate = 0; gate < GATES; ++gate)
                 values[m][1 + gate] = here ? gates[((step + n) * GATES + gate) * H + unit] : 0;
-            values[m][GATES + 1] = here ? (CELL == 1 ? c : h)[state] : 0;
+            values[m][GATES + 1] = here ? (GATES == 4 ? c : h)[state] : 0;
             values[m][GATES + 2] = here ? kept[state] : 0;
 #endif
         }
@@ -398,26 +399,29 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
 
         if (done > 0) {  // a quarter of the threads adds up a quarter of the parts
             int quarter = thread / 64, item = thread % 64;
-            float4 part[TILES][(BLOCKS + 3) / 4];
+#pragma unroll 1
+            for (int m0 = 0; m0 < TILES; m0 += TOGETHER) {
+                float4 part[TOGETHER][QUARTER];
 #pragma unroll
-            for (int m = 0; m < TILES; ++m)
+                for (int m = 0; m < TOGETHER; ++m)
 #pragma unroll
-                for (int j = 0; j < (BLOCKS + 3) / 4; ++j) {
-                    int k = (BLOCKS + 3) / 4 * quarter + j;
-                    part[m][j] = k < BLOCKS
-                        ? __ldcg((const float4 *)(read + (k * ROWS + 16 * m) * UNITS) + item)
-                        : make_float4(0, 0, 0, 0);
+                    for (int j = 0; j < QUARTER; ++j) {
+                        int k = QUARTER * quarter + j;
+                        part[m][j] = k < BLOCKS
+                            ? __ldcg((const float4 *)(read + (k * ROWS + 16 * (m0 + m)) * UNITS) + item)
+                            : make_float4(0, 0, 0, 0);
+                    }
+#pragma unroll
+                for (int m = 0; m < TOGETHER; ++m) {
+#pragma unroll
+                    for (int j = 1; j < QUARTER; ++j) {
+                        part[m][0].x += part[m][j].x;
+                        part[m][0].y += part[m][j].y;
+                        part[m][0].z += part[m][j].z;
+                        part[m][0].w += part[m][j].w;
+                    }
+                    quarters[4 * (m0 + m) + quarter][item] = part[m][0];
                 }
-#pragma unroll
-            for (int m = 0; m < TILES; ++m) {
-#pragma unroll
-                for (int j = 1; j < (BLOCKS + 3) / 4; ++j) {
-                    part[m][0].x += part[m][j].x;
-                    part[m][0].y += part[m][j].y;
-                    part[m][0].z += part[m][j].z;
-                    part[m][0].w += part[m][j].w;
-                }
-                quarters[4 * m + quarter][item] = part[m][0];
             }
             __syncthreads();
         }
@@ -437,9 +441,9 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
                 continue;
             }
             dh += values[m][0];
-#if CELL == 0
+#if GATES == 1
             d[m][0] = dh * (1 - values[m][1] * values[m][1]);
-#elif CELL == 1
+#elif GATES == 4
             float i = values[m][1], f = values[m][2], o = values[m][3], g = values[m][4];
             float cell = values[m][5], t_cell = values[m][6];
             float dnext = dc[m] + dh * o * (1 - t_cell * t_cell);
@@ -464,7 +468,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
         if (t < 0)
             break;
         __syncthreads();
-#pragma unroll
+#pragma unroll 1
         for (int m0 = 0; m0 < TILES; m0 += TOGETHER) {
             float sum[2 * CHUNKS][TOGETHER][4] = {};
 #pragma unroll
@@ -505,8 +509,8 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
 #pragma unroll
             for (int gate = 0; gate < GATES; ++gate) {
                 long long at = ((step + n) * GATES + gate) * H + unit;
-                dax[at] = CELL == 2 && gate == 2 ? values[m][0] : d[m][gate];
-                if (CELL == 2)
+                dax[at] = GATES == 3 && gate == 2 ? values[m][0] : d[m][gate];
+                if (GATES == 3)
                     dah[at] = d[m][gate];
             }
         }

@@ -1,9 +1,12 @@
 """The recurrences as one launch for a whole sequence, in `recurrence.cu`; importing registers them.
 
-What a step costs one by one, a product and a cell, are two launches that wait for each other. Here
-the weights stay on chip and the blocks wait for each other instead. On an H100, LSTM, 128 captions,
-16 steps, H=512, in a graph: forward 95 us in TF32 and 112 us in float32, backward 126 and 152 us;
-step by step 190, 280, 165 and 240 us.
+Step by step, the product and the cell of each step are launches that wait for each other. Here the
+weights stay on chip, and the blocks of one launch wait for each other instead.
+
+That is possible for float32, equal steps and a hidden size of up to 512 that is a multiple of 4, on
+a device of compute capability 8.0 or more on which all blocks are resident at once (on an H100, up
+to 256 captions of an LSTM with 512 units). Otherwise the reference runs. With the precisions `tf32`
+and `bf16`, h and da are rounded to TF32.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels.cuda.launch import Source, open_source, row_stride
+from xpcap.kernels.cuda.launch import Source, has_rows, open_source, row_stride
 from xpcap.kernels.products import current_precision
 from xpcap.kernels.recurrence import (
     Steps,
@@ -27,13 +30,13 @@ from xpcap.kernels.recurrence import (
 )
 
 _UNITS, _WARPS, _THREADS, _TILE = 16, 8, 256, 16  # as in the source; a tile has 16 captions
-_LARGEST = 512  # H: the weights of 16 units are 128 KB
+_LARGEST = 512  # H: the weights of an LSTM's 16 units take 128 KB then
 _ROWS = (16, 32, 64)  # captions of a block
-_GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # in the order of the macro CELL
+_COUNTERS = 2**16
 _FLOAT32 = numpy.dtype(numpy.float32)
 
 _States: TypeAlias = tuple[tuple[Array, Array], ...]
-"""Arrays of the states before each step and after: of h, and of an LSTM's c."""
+"""Arrays of the states before each step and after it; the kernel takes them as one array."""
 
 int32 = numpy.int32
 
@@ -49,15 +52,16 @@ class _Plan(NamedTuple):
 
 
 @functools.cache
-def _plan(xp: Namespace, device: int, cell: str, N: int, H: int, precision: str) -> _Plan | None:
+def _plan(xp: Namespace, device: int, gates: int, N: int, H: int, precision: str) -> _Plan | None:
     """Return how to launch it with the fewest captions a block, or None where it does not fit.
 
-    The blocks of a group wait for each other, so all of them have to be resident at once.
+    The blocks of a group wait for each other, so all of them have to be resident at once. Products
+    in TF32 need compute capability 8.0.
     """
     runtime = xp.cuda.runtime
     properties = runtime.getDeviceProperties(device)
     most = runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
-    width, group = _UNITS * _GATES[cell], -(-H // _UNITS)
+    width, group = _UNITS * gates, -(-H // _UNITS)
     weights = 2 * width * _THREADS * -(-H // 128)
     for rows in _ROWS:
         tiles, groups = rows // _TILE, -(-N // rows)
@@ -66,9 +70,10 @@ def _plan(xp: Namespace, device: int, cell: str, N: int, H: int, precision: str)
         resident = properties["cooperativeLaunch"] and (
             group * groups <= properties["multiProcessorCount"]
         )
-        if max(forward, backward) <= most and (resident or group == 1):
+        fits = max(forward, backward) <= most and 2 * groups <= _COUNTERS
+        if properties["major"] >= 8 and fits and (resident or group == 1):
             passes = 3 if precision == "float32" else 1
-            macros = {"CELL": list(_GATES).index(cell), "HIDDEN": H, "ROWS": rows, "PASSES": passes}
+            macros = {"GATES": gates, "HIDDEN": H, "ROWS": rows, "PASSES": passes}
             options = tuple(f"-D{name}={value}" for name, value in macros.items())
             source = open_source(xp, "recurrence", options, cooperative=group > 1)
             return _Plan(source, (group, groups), rows, forward, backward)
@@ -76,7 +81,7 @@ def _plan(xp: Namespace, device: int, cell: str, N: int, H: int, precision: str)
 
 
 def _plan_of(
-    xp: Namespace, cell: str, Wh: Array, packing: Steps, states: _States, *arrays: Array
+    xp: Namespace, Wh: Array, packing: Steps, states: _States, *arrays: Array
 ) -> _Plan | None:
     """Return the plan for these arrays, or None where the reference has to run."""
     H, N = Wh.shape[0], packing.captions
@@ -84,30 +89,33 @@ def _plan_of(
         return None
     if {Wh.dtype, *(array.dtype for array in arrays)} != {_FLOAT32}:
         return None
-    if not all(array.flags.c_contiguous for array in arrays):
+    if not (has_rows(Wh) and all(array.flags.c_contiguous for array in arrays)):
         return None
     if any(after.data.ptr != before.data.ptr + 4 * N * H for before, after in states):
         return None
-    return _plan(xp, xp.cuda.runtime.getDevice(), cell, N, H, current_precision())
+    device = xp.cuda.runtime.getDevice()
+    return _plan(xp, device, Wh.shape[1] // H, N, H, current_precision())
 
 
 @functools.cache
 def _counters(xp: Namespace, device: int) -> Array:
-    """Return the counters at which blocks wait for each other: zero before and after a launch."""
-    return xp.zeros(2**16, dtype=numpy.uint32)
+    """Return the counters at which blocks wait for each other: zero before and after a launch.
+
+    A device has one array of them, so that only one recurrence may run on it at a time.
+    """
+    return xp.zeros(_COUNTERS, dtype=numpy.uint32)
 
 
 def _run(
-    xp: Namespace, cell: str, gates: Array, b: Array | None, Wh: Array, bn: Array,
-    states: _States, kept: Array, packing: Steps,
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, states: _States,
+    kept: Array, packing: Steps,
 ) -> bool:  # fmt: skip
     """Run a sequence in one launch; False where it does not fit."""
     (h, _), (c, _) = states[0], states[-1]
-    plan = _plan_of(xp, cell, Wh, packing, states, gates, bn, h, c, kept)
+    b = xp.zeros(gates.shape[1], dtype=gates.dtype) if b is None else b
+    plan = _plan_of(xp, Wh, packing, states, gates, b, bn, h, c, kept)
     if plan is None:
         return False
-    if b is None:
-        b = xp.zeros(gates.shape[1], dtype=gates.dtype)
     counters = _counters(xp, xp.cuda.runtime.getDevice())
     sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
     arrays = (Wh, b, bn, gates, h, c, kept, counters)
@@ -116,12 +124,11 @@ def _run(
 
 
 def _run_back(
-    xp: Namespace, cell: str, dh: Array, Wh: Array, gates: Array, states: _States, kept: Array,
-    dax: Array, dah: Array, back: Array, packing: Steps,
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, h: Array, c: Array, states: _States,
+    kept: Array, dax: Array, dah: Array, back: Array, packing: Steps,
 ) -> bool:  # fmt: skip
     """Backpropagate through a sequence in one launch; False where it does not fit."""
-    (h, _), (c, _) = states[0], states[-1]
-    plan = _plan_of(xp, cell, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
+    plan = _plan_of(xp, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
     if plan is None:
         return False
     counters = _counters(xp, xp.cuda.runtime.getDevice())
@@ -133,24 +140,23 @@ def _run_back(
     return True
 
 
-# a cell's kernel does not touch the arrays that other cells have: any will do
+# arguments that a cell does not have are not used by its kernel; any array is passed there
 
 
 @rnn_recurrence.override("cupy")
 def _rnn_recurrence(
     xp: Namespace, ax: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run(xp, "rnn", ax, b, Wh, ax, ((prev_h, h),), ax, packing):
+    if not _run(xp, ax, b, Wh, ax, ((prev_h, h),), ax, packing):
         rnn_recurrence.reference(xp, ax, b, Wh, prev_h, h, packing)
 
 
 @rnn_recurrence_gradient.override("cupy")
 def _rnn_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, prev_h: Array, h: Array, da: Array, back: Array,
-    packing: Steps,
-) -> None:  # fmt: skip
-    if not _run_back(xp, "rnn", dh, Wh, h, ((prev_h, h),), h, da, da, back, packing):
-        rnn_recurrence_gradient.reference(xp, dh, Wh, prev_h, h, da, back, packing)
+    xp: Namespace, dh: Array, Wh: Array, h: Array, da: Array, back: Array, packing: Steps
+) -> None:
+    if not _run_back(xp, dh, Wh, h, h, h, (), h, da, da, back, packing):
+        rnn_recurrence_gradient.reference(xp, dh, Wh, h, da, back, packing)
 
 
 @lstm_recurrence.override("cupy")
@@ -159,7 +165,7 @@ def _lstm_recurrence(
     c: Array, tanh_c: Array, packing: Steps,
 ) -> None:  # fmt: skip
     states = (prev_h, h), (c0, c)
-    if not _run(xp, "lstm", gates, b, Wh, gates, states, tanh_c, packing):
+    if not _run(xp, gates, b, Wh, gates, states, tanh_c, packing):
         lstm_recurrence.reference(xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
 
 
@@ -168,7 +174,8 @@ def _lstm_recurrence_gradient(
     xp: Namespace, dh: Array, Wh: Array, gates: Array, c0: Array, c: Array, tanh_c: Array,
     da: Array, back: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run_back(xp, "lstm", dh, Wh, gates, ((c0, c),), tanh_c, da, da, back, packing):
+    states = ((c0, c),)
+    if not _run_back(xp, dh, Wh, gates, dh, c0, states, tanh_c, da, da, back, packing):
         lstm_recurrence_gradient.reference(xp, dh, Wh, gates, c0, c, tanh_c, da, back, packing)
 
 
@@ -177,16 +184,14 @@ def _gru_recurrence(
     xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, prev_h: Array, h: Array,
     ah_n: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run(xp, "gru", gates, b, Wh, bn, ((prev_h, h),), ah_n, packing):
+    if not _run(xp, gates, b, Wh, bn, ((prev_h, h),), ah_n, packing):
         gru_recurrence.reference(xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
 
 
 @gru_recurrence_gradient.override("cupy")
 def _gru_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, h: Array,
-    dax: Array, dah: Array, back: Array, packing: Steps,
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, dax: Array,
+    dah: Array, back: Array, packing: Steps,
 ) -> None:  # fmt: skip
-    if not _run_back(xp, "gru", dh, Wh, gates, ((prev_h, h),), ah_n, dax, dah, back, packing):
-        gru_recurrence_gradient.reference(
-            xp, dh, Wh, gates, ah_n, prev_h, h, dax, dah, back, packing
-        )
+    if not _run_back(xp, dh, Wh, gates, prev_h, dh, (), ah_n, dax, dah, back, packing):
+        gru_recurrence_gradient.reference(xp, dh, Wh, gates, ah_n, prev_h, dax, dah, back, packing)

@@ -15,6 +15,8 @@ __device__ void combine(REAL &top, REAL &total, REAL other_top, REAL other_total
     REAL high = fmax(top, other_top);
     if (high > log((REAL)0))
         total = total * exp(top - high) + other_total * exp(other_top - high);
+    else  // nothing yet, or NaN
+        total += other_total;
     top = high;
 }
 
@@ -47,7 +49,8 @@ extern "C" __global__ void softmax_cross_entropy(
         }
         REAL sum = 0;
         for (int k = 0; k < LOADS; ++k)
-            sum += high > lowest ? exp(score[k] - high) : (REAL)0;
+            if (score[k] > lowest || isnan(score[k]))  // which fmax has ignored
+                sum += exp(score[k] - (high > lowest ? high : (REAL)0));
         combine(top, total, high, sum);
     }
     for (int far = 16; far > 0; far /= 2) {
