@@ -40,7 +40,7 @@ extern "C" __global__ void softmax_cross_entropy(
 
     REAL total = 0;
     for (int j = thread; j < V; j += blockDim.x)
-        total += exp(row[j] + bias[j] - top);
+        total += power(row[j] + bias[j] - top);
     for (int far = 16; far > 0; far /= 2)
         total += __shfl_xor_sync(0xffffffff, total, far);
     if (thread % 32 == 0)
@@ -56,7 +56,7 @@ extern "C" __global__ void softmax_cross_entropy(
         losses[m] = weight * (log(total) - of_target);
     REAL factor = weight / total;
     for (int j = thread; j < V; j += blockDim.x) {
-        REAL share = factor * exp(row[j] + bias[j] - top);
+        REAL share = factor * power(row[j] + bias[j] - top);
         row[j] = j == target ? share - weight : share;
     }
 }
