@@ -46,6 +46,21 @@ def test_decoded_captions_have_the_lengths_of_the_data(cell):
     numpy.testing.assert_array_equal((said != NULL).sum(axis=1), expected)
 
 
+@pytest.mark.parametrize(
+    ("config", "cell"),
+    [("seed", "rnn"), ("seed", "lstm"), ("seed", "gru"), ("full", "lstm"), ("bigvocab", "lstm")],
+)
+def test_the_model_that_is_trained_is_an_ordinary_one(config, cell):
+    """Its first loss is near that of a guess among all words, and steps bring it down."""
+    workload = Workload(CONFIGURATIONS[config], cell)
+    ours = Ours(workload, CPU)
+    assert float(ours.loss(0)) == pytest.approx(workload.loss_of_guessing(0), rel=0.05)
+    ours.decode(0)
+    ours.train(0)
+    ours.train(1)
+    assert float(ours.loss(0)) < workload.loss_of_guessing(0)
+
+
 def test_batches_go_round():
     workload = Workload(SMALL, "rnn")
     seen = numpy.concatenate([workload.rows(k) for k in range(len(workload.split) // 20)])

@@ -96,6 +96,13 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     )
 
 
+def check_first_loss(workload: Workload, backend: Backend) -> None:
+    """Check that the model to train is an ordinary one, whose first loss is near ln V per word."""
+    loss, expected = float(Ours(workload, backend).loss(0)), workload.loss_of_guessing(0)
+    if not abs(loss - expected) < 0.05 * expected:
+        raise SystemExit(f"the first loss is {loss:.2f} nats per caption, not about {expected:.2f}")
+
+
 def torch_device(backend: Backend) -> str:
     """Return PyTorch's name of a device."""
     return "cpu" if backend.device is None else f"cuda:{backend.device}"
@@ -183,6 +190,7 @@ def main(
                 status = Path("/proc/self/status").read_text()
                 print(1024 * int(status.split("VmHWM:")[1].split()[0]))
                 return
+            check_first_loss(workload, backend)
             names = contenders_on(backend)
             if HAS_TORCH:
                 apart = max(compare(workload, backend, masked) for masked in (False, True))
@@ -193,7 +201,7 @@ def main(
             measured = [] if backend.device is not None else set(names) - {"products"}
             memory = {name: peak_memory(name, options) for name in measured}
             for task in tasks or TASKS:
-                # anew for each task: what a step has trained says other captions
+                # anew for each task, for training changes the parameters
                 contenders = {name: make(name, workload, backend, threads) for name in names}
                 takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
                 calls_of = {name: getattr(contenders[name], task) for name in takes_part}

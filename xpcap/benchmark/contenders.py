@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy
@@ -10,6 +11,7 @@ from xpcap.backend import CPU, Array, Backend
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import product
+from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
@@ -56,7 +58,7 @@ class Ours:
         self._packed = PackedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
-        self._features = backend.to_device(workload.images_to_decode(), dtype)
+        self._dtype = dtype
 
     def train(self, k: int) -> None:
         """Go from a minibatch to updated parameters; on a GPU, from the next one it has there."""
@@ -75,7 +77,15 @@ class Ours:
 
     def decode(self, k: int) -> Array:
         """Caption N images greedily."""
-        return self.model.sample(self._features, MAX_LENGTH)
+        model, features = self._decoder
+        return model.sample(features, MAX_LENGTH)
+
+    @functools.cached_property
+    def _decoder(self) -> tuple[CaptioningRNN, Array]:
+        """The model to decode with, and features, made when they are needed first."""
+        backend, images = self.model.backend, self.workload.images_to_decode()
+        model = self.workload.decoding_model(backend, self._dtype)
+        return model, backend.to_device(images, self._dtype)
 
 
 class Products:
@@ -114,7 +124,7 @@ class Products:
             name: xp.asarray(rng.standard_normal(shape, dtype=numpy.float32))
             for name, shape in sizes.items()
         }
-        said = Ours(workload, CPU).decode(0)
+        said = workload.decoding_model(CPU).sample(workload.images_to_decode(), MAX_LENGTH)
         self._said = len(numpy.unique(said))
         self._decoded = [int(count) for count in (said != NULL).sum(axis=0) if count]
         self._out = {name: xp.empty(shape, numpy.float32) for name, shape in sizes.items()}
