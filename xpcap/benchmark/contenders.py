@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import CPU, Array, Backend
+from xpcap.backend import CPU, Array, Backend, is_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
+from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import product
 from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss, pack_captions
@@ -91,6 +92,8 @@ class Ours:
 class Products:
     """The matrix products alone, on the rows and words that have to be.
 
+    On a GPU they are those of the first minibatch at each call, replayed as a CUDA graph.
+
     Parameters
     ----------
     workload
@@ -128,9 +131,20 @@ class Products:
         self._said = len(numpy.unique(said))
         self._decoded = [int(count) for count in (said != NULL).sum(axis=0) if count]
         self._out = {name: xp.empty(shape, numpy.float32) for name, shape in sizes.items()}
+        self._training, self._decoding = Repeated(xp, numpy.float32), Repeated(xp, numpy.float32)
 
     def train(self, k: int) -> None:
         """Do the products of the k-th minibatch's training step."""
+        batch = k if is_host(self._xp) else 0
+        self._training(lambda: self._train(batch))
+
+    loss = train
+
+    def decode(self, k: int) -> None:
+        """Do the products of decoding N captions."""
+        self._decoding(self._decode)
+
+    def _train(self, k: int) -> None:
         captions = self._workload.split.captions[self._workload.rows(k)]
         packed = pack_captions(captions, NULL, numpy.float32, numpy.asarray)
         M, D = packed.packing.total, len(numpy.unique(packed.words))
@@ -150,10 +164,7 @@ class Products:
         self._product("projected", "Wx", "vectors", slice(D), transposed="second")
         self._product("images", "h0", "W_proj", transposed="first")
 
-    loss = train
-
-    def decode(self, k: int) -> None:
-        """Do the products of decoding N captions."""
+    def _decode(self) -> None:
         self._product("images", "W_proj", "h0")
         self._product("vectors", "Wx", "projected", slice(self._said))
         for going_on in self._decoded:
