@@ -2,8 +2,10 @@
 
     python tools/bench.py --config full --cell lstm --task train --json result.json
 
-Before anything is timed, losses, gradients and parameters after one step are compared in double
-precision, and decoded captions word by word: a peer that computes something else is not timed.
+Starts from a bare checkout: the package need not be installed. Before anything is timed, losses,
+gradients and parameters after one step are compared in double precision, and decoded captions word
+by word: a peer that computes something else is not timed. A contender that fails is left out with
+one line that says why, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -22,9 +24,21 @@ from typing import Any
 import click
 import numpy
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
-from xpcap.benchmark import CONFIGURATIONS, TASKS, Ours, Products, Result, Workload, interleave
+from xpcap.benchmark import (
+    CONFIGURATIONS,
+    TASKS,
+    Configuration,
+    Ours,
+    Products,
+    Result,
+    Workload,
+    interleave,
+    processor,
+)
 from xpcap.data.vocabulary import tokenize
 from xpcap.models.captioner import CELLS
 
@@ -33,20 +47,21 @@ MEMORY_STEPS = 5
 EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
 
 
-def coco_captions(folder: Path, vocabulary: int, steps: int) -> numpy.ndarray:
+@functools.cache
+def coco_captions(folder: Path, size: Configuration) -> numpy.ndarray:
     """Encode COCO's captions of at most `steps - 1` words; the rarest words are `<UNK>`."""
     file = folder / "captions_val2017.json"
     if not file.is_file():
         raise click.UsageError(f"--captions {folder}: expected captions_val2017.json in it")
     annotations = json.loads(file.read_text())["annotations"]
     sentences = [tokenize(annotation["caption"]) for annotation in annotations]
-    sentences = [words for words in sentences if len(words) < steps]
+    sentences = [words for words in sentences if len(words) < size.steps]
     counts: dict[str, int] = {}
     for word in (word for words in sentences for word in words):
         counts[word] = counts.get(word, 0) + 1
-    common = sorted(counts, key=counts.__getitem__, reverse=True)[: vocabulary - 4]
+    common = sorted(counts, key=counts.__getitem__, reverse=True)[: size.vocabulary - 4]
     index = {word: 4 + k for k, word in enumerate(common)}
-    captions = numpy.zeros((len(sentences), steps + 1), numpy.int32)
+    captions = numpy.zeros((len(sentences), size.steps + 1), numpy.int32)
     for row, words in zip(captions, sentences, strict=True):
         row[: len(words) + 2] = [1, *(index.get(word, 3) for word in words), 2]
     return captions
@@ -96,6 +111,13 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     )
 
 
+def check_first_loss(workload: Workload, backend: Backend) -> None:
+    """Check that the model to train is an ordinary one, whose first loss is near ln V per word."""
+    loss, expected = float(Ours(workload, backend).loss(0)), workload.loss_of_guessing(0)
+    if not abs(loss - expected) < 0.05 * expected:
+        raise SystemExit(f"the first loss is {loss:.2f} nats per caption, not about {expected:.2f}")
+
+
 def torch_device(backend: Backend) -> str:
     """Return PyTorch's name of a device."""
     return "cpu" if backend.device is None else f"cuda:{backend.device}"
@@ -132,7 +154,56 @@ def contenders_on(backend: Backend) -> list[str]:
 def peak_memory(name: str, options: list[str]) -> int:
     """Return the bytes that a process needs at most which does nothing but train (on Linux)."""
     command = [sys.executable, __file__, *options, "--memory-of", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return int(done.stdout)
+
+
+def peak_of_training(contender: Any) -> int:
+    """Train a few steps, and return the bytes that this process has needed at most."""
+    for k in range(MEMORY_STEPS):
+        contender.train(k)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+class Attempts:
+    """Calls functions whose errors shall not end the benchmark; `failed` if there was one."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def __call__(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Return what the function returns, or None after a line with its error."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self.failed = True
+            reason = (str(error).strip().splitlines() or [""])[0]
+            print(f"{what}: {type(error).__name__}: {reason}", flush=True)
+        return None
+
+
+def same_as_torch(workload: Workload, backend: Backend) -> bool:
+    """Whether PyTorch computes what we compute.
+
+    Raises
+    ------
+    ArithmeticError
+        If it computes something else.
+    """
+    apart = max(compare(workload, backend, masked) for masked in (False, True))
+    if not apart < 1e-8:
+        raise ArithmeticError(f"PyTorch computes something else ({apart:.1e})")
+    return True
+
+
+def start(name: str, task: str, *where: Any) -> Callable[[int], Any]:
+    """Build a contender, and return what does its task, having done so once."""
+    work: Callable[[int], Any] = getattr(make(name, *where), task)
+    work(0)
+    return work
 
 
 def versions() -> dict[str, str]:
@@ -170,52 +241,61 @@ def main(
     """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
     backend = open_backend(device)
     backend.activate().__enter__()  # to the end of the process
-    results = []
-    for config in configs or CONFIGURATIONS:
-        size = CONFIGURATIONS[config]
-        real = coco_captions(captions, size.vocabulary, size.steps) if captions else None
-        for cell in cells or CELLS:
-            workload = Workload(size, cell, real)
-            if memory_of:
-                contender = make(memory_of, workload, backend, threads)
-                for k in range(MEMORY_STEPS):
-                    contender.train(k)
-                status = Path("/proc/self/status").read_text()
-                print(1024 * int(status.split("VmHWM:")[1].split()[0]))
-                return
-            names = contenders_on(backend)
-            if HAS_TORCH:
-                apart = max(compare(workload, backend, masked) for masked in (False, True))
-                if not apart < 1e-8:
-                    raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
-            options = ["--config", config, "--cell", cell, "--device", device]
-            options += ["--captions", str(captions)] if captions else []
-            measured = [] if backend.device is not None else set(names) - {"products"}
-            memory = {name: peak_memory(name, options) for name in measured}
-            for task in tasks or TASKS:
-                # anew for each task: what a step has trained says other captions
-                contenders = {name: make(name, workload, backend, threads) for name in names}
-                takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
-                calls_of = {name: getattr(contenders[name], task) for name in takes_part}
-                figures = interleave(calls_of, rounds, calls, backend.synchronize)
-                print(f"{config} {cell} {task}")
-                for name, times in figures.items():
-                    result = Result(
-                        config, cell, task, name, size.batch_size, times, figures["xpcap"]
-                    )
-                    used = memory.get(name) if task == "train" else None
-                    print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
-                    results.append({**result.as_dict(), "peak_memory_bytes": used})
-                if json_file:
-                    about = {
-                        "versions": versions(),
-                        "device": device,
-                        "processor": platform.processor() or platform.machine(),
-                        "threads": threads,
-                        "captions": "COCO" if captions else "drawn",
-                    }
-                    text = json.dumps({**about, "results": results}, indent=1)
-                    json_file.write_text(text + "\n")
+    sizes = {config: CONFIGURATIONS[config] for config in configs or CONFIGURATIONS}
+    workloads = [
+        (config, Workload(size, cell, captions and coco_captions(captions, size)))
+        for config, size in sizes.items()
+        for cell in cells or CELLS
+    ]
+    if memory_of:
+        print(peak_of_training(make(memory_of, workloads[0][1], backend, threads)))
+        return
+    about = {
+        "device": device,
+        "processor": processor(),
+        "threads": threads,
+        "captions": "COCO" if captions else "drawn",
+    }
+    print(f"{about['processor']}; device {device}; PyTorch's threads: {threads}")
+    attempt, results = Attempts(), []
+    for config, workload in workloads:
+        cell, where = workload.cell, (workload, backend, threads)
+        check_first_loss(workload, backend)
+        names = contenders_on(backend)
+        if HAS_TORCH and not attempt(
+            f"{config} {cell}: no torch", same_as_torch, workload, backend
+        ):
+            names = [name for name in names if not name.startswith("torch")]
+        options = ["--config", config, "--cell", cell, "--device", device]
+        options += ["--captions", str(captions)] if captions else []
+        measured = [] if backend.device is not None else [n for n in names if n != "products"]
+        memory = {
+            name: attempt(f"{config} {cell}: no peak memory of {name}", peak_memory, name, options)
+            for name in measured
+        }
+        for task in tasks or TASKS:
+            title = f"{config} {cell} {task}"
+            takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
+            # anew for each task, for training changes the parameters
+            tried = {
+                n: attempt(f"{title}: {n} left out", start, n, task, *where) for n in takes_part
+            }
+            calls_of = {name: work for name, work in tried.items() if work}
+            if "xpcap" not in calls_of:
+                continue
+            figures = interleave(calls_of, rounds, calls, backend.synchronize)
+            print(title)
+            for name, times in figures.items():
+                N = workload.configuration.batch_size
+                result = Result(config, cell, task, name, N, times, figures["xpcap"])
+                used = memory.get(name) if task == "train" else None
+                print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
+                results.append({**result.as_dict(), "peak_memory_bytes": used})
+            if json_file:
+                json_file.write_text(
+                    json.dumps({"versions": versions(), **about, "results": results}, indent=1)
+                )
+    sys.exit(attempt.failed)
 
 
 if __name__ == "__main__":

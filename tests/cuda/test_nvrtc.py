@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import xpcap.kernels.cuda
+from xpcap.kernels.cuda.launch import read_source
 
 SOURCES = sorted(Path(xpcap.kernels.cuda.__file__).parent.glob("*.cu"))
 REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
@@ -34,7 +35,7 @@ def compile_for_gpu(path, *options):
     """Return the compiler's log; it fails where there is no compiler."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
-        program = nvrtc.createProgram(path.read_text("utf-8"), path.name, (), ())
+        program = nvrtc.createProgram(read_source(path.stem), path.name, (), ())
     except (OSError, RuntimeError) as error:
         pytest.skip(f"NVRTC cannot be loaded: {error}")
     try:

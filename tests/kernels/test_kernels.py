@@ -347,6 +347,82 @@ def test_kernels_change_only_what_they_write(name, xp):
         assert value.dtype.kind != "f" or numpy.isfinite(now).all(), key
 
 
+def extreme(name, dtype):
+    """Return a kernel's arguments with magnitudes from near the smallest normal number up to 1.
+
+    Of factors in matrix products, no two have a subnormal product: those are the processor's.
+    """
+    rng, exponent = numpy.random.default_rng(1), numpy.finfo(dtype).minexp + 30
+    lowest = exponent / 2 + 30 if name == "product" else exponent
+    scores = {"scores", "bias", "ax", "ah", "gates", "a"} - ({"a"} if name == "product" else set())
+    if name.endswith("_gradient"):
+        scores.remove("gates")
+    found = {}
+    for key, value in ARGUMENTS[name].items():
+        if isinstance(value, numpy.ndarray) and value.dtype.kind == "f":
+            magnitude = 2 ** rng.uniform(lowest, 0, value.shape)
+            if key in scores:
+                magnitude = rng.choice([0.3, 30, 88, 100, 700, 800], value.shape) * rng.uniform(
+                    0.9, 1.1, value.shape
+                )
+            if key not in ("scale", "settings", "weight"):
+                value = magnitude * numpy.where(value < 0, -1, 1)
+        found[key] = value
+    if name in ("softmax", "log_softmax", "log_normalizer", "softmax_cross_entropy"):
+        found["scores"] = found["scores"] * rng.choice([0.01, 1.0], (len(found["scores"]), 1))
+    return found
+
+
+def subnormal(array):
+    values = to_host(array)
+    return (abs(values) < numpy.finfo(values.dtype).tiny) & (values != 0)
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_kernel_returns_a_subnormal_number(name, backend, dtype):
+    for xp in {backend.xp.__name__: backend.xp, "fastest": fastest(backend.xp)}.values():
+        for version in (KERNELS[name], KERNELS[name].reference):
+            arguments = copies(backend, extreme(name, dtype), dtype)
+            for key, value in run(version, xp, arguments).items():
+                if value.dtype.kind == "f":
+                    assert not subnormal(value).any(), (xp.__name__, key)
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+def test_powers_are_zero_from_a_bound_on(xp, dtype):
+    """Of words 2^-80 times as likely as the likeliest, or 2^-918 times in double precision."""
+    bits = {numpy.float32: 80, numpy.float64: 918}[dtype]
+    scores = math.log(2) * numpy.array([[0, -bits + 0.01, -bits - 0.01, -bits - 50, -1]], dtype)
+    gradient, losses = xp.array(scores), xp.asarray(numpy.zeros(1, dtype))
+    bias, scale = xp.asarray(numpy.zeros(5, dtype)), xp.asarray(numpy.ones(1, dtype))
+    of = xp.asarray(numpy.array([4]))
+    softmax_cross_entropy(fastest(xp), gradient, bias, of, scale, losses)
+    assert (to_host(gradient) != 0).tolist() == [[True, True, False, False, True]]
+    assert (to_host(softmax(xp, xp.asarray(scores))) != 0).tolist() == [
+        [True, True, False, False, True]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [("momentum_update", "velocity"), ("rmsprop_update", "cache"), ("adam_update", "m"),
+     ("adam_update", "v")],
+)  # fmt: skip
+def test_what_a_rule_remembers_of_a_word_decays_to_zero(name, moment, backend):
+    """Not to the subnormal number whose 0.9-fold rounds to itself; other words lose nothing."""
+    arguments = {**ARGUMENTS[name], "dw": numpy.zeros(P)}
+    if moment == "v":
+        arguments["beta2"] = 0.9
+    arguments[moment] = numpy.where(numpy.arange(P) % 2, 1e-37, 1e-3)
+    arguments = copies(backend, arguments, numpy.float32)
+    for _ in range(60):
+        KERNELS[name](fastest(backend.xp), **arguments)
+    found = to_host(arguments[moment])
+    assert (found[1::2] == 0).all()
+    numpy.testing.assert_allclose(found[::2], 1e-3 * 0.9**60, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rows", range(6))
 def test_products_of_few_rows(rows, xp):
     """One by one on the CPU; of views too."""

@@ -1,6 +1,7 @@
 """How fast a training step, a loss and greedy decoding are, beside their matrix products alone."""
 
 from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.machine import processor
 from xpcap.benchmark.timing import Figures, Result, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
@@ -15,4 +16,5 @@ __all__ = [
     "Workload",
     "draw_captions",
     "interleave",
+    "processor",
 ]

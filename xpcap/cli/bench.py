@@ -32,7 +32,15 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
     Captions are drawn with COCO's lengths and word frequencies. No program can be faster than its
     products; ratios are to xpcap's own time.
     """
-    from xpcap.benchmark import CONFIGURATIONS, Ours, Products, Result, Workload, interleave
+    from xpcap.benchmark import (
+        CONFIGURATIONS,
+        Ours,
+        Products,
+        Result,
+        Workload,
+        interleave,
+        processor,
+    )
 
     backend = open_device(device)
     size = CONFIGURATIONS[config]
@@ -48,5 +56,6 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
         show_json([result.as_dict() for result in results])
         return
     talk(f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions a call")
+    talk(processor())
     for result in results:
         show(result.line())

@@ -84,13 +84,19 @@ class Source:
             function(blocks, (threads,), arguments, shared_mem=shared)
 
 
+def read_source(name: str) -> str:
+    """Return the text of a source, beginning with what all have in common."""
+    return "".join((_FOLDER / file).read_text("utf-8") for file in ("normal.h", f"{name}.cu"))
+
+
 @functools.cache
 def _module(
     xp: Namespace, device: int, source: str, options: tuple[str, ...], cooperative: bool
 ) -> Any:
-    code = (_FOLDER / f"{source}.cu").read_text("utf-8")
-    options = ("-std=c++17", *options)
-    return xp.RawModule(code=code, options=options, enable_cooperative_groups=cooperative)
+    return xp.RawModule(
+        code=read_source(source), options=("-std=c++17", *options),
+        enable_cooperative_groups=cooperative,
+    )  # fmt: skip
 
 
 @functools.cache

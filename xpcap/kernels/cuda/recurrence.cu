@@ -303,7 +303,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             for (int gate = 0; gate < 3; ++gate)
                 input[m][gate] = logistic(input[m][gate]);
             input[m][3] = tanhf(input[m][3]);
-            cell[m] = input[m][1] * before[m] + input[m][0] * input[m][3];
+            cell[m] = normal(input[m][1] * before[m] + input[m][0] * input[m][3]);
             before[m] = tanhf(cell[m]);
             state[m] = input[m][2] * before[m];
 #else
@@ -312,7 +312,7 @@ extern "C" __launch_bounds__(256, 1) __global__ void forward(
             state[m] = (1 - input[m][1]) * input[m][2] + input[m][1] * before[m];
 #endif
             if (unit < H && n < N)
-                h[(step + N + n) * H + unit] = state[m];
+                h[(step + N + n) * H + unit] = normal(state[m]);
         }
         if (t + 1 < T)
             arrive(counter);
@@ -451,19 +451,19 @@ extern "C" __launch_bounds__(256, 1) __global__ void backward(
             d[m][1] = dnext * cell * f * (1 - f);
             d[m][2] = dh * t_cell * o * (1 - o);
             d[m][3] = dnext * i * (1 - g * g);
-            dc[m] = dnext * f;
+            dc[m] = normal(dnext * f);
 #else
             float r = values[m][1], z = values[m][2], g = values[m][3];
             float dg = dh * (1 - z) * (1 - g * g);
             d[m][0] = dg * values[m][5] * r * (1 - r);
             d[m][1] = dh * (values[m][4] - g) * z * (1 - z);
             d[m][2] = dg * r;
-            carry[m] = dh * z;
-            values[m][0] = dg;
+            carry[m] = normal(dh * z);
+            values[m][0] = normal(dg);
 #endif
 #pragma unroll
             for (int gate = 0; gate < GATES; ++gate)
-                da[16 * m + row][gate * UNITS + local] = d[m][gate];
+                da[16 * m + row][gate * UNITS + local] = d[m][gate] = normal(d[m][gate]);
         }
         if (t < 0)
             break;

@@ -50,7 +50,7 @@ extern "C" __global__ void softmax_cross_entropy(
         REAL sum = 0;
         for (int k = 0; k < LOADS; ++k)
             if (score[k] > lowest || isnan(score[k]))  // which fmax has ignored
-                sum += exp(score[k] - (high > lowest ? high : (REAL)0));
+                sum += power(score[k] - (high > lowest ? high : (REAL)0));
         combine(top, total, high, sum);
     }
     for (int far = 16; far > 0; far /= 2) {
@@ -75,7 +75,7 @@ extern "C" __global__ void softmax_cross_entropy(
         losses[m] = weight * (log(total) - of_target);
     REAL factor = weight / total;
     for (int j = thread; j < V; j += blockDim.x) {
-        REAL share = factor * exp(row[j] + bias[j] - top);
+        REAL share = factor * power(row[j] + bias[j] - top);
         row[j] = j == target ? share - weight : share;
     }
 }
