@@ -43,7 +43,8 @@ REASONS = {
     "NCCL is not installed",
     "mpi4py is not installed",
     "there is no mpirun, of Open MPI, MPICH or another MPI",
-    "only fakegpu counts CUDA's allocations",
+    "only fakegpu counts what CUDA does",
+    "the device runs one block after another",
 }
 """Why a test that needs a GPU may be skipped although XPCAP_REQUIRE_GPU=1; others fail then."""
 

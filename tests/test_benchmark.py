@@ -1,7 +1,14 @@
 """What the benchmark times is what it says; times themselves are not tested."""
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy
 import pytest
+from click.testing import CliRunner
 
 from xpcap.backend import CPU
 from xpcap.benchmark import (
@@ -11,9 +18,11 @@ from xpcap.benchmark import (
     Ours,
     Products,
     Workload,
+    contenders,
     draw_captions,
     interleave,
 )
+from xpcap.benchmark.machine import processor
 from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
 
 SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, wordvec=8)
@@ -44,6 +53,21 @@ def test_decoded_captions_have_the_lengths_of_the_data(cell):
     assert said.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
     numpy.testing.assert_array_equal((said != NULL).sum(axis=1), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "cell"),
+    [("seed", "rnn"), ("seed", "lstm"), ("seed", "gru"), ("full", "lstm"), ("bigvocab", "lstm")],
+)
+def test_the_model_that_is_trained_is_an_ordinary_one(config, cell):
+    """Its first loss is near that of a guess among all words, and steps bring it down."""
+    workload = Workload(CONFIGURATIONS[config], cell)
+    ours = Ours(workload, CPU)
+    assert float(ours.loss(0)) == pytest.approx(workload.loss_of_guessing(0), rel=0.05)
+    ours.decode(0)
+    ours.train(0)
+    ours.train(1)
+    assert float(ours.loss(0)) < workload.loss_of_guessing(0)
 
 
 def test_batches_go_round():
@@ -83,6 +107,20 @@ def test_the_products_are_all_that_our_training_step_has(monkeypatch):
         products = shapes_of(Products(workload, numpy).train)
         assert shapes_of(Ours(workload, CPU).train) == products
         assert len(products) > 20
+
+
+def test_products_on_a_gpu_are_replayed_without_python(gpu, monkeypatch):
+    """The first call launches them, the second captures them."""
+    calls = []
+    monkeypatch.setattr(contenders, "product", lambda xp, *arrays: calls.append(arrays))
+    products = Products(Workload(SMALL, "lstm"), gpu.xp)
+    for task in ("train", "decode"):
+        calls.clear()
+        getattr(products, task)(0)
+        launched = len(calls)
+        for k in range(1, 5):
+            getattr(products, task)(k)
+        assert len(calls) == 2 * launched > 0
 
 
 def test_turns_are_taken_in_changing_order():
@@ -131,3 +169,69 @@ def test_a_peer_that_computes_something_else_is_found(monkeypatch):
     monkeypatch.setattr(torch_peer.Captioner, "loss", mean_over_words)
     assert bench.compare(Workload(SMALL, "lstm"), CPU) > 0.1
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: Xeon(R) 1\nflags\t\t: fpu sse2 avx avx2 avx512f\n\n", "Xeon(R) 1, AVX-512"),
+        ("model name : EPYC 2\nflags : sse2 avx avx2\nmodel name : EPYC 2\n", "EPYC 2, AVX2"),
+    ],
+)
+def test_the_processor_is_named_with_its_instruction_set(text, expected, tmp_path):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor(tmp_path / "cpuinfo") == expected
+    assert processor(tmp_path / "none")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """`tools/bench.py` with small sizes and without peers of other libraries."""
+    import bench
+
+    monkeypatch.setitem(bench.CONFIGURATIONS, "seed", SMALL)
+    monkeypatch.setattr(bench, "HAS_TORCH", False)
+    monkeypatch.setattr(bench, "check_first_loss", lambda *args: None)
+    monkeypatch.setattr(bench, "peak_memory", lambda *args: 2**20)
+    return bench
+
+
+WORDS = ["--config", "seed", "--cell", "rnn", "--rounds", "1", "--calls", "1"]
+
+
+def test_a_contender_that_fails_leaves_the_others(bench, monkeypatch, tmp_path):
+    """When it is made, when it first works, and when it is asked for its memory."""
+    file = tmp_path / "figures.json"
+
+    def fail(*args):
+        raise RuntimeError("out of order\nand more")
+
+    monkeypatch.setattr(bench, "WithoutCompiledKernels", fail)
+    monkeypatch.setattr(Products, "decode", fail)
+    monkeypatch.setattr(bench, "peak_memory", fail)
+    done = CliRunner().invoke(bench.main, [*WORDS, "--json", str(file)])
+    assert done.exit_code == 1
+    assert "seed rnn decode: products left out: RuntimeError: out of order\n" in done.output
+    assert "seed rnn train: numpy left out: RuntimeError: out of order\n" in done.output
+    assert "seed rnn: no peak memory of xpcap: RuntimeError: out of order\n" in done.output
+    found = json.loads(file.read_text())
+    assert [(r["task"], r["program"]) for r in found["results"]] == [
+        ("train", "xpcap"), ("train", "products"), ("loss", "xpcap"), ("loss", "products"),
+        ("decode", "xpcap"),
+    ]  # fmt: skip
+    assert found["processor"] == processor()
+    assert processor() in done.output
+
+
+def test_it_starts_from_a_bare_checkout(tmp_path):
+    """It runs the package beside it, whatever is installed."""
+    root = Path(__file__).resolve().parent.parent
+    (tmp_path / "tools").mkdir()
+    shutil.copy(root / "tools" / "bench.py", tmp_path / "tools")
+    shutil.copytree(root / "xpcap", tmp_path / "xpcap")
+    code = f"import runpy; runpy.run_path({str(tmp_path / 'tools' / 'bench.py')!r}); import xpcap;"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code + "print(xpcap.__file__)"],
+        cwd="/", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "xpcap" / "__init__.py")

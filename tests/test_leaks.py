@@ -28,7 +28,7 @@ def memory(gpu):
     second pool holds, the others an array for which the pool had room. Python's garbage collector
     is off: device memory in a reference cycle stays allocated until it happens to run.
     """
-    fakegpu = pytest.importorskip("fakegpu", reason="only fakegpu counts CUDA's allocations")
+    fakegpu = pytest.importorskip("fakegpu", reason="only fakegpu counts what CUDA does")
     pool = gpu.xp.get_default_memory_pool()
 
     def used():

@@ -2,12 +2,15 @@
 
     python tools/bench.py --config full --cell lstm --task train --json result.json
 
-Before anything is timed, losses, gradients and parameters after one step are compared in double
-precision, and decoded captions word by word: a peer that computes something else is not timed.
+Starts from a bare checkout: the package need not be installed. Before anything is timed, losses,
+gradients and parameters after one step are compared in double precision, and decoded captions word
+by word: a peer that computes something else is not timed. A contender that fails is left out with
+one line that says why, and the exit status is 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -15,18 +18,21 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
 from xpcap.benchmark import (
     CONFIGURATIONS,
     TASKS,
+    Configuration,
     Ours,
     Products,
     Result,
@@ -34,30 +40,32 @@ from xpcap.benchmark import (
     busy_processes,
     by_threads,
     interleave,
+    processor,
 )
 from xpcap.data.vocabulary import tokenize
 from xpcap.models.captioner import CELLS
-from xpcap.threads import available, candidates
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5
 EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
+UNDER_LOAD = {"xpcap", "torch", "torch masked"}
 
 
-def coco_captions(folder: Path, vocabulary: int, steps: int) -> numpy.ndarray:
+@functools.cache
+def coco_captions(folder: Path, size: Configuration) -> numpy.ndarray:
     """Encode COCO's captions of at most `steps - 1` words; the rarest words are `<UNK>`."""
     file = folder / "captions_val2017.json"
     if not file.is_file():
         raise click.UsageError(f"--captions {folder}: expected captions_val2017.json in it")
     annotations = json.loads(file.read_text())["annotations"]
     sentences = [tokenize(annotation["caption"]) for annotation in annotations]
-    sentences = [words for words in sentences if len(words) < steps]
+    sentences = [words for words in sentences if len(words) < size.steps]
     counts: dict[str, int] = {}
     for word in (word for words in sentences for word in words):
         counts[word] = counts.get(word, 0) + 1
-    common = sorted(counts, key=counts.__getitem__, reverse=True)[: vocabulary - 4]
+    common = sorted(counts, key=counts.__getitem__, reverse=True)[: size.vocabulary - 4]
     index = {word: 4 + k for k, word in enumerate(common)}
-    captions = numpy.zeros((len(sentences), steps + 1), numpy.int32)
+    captions = numpy.zeros((len(sentences), size.steps + 1), numpy.int32)
     for row, words in zip(captions, sentences, strict=True):
         row[: len(words) + 2] = [1, *(index.get(word, 3) for word in words), 2]
     return captions
@@ -107,6 +115,13 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     )
 
 
+def check_first_loss(workload: Workload, backend: Backend) -> None:
+    """Check that the model to train is an ordinary one, whose first loss is near ln V per word."""
+    loss, expected = float(Ours(workload, backend).loss(0)), workload.loss_of_guessing(0)
+    if not abs(loss - expected) < 0.05 * expected:
+        raise SystemExit(f"the first loss is {loss:.2f} nats per caption, not about {expected:.2f}")
+
+
 def torch_device(backend: Backend) -> str:
     """Return PyTorch's name of a device."""
     return "cpu" if backend.device is None else f"cuda:{backend.device}"
@@ -131,19 +146,13 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
     return Ours(workload, backend, precision=name.partition(" ")[2] or "float32")
 
 
-def torch_by_threads(call: Callable[[int], object]) -> dict[str, Callable[[int], object]]:
-    """Return a call of PyTorch's with each number of threads that xpcap chooses from, by name."""
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Give PyTorch this number of threads."""
     import torch
 
-    def fixed(number: int) -> Callable[[int], object]:
-        def run(k: int) -> None:
-            torch.set_num_threads(number)
-            call(k)
-
-        return run
-
-    numbers = candidates(available())
-    return {f"torch, {number}": fixed(number) for number in numbers}
+    torch.set_num_threads(number)
+    yield
 
 
 def contenders_on(backend: Backend) -> list[str]:
@@ -158,7 +167,56 @@ def contenders_on(backend: Backend) -> list[str]:
 def peak_memory(name: str, options: list[str]) -> int:
     """Return the bytes that a process needs at most which does nothing but train (on Linux)."""
     command = [sys.executable, __file__, *options, "--memory-of", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return int(done.stdout)
+
+
+def peak_of_training(contender: Any) -> int:
+    """Train a few steps, and return the bytes that this process has needed at most."""
+    for k in range(MEMORY_STEPS):
+        contender.train(k)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+class Attempts:
+    """Calls functions whose errors shall not end the benchmark; `failed` if there was one."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def __call__(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Return what the function returns, or None after a line with its error."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self.failed = True
+            reason = (str(error).strip().splitlines() or [""])[0]
+            print(f"{what}: {type(error).__name__}: {reason}", flush=True)
+        return None
+
+
+def same_as_torch(workload: Workload, backend: Backend) -> bool:
+    """Whether PyTorch computes what we compute.
+
+    Raises
+    ------
+    ArithmeticError
+        If it computes something else.
+    """
+    apart = max(compare(workload, backend, masked) for masked in (False, True))
+    if not apart < 1e-8:
+        raise ArithmeticError(f"PyTorch computes something else ({apart:.1e})")
+    return True
+
+
+def start(name: str, task: str, *where: Any) -> Callable[[int], Any]:
+    """Build a contender, and return what does its task, having done so once."""
+    work: Callable[[int], Any] = getattr(make(name, *where), task)
+    work(0)
+    return work
 
 
 def versions() -> dict[str, str]:
@@ -181,9 +239,11 @@ def versions() -> dict[str, str]:
 @click.option(
     "--load",
     type=click.IntRange(min=0),
-    help="Keep so many processes busy, and compare auto, fixed numbers of threads and PyTorch.",
+    help="Keep this many processes busy; on the CPU, compare auto with fixed numbers of threads.",
 )
-@click.option("--nice", default=0, help="By how much their priority is lower.")
+@click.option(
+    "--nice", type=click.IntRange(0, 19), default=0, help="Niceness of the busy processes."
+)
 @click.option("--captions", type=click.Path(path_type=Path, exists=True), help="COCO's folder.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
 @click.option("--memory-of", hidden=True)
@@ -204,65 +264,75 @@ def main(
     """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
     backend = open_backend(device)
     backend.activate().__enter__()  # to the end of the process
-    if load is not None:
-        xpcap.use_threads("auto", tell=print)
-    results = []
-    for config in configs or CONFIGURATIONS:
-        size = CONFIGURATIONS[config]
-        real = coco_captions(captions, size.vocabulary, size.steps) if captions else None
-        for cell in cells or CELLS:
-            workload = Workload(size, cell, real)
-            if memory_of:
-                contender = make(memory_of, workload, backend, threads)
-                for k in range(MEMORY_STEPS):
-                    contender.train(k)
-                status = Path("/proc/self/status").read_text()
-                print(1024 * int(status.split("VmHWM:")[1].split()[0]))
-                return
-            names = contenders_on(backend)
-            if load is not None:
-                names = ["xpcap", "torch masked"] if HAS_TORCH else ["xpcap"]
-            if HAS_TORCH:
-                apart = max(compare(workload, backend, masked) for masked in (False, True))
-                if not apart < 1e-8:
-                    raise SystemExit(f"{config} {cell}: PyTorch computes something else ({apart})")
-            options = ["--config", config, "--cell", cell, "--device", device]
-            options += ["--captions", str(captions)] if captions else []
-            alone = load is None and backend.device is None
-            measured = set(names) - {"products"} if alone else []
-            memory = {name: peak_memory(name, options) for name in measured}
-            for task in tasks or TASKS:
-                # anew for each task: what a step has trained says other captions
-                contenders = {name: make(name, workload, backend, threads) for name in names}
-                every = task == "train" or load is not None
-                takes_part = [n for n in names if every or n in EVERY_TASK]
-                calls_of = {name: getattr(contenders[name], task) for name in takes_part}
-                if load is not None:
-                    calls_of |= by_threads(calls_of["xpcap"])
-                    if "torch masked" in calls_of:
-                        calls_of |= torch_by_threads(calls_of.pop("torch masked"))
-                with busy_processes(load or 0, nice):
-                    figures = interleave(calls_of, rounds, calls, backend.synchronize)
-                print(f"{config} {cell} {task}")
-                for name, times in figures.items():
-                    result = Result(
-                        config, cell, task, name, size.batch_size, times, figures["xpcap"]
-                    )
-                    used = memory.get(name) if task == "train" else None
-                    print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
-                    results.append({**result.as_dict(), "peak_memory_bytes": used})
-                if json_file:
-                    about = {
-                        "versions": versions(),
-                        "device": device,
-                        "processor": platform.processor() or platform.machine(),
-                        "threads": threads,
-                        "load": load,
-                        "nice": nice,
-                        "captions": "COCO" if captions else "drawn",
-                    }
-                    text = json.dumps({**about, "results": results}, indent=1)
-                    json_file.write_text(text + "\n")
+    sizes = {config: CONFIGURATIONS[config] for config in configs or CONFIGURATIONS}
+    workloads = [
+        (config, Workload(size, cell, captions and coco_captions(captions, size)))
+        for config, size in sizes.items()
+        for cell in cells or CELLS
+    ]
+    if memory_of:
+        print(peak_of_training(make(memory_of, workloads[0][1], backend, threads)))
+        return
+    about = {
+        "device": device,
+        "processor": processor(),
+        "threads": threads,
+        "load": load,
+        "nice": nice,
+        "captions": "COCO" if captions else "drawn",
+    }
+    print(f"{about['processor']}; device {device}; PyTorch's threads: {threads}")
+    compare_threads = load is not None and backend.device is None
+    attempt, results = Attempts(), []
+    for config, workload in workloads:
+        cell, where = workload.cell, (workload, backend, threads)
+        check_first_loss(workload, backend)
+        names = contenders_on(backend)
+        if HAS_TORCH and not attempt(
+            f"{config} {cell}: no torch", same_as_torch, workload, backend
+        ):
+            names = [name for name in names if not name.startswith("torch")]
+        if compare_threads:
+            names = [name for name in names if name in UNDER_LOAD]
+        options = ["--config", config, "--cell", cell, "--device", device]
+        options += ["--captions", str(captions)] if captions else []
+        alone = backend.device is None and load is None
+        measured = [n for n in names if n != "products"] if alone else []
+        memory = {
+            name: attempt(f"{config} {cell}: no peak memory of {name}", peak_memory, name, options)
+            for name in measured
+        }
+        for task in tasks or TASKS:
+            title = f"{config} {cell} {task}"
+            takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
+            with (
+                busy_processes(load or 0, nice),
+                xpcap.use_threads("auto", print) if compare_threads else contextlib.nullcontext(),
+            ):
+                # anew for each task, for training changes the parameters
+                tried = {
+                    n: attempt(f"{title}: {n} left out", start, n, task, *where) for n in takes_part
+                }
+                calls_of = {name: work for name, work in tried.items() if work}
+                if "xpcap" not in calls_of:
+                    continue
+                if compare_threads:
+                    calls_of |= by_threads("xpcap", calls_of["xpcap"])
+                    for name in [n for n in calls_of if n.startswith("torch")]:
+                        calls_of |= by_threads(name, calls_of.pop(name), torch_threads)
+                figures = interleave(calls_of, rounds, calls, backend.synchronize)
+            print(title)
+            for name, times in figures.items():
+                N = workload.configuration.batch_size
+                result = Result(config, cell, task, name, N, times, figures["xpcap"])
+                used = memory.get(name) if task == "train" else None
+                print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
+                results.append({**result.as_dict(), "peak_memory_bytes": used})
+            if json_file:
+                json_file.write_text(
+                    json.dumps({"versions": versions(), **about, "results": results}, indent=1)
+                )
+    sys.exit(attempt.failed)
 
 
 if __name__ == "__main__":

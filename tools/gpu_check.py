@@ -26,11 +26,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = 12_000  # characters
 MARK = "RESULT "  # begins a line of a stage's output that is a result, as JSON
+WITH_PARENT = """import ctypes, os, signal, sys
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, on Linux
+except (OSError, AttributeError):
+    pass
+os.execvp(sys.argv[1], sys.argv[1:])"""  # ends a stage with the check, even if that is killed
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 SHORTEST = 10.0  # seconds; with less left, no stage is started
 
@@ -88,20 +94,19 @@ STAGES = [
 
 
 class Log:
-    """Writes `log.txt` and the JSON file of a check, flushed at every line and every result."""
+    """Writes `log.txt` line by line, and the JSON file of a check at every result."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.json_file = folder / f"{name}.json"
-        self._log = (folder / "log.txt").open("a", encoding="utf-8")
+        self._log_file = folder / "log.txt"
         self._lock = threading.Lock()
         self.outcomes: list[Outcome] = []
 
     def line(self, text: str) -> None:
         """Append a line to the log."""
-        with self._lock:
-            self._log.write(text + "\n")
-            self._log.flush()
+        with self._lock, self._log_file.open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
 
     def save(self) -> None:
         """Replace the JSON file by all results so far."""
@@ -143,10 +148,11 @@ def run_stage(stage: Stage, seconds: float, device: str, log: Log, blocking: boo
         environment["CUDA_LAUNCH_BLOCKING"] = "1"
     start = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
+        [sys.executable, "-c", WITH_PARENT, *command], cwd=ROOT, env=environment,
+        text=True, errors="replace", start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    reader = threading.Thread(target=_read, args=(process, outcome, log), daemon=True)
+    reader = threading.Thread(target=_read, args=(process.stdout, outcome, log), daemon=True)
     reader.start()
     try:
         code = process.wait(seconds)
@@ -156,16 +162,17 @@ def run_stage(stage: Stage, seconds: float, device: str, log: Log, blocking: boo
     finally:
         _end(process)
     reader.join(GRACE)
+    if process.stdout is not None and not reader.is_alive():
+        process.stdout.close()
     outcome.seconds = time.monotonic() - start
     log.line(f"=== {outcome.name}: {outcome.status}, {outcome.seconds:.1f} s")
     log.save()
     return outcome
 
 
-def _read(process: subprocess.Popen[str], outcome: Outcome, log: Log) -> None:
+def _read(lines: IO[str], outcome: Outcome, log: Log) -> None:
     """Log what a stage prints, line by line, and save each result."""
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in lines:
         text = line.rstrip("\n")
         log.line(text)
         if text.startswith(MARK):

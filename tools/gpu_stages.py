@@ -31,6 +31,7 @@ from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, EpochBatches
 from xpcap.kernels import KERNELS, fastest
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
+from xpcap.kernels.products import multiplied_in
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
@@ -144,6 +145,7 @@ def kernels(backend: Backend) -> None:
             if found is False:
                 result(key, "differs from the reference", passed=False)
     result("kernel cases passed", f"{passed} of {2 * len(CASES)}")
+    _check_recurrences(backend)
     _check_products(backend)
     if backend.device is not None:
         _try_captures(backend)
@@ -177,12 +179,39 @@ def _kernel_is_right(
             if not numpy.array_equal(found, value):
                 return False
             continue
-        floor = 1e-7 if dtype == numpy.float32 else 1e-15
+        if not numpy.array_equal(numpy.isnan(found), numpy.isnan(value)):
+            return False
+        floor = 1e-7 if dtype == numpy.float32 else 5e-15
         size = max(1.0, float(numpy.nanmax(abs(true[key]))))
         limit = 2 * float(numpy.nanmax(abs(value - true[key]))) + floor * size
         if not numpy.nanmax(abs(found - true[key])) <= limit:
             return False
     return True
+
+
+def _check_recurrences(backend: Backend) -> None:
+    """Sequences in one launch against the CPU, where several blocks run at once and where not."""
+    from kernels.test_recurrence import LARGE, SMALL, drawn, unrolled
+
+    sizes = SMALL + (LARGE if backend.device is not None else [])
+
+    def worst(cell: str, precision: str) -> float:
+        errors = []
+        for N, T, H in sizes:
+            arguments, dh = drawn(cell, N, T, H)
+            true = unrolled(open_backend("cpu"), cell, arguments, dh, "float64", N, T)
+            with multiplied_in(precision):
+                ours = unrolled(backend, cell, arguments, dh, "float32", N, T)
+            for found, exact in zip(ours, true, strict=True):
+                errors.append(abs(found - exact).max() / max(1.0, abs(exact).max()))
+        return float(numpy.max(errors))  # of which one may be NaN
+
+    for cell in ("lstm", "gru", "rnn"):
+        for precision, limit in (("float32", 1e-5), ("tf32", 3e-3)):
+            key = f"recurrences {cell} {precision}"
+            error = attempt(key, worst, cell, precision)
+            if error is not None:
+                result(key, error, passed=error < limit)
 
 
 SHAPES = {  # of the products of a step at N=128, T=16, H=512, W=256: M, K, N
@@ -203,7 +232,7 @@ def _check_products(backend: Backend) -> None:
     on_gpu = backend.device is not None
     for precision in ("float64", *(PRECISIONS if on_gpu else PRECISIONS[:1])):
         dtype = "float64" if precision == "float64" else "float32"
-        worst = 0.0
+        errors = []
         for M, K, N in [(1, 1, 1), (128, 512, 2048), (33, 70, 1004), (5, 129, 3), (64, 1004, 40)]:
             for layout in range(4):
                 a = rng.standard_normal((K, M) if layout % 2 else (M, K)).astype(dtype)
@@ -217,7 +246,8 @@ def _check_products(backend: Backend) -> None:
                     backend, there.T if layout % 2 else there, other.T if layout > 1 else other,
                     out, "float32" if precision == "float64" else precision,
                 )  # fmt: skip
-                worst = max(worst, float((abs(to_host(out) - true) / size).max()))
+                errors.append((abs(to_host(out) - true) / size).max())
+        worst = float(numpy.max(errors))  # of which one may be NaN
         result(f"products in {precision}", worst, passed=worst < LIMITS[precision])
 
 
@@ -287,7 +317,8 @@ def _try_captures(backend: Backend) -> None:
             total.fill(0)
             graph.launch()
             backend.synchronize()
-            result(f"capture of a sum by {names or ['CuPy']}", float(total) == 4096)
+            right = float(total) == 4096
+            result(f"capture of a sum by {names or ['CuPy']}", right, passed=right)
         finally:
             _accelerator.set_reduction_accelerators(before)
 
@@ -333,7 +364,7 @@ def sanitizer(backend: Backend) -> None:
                 env={**os.environ, "XPCAP_GRAPHS": "0"},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            result(name, f"not finished after {limit:.0f} s")
+            result(name, f"not finished after {limit:.0f} s", passed=False)
             continue
         text = (done.stdout + done.stderr).strip().splitlines()
         end = next((line for line in reversed(text) if "SUMMARY" in line), "no summary")

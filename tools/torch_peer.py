@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy
@@ -144,7 +145,7 @@ class TorchPeer:
         self._captions = torch.from_numpy(split.captions).long().to(device)
         self._images = torch.from_numpy(split.image_idxs).to(device)
         self._features = torch.from_numpy(split.features).to(device, dtype)
-        self._decoded = torch.from_numpy(workload.images_to_decode()).to(device, dtype)
+        self._device, self._dtype = device, dtype
         # a GRU's two biases of r and z are one bias of ours: PyTorch's second ones do not move
         frozen = self.module.recurrent.bias_hh_l0
         if workload.cell != "gru":
@@ -168,7 +169,16 @@ class TorchPeer:
 
     def decode(self, k: int) -> torch.Tensor:
         """Caption N images greedily."""
-        return self.module.sample(self._decoded)
+        module, features = self._decoder
+        return module.sample(features)
+
+    @functools.cached_property
+    def _decoder(self) -> tuple[Captioner, torch.Tensor]:
+        """The module to decode with, and features, made when they are needed first."""
+        module = Captioner(self.workload).to(self._dtype)
+        module.load(self.workload.decoding_model("cpu").params)
+        features = torch.from_numpy(self.workload.images_to_decode())
+        return module.to(self._device), features.to(self._device, self._dtype)
 
 
 class TorchGraphPeer(TorchPeer):

@@ -71,7 +71,11 @@ class HostFunction:
         self.launch = getattr(library, f"launch_{name}")
 
     def __call__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared_mem: int = 0,
     ) -> None:
         width, height = (*grid, 1)[:2]
         (threads,) = block
@@ -111,7 +115,9 @@ def _storage(argument: Any, code: str) -> numpy.ndarray:
 class RawModule:
     """A source with its options, compiled when a kernel of it is asked for."""
 
-    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+    def __init__(
+        self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False
+    ) -> None:
         self.code, self.options = code, options
 
     def get_function(self, name: str) -> HostFunction:

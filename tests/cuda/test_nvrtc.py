@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import xpcap.kernels.cuda
+from xpcap.kernels.cuda.launch import read_source
 
 SOURCES = sorted(Path(xpcap.kernels.cuda.__file__).parent.glob("*.cu"))
 REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
@@ -20,9 +21,10 @@ REGISTERS = {  # the most of float and double, sm_80 and sm_90, with NVRTC 12.9
     "lstm_cell_gradient": 32,
     "loss_and_norm": 32,
     "next_batch": 40,
+    "recurrence": 247,
     "rnn_cell": 18,
     "rnn_cell_gradient": 16,
-    "softmax_cross_entropy": 34,
+    "softmax_cross_entropy": 54,
     "square_sum": 30,
     "take_rows": 14,
 }
@@ -33,7 +35,7 @@ def compile_for_gpu(path, *options):
     """Return the compiler's log; it fails where there is no compiler."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
-        program = nvrtc.createProgram(path.read_text("utf-8"), path.name, (), ())
+        program = nvrtc.createProgram(read_source(path.stem), path.name, (), ())
     except (OSError, RuntimeError) as error:
         pytest.skip(f"NVRTC cannot be loaded: {error}")
     try:
@@ -52,6 +54,10 @@ def variants(text):
         "INDEX": ("int", "long long"),
         "ELEMENT": ("unsigned char", "unsigned short", "unsigned int", "unsigned long long"),
         "STREAM": ("unsigned long long", "const unsigned long long *"),
+        "HIDDEN": ("200", "512"),
+        "GATES": ("1", "3", "4"),
+        "ROWS": ("16", "32", "64"),
+        "PASSES": ("1", "3"),
     }
     used = [macro for macro in meanings if re.search(rf"\b{macro}\b", text)]
     for chosen in itertools.product(*(meanings[macro] for macro in used)):

@@ -14,11 +14,12 @@ N, T, H = 3, 4, 5
 def unrolled(cell, backend, packing):
     """Run a cell over random rows, the first N captions' the same in every packing."""
     rng = numpy.random.default_rng(1)
-    shapes = [(T * N, CELLS[cell].gates * H), (N, H), (H, CELLS[cell].gates * H)]
-    gates, h0, Wh = (rng.standard_normal(shape) for shape in shapes)
+    width = CELLS[cell].gates * H
+    shapes = [(T * N, width), (width,), (N, H), (H, width)]
+    gates, b, h0, Wh = (rng.standard_normal(shape) for shape in shapes)
     h0 = numpy.concatenate([h0, numpy.ones((packing.captions - N, H))])
     biases = [rng.standard_normal(H)] * len(CELLS[cell].weights[3:])
-    arguments = [backend.to_device(value) for value in (gates, h0, Wh, *biases)]
+    arguments = [backend.to_device(value) for value in (gates, b, h0, Wh, *biases)]
     space = Workspace(backend.xp, numpy.float64)
     return CELLS[cell].unroll(*arguments, packing, space)
 

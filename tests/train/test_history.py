@@ -131,7 +131,7 @@ def test_twenty_steps_and_a_flush_copy_twice_from_a_gpu(
     dataset, gpu, watched, resident, monkeypatch
 ):
     """As `shared/cupy_on_cpu` counts; a GPU does not tell."""
-    fakegpu = pytest.importorskip("fakegpu")
+    fakegpu = pytest.importorskip("fakegpu", reason="only fakegpu counts what CUDA does")
     monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 20)
     trainer = build(dataset, gpu, resident=resident, batch_size=1)
     watched(trainer)

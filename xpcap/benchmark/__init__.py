@@ -2,6 +2,7 @@
 
 from xpcap.benchmark.contenders import Ours, Products
 from xpcap.benchmark.load import busy_processes, by_threads
+from xpcap.benchmark.machine import processor
 from xpcap.benchmark.timing import Figures, Result, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
@@ -18,4 +19,5 @@ __all__ = [
     "by_threads",
     "draw_captions",
     "interleave",
+    "processor",
 ]

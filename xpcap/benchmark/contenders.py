@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
 
-from xpcap.backend import CPU, Array, Backend
+from xpcap.backend import CPU, Array, Backend, is_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
+from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import product
+from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.threads import measured
@@ -58,7 +61,7 @@ class Ours:
         self._packed = PackedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
-        self._features = backend.to_device(workload.images_to_decode(), dtype)
+        self._dtype = dtype
 
     def train(self, k: int) -> None:
         """Go from a minibatch to updated parameters; on a GPU, from the next one it has there."""
@@ -78,8 +81,16 @@ class Ours:
 
     def decode(self, k: int) -> Array:
         """Caption N images greedily."""
-        with self._measured("decode", len(self._features)):
-            return self.model.sample(self._features, MAX_LENGTH)
+        model, features = self._decoder
+        with self._measured("decode", len(features)):
+            return model.sample(features, MAX_LENGTH)
+
+    @functools.cached_property
+    def _decoder(self) -> tuple[CaptioningRNN, Array]:
+        """The model to decode with, and features, made when they are needed first."""
+        backend, images = self.model.backend, self.workload.images_to_decode()
+        model = self.workload.decoding_model(backend, self._dtype)
+        return model, backend.to_device(images, self._dtype)
 
     def _measured(self, task: str, captions: int) -> AbstractContextManager[None]:
         weights = self.model.params["Wh"], self.model.params["W_vocab"]
@@ -88,6 +99,8 @@ class Ours:
 
 class Products:
     """The matrix products alone, on the rows and words that have to be.
+
+    On a GPU they are those of the first minibatch at each call, replayed as a CUDA graph.
 
     Parameters
     ----------
@@ -122,13 +135,24 @@ class Products:
             name: xp.asarray(rng.standard_normal(shape, dtype=numpy.float32))
             for name, shape in sizes.items()
         }
-        said = Ours(workload, CPU).decode(0)
+        said = workload.decoding_model(CPU).sample(workload.images_to_decode(), MAX_LENGTH)
         self._said = len(numpy.unique(said))
         self._decoded = [int(count) for count in (said != NULL).sum(axis=0) if count]
         self._out = {name: xp.empty(shape, numpy.float32) for name, shape in sizes.items()}
+        self._training, self._decoding = Repeated(xp, numpy.float32), Repeated(xp, numpy.float32)
 
     def train(self, k: int) -> None:
         """Do the products of the k-th minibatch's training step."""
+        batch = k if is_host(self._xp) else 0
+        self._training(lambda: self._train(batch))
+
+    loss = train
+
+    def decode(self, k: int) -> None:
+        """Do the products of decoding N captions."""
+        self._decoding(self._decode)
+
+    def _train(self, k: int) -> None:
         captions = self._workload.split.captions[self._workload.rows(k)]
         packed = pack_captions(captions, NULL, numpy.float32, numpy.asarray)
         M, D = packed.packing.total, len(numpy.unique(packed.words))
@@ -148,10 +172,7 @@ class Products:
         self._product("projected", "Wx", "vectors", slice(D), transposed="second")
         self._product("images", "h0", "W_proj", transposed="first")
 
-    loss = train
-
-    def decode(self, k: int) -> None:
-        """Do the products of decoding N captions."""
+    def _decode(self) -> None:
         self._product("images", "W_proj", "h0")
         self._product("vectors", "Wx", "projected", slice(self._said))
         for going_on in self._decoded:

@@ -1,4 +1,4 @@
-"""Busy processes beside a measurement, and one program with several numbers of threads."""
+"""Benchmarks under load: busy processes, and a call with several numbers of threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from xpcap import threads
 
@@ -21,9 +22,9 @@ while os.getppid() == int(sys.argv[1]):
 
 @contextlib.contextmanager
 def busy_processes(count: int, nice: int = 0) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Keep `count` processes of a lower priority by `nice` busy inside the context.
+    """Keep `count` processes of niceness `nice` busy inside the context.
 
-    They end with it, or if this process is killed, within a fraction of a second.
+    They are killed at its end; if this process is killed, they end within a fraction of a second.
     """
     command = [sys.executable, "-S", "-c", _SPIN, str(os.getpid()), str(nice)]
     with contextlib.ExitStack() as stack:
@@ -36,15 +37,29 @@ def busy_processes(count: int, nice: int = 0) -> Iterator[list[subprocess.Popen[
         yield processes
 
 
-def by_threads(call: Callable[[int], object]) -> dict[str, Callable[[int], object]]:
-    """Return a call with each fixed number of threads that `auto` chooses from, by name."""
+def by_threads(
+    name: str,
+    call: Callable[[int], object],
+    use: Callable[[int], AbstractContextManager[object]] = threads.use_threads,
+) -> dict[str, Callable[[int], object]]:
+    """Return a call with each fixed number of threads that `auto` chooses from.
+
+    Parameters
+    ----------
+    name
+        Of the call; that with N threads is `name, N`.
+    call
+        Called with the number of a batch.
+    use
+        Returns a context in which a number of threads is used.
+    """
 
     def fixed(number: int) -> Callable[[int], object]:
         def run(k: int) -> None:
-            with threads.use_threads(number):
+            with use(number):
                 call(k)
 
         return run
 
     numbers = threads.candidates(threads.available())
-    return {f"{number} thread{'s'[: number - 1]}": fixed(number) for number in numbers}
+    return {f"{name}, {number}": fixed(number) for number in numbers}

@@ -115,6 +115,11 @@ class Workload:
         """Return how many batches there are, all of N captions."""
         return len(self.split) // self.configuration.batch_size
 
+    def loss_of_guessing(self, k: int) -> float:
+        """Return the k-th batch's loss, in nats per caption, if all words are equally likely."""
+        words = numpy.count_nonzero(self.split.captions[self.rows(k), 1:] != NULL)
+        return words * math.log(self.configuration.vocabulary) / self.configuration.batch_size
+
     def order(self, epoch: int) -> numpy.ndarray:
         """Return the captions of all batches, one after another."""
         return self._order
@@ -124,34 +129,47 @@ class Workload:
         return gather(self.split, self.rows(k))
 
     def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
-        """Return a new model, the same every time.
+        """Return a new model to train, initialized as any other; the same every time."""
+        return _moved(self._initialized(), backend, dtype)
+
+    def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
+        """Return a new model to decode with, the same every time.
 
         Untrained as it is, its captions have COCO's lengths, and 128 of them have some 110
-        different words, as those of a model trained on COCO.
+        different words, as those of a model trained on COCO. Its weights are so large that it is
+        not for training.
         """
-        size = self.configuration
-        names = ["<NULL>", "<START>", "<END>", "<UNK>"]
-        words = names + [f"w{k}" for k in range(len(names), size.vocabulary)]
-        model = CaptioningRNN(
-            {word: index for index, word in enumerate(words)},
-            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
-            seed=1, backend="cpu",
-        )  # fmt: skip
-        frequencies = _frequencies(size.vocabulary)
+        model = self._initialized()
+        frequencies = _frequencies(self.configuration.vocabulary)
         bias = _LIKING * numpy.log(numpy.maximum(frequencies, frequencies[frequencies > 0].min()))
         model.params["b_vocab"][UNK:] = bias - bias.max()
         model.params["b_vocab"][[NULL, START]] = -_WEIGHT
         _let_captions_end(model)
-        model.params = {name: value.astype(dtype) for name, value in model.params.items()}
-        return model.to(backend)
+        return _moved(model, backend, dtype)
+
+    def _initialized(self) -> CaptioningRNN:
+        size = self.configuration
+        names = ["<NULL>", "<START>", "<END>", "<UNK>"]
+        words = names + [f"w{k}" for k in range(len(names), size.vocabulary)]
+        return CaptioningRNN(
+            {word: index for index, word in enumerate(words)},
+            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
+            seed=1, backend="cpu",
+        )  # fmt: skip
 
     def images_to_decode(self) -> numpy.ndarray:
-        """Return features `(N, D)` of images whose captions, by `model`, have COCO's lengths."""
+        """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""
         N = self.configuration.batch_size
         features = numpy.array(self.split.features[:N])
         lengths = (self.split.captions[:N, 1:] != NULL).sum(axis=1) - 1
         features[:, 0] = [_first_state(self.cell, int(length)) for length in lengths]
         return features
+
+
+def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> CaptioningRNN:
+    """Return a model on a backend, the numbers of its parameters in another dtype."""
+    model.params = {name: value.astype(dtype) for name, value in model.params.items()}
+    return model.to(backend)
 
 
 _LIKING = 0.05

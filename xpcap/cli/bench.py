@@ -35,11 +35,11 @@ from xpcap.cli._options import (
 @click.option(
     "--load",
     type=click.IntRange(min=0),
-    help="Keep so many processes busy beside it, and compare with fixed numbers of threads.",
+    help="Keep this many processes busy; on the CPU, also time fixed numbers of threads.",
     show_default=False,
 )
 @click.option(
-    "--nice", type=click.IntRange(0, 19), default=0, help="By how much their priority is lower."
+    "--nice", type=click.IntRange(0, 19), default=0, help="Niceness of the busy processes."
 )
 @device_option
 @threads_option
@@ -68,6 +68,7 @@ def bench(
         busy_processes,
         by_threads,
         interleave,
+        processor,
     )
 
     backend = open_device(device)
@@ -76,7 +77,7 @@ def bench(
     programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
     if load is not None and backend.device is None:
-        calls |= by_threads(calls["xpcap"])
+        calls |= by_threads("xpcap", calls["xpcap"])
     with busy_processes(load or 0, nice):
         figures = interleave(calls, rounds, 5, backend.synchronize)
     results = [
@@ -87,5 +88,6 @@ def bench(
         show_json([result.as_dict() for result in results])
         return
     talk(f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions a call")
+    talk(processor())
     for result in results:
         show(result.line())

@@ -33,6 +33,7 @@ from xpcap.kernels.pointwise import (
 )
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax_cross_entropy
+from xpcap.kernels.subnormals import lowest
 from xpcap.kernels.top import best_continuations
 from xpcap.kernels.updates import adam_update
 
@@ -50,6 +51,8 @@ compiled_numpy = _CompiledNumPy()
 
 F = numpy.float32
 I = numpy.int32  # noqa: E741
+_LOWEST = F(lowest(numpy.dtype(F)))
+_TINY = numpy.finfo(F).tiny
 _OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
     "error_model": "numpy",
@@ -108,9 +111,22 @@ def _exp_parts(x: Any) -> Any:
 
 
 @_inline
+def _normal(x: Any) -> Any:
+    """Return x, and 0 if it is subnormal."""
+    return F(0) if abs(x) < _TINY else x
+
+
+@_inline
 def _exp(x: Any) -> Any:
     q, s = _exp_parts(x)
     return s * q + s
+
+
+@_inline
+def _power(x: Any) -> Any:
+    """Return e^x, and 0 where x is below `lowest`."""
+    q, s = _exp_parts(x)
+    return F(0) if x < _LOWEST else s * q + s
 
 
 @_inline
@@ -139,7 +155,7 @@ def _rnn_cell_gradient(above: Array, back: Array, next_h: Array, da: Array) -> N
     for n in range(above.shape[0]):
         a, b, h, d = above[n], back[n], next_h[n], da[n]
         for j in range(a.size):
-            d[j] = (a[j] + b[j]) * (F(1) - h[j] * h[j])
+            d[j] = _normal((a[j] + b[j]) * (F(1) - h[j] * h[j]))
 
 
 @_compiled(lstm_cell)
@@ -151,16 +167,16 @@ def _lstm_cell(
     for n in range(N):
         a, more = gates[n, : 3 * H], ah[n, : 3 * H]
         for j in range(3 * H):
-            a[j] = _logistic(a[j] + more[j])
+            a[j] = _normal(_logistic(a[j] + more[j]))
         g, more = gates[n, 3 * H :], ah[n, 3 * H :]
         for j in range(H):
             g[j] = _tanh(g[j] + more[j])
         i, f, o = gates[n, :H], gates[n, H : 2 * H], gates[n, 2 * H : 3 * H]
         before, c, t, h = prev_c[n], next_c[n], tanh_c[n], next_h[n]
         for j in range(H):
-            c[j] = f[j] * before[j] + i[j] * g[j]
+            c[j] = _normal(f[j] * before[j] + i[j] * g[j])
             t[j] = _tanh(c[j])
-            h[j] = o[j] * t[j]
+            h[j] = _normal(o[j] * t[j])
 
 
 @_compiled(lstm_cell_gradient)
@@ -183,11 +199,11 @@ def _lstm_cell_gradient(
         for j in range(H):
             dh = a[j] + b[j]
             e = d[j] + dh * o[j] * (F(1) - t[j] * t[j])
-            di[j] = e * g[j] * i[j] * (F(1) - i[j])
-            df[j] = e * c[j] * f[j] * (F(1) - f[j])
-            do[j] = dh * t[j] * o[j] * (F(1) - o[j])
-            dg[j] = e * i[j] * (F(1) - g[j] * g[j])
-            d[j] = e * f[j]
+            di[j] = _normal(e * g[j] * i[j] * (F(1) - i[j]))
+            df[j] = _normal(e * c[j] * f[j] * (F(1) - f[j]))
+            do[j] = _normal(dh * t[j] * o[j] * (F(1) - o[j]))
+            dg[j] = _normal(e * i[j] * (F(1) - g[j] * g[j]))
+            d[j] = _normal(e * f[j])
 
 
 @_compiled(gru_cell)
@@ -198,13 +214,13 @@ def _gru_cell(
     for n in range(N):
         a, more = gates[n, : 2 * H], ah[n, : 2 * H]
         for j in range(2 * H):
-            a[j] = _logistic(a[j] + more[j])
+            a[j] = _normal(_logistic(a[j] + more[j]))
         r, z, new = gates[n, :H], gates[n, H : 2 * H], gates[n, 2 * H :]
         more, kept, before, h = ah[n, 2 * H :], ah_n[n], prev_h[n], next_h[n]
         for j in range(H):
             kept[j] = more[j] + bn[j]
-            new[j] = _tanh(new[j] + r[j] * kept[j])
-            h[j] = new[j] + z[j] * (before[j] - new[j])
+            new[j] = _tanh(_normal(new[j] + r[j] * kept[j]))
+            h[j] = _normal(new[j] + z[j] * (before[j] - new[j]))
 
 
 @_compiled(gru_cell_gradient)
@@ -219,14 +235,15 @@ def _gru_cell_gradient(
         a, b, kept, before = above[n], back[n], ah_n[n], prev_h[n]
         for j in range(H):
             dh = a[j] + b[j]
-            dn[j] = dh * (F(1) - z[j]) * (F(1) - new[j] * new[j])
-            dr[j] = dn[j] * kept[j] * r[j] * (F(1) - r[j])
-            dz[j] = dh * (before[j] - new[j]) * z[j] * (F(1) - z[j])
-            b[j] = dh * z[j]
+            e = dh * (F(1) - z[j]) * (F(1) - new[j] * new[j])
+            dn[j] = _normal(e)
+            dr[j] = _normal(e * kept[j] * r[j] * (F(1) - r[j]))
+            dz[j] = _normal(dh * (before[j] - new[j]) * z[j] * (F(1) - z[j]))
+            b[j] = _normal(dh * z[j])
         for j in range(H):
             hr[j] = dr[j]
             hz[j] = dz[j]
-            hn[j] = dn[j] * r[j]
+            hn[j] = _normal(dn[j] * r[j])
 
 
 @_compiled(softmax_cross_entropy)
@@ -255,7 +272,7 @@ def _softmax_cross_entropy(
         of_target = row[targets[m]] - top
         total = F(0)
         for j in range(V):
-            row[j] = _exp(row[j] - top)
+            row[j] = _power(row[j] - top)
             total += row[j]
         losses[m] = weight * (numpy.log(total) - of_target)
         factor = weight / total
@@ -344,9 +361,9 @@ def _lstm_advance(
         before, c, h = prev_c[parents[n]], next_c[n], next_h[n]
         for j in range(H):
             kept = _logistic(af[j] + bf[j]) * before[j]
-            c[j] = kept + _logistic(ai[j] + bi[j]) * _tanh(ag[j] + bg[j])
+            c[j] = _normal(kept + _logistic(ai[j] + bi[j]) * _tanh(ag[j] + bg[j]))
         for j in range(H):
-            h[j] = _logistic(ao[j] + bo[j]) * _tanh(c[j])
+            h[j] = _normal(_logistic(ao[j] + bo[j]) * _tanh(c[j]))
 
 
 @_compiled(gru_advance)
@@ -360,9 +377,9 @@ def _gru_advance(
         br, bz, more = b[:H], b[H : 2 * H], b[2 * H :]
         before, h = prev_h[parents[n]], next_h[n]
         for j in range(H):
-            h[j] = _tanh(an[j] + _logistic(ar[j] + br[j]) * (more[j] + bn[j]))
+            h[j] = _tanh(_normal(an[j] + _logistic(ar[j] + br[j]) * (more[j] + bn[j])))
         for j in range(H):
-            h[j] += _logistic(az[j] + bz[j]) * (before[j] - h[j])
+            h[j] = _normal(h[j] + _logistic(az[j] + bz[j]) * (before[j] - h[j]))
 
 
 @_compiled(add_rows)
@@ -396,6 +413,6 @@ def _adam_update(
     rest1, rest2 = F(1 - beta1), F(1 - beta2)
     for k in range(w.size):
         g = scale * dw[k]
-        m[k] = b1 * m[k] + rest1 * g
-        v[k] = b2 * v[k] + rest2 * g * g
-        w[k] -= rate * (m[k] * c1 / (numpy.sqrt(v[k] * c2) + tiny) + decay * w[k])
+        m[k] = _normal(b1 * m[k] + rest1 * g)
+        v[k] = _normal(b2 * v[k] + rest2 * g * g)
+        w[k] = _normal(w[k] - rate * (m[k] * c1 / (numpy.sqrt(v[k] * c2) + tiny) + decay * w[k]))

@@ -185,7 +185,7 @@ class CuBLAS:
             )
 
     def _use_current_stream(self) -> None:
-        """Set the handle's stream, and the workspace, which cuBLAS then forgets, if it changed."""
+        """Set the handle's stream if it changed, and the workspace, which that resets."""
         stream = self._xp.cuda.get_current_stream().ptr
         if stream == self._stream:
             return

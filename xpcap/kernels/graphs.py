@@ -62,7 +62,7 @@ class Repeated:
         """Return the function's launches as a graph, or None, with a warning, if that fails.
 
         Memory comes from CuPy's default pool, not from a pool of the graph: CuPy 14 never frees the
-        blocks of a pool that is dropped. Nobody else gets a block while this object holds it.
+        blocks of a pool that is dropped. No block is reused as long as this object holds it.
         """
         cuda, pool = self._xp.cuda, self._xp.get_default_memory_pool()
         stream, memory = _capture_stream(self._xp, cuda.runtime.getDevice()), []

@@ -12,6 +12,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
+from xpcap.kernels.subnormals import flushed
 
 
 @kernel
@@ -36,7 +37,8 @@ def _rnn_cell_in_place(xp: Namespace, ax: Array, ah: Array, next_h: Array) -> No
 @kernel
 def rnn_cell_gradient(xp: Namespace, above: Array, back: Array, next_h: Array, da: Array) -> None:
     """Gradient of `rnn_cell`: `da = (above + back) (1 - next_h^2)`, all `(N, H)`."""
-    da[...] = (above + back) * (1 - next_h * next_h)
+    with flushed(xp, da):
+        da[...] = (above + back) * (1 - next_h * next_h)
 
 
 @rnn_cell_gradient.override("numpy")
@@ -44,9 +46,10 @@ def _rnn_cell_gradient_in_place(
     xp: Namespace, above: Array, back: Array, next_h: Array, da: Array
 ) -> None:
     """The reference with one temporary array."""
-    numpy.multiply(next_h, next_h, out=da)
-    numpy.subtract(1, da, out=da)
-    da *= above + back
+    with flushed(xp, da):
+        numpy.multiply(next_h, next_h, out=da)
+        numpy.subtract(1, da, out=da)
+        da *= above + back
 
 
 @kernel
@@ -77,9 +80,10 @@ def lstm_cell(
     gates[:, : 3 * H] = sigmoid(xp, gates[:, : 3 * H])
     gates[:, 3 * H :] = xp.tanh(gates[:, 3 * H :])
     i, f, o, g = split_gates(gates, 4)
-    next_c[...] = f * prev_c + i * g
-    tanh_c[...] = xp.tanh(next_c)
-    next_h[...] = o * tanh_c
+    with flushed(xp, next_c, tanh_c, next_h):
+        next_c[...] = f * prev_c + i * g
+        tanh_c[...] = xp.tanh(next_c)
+        next_h[...] = o * tanh_c
 
 
 @lstm_cell.override("numpy")
@@ -97,11 +101,12 @@ def _lstm_cell_in_place(
     gates += ah
     _activate(gates, 3 * H)
     i, f, o, g = split_gates(gates, 4)
-    numpy.multiply(i, g, out=tanh_c)
-    numpy.multiply(f, prev_c, out=next_c)
-    next_c += tanh_c
-    numpy.tanh(next_c, out=tanh_c)
-    numpy.multiply(o, tanh_c, out=next_h)
+    with flushed(xp, next_c, tanh_c, next_h):
+        numpy.multiply(i, g, out=tanh_c)
+        numpy.multiply(f, prev_c, out=next_c)
+        next_c += tanh_c
+        numpy.tanh(next_c, out=tanh_c)
+        numpy.multiply(o, tanh_c, out=next_h)
 
 
 def _activate(a: Array, logistic: int) -> None:
@@ -137,14 +142,15 @@ def lstm_cell_gradient(
         `(N, 4H)`, written: gradient of the pre-activations.
     """
     i, f, o, g = split_gates(gates, 4)
-    dh = above + back
-    dc += dh * o * (1 - tanh_c * tanh_c)
-    di, df, do, dg = split_gates(da, 4)
-    di[...] = dc * g * i * (1 - i)
-    df[...] = dc * prev_c * f * (1 - f)
-    do[...] = dh * tanh_c * o * (1 - o)
-    dg[...] = dc * i * (1 - g * g)
-    dc *= f
+    with flushed(xp, dc, da):
+        dh = above + back
+        dc += dh * o * (1 - tanh_c * tanh_c)
+        di, df, do, dg = split_gates(da, 4)
+        di[...] = dc * g * i * (1 - i)
+        df[...] = dc * prev_c * f * (1 - f)
+        do[...] = dh * tanh_c * o * (1 - o)
+        dg[...] = dc * i * (1 - g * g)
+        dc *= f
 
 
 @lstm_cell_gradient.override("numpy")
@@ -162,26 +168,27 @@ def _lstm_cell_gradient_in_place(
     H = prev_c.shape[1]
     i, f, o, g = split_gates(gates, 4)
     di, df, do, dg = split_gates(da, 4)
-    dh = above + back
-    part = tanh_c * tanh_c
-    numpy.subtract(1, part, out=part)
-    part *= o
-    part *= dh
-    dc += part
-    logistic = gates[:, : 3 * H]
-    numpy.subtract(1, logistic, out=da[:, : 3 * H])
-    da[:, : 3 * H] *= logistic
-    di *= g
-    di *= dc
-    df *= prev_c
-    df *= dc
-    do *= tanh_c
-    do *= dh
-    numpy.multiply(g, g, out=dg)
-    numpy.subtract(1, dg, out=dg)
-    dg *= i
-    dg *= dc
-    dc *= f
+    with flushed(xp, dc, da):
+        dh = above + back
+        part = tanh_c * tanh_c
+        numpy.subtract(1, part, out=part)
+        part *= o
+        part *= dh
+        dc += part
+        logistic = gates[:, : 3 * H]
+        numpy.subtract(1, logistic, out=da[:, : 3 * H])
+        da[:, : 3 * H] *= logistic
+        di *= g
+        di *= dc
+        df *= prev_c
+        df *= dc
+        do *= tanh_c
+        do *= dh
+        numpy.multiply(g, g, out=dg)
+        numpy.subtract(1, dg, out=dg)
+        dg *= i
+        dg *= dc
+        dc *= f
 
 
 @kernel
@@ -214,8 +221,9 @@ def gru_cell(
     ah_n[...] = ah[:, 2 * H :] + bn
     gates[:, : 2 * H] = sigmoid(xp, gates[:, : 2 * H] + ah[:, : 2 * H])
     r, z, n = split_gates(gates, 3)
-    n[...] = xp.tanh(n + r * ah_n)
-    next_h[...] = (1 - z) * n + z * prev_h
+    with flushed(xp, n, next_h):
+        n[...] = xp.tanh(n + r * ah_n)
+        next_h[...] = (1 - z) * n + z * prev_h
 
 
 @gru_cell.override("numpy")
@@ -234,12 +242,13 @@ def _gru_cell_in_place(
     numpy.add(ah[:, 2 * H :], bn, out=ah_n)
     gates[:, : 2 * H] += ah[:, : 2 * H]
     _activate(gates[:, : 2 * H], 2 * H)
-    numpy.multiply(r, ah_n, out=next_h)
-    n += next_h
-    numpy.tanh(n, out=n)
-    numpy.subtract(prev_h, n, out=next_h)
-    next_h *= z
-    next_h += n
+    with flushed(xp, n, next_h):
+        numpy.multiply(r, ah_n, out=next_h)
+        n += next_h
+        numpy.tanh(n, out=n)
+        numpy.subtract(prev_h, n, out=next_h)
+        next_h *= z
+        next_h += n
 
 
 @kernel
@@ -268,14 +277,15 @@ def gru_cell_gradient(
         `(N, 3H)`, written: gradients of x Wx + b and of h Wh.
     """
     r, z, n = split_gates(gates, 3)
-    dh = above + back
-    dr, dz, dn = split_gates(dax, 3)
-    dn[...] = dh * (1 - z) * (1 - n * n)
-    dr[...] = dn * ah_n * r * (1 - r)
-    dz[...] = dh * (prev_h - n) * z * (1 - z)
-    dah[...] = dax
-    dah[:, 2 * r.shape[1] :] *= r
-    back[...] = dh * z
+    with flushed(xp, back, dax, dah):
+        dh = above + back
+        dr, dz, dn = split_gates(dax, 3)
+        dn[...] = dh * (1 - z) * (1 - n * n)
+        dr[...] = dn * ah_n * r * (1 - r)
+        dz[...] = dh * (prev_h - n) * z * (1 - z)
+        dah[...] = dax
+        dah[:, 2 * r.shape[1] :] *= r
+        back[...] = dh * z
 
 
 @gru_cell_gradient.override("numpy")
@@ -293,21 +303,22 @@ def _gru_cell_gradient_in_place(
     H = prev_h.shape[1]
     r, z, n = split_gates(gates, 3)
     dr, dz, dn = split_gates(dax, 3)
-    back += above
-    numpy.subtract(1, gates[:, : 2 * H], out=dah[:, : 2 * H])  # 1 - r, 1 - z
-    numpy.multiply(n, n, out=dn)
-    numpy.subtract(1, dn, out=dn)
-    dn *= dah[:, H : 2 * H]
-    dn *= back
-    numpy.multiply(dah[:, : 2 * H], gates[:, : 2 * H], out=dax[:, : 2 * H])
-    dr *= ah_n
-    dr *= dn
-    numpy.subtract(prev_h, n, out=dah[:, :H])
-    dz *= dah[:, :H]
-    dz *= back
-    dah[:, : 2 * H] = dax[:, : 2 * H]
-    numpy.multiply(dn, r, out=dah[:, 2 * H :])
-    back *= z
+    with flushed(xp, back, dax, dah):
+        back += above
+        numpy.subtract(1, gates[:, : 2 * H], out=dah[:, : 2 * H])  # 1 - r, 1 - z
+        numpy.multiply(n, n, out=dn)
+        numpy.subtract(1, dn, out=dn)
+        dn *= dah[:, H : 2 * H]
+        dn *= back
+        numpy.multiply(dah[:, : 2 * H], gates[:, : 2 * H], out=dax[:, : 2 * H])
+        dr *= ah_n
+        dr *= dn
+        numpy.subtract(prev_h, n, out=dah[:, :H])
+        dz *= dah[:, :H]
+        dz *= back
+        dah[:, : 2 * H] = dax[:, : 2 * H]
+        numpy.multiply(dn, r, out=dah[:, 2 * H :])
+        back *= z
 
 
 def split_gates(gates: Array, count: int) -> list[Array]:

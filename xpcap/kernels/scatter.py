@@ -27,7 +27,7 @@ def _take_rows_at_once(xp: Namespace, table: Array, indices: Array, out: Array) 
 def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
     """Write the sum of the `rows (M, D)` of each index into `out (size, D)`; others become 0.
 
-    Rows of the index -1 belong nowhere.
+    Rows of the index -1 are ignored.
 
     The product with a one-hot matrix, because its order of summation is the same every time;
     atomic additions are not, and fancy `out[indices] += rows` loses the repeated ones.

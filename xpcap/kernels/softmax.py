@@ -6,6 +6,7 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
+from xpcap.kernels.subnormals import lowest, power
 
 _BLOCK = 2**18  # elements: 1 MB of float32, half of a core's cache
 
@@ -13,7 +14,7 @@ _BLOCK = 2**18  # elements: 1 MB of float32, half of a core's cache
 @kernel
 def softmax(xp: Namespace, scores: Array) -> Array:
     """Softmax over the last axis; the row's largest score is subtracted, so that e^x is finite."""
-    powers = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+    powers = power(xp, scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
@@ -72,7 +73,7 @@ def softmax_cross_entropy(
     scores += bias
     scores -= scores.max(axis=1, keepdims=True)
     of_target = scores[rows, targets]
-    scores[...] = xp.exp(scores)
+    scores[...] = power(xp, scores)
     total = scores.sum(axis=1)
     zero = scores.dtype.type(0)
     losses[...] = xp.where(scale == 0, zero, scale * (xp.log(total) - of_target))
@@ -87,6 +88,7 @@ def _softmax_cross_entropy_in_blocks(
 ) -> None:
     """The reference, on as many rows at a time as stay in a core's cache."""
     height = max(1, _BLOCK // scores.shape[1])
+    least = lowest(scores.dtype)
     for first in range(0, len(scores), height):
         rows = slice(first, first + height)
         part, weight, target = scores[rows], scale[rows], targets[rows]
@@ -94,6 +96,8 @@ def _softmax_cross_entropy_in_blocks(
         part += bias
         part -= part.max(axis=1, keepdims=True)
         of_target = part[places, target]
+        if part.min() < least:
+            part[part < least] = -numpy.inf  # whose power is 0
         numpy.exp(part, out=part)
         total = part.sum(axis=1)
         numpy.multiply(weight, numpy.log(total) - of_target, out=losses[rows])

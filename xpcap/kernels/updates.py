@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
+from xpcap.kernels.subnormals import flushed
 
 _CHUNK = 2**15  # elements: five arrays of float32 and a few temporary ones in a core's cache
 
@@ -82,7 +83,8 @@ def loss_and_norm(
 def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
     """Take a step down the gradient; `settings` are scale and rate: w - rate scale dw."""
     scale, rate = settings[0], settings[1]
-    w -= rate * scale * dw
+    with flushed(xp, w):
+        w -= rate * scale * dw
 
 
 @sgd_update.override("numpy")
@@ -98,9 +100,10 @@ def momentum_update(
 ) -> None:
     """Gradient descent with momentum: v' = momentum v - rate scale dw; w + v'."""
     scale, rate = settings[0], settings[1]
-    velocity *= momentum
-    velocity -= rate * scale * dw
-    w += velocity
+    with flushed(xp, w, velocity):
+        velocity *= momentum
+        velocity -= rate * scale * dw
+        w += velocity
 
 
 @momentum_update.override("numpy")
@@ -127,10 +130,11 @@ def rmsprop_update(
     s' = decay s + (1 - decay) dw^2; w - rate dw / (sqrt(s') + epsilon), dw having been scaled.
     """
     scale, rate = settings[0], settings[1]
-    dw = scale * dw
-    cache *= decay_rate
-    cache += (1 - decay_rate) * dw * dw
-    w -= rate * dw / (xp.sqrt(cache) + epsilon)
+    with flushed(xp, w, cache):
+        dw = scale * dw
+        cache *= decay_rate
+        cache += (1 - decay_rate) * dw * dw
+        w -= rate * dw / (xp.sqrt(cache) + epsilon)
 
 
 @rmsprop_update.override("numpy")
@@ -178,15 +182,16 @@ def adam_update(
         As in the formula.
     """
     scale, rate, c1, c2 = settings[0], settings[1], settings[2], settings[3]
-    dw = scale * dw
-    m *= beta1
-    m += (1 - beta1) * dw
-    v *= beta2
-    v += (1 - beta2) * dw * dw
-    direction = (m / c1) / (xp.sqrt(v / c2) + epsilon)
-    if weight_decay:
-        direction += weight_decay * w
-    w -= rate * direction
+    with flushed(xp, w, m, v):
+        dw = scale * dw
+        m *= beta1
+        m += (1 - beta1) * dw
+        v *= beta2
+        v += (1 - beta2) * dw * dw
+        direction = (m / c1) / (xp.sqrt(v / c2) + epsilon)
+        if weight_decay:
+            direction += weight_decay * w
+        w -= rate * direction
 
 
 @adam_update.override("numpy")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpcap.backend import Array
-from xpcap.kernels.products import product
 from xpcap.workspace import Workspace
 
 
@@ -54,10 +53,10 @@ class Packing:
 
 
 def hidden_states(h0: Array, packing: Packing, workspace: Workspace) -> tuple[Array, Array]:
-    """Return arrays for the hidden states after and before each step.
+    """Return arrays for the hidden states after and before each step; the first ones are there.
 
-    Of an even packing both are views of one array in which step t reads what step t-1 wrote, `h0`
-    being there already. Otherwise every step copies the active rows of the state before it.
+    Of an even packing both are views of one array in which step t reads what step t-1 wrote.
+    Otherwise every step copies the active rows of the state before it.
 
     Parameters
     ----------
@@ -74,11 +73,14 @@ def hidden_states(h0: Array, packing: Packing, workspace: Workspace) -> tuple[Ar
         `(M, H)` each.
     """
     N, H = h0.shape
-    if not packing.even:
-        return packing.empty(workspace, "h", H), packing.empty(workspace, "prev_h", H)
-    states = workspace.empty("states", N + packing.total, H, most=N + packing.capacity)
-    states[:N] = h0
-    return states[N:], states[: packing.total]
+    if packing.even:
+        states = workspace.empty("states", N + packing.total, H, most=N + packing.capacity)
+        states[:N] = h0
+        return states[N:], states[: packing.total]
+    h, prev_h = packing.empty(workspace, "h", H), packing.empty(workspace, "prev_h", H)
+    for rows in packing.rows[:1]:
+        prev_h[rows] = h0[rows]
+    return h, prev_h
 
 
 def time_major(sequence: Array) -> Array:
@@ -95,10 +97,3 @@ def pack(sequence: Array) -> tuple[Array, Packing]:
 def unpack(rows: Array, N: int, T: int) -> Array:
     """Copy packed rows `(T N, K)` to `(N, T, K)`."""
     return time_major(rows.reshape(T, N, -1))
-
-
-def add_product(a: Array, b: Array, out: Array, workspace: Workspace) -> None:
-    """Add `a (M, K)` times `b (K, N)` to `out (M, N)`."""
-    more = workspace.empty("product", *out.shape)
-    product(workspace.xp, a, b, more)
-    out += more

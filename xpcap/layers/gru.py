@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
-from xpcap.kernels.products import product
+from xpcap.kernels.recurrence import gru_recurrence, gru_recurrence_gradient
 from xpcap.kernels.sums import column_sum
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, add_product, hidden_states, pack, unpack
+from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
 
 
@@ -180,7 +180,7 @@ def gru_forward(
     )  # fmt: skip
     steps, packing = pack(x)
     gates = steps @ Wx + b
-    run = gru_unroll(gates, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
+    run = gru_unroll(gates, None, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), GRUCache(steps, run, Wx, Wh, packing)
 
 
@@ -210,14 +210,21 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
 
 
 def gru_unroll(
-    gates: Array, h0: Array, Wh: Array, bn: Array, packing: Packing, workspace: Workspace
+    gates: Array,
+    b: Array | None,
+    h0: Array,
+    Wh: Array,
+    bn: Array,
+    packing: Packing,
+    workspace: Workspace,
 ) -> GRUUnrolled:
     """Run the cell over a packed sequence.
 
     Parameters
     ----------
-    gates
-        `(M, 3H)`: x Wx + b of every row; becomes the activated gates.
+    gates, b
+        `(M, 3H)` and `(3H,)`: x Wx of every row, and the bias, or None if it is added already.
+        The first becomes the activated gates.
     h0, Wh, bn
         First hidden state `(N, H)`, weights `(H, 3H)` and the hidden bias of n, `(H,)`.
     packing
@@ -225,18 +232,9 @@ def gru_unroll(
     workspace
         Where the arrays of the result lie.
     """
-    xp, (N, H) = workspace.xp, h0.shape
     h, prev_h = hidden_states(h0, packing, workspace)
-    ah_n = packing.empty(workspace, "ah_n", H)
-    ah = workspace.empty("ah", N, 3 * H)
-    state = h0
-    for rows in packing.rows:
-        n = rows.stop - rows.start
-        if not packing.even:
-            prev_h[rows] = state[:n]
-        product(xp, prev_h[rows], Wh, ah[:n])
-        gru_cell(xp, gates[rows], ah[:n], bn, prev_h[rows], ah_n[rows], h[rows])
-        state = h[rows]
+    ah_n = packing.empty(workspace, "ah_n", h0.shape[1])
+    gru_recurrence(workspace.xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
     return GRUUnrolled(h, prev_h, ah_n, gates)
 
 
@@ -261,14 +259,7 @@ def gru_unroll_backward(
     """
     xp, H = workspace.xp, Wh.shape[0]
     dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
-    back = workspace.zeros("dh0", packing.captions, H)
-    for rows in reversed(packing.rows):
-        n = rows.stop - rows.start
-        gru_cell_gradient(
-            xp, dh[rows], back[:n], run.gates[rows], run.ah_n[rows], run.prev_h[rows],
-            dax[rows], dah[rows],
-        )  # fmt: skip
-        add_product(dah[rows], Wh.T, back[:n], workspace)
-    dbn = workspace.empty("dbn", H)
+    back, dbn = workspace.zeros("dh0", packing.captions, H), workspace.empty("dbn", H)
+    gru_recurrence_gradient(xp, dh, Wh, run.gates, run.ah_n, run.prev_h, dax, dah, back, packing)
     column_sum(xp, dah[:, 2 * H :], dbn)
     return dax, dah, back, dbn

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import lstm_cell, lstm_cell_gradient
-from xpcap.kernels.products import product
+from xpcap.kernels.recurrence import lstm_recurrence, lstm_recurrence_gradient
 from xpcap.layers._checks import check_shapes
 from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
@@ -162,7 +162,7 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
     )  # fmt: skip
     steps, packing = pack(x)
     gates = steps @ Wx + b
-    run = lstm_unroll(gates, h0, Wh, packing, Workspace(xp, gates.dtype))
+    run = lstm_unroll(gates, None, h0, Wh, packing, Workspace(xp, gates.dtype))
     return unpack(run.h, size["N"], size["T"]), LSTMCache(steps, run, Wx, Wh, packing)
 
 
@@ -193,6 +193,7 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
 
 def lstm_unroll(
     gates: Array,
+    b: Array | None,
     h0: Array,
     Wh: Array,
     packing: Packing,
@@ -203,8 +204,9 @@ def lstm_unroll(
 
     Parameters
     ----------
-    gates
-        `(M, 4H)`: x Wx + b of every row; becomes the activated gates.
+    gates, b
+        `(M, 4H)` and `(4H,)`: x Wx of every row, and the bias, or None if it is added already.
+        The first becomes the activated gates.
     h0, Wh
         First hidden state `(N, H)`, and weights `(H, 4H)`.
     packing
@@ -214,20 +216,12 @@ def lstm_unroll(
     c0
         First cell state `(N, H)`, zero if None.
     """
-    xp, (N, H) = workspace.xp, h0.shape
+    (N, H), total = h0.shape, packing.total
     h, prev_h = hidden_states(h0, packing, workspace)
-    c, tanh_c = (packing.empty(workspace, name, H) for name in ("c", "tanh_c"))
-    ah = workspace.empty("ah", N, 4 * H)
-    if c0 is None:
-        c0 = workspace.zeros("c0", N, H)
-    state, cell = h0, c0
-    for rows in packing.rows:
-        n = rows.stop - rows.start
-        if not packing.even:
-            prev_h[rows] = state[:n]
-        product(xp, prev_h[rows], Wh, ah[:n])
-        lstm_cell(xp, gates[rows], ah[:n], cell[:n], c[rows], tanh_c[rows], h[rows])
-        state, cell = h[rows], c[rows]
+    cells = workspace.empty("cells", N + total, H, most=N + packing.capacity)
+    cells[:N] = 0 if c0 is None else c0
+    c0, c, tanh_c = cells[:N], cells[N:], packing.empty(workspace, "tanh_c", H)
+    lstm_recurrence(workspace.xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
     return LSTMUnrolled(h, prev_h, c0, c, tanh_c, gates)
 
 
@@ -250,14 +244,9 @@ def lstm_unroll_backward(
     dax, dah, dh0
         Gradients of x Wx + b and of h Wh, `(M, 4H)`, here one and the same array; and of h0.
     """
-    xp, N, H = workspace.xp, packing.captions, Wh.shape[0]
-    da = packing.empty(workspace, "da", 4 * H)
-    back, dc = workspace.zeros("dh0", N, H), workspace.zeros("dc", N, H)
-    cells = [run.c0, *(run.c[rows] for rows in packing.rows)]
-    for rows, cell in zip(reversed(packing.rows), reversed(cells[:-1]), strict=True):
-        n = rows.stop - rows.start
-        lstm_cell_gradient(
-            xp, dh[rows], back[:n], dc[:n], run.gates[rows], cell[:n], run.tanh_c[rows], da[rows]
-        )
-        product(xp, da[rows], Wh.T, back[:n])
+    H = Wh.shape[0]
+    da, back = packing.empty(workspace, "da", 4 * H), workspace.zeros("dh0", packing.captions, H)
+    lstm_recurrence_gradient(
+        workspace.xp, dh, Wh, run.gates, run.c0, run.c, run.tanh_c, da, back, packing
+    )
     return da, da, back

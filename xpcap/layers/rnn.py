@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.kernels.pointwise import rnn_cell, rnn_cell_gradient
-from xpcap.kernels.products import product
+from xpcap.kernels.recurrence import rnn_recurrence, rnn_recurrence_gradient
 from xpcap.layers._checks import check_shapes
 from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
 from xpcap.workspace import Workspace
@@ -144,7 +144,7 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
     )  # fmt: skip
     steps, packing = pack(x)
     ax = steps @ Wx + b
-    run = rnn_unroll(ax, h0, Wh, packing, Workspace(xp, ax.dtype))
+    run = rnn_unroll(ax, None, h0, Wh, packing, Workspace(xp, ax.dtype))
     return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
 
 
@@ -174,14 +174,14 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
 
 
 def rnn_unroll(
-    ax: Array, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
+    ax: Array, b: Array | None, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
 ) -> RNNUnrolled:
     """Run the cell over a packed sequence.
 
     Parameters
     ----------
-    ax
-        `(M, H)`: x Wx + b of every row.
+    ax, b
+        `(M, H)` and `(H,)`: x Wx of every row, and the bias, or None if it is added already.
     h0, Wh
         First hidden state `(N, H)`, and weights `(H, H)`.
     packing
@@ -189,17 +189,8 @@ def rnn_unroll(
     workspace
         Where the arrays of the result lie.
     """
-    xp, (N, H) = workspace.xp, h0.shape
     h, prev_h = hidden_states(h0, packing, workspace)
-    ah = workspace.empty("ah", N, H)
-    state = h0
-    for rows in packing.rows:
-        n = rows.stop - rows.start
-        if not packing.even:
-            prev_h[rows] = state[:n]
-        product(xp, prev_h[rows], Wh, ah[:n])
-        rnn_cell(xp, ax[rows], ah[:n], h[rows])
-        state = h[rows]
+    rnn_recurrence(workspace.xp, ax, b, Wh, prev_h, h, packing)
     return RNNUnrolled(h, prev_h)
 
 
@@ -222,10 +213,7 @@ def rnn_unroll_backward(
     dax, dah, dh0
         Gradients of x Wx + b and of h Wh, `(M, H)`, here one and the same array; and of h0.
     """
-    xp, H = workspace.xp, Wh.shape[0]
+    H = Wh.shape[0]
     da, back = packing.empty(workspace, "da", H), workspace.zeros("dh0", packing.captions, H)
-    for rows in reversed(packing.rows):
-        n = rows.stop - rows.start
-        rnn_cell_gradient(xp, dh[rows], back[:n], run.h[rows], da[rows])
-        product(xp, da[rows], Wh.T, back[:n])
+    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.h, da, back, packing)
     return da, da, back

@@ -56,7 +56,7 @@ class _Decoder:
     Parameters
     ----------
     model
-        Its parameters are kept, and read at each call; itself it is not kept.
+        Its parameters are kept and read at each call; the model itself is not referenced.
     features
         `(N, D)`: for the sizes and dtypes of the memory.
     max_length
@@ -98,10 +98,12 @@ class _Decoder:
         take_rows(xp, params["W_embed"], words, vectors)
         gates = space.empty("gates", N, params["Wx"].shape[1])
         product(xp, vectors, params["Wx"], gates)
-        gates[...] += params["b"]
         weights = self._cell.weights
         recurrent = [params[name] for name in (weights[1], *weights[3:])]
-        run = self._cell.unroll(gates, state[0], *recurrent, Packing(N, [N]), space, *state[1:])
+        packing = Packing(N, [N])
+        run = self._cell.unroll(
+            gates, params["b"], state[0], *recurrent, packing, space, *state[1:]
+        )
         for old, new in zip(state, (run.h, run.c) if len(state) == 2 else (run.h,), strict=True):
             old[...] = new
         scores = space.empty("scores", N, len(params["b_vocab"]))

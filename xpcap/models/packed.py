@@ -254,11 +254,13 @@ class PackedLoss:
 
         gates = packing.empty(space, "gates", cell.gates * H)
         kept_words = kept_hidden = None
+        b = params["b"]
         if streams is None and batch.distinct is not None:
             vectors = self._vectors(batch.distinct, V)
             projected = space.empty("projected", len(vectors), gates.shape[1], most=V)
             product(xp, vectors, params["Wx"], projected)
-            projected += params["b"]
+            projected += b
+            b = None
             take_rows(xp, projected, batch.which, gates)
         else:
             vectors = self._vectors(batch.words, packing.capacity)
@@ -266,8 +268,7 @@ class PackedLoss:
                 kept_words = self._draw("kept_words", batch, vectors.shape[1], streams[0])
                 self._drop(vectors, kept_words)
             product(xp, vectors, params["Wx"], gates)
-            gates += params["b"]
-        run = cell.unroll(gates, h0, *self._recurrent_weights(), packing, space)
+        run = cell.unroll(gates, b, h0, *self._recurrent_weights(), packing, space)
 
         hidden = run.h
         if streams is not None:

@@ -87,7 +87,7 @@ class TrainingStep:
         self._views: dict[str, Array] = {}
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
-        """Hear of an epoch before its steps; all that a step needs comes with its batch.
+        """Called before each epoch; here all that a step needs comes with its batch.
 
         Parameters
         ----------
@@ -139,13 +139,13 @@ class TrainingStep:
 
     @property
     def loss(self) -> Array:
-        """The last step's loss in nats per caption, a 0-d array on the device."""
-        return self.figures[0]
+        """The last step's loss in nats per caption, a 0-d array on the device; None before it."""
+        return None if self.figures is None else self.figures[0]
 
     @property
     def gradient_norm(self) -> Array:
-        """The last step's joint norm of all gradients before clipping, a 0-d array."""
-        return self.figures[1]
+        """The last step's joint norm of all gradients before clipping, a 0-d array, or None."""
+        return None if self.figures is None else self.figures[1]
 
     def totals(self, loss: Array) -> Array:
         """Return the loss and the joint norm of all gradients, summed over all ranks, `(2,)`."""

@@ -9,6 +9,7 @@ array that is not contiguous (some allow rows that are padded), is the reference
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy
@@ -30,8 +31,11 @@ from xpcap.kernels.softmax import softmax_cross_entropy
 from xpcap.kernels.sums import column_sum
 from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
 
+importlib.import_module("xpcap.kernels.cuda.recurrence")  # registers the recurrences
+
 _WORD = 0xFFFFFFFFFFFFFFFF
 _PARTIAL_SUMS = 512
+_WIDE = 4096  # columns, from which on blocks of 32 columns are enough to occupy a GPU
 
 int32, int64, uint32, uint64 = numpy.int32, numpy.int64, numpy.uint32, numpy.uint64
 
@@ -115,7 +119,10 @@ def _add_rows(source: Source, xp: Namespace, indices: Array, rows: Array, out: A
 def _column_sum(source: Source, xp: Namespace, rows: Array, out: Array) -> None:
     M, D = rows.shape
     numbers = (int32(M), int32(D), row_stride(rows))
-    source.launch("column_sum", (_parts(D, 8),), 512, *numbers, rows, out)
+    if D < _WIDE:
+        source.launch("column_sum", (_parts(D, 8),), 512, *numbers, rows, out)
+    else:
+        source.launch("column_sum_of_wide_rows", (_parts(D, 32),), 512, *numbers, rows, out)
 
 
 @cuda_version(keep_mask, STREAM="stream", bool="out")

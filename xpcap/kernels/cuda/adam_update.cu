@@ -12,13 +12,13 @@ extern "C" __global__ void adam_update(
     REAL scale = settings[0], rate = settings[1], c1 = settings[2], c2 = settings[3];
 
     REAL gradient = scale * dw[e];
-    REAL first = beta1 * m[e] + rest1 * gradient;  // rest: 1 - beta
-    REAL second = beta2 * v[e] + rest2 * gradient * gradient;
+    REAL first = normal(beta1 * m[e] + rest1 * gradient);  // rest: 1 - beta
+    REAL second = normal(beta2 * v[e] + rest2 * gradient * gradient);
     REAL direction = (first / c1) / (sqrt(second / c2) + epsilon);
     if (decay != 0)
         direction += decay * w[e];
 
     m[e] = first;
     v[e] = second;
-    w[e] -= rate * direction;
+    w[e] = normal(w[e] - rate * direction);
 }

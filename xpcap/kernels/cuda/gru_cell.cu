@@ -22,8 +22,8 @@ extern "C" __global__ void gru_cell(
     REAL r = logistic(gates[first] + ah[0]);
     REAL z = logistic(gates[second] + ah[H]);
     REAL a = ah[2 * H] + bn[j];
-    REAL n = tanh(gates[third] + r * a);
-    REAL h = (1 - z) * n + z * prev_h[state];
+    REAL n = tanh(normal(gates[third] + r * a));
+    REAL h = normal((1 - z) * n + z * prev_h[state]);
 
     gates[first] = r;
     gates[second] = z;

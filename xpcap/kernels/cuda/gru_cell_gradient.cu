@@ -19,9 +19,9 @@ extern "C" __global__ void gru_cell_gradient(
     REAL dr = dn * ah_n[state] * r * (1 - r);
     REAL dz = dh * (prev_h[state] - n) * z * (1 - z);
 
-    dax[first] = dah[first] = dr;
-    dax[second] = dah[second] = dz;
-    dax[third] = dn;
-    dah[third] = dn * r;
-    back[state] = dh * z;
+    dax[first] = dah[first] = normal(dr);
+    dax[second] = dah[second] = normal(dz);
+    dax[third] = normal(dn);
+    dah[third] = normal(dn * r);
+    back[state] = normal(dh * z);
 }

@@ -52,38 +52,59 @@ class Source:
         Of the file, without its ending.
     options
         For the compiler: what the macros stand for.
+    cooperative
+        Whether all blocks of a launch are resident at once, so that they may wait for each other.
     """
 
-    def __init__(self, xp: Namespace, name: str, options: tuple[str, ...]) -> None:
+    def __init__(
+        self, xp: Namespace, name: str, options: tuple[str, ...], cooperative: bool = False
+    ) -> None:
         self.xp = xp
         self.options = options
         self._name = name
-        self._functions: dict[tuple[int, str], Callable[..., None]] = {}
+        self._cooperative = cooperative
+        self._functions: dict[tuple[int, str], Any] = {}
 
-    def launch(self, name: str, blocks: tuple[int, ...], threads: int, *arguments: Any) -> None:
+    def launch(
+        self, name: str, blocks: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0
+    ) -> None:
         """Launch the kernel `name` on a grid, unless that is empty.
 
-        Arguments are arrays and NumPy scalars, which have the C types of the kernel's parameters.
+        Arguments are arrays and NumPy scalars, which have the C types of the kernel's parameters;
+        `shared` is the bytes of shared memory whose size the source leaves open.
         """
         if all(blocks):
             key = self.xp.cuda.runtime.getDevice(), name
             function = self._functions.get(key)
             if function is None:
-                module = _module(self.xp, key[0], self._name, self.options)
+                module = _module(self.xp, key[0], self._name, self.options, self._cooperative)
                 function = self._functions[key] = module.get_function(name)
-            function(blocks, (threads,), arguments)
+                if shared:
+                    function.max_dynamic_shared_size_bytes = shared
+            function(blocks, (threads,), arguments, shared_mem=shared)
+
+
+def read_source(name: str) -> str:
+    """Return the text of a source, beginning with what all have in common."""
+    return "".join((_FOLDER / file).read_text("utf-8") for file in ("normal.h", f"{name}.cu"))
 
 
 @functools.cache
-def _module(xp: Namespace, device: int, source: str, options: tuple[str, ...]) -> Any:
-    code = (_FOLDER / f"{source}.cu").read_text("utf-8")
-    return xp.RawModule(code=code, options=("-std=c++17", *options))
+def _module(
+    xp: Namespace, device: int, source: str, options: tuple[str, ...], cooperative: bool
+) -> Any:
+    return xp.RawModule(
+        code=read_source(source), options=("-std=c++17", *options),
+        enable_cooperative_groups=cooperative,
+    )  # fmt: skip
 
 
 @functools.cache
-def open_source(xp: Namespace, name: str, options: tuple[str, ...]) -> Source:
+def open_source(
+    xp: Namespace, name: str, options: tuple[str, ...], cooperative: bool = False
+) -> Source:
     """Return the `Source` of that name with these macros, always the same one."""
-    return Source(xp, name, options)
+    return Source(xp, name, options, cooperative)
 
 
 def cuda_version(
@@ -148,12 +169,13 @@ def _type(xp: Namespace, argument: Array, padded: bool) -> Any:
     """
     if not isinstance(argument, xp.ndarray):
         return type(argument)
-    if argument.flags.c_contiguous or (padded and _has_rows(argument)):
+    if argument.flags.c_contiguous or (padded and has_rows(argument)):
         return argument.dtype
     return None
 
 
-def _has_rows(matrix: Array) -> bool:
+def has_rows(matrix: Array) -> bool:
+    """Whether the elements of each row of a matrix are contiguous; rows may be padded."""
     (_, columns), (across, along) = matrix.shape, matrix.strides
     return bool(along == matrix.itemsize and across >= columns * along)
 

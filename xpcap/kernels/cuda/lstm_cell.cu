@@ -23,7 +23,7 @@ extern "C" __global__ void lstm_cell(
     REAL f = logistic(gates[second] + ah[H]);
     REAL o = logistic(gates[third] + ah[2 * H]);
     REAL g = tanh(gates[fourth] + ah[3 * H]);
-    REAL c = f * prev_c[state] + i * g;
+    REAL c = normal(f * prev_c[state] + i * g);
     REAL t = tanh(c);
 
     gates[first] = i;
@@ -32,5 +32,5 @@ extern "C" __global__ void lstm_cell(
     gates[fourth] = g;
     next_c[state] = c;
     tanh_c[state] = t;
-    next_h[state] = o * t;
+    next_h[state] = normal(o * t);
 }

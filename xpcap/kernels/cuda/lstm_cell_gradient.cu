@@ -18,9 +18,9 @@ extern "C" __global__ void lstm_cell_gradient(
     REAL dh = above[state] + back[state];
     REAL dnext_c = dc[state] + dh * o * (1 - t * t);
 
-    da[first] = dnext_c * g * i * (1 - i);
-    da[second] = dnext_c * c * f * (1 - f);
-    da[third] = dh * t * o * (1 - o);
-    da[fourth] = dnext_c * i * (1 - g * g);
-    dc[state] = dnext_c * f;
+    da[first] = normal(dnext_c * g * i * (1 - i));
+    da[second] = normal(dnext_c * c * f * (1 - f));
+    da[third] = normal(dh * t * o * (1 - o));
+    da[fourth] = normal(dnext_c * i * (1 - g * g));
+    dc[state] = normal(dnext_c * f);
 }

@@ -8,6 +8,6 @@ extern "C" __global__ void rnn_cell_gradient(
     long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (e < size) {
         REAL h = next_h[e];
-        da[e] = (above[e] + back[e]) * (1 - h * h);
+        da[e] = normal((above[e] + back[e]) * (1 - h * h));
     }
 }

@@ -3,10 +3,22 @@
 // targets (M,) of INDEX; scale, losses (M,).
 // Launch: M blocks of 256 threads, one block a row.
 //
-// Three passes over a row, of which the later two find it in a cache: the largest score, the sum
-// of the exponentials, the gradient. A target outside 0..V-1 makes the loss NaN.
+// Two passes over a row, of which the second finds it in a cache: the largest score together with the
+// sum of the exponentials, and the gradient. A target outside 0..V-1 makes the loss NaN.
 
 #define WARPS 8  // of 32 threads
+#define LOADS 4  // in flight
+
+// Add e^(other_top) other_total to e^top total, keeping the larger exponent.
+__device__ void combine(REAL &top, REAL &total, REAL other_top, REAL other_total)
+{
+    REAL high = fmax(top, other_top);
+    if (high > log((REAL)0))
+        total = total * exp(top - high) + other_total * exp(other_top - high);
+    else  // nothing yet, or NaN
+        total += other_total;
+    top = high;
+}
 
 extern "C" __global__ void softmax_cross_entropy(
     int V, long long stride, REAL *scores, const REAL *bias, const INDEX *targets,
@@ -27,36 +39,43 @@ extern "C" __global__ void softmax_cross_entropy(
         return;
     }
 
-    REAL top = row[0] + bias[0];
-    for (int j = thread; j < V; j += blockDim.x)
-        top = fmax(top, row[j] + bias[j]);
-    for (int far = 16; far > 0; far /= 2)
-        top = fmax(top, __shfl_xor_sync(0xffffffff, top, far));
-    if (thread % 32 == 0)
+    REAL lowest = log((REAL)0), top = lowest, total = 0;  // minus infinity
+    for (int first = thread; first < V; first += LOADS * blockDim.x) {
+        REAL score[LOADS], high = top;
+        for (int k = 0; k < LOADS; ++k) {
+            int j = first + k * blockDim.x;
+            score[k] = j < V ? row[j] + bias[j] : lowest;
+            high = fmax(high, score[k]);
+        }
+        REAL sum = 0;
+        for (int k = 0; k < LOADS; ++k)
+            if (score[k] > lowest || isnan(score[k]))  // which fmax has ignored
+                sum += power(score[k] - (high > lowest ? high : (REAL)0));
+        combine(top, total, high, sum);
+    }
+    for (int far = 16; far > 0; far /= 2) {
+        REAL other_top = __shfl_xor_sync(0xffffffff, top, far);
+        REAL other_total = __shfl_xor_sync(0xffffffff, total, far);
+        combine(top, total, other_top, other_total);
+    }
+    if (thread % 32 == 0) {
         tops[warp] = top;
-    __syncthreads();
-    for (int w = 0; w < WARPS; ++w)
-        top = fmax(top, tops[w]);
-
-    REAL total = 0;
-    for (int j = thread; j < V; j += blockDim.x)
-        total += exp(row[j] + bias[j] - top);
-    for (int far = 16; far > 0; far /= 2)
-        total += __shfl_xor_sync(0xffffffff, total, far);
-    if (thread % 32 == 0)
         totals[warp] = total;
-    if (thread == 0 && target >= 0 && target < V)
-        of_target = row[target] + bias[target] - top;  // read before it is changed
+    }
     __syncthreads();
-    total = 0;
-    for (int w = 0; w < WARPS; ++w)
-        total += totals[w];
+    top = tops[0];
+    total = totals[0];
+    for (int w = 1; w < WARPS; ++w)
+        combine(top, total, tops[w], totals[w]);
+    if (thread == 0 && target >= 0 && target < V)
+        of_target = row[target] + bias[target] - top;
+    __syncthreads();  // read before it is changed
 
     if (thread == 0)
         losses[m] = weight * (log(total) - of_target);
     REAL factor = weight / total;
     for (int j = thread; j < V; j += blockDim.x) {
-        REAL share = factor * exp(row[j] + bias[j] - top);
+        REAL share = factor * power(row[j] + bias[j] - top);
         row[j] = j == target ? share - weight : share;
     }
 }

@@ -1,0 +1,197 @@
+"""The recurrences as one launch for a whole sequence, in `recurrence.cu`; importing registers them.
+
+Step by step, the product and the cell of each step are launches that wait for each other. Here the
+weights stay on chip, and the blocks of one launch wait for each other instead.
+
+That is possible for float32, equal steps and a hidden size of up to 512 that is a multiple of 4, on
+a device of compute capability 8.0 or more on which all blocks are resident at once (on an H100, up
+to 256 captions of an LSTM with 512 units). Otherwise the reference runs. With the precisions `tf32`
+and `bf16`, h and da are rounded to TF32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, TypeAlias
+
+import numpy
+
+from xpcap.backend import Array, Namespace
+from xpcap.kernels.cuda.launch import Source, has_rows, open_source, row_stride
+from xpcap.kernels.products import current_precision
+from xpcap.kernels.recurrence import (
+    Steps,
+    gru_recurrence,
+    gru_recurrence_gradient,
+    lstm_recurrence,
+    lstm_recurrence_gradient,
+    rnn_recurrence,
+    rnn_recurrence_gradient,
+)
+
+_UNITS, _WARPS, _THREADS, _TILE = 16, 8, 256, 16  # as in the source; a tile has 16 captions
+_LARGEST = 512  # H: the weights of an LSTM's 16 units take 128 KB then
+_ROWS = (16, 32, 64)  # captions of a block
+_COUNTERS = 2**16
+_FLOAT32 = numpy.dtype(numpy.float32)
+
+_States: TypeAlias = tuple[tuple[Array, Array], ...]
+"""Arrays of the states before each step and after it; the kernel takes them as one array."""
+
+int32 = numpy.int32
+
+
+class _Plan(NamedTuple):
+    """How a recurrence is launched: captions of a block, and bytes of shared memory."""
+
+    source: Source
+    blocks: tuple[int, int]
+    rows: int
+    forward: int
+    backward: int
+
+
+@functools.cache
+def _plan(xp: Namespace, device: int, gates: int, N: int, H: int, precision: str) -> _Plan | None:
+    """Return how to launch it with the fewest captions a block, or None where it does not fit.
+
+    The blocks of a group wait for each other, so all of them have to be resident at once. Products
+    in TF32 need compute capability 8.0.
+    """
+    runtime = xp.cuda.runtime
+    properties = runtime.getDeviceProperties(device)
+    most = runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
+    width, group = _UNITS * gates, -(-H // _UNITS)
+    weights = 2 * width * _THREADS * -(-H // 128)
+    for rows in _ROWS:
+        tiles, groups = rows // _TILE, -(-N // rows)
+        forward = weights + 4 * min(2, tiles) * _WARPS * _TILE * (width + 8)
+        backward = weights + 4 * rows * (width + 16) + 16 * _THREADS * tiles
+        resident = properties["cooperativeLaunch"] and (
+            group * groups <= properties["multiProcessorCount"]
+        )
+        fits = max(forward, backward) <= most and 2 * groups <= _COUNTERS
+        if properties["major"] >= 8 and fits and (resident or group == 1):
+            passes = 3 if precision == "float32" else 1
+            macros = {"GATES": gates, "HIDDEN": H, "ROWS": rows, "PASSES": passes}
+            options = tuple(f"-D{name}={value}" for name, value in macros.items())
+            source = open_source(xp, "recurrence", options, cooperative=group > 1)
+            return _Plan(source, (group, groups), rows, forward, backward)
+    return None
+
+
+def _plan_of(
+    xp: Namespace, Wh: Array, packing: Steps, states: _States, *arrays: Array
+) -> _Plan | None:
+    """Return the plan for these arrays, or None where the reference has to run."""
+    H, N = Wh.shape[0], packing.captions
+    if not (packing.even and len(packing.rows) > 1 and N) or H % 4 or H > _LARGEST:
+        return None
+    if {Wh.dtype, *(array.dtype for array in arrays)} != {_FLOAT32}:
+        return None
+    if not (has_rows(Wh) and all(array.flags.c_contiguous for array in arrays)):
+        return None
+    if any(after.data.ptr != before.data.ptr + 4 * N * H for before, after in states):
+        return None
+    device = xp.cuda.runtime.getDevice()
+    return _plan(xp, device, Wh.shape[1] // H, N, H, current_precision())
+
+
+@functools.cache
+def _counters(xp: Namespace, device: int) -> Array:
+    """Return the counters at which blocks wait for each other: zero before and after a launch.
+
+    A device has one array of them, so that only one recurrence may run on it at a time.
+    """
+    return xp.zeros(_COUNTERS, dtype=numpy.uint32)
+
+
+def _run(
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, states: _States,
+    kept: Array, packing: Steps,
+) -> bool:  # fmt: skip
+    """Run a sequence in one launch; False where it does not fit."""
+    (h, _), (c, _) = states[0], states[-1]
+    b = xp.zeros(gates.shape[1], dtype=gates.dtype) if b is None else b
+    plan = _plan_of(xp, Wh, packing, states, gates, b, bn, h, c, kept)
+    if plan is None:
+        return False
+    counters = _counters(xp, xp.cuda.runtime.getDevice())
+    sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
+    arrays = (Wh, b, bn, gates, h, c, kept, counters)
+    plan.source.launch("forward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.forward)
+    return True
+
+
+def _run_back(
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, h: Array, c: Array, states: _States,
+    kept: Array, dax: Array, dah: Array, back: Array, packing: Steps,
+) -> bool:  # fmt: skip
+    """Backpropagate through a sequence in one launch; False where it does not fit."""
+    plan = _plan_of(xp, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
+    if plan is None:
+        return False
+    counters = _counters(xp, xp.cuda.runtime.getDevice())
+    group, groups = plan.blocks
+    parts = xp.empty((2 * groups * group * group, plan.rows * _UNITS), dtype=numpy.float32)
+    sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
+    arrays = (Wh, dh, gates, h, c, kept, dax, dah, back, parts, counters)
+    plan.source.launch("backward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.backward)
+    return True
+
+
+# arguments that a cell does not have are not used by its kernel; any array is passed there
+
+
+@rnn_recurrence.override("cupy")
+def _rnn_recurrence(
+    xp: Namespace, ax: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, packing: Steps,
+) -> None:  # fmt: skip
+    if not _run(xp, ax, b, Wh, ax, ((prev_h, h),), ax, packing):
+        rnn_recurrence.reference(xp, ax, b, Wh, prev_h, h, packing)
+
+
+@rnn_recurrence_gradient.override("cupy")
+def _rnn_recurrence_gradient(
+    xp: Namespace, dh: Array, Wh: Array, h: Array, da: Array, back: Array, packing: Steps
+) -> None:
+    if not _run_back(xp, dh, Wh, h, h, h, (), h, da, da, back, packing):
+        rnn_recurrence_gradient.reference(xp, dh, Wh, h, da, back, packing)
+
+
+@lstm_recurrence.override("cupy")
+def _lstm_recurrence(
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, c0: Array,
+    c: Array, tanh_c: Array, packing: Steps,
+) -> None:  # fmt: skip
+    states = (prev_h, h), (c0, c)
+    if not _run(xp, gates, b, Wh, gates, states, tanh_c, packing):
+        lstm_recurrence.reference(xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
+
+
+@lstm_recurrence_gradient.override("cupy")
+def _lstm_recurrence_gradient(
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, c0: Array, c: Array, tanh_c: Array,
+    da: Array, back: Array, packing: Steps,
+) -> None:  # fmt: skip
+    states = ((c0, c),)
+    if not _run_back(xp, dh, Wh, gates, dh, c0, states, tanh_c, da, da, back, packing):
+        lstm_recurrence_gradient.reference(xp, dh, Wh, gates, c0, c, tanh_c, da, back, packing)
+
+
+@gru_recurrence.override("cupy")
+def _gru_recurrence(
+    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, prev_h: Array, h: Array,
+    ah_n: Array, packing: Steps,
+) -> None:  # fmt: skip
+    if not _run(xp, gates, b, Wh, bn, ((prev_h, h),), ah_n, packing):
+        gru_recurrence.reference(xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
+
+
+@gru_recurrence_gradient.override("cupy")
+def _gru_recurrence_gradient(
+    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, dax: Array,
+    dah: Array, back: Array, packing: Steps,
+) -> None:  # fmt: skip
+    if not _run_back(xp, dh, Wh, gates, prev_h, dh, (), ah_n, dax, dah, back, packing):
+        gru_recurrence_gradient.reference(xp, dh, Wh, gates, ah_n, prev_h, dax, dah, back, packing)
