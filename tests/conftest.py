@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from guard import open_guard
 
-os.environ.setdefault("XPCAP_THREADS", "1")  # so that results do not depend on the time
+os.environ.setdefault("XPCAP_THREADS", "1")  # auto would make results depend on time
 
 import xpcap.backend
 from xpcap.backend import CPU, Backend, Namespace, open_backend

@@ -1,5 +1,6 @@
 """What the benchmark times is what it says; times themselves are not tested."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy
 import pytest
 from click.testing import CliRunner
 
+from xpcap import threads
 from xpcap.backend import CPU
 from xpcap.benchmark import (
     CONFIGURATIONS,
@@ -21,6 +23,7 @@ from xpcap.benchmark import (
     contenders,
     draw_captions,
     interleave,
+    load,
 )
 from xpcap.benchmark.machine import processor
 from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
@@ -221,6 +224,37 @@ def test_a_contender_that_fails_leaves_the_others(bench, monkeypatch, tmp_path):
     ]  # fmt: skip
     assert found["processor"] == processor()
     assert processor() in done.output
+
+
+def test_load_compares_auto_with_fixed_numbers_of_threads(bench, monkeypatch, tmp_path):
+    """While processes are busy, which end with the measurement of a task."""
+    file, started, busy_while = tmp_path / "figures.json", [], []
+
+    @contextlib.contextmanager
+    def busy_processes(count, nice):
+        with load.busy_processes(count, nice) as processes:
+            started.extend(processes)
+            yield processes
+
+    def interleave(*args):
+        busy_while.append([process.poll() is None for process in started])
+        return original(*args)
+
+    original = bench.interleave
+    monkeypatch.setattr(bench, "busy_processes", busy_processes)
+    monkeypatch.setattr(bench, "interleave", interleave)
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    words = [*WORDS, "--task", "train", "--task", "decode", "--load", "1", "--nice", "3"]
+    done = CliRunner().invoke(bench.main, [*words, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert busy_while == [[True], [False, True]]
+    assert None not in [process.poll() for process in started]
+    assert threads.number() is None
+    found = json.loads(file.read_text())
+    assert [(r["task"], r["program"]) for r in found["results"]] == [
+        (task, name) for task in ("train", "decode") for name in ("xpcap", "xpcap, 1", "xpcap, 2")
+    ]
+    assert (found["load"], found["nice"]) == (1, 3)
 
 
 def test_it_starts_from_a_bare_checkout(tmp_path):

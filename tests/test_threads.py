@@ -279,6 +279,7 @@ def test_the_environment_limits_the_number(tmp_path, eight):
         ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, 1),
         ({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "2"}, 4),
         ({"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}, 2),
+        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1"}, 4),
         ({"OMPI_COMM_WORLD_SIZE": "64", "OMPI_COMM_WORLD_LOCAL_SIZE": "64"}, 1),
     ],
 )
@@ -305,7 +306,7 @@ def test_processors_used_by_programs_of_low_priority_count_as_idle(tmp_path, eig
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "99999", "²"])
 def test_what_is_no_number_is_refused(value):
-    with pytest.raises(ConfigurationError, match=f"'{value}' is neither auto nor a number"):
+    with pytest.raises(ConfigurationError, match=f"'{value}' is neither auto nor a positive"):
         use_threads(value)
 
 
@@ -327,7 +328,7 @@ def test_the_number_is_set_inside_a_block_and_restored_after_it():
 def test_a_number_that_cannot_be_is_one_line(call, value):
     result = call("train", "--threads", value)
     assert result.exit_code == 2
-    assert f"'{value}' is neither auto nor a number from 1 on" in result.stderr
+    assert f"'{value}' is neither auto nor a positive number" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -12,6 +12,7 @@ A rank that fails ends them all (`end_all`), as the others may be waiting for wh
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -182,7 +183,7 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """Return how many processes `mpirun` has started on this machine, likewise."""
+    """Return how many processes `mpirun` has started on this machine; 1 without it."""
     return _number(_LOCAL_SIZE, 1) if launched() else 1
 
 
@@ -191,8 +192,9 @@ def _started() -> int:
 
 
 def _number(names: Sequence[str], default: int) -> int:
-    found = (os.environ[name].partition("(")[0] for name in names if name in os.environ)
-    return next(map(int, found), default)  # Slurm writes 2(x3) for two on each of three machines
+    found = (os.environ[name] for name in names if name in os.environ)
+    first = (re.split("[(,]", value)[0] for value in found)
+    return next(map(int, first), default)  # Slurm writes 2(x3),1 for machines of 2, 2, 2 and 1
 
 
 def join(backend: Backend) -> Ranks:

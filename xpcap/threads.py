@@ -1,16 +1,16 @@
-"""How many threads BLAS uses: a fixed number, or as many as help, chosen by measuring.
+"""The number of BLAS threads: fixed, or chosen by measuring (`auto`).
 
 BLAS splits each product among its threads, which wait for each other by spinning. On an idle
 machine that is fast. Where another program takes a core, every product waits for the thread that
 is not running, and one thread is several times as fast as two. `auto` therefore times a product
-with each number of threads before the first piece of work, and afterwards watches the work itself:
+with each number of threads before the first piece of work, and afterwards times the work itself:
 
-* when it becomes clearly slower, fewer threads are tried, for a few steps;
-* now and then, and when processors are idle, more threads (or fewer) are tried;
-* what is not clearly faster is taken back, at the latest after a few steps.
+* if it becomes clearly slower, fewer threads are tried for a few steps;
+* from time to time more threads are tried if processors are idle, or else fewer;
+* a trial that is not clearly faster ends, after a few steps at most, with the previous number.
 
-The time that trials lose is accounted for and stays below 2% of the total. `Chooser` makes these
-decisions; it knows neither BLAS nor real time.
+The time that trials lose is kept below 2% of the total. `Chooser` makes these decisions, without
+access to BLAS or the clock.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from xpcap.errors import ConfigurationError
 
 LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 COST = 0.02  # share of the time that trials may lose
-SLOWER, FASTER = 1.3, 0.93  # ratios of times that count
+SLOWER, FASTER = 1.3, 0.93  # ratios of times that count as clearly slower and faster
 FEW, MANY = 3, 16  # steps of a trial, and steps that are remembered
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two trials
-WINDOW, WINDOWS = 0.005, 6  # seconds, and how many of them a product is timed with each number
+WINDOW, WINDOWS = 0.005, 6  # a product is timed in at most 6 windows of 5 ms with each number
 _PRODUCT = 5e8  # floating-point operations of a timed product, about; 2 to 10 ms on one core
 
 
 def available(root: Path = Path("/")) -> int:
     """Return how many threads this process can use.
 
-    That is the number of processors it may run on, or fewer where a cgroup quota or the
-    environment (`LIMITS`) says so; it is shared by the processes that MPI started on this machine.
+    This is the number of processors in its affinity mask, limited by cgroup quotas and divided by
+    the number of processes that MPI started on this machine, and by the environment (`LIMITS`).
 
     Parameters
     ----------
     root
-        Of the file system in which the quotas are looked up.
+        Root of the file system in which cgroups are looked up.
     """
     mine = _quota(root) // parallel.local_size()
     limits = [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
@@ -98,12 +98,12 @@ def _read(path: Path) -> str:
 
 
 class IdleProcessors:
-    """Counts the processors that nothing but programs of low priority used since the last call.
+    """Counts the processors that were idle, or ran niced processes only, since the last call.
 
     Parameters
     ----------
     stat
-        Linux's statistics; where there are none, all processors count as idle.
+        Linux's processor statistics; without them all processors count as idle.
     """
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
@@ -111,7 +111,7 @@ class IdleProcessors:
         self._before = self._times()
 
     def __call__(self) -> float:
-        """Return the number, a fraction; infinity where it is unknown."""
+        """Return the number, not necessarily an integer; infinity if it is unknown."""
         before, self._before = self._before, self._times()
         spans = [
             (now[0] - then[0], now[1] - then[1])
@@ -120,7 +120,7 @@ class IdleProcessors:
         return sum(free / total for free, total in spans if total > 0) if spans else math.inf
 
     def _times(self) -> list[tuple[int, int]]:
-        """Return of each processor the time it was free, and all time, in ticks."""
+        """Return the free and the total time of each processor, in ticks."""
         mine, found = {f"cpu{number}" for number in _processors()}, []
         for name, *fields in map(str.split, _read(self._stat).splitlines()):
             if name in mine:
@@ -130,20 +130,20 @@ class IdleProcessors:
 
 
 class Chooser:
-    """Chooses the number of threads of work that is done again and again.
+    """Chooses the number of threads for repeated work.
 
     Parameters
     ----------
     candidates
         Numbers of threads, ascending.
     number
-        The one to begin with.
+        Initial number.
     apply
         Called with a number before it is used.
     idle
-        Returns how many processors were idle since it was called before.
+        Returns how many processors were idle since its previous call.
     tell
-        Called with a line when another number is chosen.
+        Called with a message when another number is chosen.
     clock
         Returns the time in seconds.
 
@@ -154,7 +154,7 @@ class Chooser:
     spent
         Seconds that trials have lost.
     probed
-        Seconds a call of what `probe` timed, by number of threads.
+        Seconds per call of the function given to `probe`, by number of threads.
     """
 
     def __init__(
@@ -185,10 +185,10 @@ class Chooser:
         self._due = self._begun + self._wait
 
     def probe(self, work: Callable[[], object]) -> None:
-        """Time a short piece of work with each number, and choose the fastest.
+        """Time a short function with each number, and choose the fastest.
 
-        A number is given up as soon as it takes twice as long as the best so far; that of more
-        threads has to be clearly faster.
+        Timing a number stops early if it takes more than twice as long as the best so far. More
+        threads are chosen only if they are clearly faster.
         """
         found = self.probed
         for number in self._candidates:
@@ -207,7 +207,7 @@ class Chooser:
 
     @contextlib.contextmanager
     def measured(self, work: float) -> Iterator[None]:
-        """Return a context around a piece of work of some size, in any unit but always the same."""
+        """Return a context that times a piece of work, whose size is in any consistent unit."""
         self._apply(self.number)
         start = self._clock()
         yield
@@ -219,7 +219,7 @@ class Chooser:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        """Begin a trial if the work has become slower, or if it is time for one."""
+        """Begin a trial if the work has become slower, or if one is due."""
         times, spent, elapsed = list(self._times), self.spent, now - self._begun
         if len(times) < FEW:
             return
@@ -274,7 +274,7 @@ class Chooser:
 
 @functools.cache
 def _controllers() -> list[Any]:
-    """Return what sets the number of threads of each BLAS that is loaded; finding it takes ms."""
+    """Return threadpoolctl's controllers of the BLAS libraries loaded; cached, as it takes ms."""
     import threadpoolctl
 
     controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
@@ -287,7 +287,7 @@ def _apply(number: int) -> None:
 
 
 def candidates(most: int) -> list[int]:
-    """Return the numbers that `auto` chooses from: powers of two below `most`, and `most`."""
+    """Return the numbers that `auto` chooses from: powers of 2 below `most`, and `most`."""
     return [*(2**k for k in range((most - 1).bit_length())), most]
 
 
@@ -307,30 +307,29 @@ def _product(rows: int, matrices: Sequence[numpy.ndarray]) -> Callable[[], None]
 
 
 class use_threads:
-    """Choose how many threads BLAS uses, from now on or inside a `with` block.
+    """Set the number of BLAS threads of this process, from now on or inside a `with` block.
 
-    The choice belongs to the process. With `"auto"` work is measured in the thread that made it;
-    where MPI has started several processes the number is fixed at each one's part of the machine,
-    as they wait for each other and could not tell whose threads are at fault.
+    `"auto"` measures the work of the thread that called it. Under MPI it fixes the number at this
+    process's share of the processors: ranks wait for each other, so none could measure its own.
 
     Parameters
     ----------
     threads
-        A number, `"auto"`, or one of them as text.
+        A positive number, also as text, or `"auto"`.
     tell
-        Called with a line whenever `"auto"` chooses another number.
+        Called with a message whenever `"auto"` chooses another number.
 
     Attributes
     ----------
     fixed
         The number, or None if it is chosen by measuring.
     limit
-        The largest number that is used.
+        The largest number used.
 
     Raises
     ------
     ConfigurationError
-        If `threads` is neither.
+        If `threads` is anything else.
 
     Examples
     --------
@@ -344,7 +343,7 @@ class use_threads:
     ) -> None:
         text = str(threads)
         if not re.fullmatch("auto|[1-9][0-9]{0,3}", text):
-            raise ConfigurationError(f"threads '{text}' is neither auto nor a number from 1 on")
+            raise ConfigurationError(f"threads '{text}' is neither auto nor a positive number")
         self.limit = available() if text == "auto" else int(text)
         measured = text == "auto" and self.limit > 1 and not parallel.launched()
         self.fixed = None if measured and _controllers() else self.limit
@@ -371,7 +370,7 @@ class use_threads:
             controller.set_num_threads(number)
 
     def chooser(self, kind: str, rows: int, matrices: Sequence[numpy.ndarray]) -> Chooser | None:
-        """Return what chooses the number for a kind of work; None where it is fixed."""
+        """Return the chooser for a kind of work, or None if the number is fixed."""
         if self.fixed is not None or threading.get_ident() != self._owner:
             return None
         if kind not in self._choosers:
@@ -389,17 +388,16 @@ _current: use_threads | None = None
 
 
 def measured(kind: str, work: float, rows: int, *matrices: Array) -> AbstractContextManager[None]:
-    """Return a context around a piece of work, whose time `auto` takes into account.
+    """Return a context around a piece of work that `auto` measures, unless it is on a GPU.
 
     Parameters
     ----------
     kind
-        Of work; each kind has its own number of threads.
+        Kind of work; each has its own number of threads.
     work
-        How much it is, such as a number of words.
+        Amount of work, such as a number of words.
     rows, matrices
-        Typical products are `(rows, k) (k, n)` with these matrices `(k, n)`. On a GPU nothing is
-        measured.
+        Typical products are `(rows, k) (k, n)` with these matrices `(k, n)`.
     """
     if _current is None or not (work and isinstance(matrices[0], numpy.ndarray)):
         return contextlib.nullcontext()
@@ -408,12 +406,12 @@ def measured(kind: str, work: float, rows: int, *matrices: Array) -> AbstractCon
 
 
 def number() -> int | None:
-    """Return how many threads BLAS uses now; None if that was not chosen, or cannot be."""
+    """Return the number of BLAS threads; None without `use_threads`, or if BLAS is unknown."""
     if _current is None or not _controllers():
         return None
     return int(_controllers()[0].num_threads)
 
 
 def limit() -> int:
-    """Return how many threads other libraries may use: those chosen, or available."""
+    """Return how many threads other libraries may use: the limit of `use_threads`, if any."""
     return available() if _current is None else _current.limit

@@ -47,7 +47,7 @@ def by_threads(
     Parameters
     ----------
     name
-        Of the call; that with N threads is `name, N`.
+        Name of the call; with N threads it becomes `name, N`.
     call
         Called with the number of a batch.
     use

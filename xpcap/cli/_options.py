@@ -43,8 +43,8 @@ threads_option = click.option(
     envvar="XPCAP_THREADS",
     expose_value=False,
     callback=_use_threads,
-    help="Threads of matrix products on the CPU; auto takes as many as help, and measures that"
-    " again while it works. Also XPCAP_THREADS.",
+    help="Number of BLAS threads on the CPU; auto measures which is fastest, at the start and"
+    " while it runs. Also XPCAP_THREADS.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 

@@ -48,7 +48,7 @@ def _gather() -> dict[str, Any]:
 
 
 def _threads() -> str:
-    """Say what was chosen, and how long a product of a default training step takes."""
+    """Describe what `auto` chooses, and the time of a product of a default training step."""
     import numpy
 
     from xpcap import threads

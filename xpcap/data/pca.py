@@ -38,7 +38,7 @@ from xpcap.files import new_file
 from xpcap.threads import measured
 
 BLOCK_BYTES = 128 * 2**20
-_TIMED = 512  # rows of a matrix that are multiplied to choose the number of threads
+_TIMED = 512  # rows of the product that is timed to choose the number of threads
 
 Clock: TypeAlias = contextlib.AbstractContextManager[object]
 """Entered around every product of features, so that a stopwatch can measure them."""

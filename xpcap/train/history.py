@@ -54,7 +54,7 @@ class History:
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
     all gradients before clipping, either null if it is not finite. On the CPU `"threads"` is the
-    number of threads, where it was chosen (`use_threads`).
+    number of BLAS threads, if it was set by `use_threads`.
     An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
     measured. Losses and norms stay on the device until lines are written, and are read together.
 
