@@ -31,8 +31,11 @@ class Steps(Protocol):
     """
 
     captions: int
-    rows: Sequence[slice]
     even: bool
+
+    @property
+    def rows(self) -> Sequence[slice]:
+        """Return the rows of each step."""
 
 
 def _carry(prev_h: Array, h: Array, packing: Steps, t: int) -> None:
