@@ -81,7 +81,8 @@ def test_a_broken_gradient_is_found(monkeypatch):
     def wrong(xp, above, back, next_h, da):
         da[...] = (above + back) * (1 - next_h)
 
-    monkeypatch.setattr("xpcap.layers.rnn.rnn_cell_gradient", wrong)
+    for module in ("xpcap.layers.rnn", "xpcap.kernels.recurrence"):
+        monkeypatch.setattr(f"{module}.rnn_cell_gradient", wrong)
     names = failing()
     assert "gradient rnn_step dx" in names
     assert "gradient rnn dh0" in names
@@ -100,7 +101,8 @@ def test_a_broken_forward_pass_is_found(monkeypatch):
         original(xp, gates, ah, *rest)
 
     original = xpcap.layers.lstm.lstm_cell
-    monkeypatch.setattr("xpcap.layers.lstm.lstm_cell", i_f_g_o)
+    for module in ("xpcap.layers.lstm", "xpcap.kernels.recurrence"):
+        monkeypatch.setattr(f"{module}.lstm_cell", i_f_g_o)
     names = failing("reference")
     assert "reference lstm_step_forward next_h" in names
     assert "reference lstm_step_forward next_c" in names
