@@ -86,7 +86,7 @@ class Source:
 
 def read_source(name: str) -> str:
     """Return the text of a source, beginning with what all have in common."""
-    return "".join((_FOLDER / file).read_text("utf-8") for file in ("normal.h", f"{name}.cu"))
+    return "".join((_FOLDER / file).read_text("utf-8") for file in ("common.h", f"{name}.cu"))
 
 
 @functools.cache

@@ -7,21 +7,6 @@
 
 #define THREADS 256
 
-__device__ double sum_of_block(double value)
-{
-    __shared__ double sums[THREADS / 32];
-    for (int far = 16; far > 0; far /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, far);
-    if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = 0;
-    for (int w = 0; w < THREADS / 32; ++w)
-        value += sums[w];
-    __syncthreads();
-    return value;
-}
-
 extern "C" __global__ void loss_and_norm(
     int size, const REAL *losses, int count, const double *partial, REAL max_norm, REAL *totals,
     REAL *settings)
@@ -31,8 +16,8 @@ extern "C" __global__ void loss_and_norm(
         loss += losses[e];
     for (int e = threadIdx.x; e < count; e += THREADS)
         squares += partial[e];
-    loss = sum_of_block(loss);
-    squares = sum_of_block(squares);
+    loss = sum_of_block<THREADS>(loss);
+    squares = sum_of_block<THREADS>(squares);
 
     if (threadIdx.x == 0) {
         REAL norm = sqrt((REAL)squares);

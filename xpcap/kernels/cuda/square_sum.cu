@@ -7,20 +7,6 @@
 
 #define THREADS 256
 
-__device__ double sum_of_block(double value)
-{
-    __shared__ double sums[THREADS / 32];
-    for (int far = 16; far > 0; far /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, far);
-    if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = 0;
-    for (int w = 0; w < THREADS / 32; ++w)
-        value += sums[w];
-    return value;
-}
-
 extern "C" __global__ void square_sums(long long size, const REAL *values, double *partial)
 {
     long long step = (long long)gridDim.x * THREADS;
@@ -29,7 +15,7 @@ extern "C" __global__ void square_sums(long long size, const REAL *values, doubl
         double value = values[e];
         total += value * value;
     }
-    total = sum_of_block(total);
+    total = sum_of_block<THREADS>(total);
     if (threadIdx.x == 0)
         partial[blockIdx.x] = total;
 }
@@ -39,7 +25,7 @@ extern "C" __global__ void sum_of_sums(int count, const double *partial, REAL *o
     double total = 0;
     for (int e = threadIdx.x; e < count; e += THREADS)
         total += partial[e];
-    total = sum_of_block(total);
+    total = sum_of_block<THREADS>(total);
     if (threadIdx.x == 0)
         out[0] = total;
 }
