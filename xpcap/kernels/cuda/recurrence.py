@@ -112,10 +112,11 @@ def _run(
 ) -> bool:  # fmt: skip
     """Run a sequence in one launch; False where it does not fit."""
     (h, _), (c, _) = states[0], states[-1]
-    b = xp.zeros(gates.shape[1], dtype=gates.dtype) if b is None else b
-    plan = _plan_of(xp, Wh, packing, states, gates, b, bn, h, c, kept)
+    plan = _plan_of(xp, Wh, packing, states, gates, gates if b is None else b, bn, h, c, kept)
     if plan is None:
         return False
+    if b is None:
+        b = xp.zeros(gates.shape[1], dtype=gates.dtype)
     counters = _counters(xp, xp.cuda.runtime.getDevice())
     sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
     arrays = (Wh, b, bn, gates, h, c, kept, counters)
