@@ -607,7 +607,17 @@ def _time_epoch(
 
 def tests(backend: Backend) -> None:
     """The tests named cupy or gpu."""
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += ["-x"] if backend.device is None else ["--maxfail=40"]
     if importlib.util.find_spec("xdist"):
         command += ["--numprocesses=4", "--dist=loadscope"]
