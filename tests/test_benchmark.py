@@ -249,7 +249,6 @@ def test_load_compares_auto_with_fixed_numbers_of_threads(bench, monkeypatch, tm
     assert done.exit_code == 0, done.output
     assert busy_while == [[True], [False, True]]
     assert None not in [process.poll() for process in started]
-    assert threads.number() is None
     found = json.loads(file.read_text())
     assert [(r["task"], r["program"]) for r in found["results"]] == [
         (task, name) for task in ("train", "decode") for name in ("xpcap", "xpcap, 1", "xpcap, 2")

@@ -1,13 +1,15 @@
-"""The number of BLAS threads, chosen on a simulated clock; no test depends on real times."""
+"""CPU threads: their number, and work shared among them."""
 
-import itertools
 import json
-import math
-import random
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import numpy
 import pytest
@@ -17,183 +19,15 @@ import xpcap
 from xpcap import threads
 from xpcap.backend import CPU
 from xpcap.benchmark import busy_processes
-from xpcap.data.pca import PCA
+from xpcap.decoding import Beam, Sampling
 from xpcap.errors import ConfigurationError
 from xpcap.run_folder import open_run
-from xpcap.threads import COST, LONGEST, Chooser, IdleProcessors, available, use_threads
+from xpcap.threads import available, use_threads
 from xpcap.train.options import RunOptions
-from xpcap.train.run import train_run
+from xpcap.train.run import resume_run, train_run
 from xpcap.train.trainer import Schedule
 
 SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10]
-STEP = 0.1  # seconds on one thread of an idle machine
-
-
-class Machine:
-    """Cores, some of them busy; a step takes long where a thread has to wait for a core."""
-
-    def __init__(self, cores=2, busy=0, noise=0.0):
-        self.cores, self.busy, self.noise = cores, busy, noise
-        self.now, self.threads, self.switches, self.told = 0.0, 1, 0, []
-        self._random = random.Random(0)
-
-    def clock(self):
-        return self.now
-
-    def apply(self, number):
-        self.switches += number != self.threads
-        self.threads = number
-
-    def idle(self):
-        return max(self.cores - self.busy - self.threads, 0)
-
-    def seconds(self, number):
-        free = max(self.cores - self.busy, 1)
-        return STEP / number * (8 if number > free else 1)
-
-    def work(self, amount=1.0):
-        factor = 1 + self.noise * self._random.uniform(-1, 1)
-        self.now += amount * factor * self.seconds(self.threads)
-
-    def chooser(self):
-        most = threads.candidates(self.cores)
-        chooser = Chooser(most, 1, self.apply, self.idle, self.told.append, self.clock)
-        chooser.probe(lambda: self.work(0.02))
-        return chooser
-
-    def train(self, chooser, until, amounts=(1.0,)):
-        while self.now < until:
-            for amount in amounts:
-                with chooser.measured(amount):
-                    self.work(amount)
-
-
-@pytest.mark.parametrize(("busy", "expected"), [(0, 2), (1, 1), (2, 1)])
-def test_the_first_number_is_that_with_which_products_are_fast(busy, expected):
-    machine = Machine(busy=busy)
-    assert machine.chooser().number == expected
-
-
-def test_a_number_that_is_clearly_worse_is_given_up_after_one_window():
-    machine = Machine(cores=8, busy=7)
-    assert machine.chooser().number == 1
-    assert machine.now < 0.1
-
-
-def test_load_brings_the_number_down_and_its_end_brings_it_up_again():
-    machine = Machine()
-    chooser = machine.chooser()
-    machine.train(chooser, 10)
-    assert chooser.number == 2
-    machine.busy = 1
-    machine.train(chooser, 14)
-    assert chooser.number == 1
-    switches = machine.switches
-    machine.train(chooser, 60)
-    assert chooser.number == 1
-    assert machine.switches == switches  # no processor is idle
-    machine.busy = 0
-    machine.train(chooser, 65)
-    assert chooser.number == 2
-    assert [line.split(",")[0] for line in machine.told] == ["threads: 1", "threads: 2"]
-
-
-def test_many_cores_are_followed_down_and_up():
-    machine = Machine(cores=12)
-    chooser = machine.chooser()
-    machine.train(chooser, 40)
-    assert chooser.number == 12
-    for busy, expected in ((9, 2), (0, 12)):
-        machine.busy = busy
-        machine.train(chooser, machine.now + 40)
-        assert chooser.number == expected
-
-
-@pytest.mark.parametrize("busy", [0, 1, 2])
-@pytest.mark.parametrize("hidden", [False, True])
-def test_trials_cost_less_than_their_share(busy, hidden, monkeypatch):
-    machine = Machine(busy=busy, noise=0.1)
-    if hidden:  # as where the system has no statistics
-        monkeypatch.setattr(machine, "idle", lambda: math.inf)
-    chooser = machine.chooser()
-    machine.train(chooser, 600)
-    steps = (600 - chooser.spent) / machine.seconds(2 if busy == 0 else 1)
-    best = steps * machine.seconds(2 if busy == 0 else 1)
-    assert chooser.spent < COST * 600
-    assert best > 600 * (1 - COST)
-
-
-def test_trials_of_long_steps_cost_no_more():
-    machine = Machine()
-    chooser = machine.chooser()
-    machine.train(chooser, 3000, amounts=(20.0,))
-    assert 0 < chooser.spent < COST * 3000
-
-
-def test_a_trial_ends_after_one_step_that_is_clearly_worse(monkeypatch):
-    machine, used = Machine(busy=1), []
-    monkeypatch.setattr(machine, "idle", lambda: math.inf)
-    chooser = machine.chooser()
-    while machine.now < 100:
-        with chooser.measured(1.0):
-            machine.work()
-            used.append(machine.threads)
-    assert used.count(2) > 1
-    assert (2, 2) not in itertools.pairwise(used)
-
-
-def test_noise_and_single_outliers_change_nothing():
-    machine = Machine(noise=0.25)
-    chooser = machine.chooser()
-    for _ in range(100):
-        machine.train(chooser, machine.now + 3)
-        with chooser.measured(1.0):
-            machine.work(20)
-    assert machine.told == []
-    assert chooser.number == 2
-
-
-def test_steps_of_all_sizes_are_compared_by_their_work():
-    machine = Machine()
-    chooser = machine.chooser()
-    machine.train(chooser, 100, amounts=[*[1.0] * 9, *[4.0] * 9])
-    assert machine.told == []
-    assert chooser.spent < COST * 100
-
-
-def test_numbers_that_are_equally_fast_do_not_alternate():
-    machine = Machine(noise=0.02)
-    machine.seconds = lambda number: STEP
-    chooser = machine.chooser()
-    machine.train(chooser, 300)
-    assert chooser.number == 1
-    assert machine.told == []
-
-
-def test_trials_become_rare():
-    machine = Machine()
-    chooser = machine.chooser()
-    machine.train(chooser, 300)
-    assert machine.switches / 2 < 10 + 300 / LONGEST
-
-
-def test_a_machine_of_one_core_has_nothing_to_choose():
-    machine = Machine(cores=1)
-    chooser = machine.chooser()
-    machine.busy = 1
-    machine.train(chooser, 50)
-    assert chooser.number == 1
-    assert machine.switches == 0
-
-
-def test_work_that_fails_is_not_measured():
-    machine = Machine()
-    chooser = machine.chooser()
-    with pytest.raises(RuntimeError):
-        with chooser.measured(1.0):
-            raise RuntimeError
-    machine.train(chooser, 10)
-    assert chooser.number == 2
 
 
 def write(root, files):
@@ -254,7 +88,8 @@ QUOTAS = {
 def eight(monkeypatch):
     for name in threads.LIMITS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "_processors", lambda: range(8))
+    monkeypatch.setattr(threads, "_processors", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     return monkeypatch
 
 
@@ -287,21 +122,6 @@ def test_ranks_of_one_machine_share_its_processors(names, expected, tmp_path, ei
     for name, value in names.items():
         eight.setenv(name, value)
     assert available(tmp_path) == expected
-    eight.setattr(threads, "available", lambda: expected)
-    with use_threads("auto") as chosen:
-        assert chosen.fixed == expected
-
-
-def test_processors_used_by_programs_of_low_priority_count_as_idle(tmp_path, eight):
-    stat = tmp_path / "stat"
-    stat.write_text(
-        "cpu 9 9 9 9\ncpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu9 0 0 0 0 0 0 0 0\n"
-    )
-    idle = IdleProcessors(stat)
-    stat.write_text("cpu0 20 50 5 20 5 0 0 0 0\ncpu1 90 0 0 10 0 0 0 0\ncpu9 0 0 0 99 0 0 0 0\n")
-    assert idle() == pytest.approx(0.75 + 0.1)
-    assert idle() == 0  # no time has passed
-    assert IdleProcessors(tmp_path / "missing")() == math.inf
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "99999", "²"])
@@ -311,17 +131,128 @@ def test_what_is_no_number_is_refused(value):
 
 
 def test_the_number_is_set_inside_a_block_and_restored_after_it():
-    assert threads.number() is None
-    before = [controller.num_threads for controller in threads._controllers()]
+    before = blas_threads()
+    assert threads.number() == 1  # XPCAP_THREADS in tests/conftest.py
+    assert not threads.automatic()
     with xpcap.use_threads(1) as outer:
-        assert threads.number() == threads.limit() == 1
+        assert threads.number() == 1
         with xpcap.use_threads("2"):
-            assert threads.limit() == 2
+            assert threads.number() == 2
+            assert set(blas_threads()) == {2}
         assert threads.number() == 1
         with outer:
             assert threads.number() == 1
-    assert threads.number() is None
-    assert [controller.num_threads for controller in threads._controllers()] == before
+    assert blas_threads() == before
+
+
+def test_the_environment_sets_the_number(monkeypatch):
+    threads._default.cache_clear()
+    monkeypatch.setenv("XPCAP_THREADS", "3")
+    assert threads.number() == 3
+    monkeypatch.delenv("XPCAP_THREADS")
+    assert threads.number() == available()
+    assert threads.automatic()
+    monkeypatch.setenv("XPCAP_THREADS", "many")
+    with pytest.raises(ConfigurationError, match="'many' is neither auto nor a positive"):
+        threads.number()
+
+
+def blas_threads():
+    return [controller.num_threads for controller in threads._controllers()]
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "expected"),
+    [
+        (128, 2, [(0, 64), (64, 128)]),
+        (100, 3, [(0, 33), (33, 66), (66, 100)]),
+        (31, 8, [(0, 31)]),
+        (40, 8, [(0, 20), (20, 40)]),
+        (0, 2, [(0, 0)]),
+    ],
+)
+def test_spans_are_equal_and_not_too_short(count, number, expected):
+    with use_threads(number):
+        spans = threads.spans(count)
+    assert [(span.start, span.stop) for span in spans] == expected
+
+
+def test_tasks_run_side_by_side_with_a_one_threaded_blas():
+    meeting = threading.Barrier(3, timeout=60)
+
+    def task(k):
+        meeting.wait()
+        return k, threading.get_ident(), blas_threads()
+
+    with use_threads(3):
+        results = threads.run([partial(task, k) for k in range(3)])
+        assert set(blas_threads()) == {3}
+    assert [k for k, _, _ in results] == [0, 1, 2]
+    assert results[0][1] == threading.get_ident()
+    assert len({thread for _, thread, _ in results}) == 3
+    assert {n for _, _, numbers in results for n in numbers} == {1}
+
+
+def test_blas_has_its_threads_again_when_the_last_of_several_callers_has_ended():
+    first_ended, second_began = threading.Event(), threading.Event()
+
+    def first():
+        second_began.wait(60)
+
+    def second():
+        second_began.set()
+        first_ended.wait(60)
+        return blas_threads()
+
+    with use_threads(2), ThreadPoolExecutor(1) as caller:
+        other = caller.submit(threads.run, [second])
+        threads.run([first])
+        first_ended.set()
+        (numbers,) = other.result()
+        assert set(numbers) == {1}
+        assert set(blas_threads()) == {2}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_all_tasks_have_ended_when_one_has_failed(failing):
+    ended = []
+
+    def task(k):
+        if k == failing:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        ended.append(k)
+
+    with pytest.raises(ZeroDivisionError):
+        threads.run([partial(task, k) for k in range(2)])
+    assert ended == [1 - failing]
+    assert threads.run([lambda: 5]) == [5]
+
+
+def test_tasks_inside_tasks_run_one_after_another():
+    def outer():
+        return threads.run([threading.get_ident, threading.get_ident])
+
+    for inner in threads.run([outer, outer]):
+        assert len(set(inner)) == 1
+
+
+def test_a_task_sees_its_callers_floating_point_errors_setting():
+    with numpy.errstate(over="ignore"):
+        found = threads.run([numpy.geterr, numpy.geterr])
+    assert [setting["over"] for setting in found] == ["ignore", "ignore"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    threads.run([int, int])
+    code = (
+        "import os, sys\nfrom xpcap import threads\nthreads.run([int, int])\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(threads.run([int, int]) != [0, 0])\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-2"])
@@ -332,53 +263,73 @@ def test_a_number_that_cannot_be_is_one_line(call, value):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_the_history_of_a_command_has_the_number_of_threads(call, tmp_path):
-    make_tiny(tmp_path / "tiny")
-    for number in ("1", "2", "auto"):
-        out = ["--data", "tiny", "--epochs", "1", "--out", f"run-{number}"]
-        result = call("train", *SMALL, *out, "--device", "cpu", "--threads", number)
-        assert result.exit_code == 0, result.output
-        found = {json.loads(line)["threads"] for line in steps(tmp_path / f"run-{number}")}
-        if number == "auto":
-            assert all(1 <= n <= available() for n in found)
-        else:
-            assert found == {int(number)}
-    assert threads.number() is None
+def trained(folder, number, *, epochs=1, **options):
+    data = folder / "tiny"
+    if not data.exists():
+        make_tiny(data)
+    how = RunOptions(hidden=8, wordvec=4, schedule=Schedule(epochs=epochs), **options)
+    with use_threads(number):
+        train_run(data, folder / f"run-{number}", how, CPU)
+    return folder / f"run-{number}"
 
 
-def test_training_evaluation_decoding_and_pca_are_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(threads, "available", lambda: 2)
-    options = RunOptions(hidden=8, wordvec=4, batch_size=10, schedule=Schedule(epochs=2))
-    data = make_tiny(tmp_path / "tiny")
+def losses(run):
+    lines = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "lr" in line]
+
+
+def test_numbers_of_threads_give_the_same_within_rounding(tmp_path):
+    """With dropout too: its masks do not depend on how captions are shared."""
+    runs = [trained(tmp_path, n, batch_size=40, dropout=0.3, dtype="float64") for n in (1, 2)]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-10)
+    assert losses(runs[0]) != losses(runs[1])  # a sum in another order
+
+
+def test_a_resumed_run_uses_its_own_number_of_threads(tmp_path, monkeypatch):
+    monkeypatch.setenv("XPCAP_THREADS", "auto")
+    whole = trained(tmp_path / "whole", 2, epochs=2, batch_size=40)
+    run = trained(tmp_path / "half", 2, epochs=1, batch_size=40)
+
+    def longer(options):
+        return replace(options, schedule=Schedule(epochs=2))
+
     with use_threads("auto") as auto:
-        train_run(data, tmp_path / "run", options, CPU)
-        run = open_run(tmp_path / "run", CPU)
-        features = numpy.eye(7, dtype=numpy.float32)
-        run.caption(features)
-        run.score(features, numpy.ones((7, 3), numpy.int32))
-        PCA.fit(numpy.random.default_rng(0).random((50, 7), numpy.float32), 3).transform(features)
-        PCA.fit(features[:5], 3)
-    expected = {"step", "evaluate", "decode", "score", "covariance", "transform", "gram"}
-    assert auto._choosers.keys() == expected
-    assert all(chooser._times or chooser._trial for chooser in auto._choosers.values())
-    assert all(json.loads(line)["threads"] in (1, 2) for line in steps(tmp_path / "run"))
+        auto.number = 1
+        resume_run(run, CPU, longer)
+    assert losses(run) == losses(whole)
+    assert open_run(run, CPU).config["training"]["threads"] == 2
 
 
-def steps(run):
-    lines = (run / "history.jsonl").read_text().splitlines()
-    return [line for line in lines if '"lr"' in line]
+def test_a_resumed_run_can_be_given_another_number(tmp_path):
+    run = trained(tmp_path, 2, batch_size=40)
+    with use_threads(1):
+        resume_run(run, CPU, lambda options: replace(options, schedule=Schedule(epochs=2)))
+    assert open_run(run / "last.safetensors", CPU).config["training"]["threads"] == 1
 
 
-def test_other_threads_are_not_measured(monkeypatch):
-    monkeypatch.setattr(threads, "available", lambda: 2)
-    matrix = numpy.ones((4, 4), numpy.float32)
-    with use_threads("auto") as auto:
-        with ThreadPoolExecutor(1) as other:
-            other.submit(lambda: threads.measured("work", 1, 4, matrix).__enter__()).result()
-        assert not auto._choosers
-        with threads.measured("work", 1, 4, matrix):
-            pass
-        assert auto._choosers
+def test_decoding_and_likelihoods_are_shared(tmp_path, monkeypatch):
+    run = open_run(trained(tmp_path, 1), CPU)
+    features = numpy.random.default_rng(0).random((70, 7), numpy.float32)
+    captions = numpy.ones((70, 3), numpy.int32)
+    several, original = [], threads.run
+
+    def counted(tasks):
+        several.append(len(tasks))
+        return original(tasks)
+
+    monkeypatch.setattr(threads, "run", counted)
+    for how in (None, Beam(width=2), Sampling(count=2, seed=3)):
+        one = run.decode(features, how)
+        with use_threads(4):
+            four = run.decode(features, how)
+        numpy.testing.assert_array_equal(one.words, four.words)
+        numpy.testing.assert_allclose(one.log_probs, four.log_probs, rtol=1e-5)
+    one = run.score(features, captions)
+    with use_threads(4):
+        numpy.testing.assert_allclose(run.score(features, captions), one, rtol=1e-5)
+        greedy = run.model.sample(features, 9)
+    numpy.testing.assert_array_equal(greedy, run.model.sample(features, 9))
+    assert several == [1, 4] * 4 + [4, 1]
 
 
 def test_busy_processes_end_with_their_context():

@@ -307,7 +307,7 @@ def main(
             takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
             with (
                 busy_processes(load or 0, nice),
-                xpcap.use_threads("auto", print) if compare_threads else contextlib.nullcontext(),
+                xpcap.use_threads("auto") if compare_threads else contextlib.nullcontext(),
             ):
                 # anew for each task, for training changes the parameters
                 tried = {

@@ -8,14 +8,17 @@ what it remembers, and is filled with defaults where it is silent; neither `w` n
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
-from xpcap.backend import Array, Namespace, namespace
+from xpcap import threads
+from xpcap.backend import Array, Namespace, is_host, namespace
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import Kernel
 from xpcap.kernels.updates import (
+    SPAN,
     adam_update,
     clip_scale,
     momentum_update,
@@ -74,7 +77,15 @@ def _settings(config: Config, rate: float, t: int) -> list[float]:
 def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
     """Change `w (P,)` and what `config` remembers in place."""
     keywords = {key: config[key] for key in rule.defaults if key != "learning_rate"}
-    rule.update(xp, w, dw, *(config[name] for name in rule.memory), settings, **keywords)
+    memory = [config[name] for name in rule.memory]
+
+    def update(part: slice) -> None:
+        rule.update(xp, w[part], dw[part], *(m[part] for m in memory), settings, **keywords)
+
+    if is_host(xp):
+        threads.run([partial(update, part) for part in threads.spans(len(w), SPAN)])
+    else:
+        update(slice(None))
 
 
 def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap import threads
-from xpcap.backend import Backend, as_backend, to_host
+from xpcap.backend import Backend, as_backend, is_host, to_host
 from xpcap.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from xpcap.checkpoint_model import build_model
 from xpcap.data.extraction import BATCH as PICTURES
@@ -133,6 +134,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _joined(parts: Sequence[Decoded]) -> Decoded:
+    return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
+
+
 @dataclass(frozen=True)
 class Run:
     """An open run.
@@ -183,20 +188,26 @@ class Run:
         if how is None:
             how = Beam(width=1, constraints=Constraints(banned=unsaid(self.vocabulary)))
         backend, captioner = self.model.backend, self.captioner
-        weights = self.model.params["Wh"], self.model.params["W_vocab"]
 
         def work(part: slice) -> Decoded:
             rows = backend.to_device(features[part])
-            with threads.measured("decode", len(rows), len(rows), *weights):
-                if isinstance(how, Beam):
-                    found = beam_search(captioner, rows, how)
-                else:
-                    found = sample(captioner, rows, how, part.start)
+            if isinstance(how, Beam):
+                found = beam_search(captioner, rows, how)
+            else:
+                found = sample(captioner, rows, how, part.start)
             return Decoded(*map(to_host, found))
 
+        def share(part: slice) -> Decoded:
+            first, spans = part.start, self._spans(part.stop - part.start)
+            parts = [slice(first + span.start, first + span.stop) for span in spans]
+            return _joined(threads.run([partial(work, part) for part in parts]))
+
         with backend.activate():
-            parts = share_out(max(len(features), 1), BATCH, self.ranks, work)
-        return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
+            return _joined(share_out(max(len(features), 1), BATCH, self.ranks, share))
+
+    def _spans(self, count: int) -> list[slice]:
+        """Return the spans of `count` images or captions that the threads of a CPU take."""
+        return threads.spans(count) if is_host(self.model.backend.xp) else [slice(0, count)]
 
     def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
         """Caption images: the best of what `decode` finds.
@@ -224,14 +235,15 @@ class Run:
         array
             `(N, T)` in nats, on the host.
         """
-        backend, params = self.model.backend, self.model.params
-        count = len(captions)
-        with (
-            backend.activate(),
-            threads.measured("score", count, count, params["Wh"], params["W_vocab"]),
-        ):
-            arrays = backend.to_device(features), backend.to_device(captions)
+        backend = self.model.backend
+
+        def work(part: slice) -> numpy.ndarray:
+            arrays = backend.to_device(features[part]), backend.to_device(captions[part])
             return numpy.asarray(to_host(score_captions(self.captioner, *arrays)))
+
+        with backend.activate():
+            spans = self._spans(len(captions))
+            return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
     def features_of(self, pictures: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
         """Compute the features of pictures as those of the training set were.

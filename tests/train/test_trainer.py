@@ -9,10 +9,10 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, adam, clip_by_global_norm
 from xpcap.train import Schedule, Trainer, evaluate
 from xpcap.train.history import History
+from xpcap.train.shared import SharedLoss
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_bits(dataset):
 
 def test_patience_ends_training_early(dataset, monkeypatch):
     trainer = build(dataset, schedule=Schedule(epochs=50, patience=2), lr=1e-9)
-    monkeypatch.setattr(PackedLoss, "evaluate", lambda self, features, captions: numpy.float32(1))
+    monkeypatch.setattr(SharedLoss, "evaluate", lambda *args: numpy.float32(1))
     trainer.run()
     assert (trainer.best_epoch, trainer.epoch) == (1, 3)
 
@@ -119,7 +119,7 @@ def test_the_best_parameters_are_those_of_their_epoch(dataset, monkeypatch):
     """Though later steps change the model's arrays in place."""
     worse = iter(range(1, 100))
     monkeypatch.setattr(
-        PackedLoss, "evaluate", lambda self, features, captions: numpy.float32(next(worse))
+        SharedLoss, "evaluate", lambda *args: numpy.float32(next(worse))
     )
     trainer = build(dataset)
     after_first = {}

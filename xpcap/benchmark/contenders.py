@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
@@ -14,10 +13,10 @@ from xpcap.data.minibatch import Batch
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import product
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss, pack_captions
+from xpcap.models.packed import pack_captions
 from xpcap.optim import Optimizer
-from xpcap.threads import measured
 from xpcap.train.resident import ResidentStep
+from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
 
@@ -58,7 +57,7 @@ class Ours:
             split = workload.split
             self._step = ResidentStep(self.model, optimizer, split, size, precision=precision)
         self._left = 0
-        self._packed = PackedLoss(self.model)
+        self._packed = SharedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
         self._dtype = dtype
@@ -76,14 +75,12 @@ class Ours:
         """Compute the k-th minibatch's loss and gradients."""
         batch = self.workload.batch(k)
         features = self.model.backend.to_device(batch.features)
-        with self._measured("loss", len(batch.captions)):
-            return self._packed.loss(features, batch.captions, 0, self.gradients)
+        return self._packed.loss(features, batch.captions, 0, self.gradients)
 
     def decode(self, k: int) -> Array:
         """Caption N images greedily."""
         model, features = self._decoder
-        with self._measured("decode", len(features)):
-            return model.sample(features, MAX_LENGTH)
+        return model.sample(features, MAX_LENGTH)
 
     @functools.cached_property
     def _decoder(self) -> tuple[CaptioningRNN, Array]:
@@ -91,10 +88,6 @@ class Ours:
         backend, images = self.model.backend, self.workload.images_to_decode()
         model = self.workload.decoding_model(backend, self._dtype)
         return model, backend.to_device(images, self._dtype)
-
-    def _measured(self, task: str, captions: int) -> AbstractContextManager[None]:
-        weights = self.model.params["Wh"], self.model.params["W_vocab"]
-        return measured(task, captions, captions, *weights)
 
 
 class Products:

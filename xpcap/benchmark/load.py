@@ -42,7 +42,7 @@ def by_threads(
     call: Callable[[int], object],
     use: Callable[[int], AbstractContextManager[object]] = threads.use_threads,
 ) -> dict[str, Callable[[int], object]]:
-    """Return a call with each fixed number of threads that `auto` chooses from.
+    """Return a call with 1, 2, 4, ... threads, and with all that this process can use.
 
     Parameters
     ----------
@@ -61,5 +61,6 @@ def by_threads(
 
         return run
 
-    numbers = threads.candidates(threads.available())
+    most = threads.available()
+    numbers = [*(2**k for k in range((most - 1).bit_length())), most]
     return {f"{name}, {number}": fixed(number) for number in numbers}

@@ -31,7 +31,7 @@ def _use_threads(context: click.Context, parameter: click.Parameter, value: str)
     from xpcap.threads import use_threads
 
     try:
-        context.with_resource(use_threads(value, talk))
+        context.with_resource(use_threads(value))
     except ConfigurationError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -43,8 +43,8 @@ threads_option = click.option(
     envvar="XPCAP_THREADS",
     expose_value=False,
     callback=_use_threads,
-    help="Number of BLAS threads on the CPU; auto measures which is fastest, at the start and"
-    " while it runs. Also XPCAP_THREADS.",
+    help="Number of threads on the CPU; auto uses the processors that this process may use, at"
+    " most as many as OMP_NUM_THREADS says. Also XPCAP_THREADS.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 

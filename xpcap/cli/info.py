@@ -32,6 +32,8 @@ def info(as_json: bool) -> None:
 def _gather() -> dict[str, Any]:
     import numpy
 
+    from xpcap import threads
+
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:
@@ -41,25 +43,10 @@ def _gather() -> dict[str, Any]:
     blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     found["blas"] = f"{blas.get('name')} {blas.get('version')}"
     found["cpu"] = f"{os.cpu_count()} cores"
-    found["threads"] = _threads()
+    found["threads"] = str(threads.number())
     found["memory"] = _memory()
     found.update(_gpus())
     return found
-
-
-def _threads() -> str:
-    """Describe what `auto` chooses, and the time of a product of a default training step."""
-    import numpy
-
-    from xpcap import threads
-
-    with threads.use_threads("auto") as auto:
-        matrix = numpy.ones((512, 2048), numpy.float32)
-        chooser = auto.chooser("info", 128, [matrix])
-        if chooser is None:
-            return f"{auto.limit}, of {auto.limit} available"
-        times = ", ".join(f"{1e3 * found:.2f} ms with {n}" for n, found in chooser.probed.items())
-        return f"{chooser.number}, of {auto.limit} available: a product takes {times}"
 
 
 def _memory() -> str:

@@ -156,12 +156,17 @@ class EpochBatches:
                 yield Batch(self.split.captions[rows], None, rows, share)
 
     def _share(self, rows: numpy.ndarray) -> Share:
-        """Deal out captions `rows` like cards, the longest first, to and fro along the ranks."""
         captions = self.split.captions[rows]
-        order = numpy.argsort(-numpy.count_nonzero(captions, axis=1), kind="stable")
-        seat = numpy.arange(len(rows)) % (2 * self.ranks)
-        mine = numpy.minimum(seat, 2 * self.ranks - 1 - seat) == self.rank
-        return Share(order[mine], len(rows), count_words(captions))
+        places = deal(captions, self.ranks)[self.rank]
+        return Share(places, len(rows), count_words(captions))
+
+
+def deal(captions: numpy.ndarray, parts: int) -> list[numpy.ndarray]:
+    """Assign captions `(N, T)` to parts in snake order, longest first; return each part's rows."""
+    order = numpy.argsort(-numpy.count_nonzero(captions, axis=1), kind="stable")
+    turn = numpy.arange(len(order)) % (2 * parts)
+    part = numpy.minimum(turn, 2 * parts - 1 - turn)
+    return [order[part == number] for number in range(parts)]
 
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:

@@ -35,10 +35,8 @@ from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.errors import DataError
 from xpcap.files import new_file
-from xpcap.threads import measured
 
 BLOCK_BYTES = 128 * 2**20
-_TIMED = 512  # rows of the product that is timed to choose the number of threads
 
 Clock: TypeAlias = contextlib.AbstractContextManager[object]
 """Entered around every product of features, so that a stopwatch can measure them."""
@@ -129,7 +127,7 @@ class PCA:
                 for array in (features, near, self.components, rest)
             )
             rows = rows - centre
-            with clock, measured("transform", len(rows), len(rows), components.T):
+            with clock:
                 out = rows @ components.T
             return numpy.asarray(to_host(out - offset))
 
@@ -265,7 +263,7 @@ def _from_covariance(
         if block.start == 0:
             shift = rows.mean(axis=0, dtype=xp.float64).astype(xp.float32)
         rows = rows - shift
-        with clock, measured("covariance", len(rows), width, rows[:_TIMED]):
+        with clock:
             product = rows.T @ rows
         squares += product.astype(xp.float64)
         sums += rows.sum(axis=0, dtype=xp.float64)
@@ -288,7 +286,7 @@ def _from_gram_matrix(
     rows = backend.to_device(features[:], numpy.float64)
     mean = rows.mean(axis=0)
     rows = rows - mean
-    with clock, measured("gram", count, count, rows.T[:_TIMED]):
+    with clock:
         gram = rows @ rows.T
     variances, vectors = _eigenpairs(gram / (count - 1), dim, backend.xp, progress)
     with clock:

@@ -7,11 +7,16 @@ factor that clipping puts on every gradient, the learning rate, and Adam's bias 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
+import numpy
+
+from xpcap import threads
 from xpcap.backend import Array, Namespace
 from xpcap.kernels import kernel
 from xpcap.kernels.subnormals import flushed
 
+SPAN = 2**17  # elements that are worth a thread
 _CHUNK = 2**15  # elements: five arrays of float32 and a few temporary ones in a core's cache
 
 
@@ -25,6 +30,13 @@ def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 def square_sum(xp: Namespace, values: Array, out: Array) -> None:
     """Write the sum of the squares of `values (P,)` into `out (1,)`, in one order."""
     out[...] = xp.dot(values, values)
+
+
+@square_sum.override("numpy")
+def _square_sum_in_spans(xp: Namespace, values: Array, out: Array) -> None:
+    """The reference, a span on each thread."""
+    parts = [values[part] for part in threads.spans(len(values), SPAN)]
+    out[...] = sum(threads.run([partial(numpy.dot, part, part) for part in parts]))
 
 
 def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
@@ -45,7 +47,9 @@ def greedy(model: CaptioningRNN, features: Array, max_length: int) -> Array:
     """
     xp = namespace(features, *model.params.values())
     if is_host(xp):
-        return _with_those_that_go_on(model, features, max_length)
+        parts = [features[part] for part in threads.spans(len(features))]
+        tasks = [partial(_with_those_that_go_on, model, part, max_length) for part in parts]
+        return numpy.concatenate(threads.run(tasks))
     with _lock:
         return _decoder(model, features, max_length)(model, features)
 

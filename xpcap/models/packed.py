@@ -212,9 +212,9 @@ class PackedLoss:
         self._backward(batch, forward, gradients)
         return losses
 
-    def evaluate(self, features: Array, captions: Array) -> Array:
+    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
         """Return the loss without gradients and without dropout, as `CaptioningRNN.evaluate`."""
-        return self._forward(features, self._pack(features, captions), None)[0].sum()
+        return self._forward(features, self._pack(features, captions, share), None)[0].sum()
 
     def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedCaptions:
         model, params, host = self.model, self.model.params, to_host(captions)

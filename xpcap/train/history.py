@@ -12,8 +12,6 @@ from typing import Any, TypeAlias
 
 import numpy
 
-from xpcap import threads
-from xpcap.backend import is_host
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
 from xpcap.train.trainer import StepFigures, Trainer, fetch
@@ -53,8 +51,7 @@ class History:
     """Writes a run's `history.jsonl`.
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
-    all gradients before clipping, either null if it is not finite. On the CPU `"threads"` is the
-    number of BLAS threads, if it was set by `use_threads`.
+    all gradients before clipping, either null if it is not finite.
     An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
     measured. Losses and norms stay on the device until lines are written, and are read together.
 
@@ -105,8 +102,6 @@ class History:
         batch = trainer.batch
         assert batch is not None
         line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
-        if (number := threads.number()) is not None and is_host(trainer.model.backend.xp):
-            line["threads"] = number
         share = batch.total / batch.words
         self._pending.append(_Entry(time.time(), line, trainer.step_figures, share))
         self._steps += 1

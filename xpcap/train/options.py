@@ -54,6 +54,8 @@ class RunOptions:
         How long it is trained, when it is saved, and what is done when numbers go wrong.
     seed
         Of initial parameters, dropout, order and draws.
+    threads
+        CPU threads that share each batch; None is as many as `use_threads` says.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class RunOptions:
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)
     seed: int = 0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         check_cell(self.cell)

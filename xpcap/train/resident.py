@@ -22,8 +22,9 @@ from xpcap.kernels.products import multiplied_in
 from xpcap.kernels.updates import loss_and_norm
 from xpcap.layers._sequence import Packing
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedCaptions, PackedLoss
+from xpcap.models.packed import PackedCaptions
 from xpcap.optim import Optimizer
+from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
 
@@ -83,7 +84,7 @@ class ResidentStep(TrainingStep):
             self._now.weight,
             backend.to_device(places.reshape(-1)),
         )
-        self.measuring = PackedLoss(model)  # larger batches would move what the graph has recorded
+        self.measuring = SharedLoss(model)  # larger batches would move what the graph has recorded
         self._repeated = self._new_repeated()
 
     def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import Backend
 from xpcap.checkpoint import Checkpoint, State, read_checkpoint, written_by
 from xpcap.data import folder as layout
@@ -113,7 +114,11 @@ def train_run(
     events = _events(conduct, out)
     dataset = _open(data, options, ranks)
     train = dataset.splits["train"]
-    options = replace(options, batch_size=options.batch_size or min(BATCH_SIZE, len(train)))
+    options = replace(
+        options,
+        batch_size=options.batch_size or min(BATCH_SIZE, len(train)),
+        threads=options.threads or threads.number(),
+    )
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
     try:
         model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
@@ -143,8 +148,9 @@ def resume_run(
 ) -> tuple[Trainer, Dataset]:
     """Go on with a run from its last checkpoint as if it had never stopped.
 
-    On the device, with the number of threads and the versions that it was begun with, every number
-    is the same as then; elsewhere within rounding.
+    On the device and with the versions that it was begun with, every number is the same as then;
+    elsewhere within rounding. The number of threads is that of the run, unless `use_threads` has
+    set another one.
 
     Parameters
     ----------
@@ -185,6 +191,8 @@ def resume_run(
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         options = options if change is None else change(options)
+        if not (options.threads and threads.automatic()):
+            options = replace(options, threads=threads.number())
         check_precision(options.precision, backend.device is not None, options.dtype)
         run = open_run(path, backend)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
@@ -251,7 +259,7 @@ def _check_alike(conduct: Conduct, config: Mapping[str, Any], dataset: Dataset) 
     """
     if conduct.ranks.size > 1:
         found = {**_flat(config), **written_by(""), **fingerprints(dataset.splits)}
-        del found["data.folder"]  # which another machine may have elsewhere
+        del found["data.folder"], found["training.threads"]  # may differ between machines
         check_alike(conduct.ranks, found)
 
 
@@ -316,7 +324,11 @@ def _train(
         if conduct.watch is not None:
             conduct.watch(trainer)
         try:
-            with trainer.model.backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
+            with (
+                trainer.model.backend.activate(),
+                threads.use_threads(options.threads or threads.number()),
+                numpy.errstate(over="ignore", invalid="ignore"),
+            ):
                 _run(trainer, recovery, history)
         except DivergedError:
             history.flush(trainer)

@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy
 
-from xpcap import threads
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import clip_scale, square_sum
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
 from xpcap.train.replicas import InCommon, Separate, replicate
+from xpcap.train.shared import SharedLoss
 from xpcap.workspace import row_multiple
 
 
@@ -77,7 +76,7 @@ class TrainingStep:
         self.ranks = ranks or Alone()
         self.figures: Array = None
         self.gradients: dict[str, Array] = {}
-        self.packed = self.measuring = PackedLoss(model)
+        self.packed = self.measuring = SharedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
         self._layout = FlatLayout(shapes, self.ranks.size, row_multiple(model.backend.xp))
         self._own = part_of(self.ranks, self._layout.size)
@@ -111,12 +110,7 @@ class TrainingStep:
         factor
             What the schedule multiplies the learning rate by.
         """
-        params = self.model.params
-        weights = params["Wh"], params["W_vocab"]
-        with (
-            self.model.backend.activate(),
-            threads.measured("step", batch.words, len(batch.captions), *weights),
-        ):
+        with self.model.backend.activate():
             self._take(batch, step, factor)
 
     def _take(self, batch: Batch, step: int, factor: float) -> None:

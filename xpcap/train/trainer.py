@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy
 
-from xpcap import threads
 from xpcap.backend import Array, namespace, to_host
 from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
@@ -25,6 +24,7 @@ from xpcap.models import CaptioningRNN
 from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer, check_positive, cosine
 from xpcap.parallel import Alone, Ranks
+from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
@@ -150,7 +150,7 @@ class Figures:
 
 def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
     """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
-    return _measure(PackedLoss(model), batches, Alone(), lambda: None)
+    return _measure(SharedLoss(model), batches, Alone(), lambda: None)
 
 
 def _measure(
@@ -158,15 +158,13 @@ def _measure(
 ) -> Figures:
     total: Any = 0.0
     words = 0
-    backend, params = packed.model.backend, packed.model.params
+    backend = packed.model.backend
     with backend.activate():
         for batch in batches.epoch(0):
             if len(batch.captions):  # a small batch may leave nothing to this rank
                 features = backend.to_device(batch.features)
-                count, scored = len(batch.captions), count_words(to_host(batch.captions))
-                with threads.measured("evaluate", scored, count, params["Wh"], params["W_vocab"]):
-                    total = total + packed.evaluate(features, batch.captions) * count
-                words += scored
+                total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
+                words += count_words(to_host(batch.captions))
             tell()
         parts = ranks.gather((float(total), words))
         return Figures(sum(part for part, _ in parts) / sum(count for _, count in parts))

@@ -217,7 +217,7 @@ def _open_session(weights: Path) -> Any:
         ) from error
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads.limit()
+    options.intra_op_num_threads = threads.number()
     options.log_severity_level = 4  # what goes wrong is said once, by us
     data = _data_of(weights)
     with explained(weights, "read"):  # from bytes, no other file can take part

@@ -1,0 +1,99 @@
+"""Loss and gradients of a batch whose captions are shared among the CPU's threads.
+
+Each thread has memory and gradients of its own; at the end the gradients are summed. So results
+depend on the number of threads, within rounding, but not on anything else.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy
+
+from xpcap import threads
+from xpcap.backend import Array, is_host, namespace
+from xpcap.data.minibatch import Batch, Share, count_words, deal
+from xpcap.models import CaptioningRNN
+from xpcap.models.packed import PackedLoss
+
+
+class SharedLoss(PackedLoss):
+    """A captioner's loss and gradients, computed by all threads together.
+
+    Parameters
+    ----------
+    model
+        As for `PackedLoss`.
+    """
+
+    def __init__(self, model: CaptioningRNN) -> None:
+        super().__init__(model)
+        self._parts: list[PackedLoss] = [self]
+        self._gradients: list[dict[str, Array]] = []
+
+    def loss(
+        self,
+        features: Array,
+        captions: Array,
+        step: int,
+        gradients: dict[str, Array],
+        share: Share | None = None,
+    ) -> Array:
+        """Compute what `PackedLoss.loss` computes."""
+        batches = self._deal(Batch(captions, features, share=share))
+        several = [gradients, *self._memory(len(batches) - 1, gradients)]
+        tasks = [
+            partial(PackedLoss.loss, part, batch.features, batch.captions, step, own, batch.share)
+            for part, batch, own in zip(self._parts, batches, several, strict=False)
+        ]
+        loss, *others = threads.run(tasks)
+        _add(several)
+        return sum(others, start=loss)
+
+    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
+        """Compute what `PackedLoss.evaluate` computes."""
+        batches = self._deal(Batch(captions, features, share=share))
+        tasks = [
+            partial(PackedLoss.evaluate, part, batch.features, batch.captions, batch.share)
+            for part, batch in zip(self._parts, batches, strict=False)
+        ]
+        loss, *others = threads.run(tasks)
+        return sum(others, start=loss)
+
+    def _deal(self, batch: Batch) -> list[Batch]:
+        """Return each thread's captions."""
+        captions, features, _, share = batch
+        host = is_host(self.model.backend.xp) and captions.ndim == 2
+        count = len(threads.spans(len(captions))) if host else 1
+        if count == 1:
+            return [batch]
+        self._parts += [PackedLoss(self.model) for _ in range(count - len(self._parts))]
+        whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
+        return [
+            Batch(captions[rows], features[rows], share=whole._replace(places=whole.places[rows]))
+            for rows in deal(captions, count)
+        ]
+
+    def _memory(self, count: int, like: dict[str, Array]) -> list[dict[str, Array]]:
+        """Return memory for `count` more gradients, kept from call to call."""
+        known = self._gradients[:1]
+        if known and any(known[0][name].dtype != like[name].dtype for name in like):
+            self._gradients.clear()
+        while len(self._gradients) < count:
+            empty = {name: namespace(value).empty_like(value) for name, value in like.items()}
+            self._gradients.append(empty)
+        return self._gradients[:count]
+
+
+def _add(several: list[dict[str, Array]]) -> None:
+    """Add all gradients to the first; each thread does so for a part of every array."""
+    total, *others = ({name: g.reshape(-1) for name, g in each.items()} for each in several)
+
+    def add(thread: int, count: int) -> None:
+        for name, sums in total.items():
+            part = slice(len(sums) * thread // count, len(sums) * (thread + 1) // count)
+            for other in others:
+                sums[part] += other[name][part]
+
+    if others:
+        threads.run([partial(add, thread, len(several)) for thread in range(len(several))])
