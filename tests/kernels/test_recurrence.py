@@ -1,5 +1,6 @@
-"""Recurrences of equal steps, which a GPU takes in one launch, against those of one step each."""
+"""Recurrences in one launch on a GPU, and in one compiled call on a CPU, against single steps."""
 
+import ctypes
 from types import SimpleNamespace
 
 import numpy
@@ -7,7 +8,7 @@ import pytest
 
 import xpcap.kernels.cuda.recurrence as fused
 from xpcap.backend import CPU, to_host
-from xpcap.kernels import fastest
+from xpcap.kernels import KERNELS, blas, fastest
 from xpcap.kernels.products import multiplied_in
 from xpcap.layers._sequence import Packing
 from xpcap.models.captioner import CELLS
@@ -27,10 +28,10 @@ def drawn(cell, N, T, H):
     return [normal((T * N, width)), normal(width), normal((N, H)), Wh, *biases], normal((T * N, H))
 
 
-def unrolled(backend, cell, arguments, dh, dtype, N, T):
+def unrolled(backend, cell, arguments, dh, dtype, N, T, packing=None, xp=None):
     """Return the states, and the gradients of pre-activations, of the first state and of biases."""
     with backend.activate():
-        space, packing = Workspace(fastest(backend.xp), numpy.dtype(dtype)), Packing(N, [N] * T)
+        space, packing = Workspace(xp or fastest(backend.xp), dtype), packing or Packing(N, [N] * T)
         given = [backend.to_device(value.astype(dtype)) for value in arguments]
         run = CELLS[cell].unroll(*given, packing, space)
         dh = backend.to_device(dh.astype(dtype))
@@ -167,3 +168,121 @@ def test_devices_and_sizes_that_do_not_fit(monkeypatch, changed, N, H):
     ]  # fmt: skip
     assert plans[0] is not None
     assert plans[1] is None
+
+
+SIZES = {
+    "even": (20, [20] * 4),
+    "even, one caption": (1, [1, 1, 1]),
+    "uneven": (20, [20, 20, 9, 3, 1, 1]),
+    "uneven, a caption without a word": (5, [4, 2]),
+    "one step": (5, [5]),
+    "no step": (5, []),
+}
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The namespace of compiled kernels; `compiled.steps` counts recurrences step by step."""
+    pytest.importorskip("numba")
+    import xpcap.kernels.compiled as module
+
+    space = SimpleNamespace(xp=module.compiled_numpy, module=module, steps=0)
+
+    def counted(reference):
+        def run(xp, *arguments):
+            space.steps += xp.__name__ == "numba"
+            reference(xp, *arguments)
+
+        return run
+
+    for name in (f"{cell}_recurrence{which}" for cell in CELLS for which in ("", "_gradient")):
+        monkeypatch.setattr(KERNELS[name], "reference", counted(KERNELS[name].reference))
+    unwritten = lambda size, dtype: numpy.full(size, numpy.nan, dtype)  # noqa: E731
+    monkeypatch.setattr(space.xp, "empty", unwritten, raising=False)
+    module._routines.cache_clear()
+    yield space
+    module._routines.cache_clear()
+
+
+def check_compiled(compiled, cell, size, H):
+    N, rows = SIZES[size]
+    packing, (arguments, dh) = Packing(N, rows), drawn(cell, N, 6, H)
+    arguments[0], dh = arguments[0][: packing.total], dh[: packing.total]
+    true, near, ours = (
+        unrolled(CPU, cell, arguments, dh, dtype, N, 6, packing, xp)
+        for dtype, xp in [("float64", numpy), ("float32", numpy), ("float32", compiled.xp)]
+    )
+    for exact, close, found in zip(true, near, ours, strict=True):
+        if exact.size:
+            size = max(1.0, abs(exact).max())
+            assert abs(found - exact).max() <= 2 * abs(close - exact).max() + 5e-7 * size
+
+
+@pytest.mark.parametrize("H", [4, 37])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_in_one_compiled_call(compiled, cell, size, H):
+    if blas.addresses() is None:
+        pytest.skip("the routines of NumPy's BLAS cannot be found")
+    check_compiled(compiled, cell, size, H)
+    assert not compiled.steps
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_double_precision_is_taken_step_by_step(compiled, cell):
+    arguments, dh = drawn(cell, 5, 3, 4)
+    true, ours = (
+        unrolled(CPU, cell, arguments, dh, "float64", 5, 3, xp=xp) for xp in (numpy, compiled.xp)
+    )
+    for exact, found in zip(true, ours, strict=True):
+        numpy.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-12)
+    assert compiled.steps == 2
+
+
+@ctypes.CFUNCTYPE(None)
+def does_nothing():
+    pass
+
+
+@pytest.mark.parametrize("found", ["nothing", "a wrong product of matrices", "a wrong one of rows"])
+def test_without_blas_a_sequence_is_taken_step_by_step(compiled, found, monkeypatch):
+    wrong = ctypes.cast(does_nothing, ctypes.c_void_p).value
+    gemm, gemv = blas.addresses() or (wrong, wrong)
+    addresses = {"nothing": None, "a wrong product of matrices": (wrong, gemv)}
+    monkeypatch.setattr(blas, "addresses", lambda: addresses.get(found, (gemm, wrong)))
+    for cell in CELLS:
+        check_compiled(compiled, cell, "uneven", 37)
+    assert compiled.steps == 2 * len(CELLS)
+
+
+def test_a_blas_of_unknown_names_is_not_found(monkeypatch):
+    monkeypatch.setattr(blas, "_NAMES", ("unknown_{}",))
+    assert blas.addresses() is None
+
+
+@pytest.mark.parametrize("integer", [ctypes.c_int32, ctypes.c_int64])
+def test_integers_of_either_width(compiled, integer):
+    """Passed to callbacks that take integers of that width."""
+    number, pointer = ctypes.c_float, ctypes.c_void_p
+    order = [ctypes.c_int32] * 2
+    seen = []
+
+    @ctypes.CFUNCTYPE(None, *order, ctypes.c_int32, integer, integer, integer, number, pointer,
+                      integer, pointer, integer, number, pointer, integer)  # fmt: skip
+    def gemm(*arguments):
+        seen.append(arguments)
+
+    @ctypes.CFUNCTYPE(None, *order, integer, integer, number, pointer, integer, pointer, integer,
+                      number, pointer, integer)  # fmt: skip
+    def gemv(*arguments):
+        seen.append(arguments)
+
+    routines = tuple(ctypes.cast(f, ctypes.c_void_p).value for f in (gemm, gemv))
+    a, b, out = (numpy.zeros(s, numpy.float32) for s in [(4, 5), (5, 6), (4, 6)])
+    compiled.module._product(routines, a, b, 0.5, out)
+    compiled.module._product(routines, a[:1], b, 0.5, out[:1])
+    A, B, C = (array.ctypes.data for array in (a, b, out))
+    assert seen == [
+        (101, 111, 111, 4, 6, 5, 1.0, A, 5, B, 6, 0.5, C, 6),
+        (101, 112, 5, 6, 1.0, B, 6, A, 1, 0.5, C, 1),
+    ]

@@ -14,14 +14,17 @@ to it as leave NaN and infinity alone.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numba
+import numba.extending
 import numpy
+from llvmlite import ir
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import Kernel
+from xpcap.kernels import Kernel, blas
 from xpcap.kernels.advance import gru_advance, lstm_advance, rnn_advance
 from xpcap.kernels.pointwise import (
     gru_cell,
@@ -31,11 +34,21 @@ from xpcap.kernels.pointwise import (
     rnn_cell,
     rnn_cell_gradient,
 )
+from xpcap.kernels.products import FEW
+from xpcap.kernels.recurrence import (
+    gru_recurrence,
+    gru_recurrence_gradient,
+    lstm_recurrence,
+    lstm_recurrence_gradient,
+    rnn_recurrence,
+    rnn_recurrence_gradient,
+)
 from xpcap.kernels.scatter import add_rows
 from xpcap.kernels.softmax import log_normalizer, softmax_cross_entropy
 from xpcap.kernels.subnormals import lowest
 from xpcap.kernels.top import best_continuations
 from xpcap.kernels.updates import adam_update
+from xpcap.workspace import passing
 
 
 class _CompiledNumPy:
@@ -60,15 +73,19 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+def _kept(function: Callable[..., Any]) -> Any:
+    """Compile a function once for all processes, or in each if there is nowhere to keep it."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:
+        return numba.njit(**_OPTIONS)(function)
+
+
 def _compiled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let a compiled function run a kernel wherever all arrays are contiguous and float32."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            fast = numba.njit(cache=True, **_OPTIONS)(function)
-        except RuntimeError:  # nowhere to keep what was compiled: compile it in each process
-            fast = numba.njit(**_OPTIONS)(function)
-        plain = made.overrides.get("numpy", made.reference)
+    def register(function: Callable[..., Any]) -> Any:
+        fast, plain = _kept(function), made.overrides.get("numpy", made.reference)
 
         @functools.wraps(made.reference)
         def run(xp: Namespace, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +94,7 @@ def _compiled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable
             return chosen(*args, **kwargs)
 
         made.overrides["numba"] = run
-        return run
+        return fast
 
     return register
 
@@ -244,6 +261,193 @@ def _gru_cell_gradient(
             hr[j] = dr[j]
             hz[j] = dz[j]
             hn[j] = _normal(dn[j] * r[j])
+
+
+# The recurrences: BLAS's products and the cells above, without Python between the steps, so that
+# the GIL is not taken and other threads can compute. Milliseconds of both directions, on one thread
+# and step by step in Python first: LSTM 68.2 to 63.1, GRU 55.2 to 51.1, vanilla 16.7 to 15.2.
+
+
+def _generate_call(typing: Any, address: Any, arguments: Any) -> Any:
+    """Generate the call of a C function that returns nothing, by its address.
+
+    Integers are passed as 64 bits, of which a function that takes 32 reads the lower half.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        passed = [builder.extract_value(values[1], k) for k in range(len(arguments))]
+        function = ir.FunctionType(ir.VoidType(), [value.type for value in passed])
+        builder.call(builder.inttoptr(values[0], function.as_pointer()), passed)
+        return context.get_dummy_value()
+
+    return numba.void(address, arguments), generate
+
+
+_call: Any = numba.extending.intrinsic(_generate_call)
+
+
+@_kept
+def _product(routines: tuple[int, int], a: Array, b: Array, scale: float, out: Array) -> None:
+    """Write a b + scale out into `out`; of few rows each by itself, as `product` does."""
+    (M, K), N = a.shape, b.shape[1]
+    A, B, C = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    row_major, normal, transposed, alpha, beta = 101, 111, 112, F(1), F(scale)
+    if M > FEW:
+        _call(routines[0], (row_major, normal, normal, M, N, K, alpha, A, K, B, N, beta, C, N))
+        return
+    for m in range(M):
+        x, y = A + 4 * K * m, C + 4 * N * m
+        _call(routines[1], (row_major, transposed, K, N, alpha, B, N, x, 1, beta, y, 1))
+
+
+@functools.cache
+def _routines() -> tuple[int, int] | None:
+    """Return the addresses of BLAS's routines, or None unless they are found and correct."""
+    found = blas.addresses()
+    a, b = numpy.arange(15, dtype=F).reshape(5, 3), numpy.arange(6, dtype=F).reshape(3, 2)
+    for rows in (1, 5):
+        out = numpy.ones((rows, 2), F)
+        if found is not None:
+            _product(found, a[:rows], b, 2.0, out)
+        if not numpy.array_equal(out, a[:rows] @ b + 2):
+            return None
+    return found
+
+
+def _unrolled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a compiled function run all the steps of a recurrence.
+
+    The function takes BLAS's routines; the bounds of the steps, of which t has the rows from
+    `bounds[t]` to `bounds[t + 1]`; memory for h Wh `(N, width)` or, if it computes gradients, for
+    the transpose of Wh; and the kernel's arrays without the bias, which is added before.
+    """
+    signature = inspect.signature(made.reference)
+
+    def register(function: Callable[..., Any]) -> Any:
+        fast = _kept(function)
+
+        @functools.wraps(made.reference)
+        def run(xp: Namespace, *args: Any, **kwargs: Any) -> None:
+            given, routines = signature.bind(xp, *args, **kwargs).arguments, _routines()
+            if routines is None or not all(map(_fits, given.values())):
+                made.reference(xp, *args, **kwargs)
+                return
+            del given["xp"]
+            packing, b, Wh = given.pop("packing"), given.pop("b", None), given["Wh"]
+            bounds = numpy.array([0, *(rows.stop for rows in packing.rows)])
+            shape = Wh.shape[::-1] if "back" in given else (packing.captions, Wh.shape[1])
+            arrays = list(given.values())
+            if b is not None:
+                arrays[0] += b
+            fast(routines, bounds, passing(xp, F).empty("unrolled", *shape), *arrays)
+
+        made.overrides["numba"] = run
+        return fast
+
+    return register
+
+
+@_kept
+def _next_product(
+    routines: tuple[int, int], bounds: Array, t: int, ah: Array, Wh: Array, prev_h: Array, h: Array
+) -> Any:
+    """Multiply the state before step t, after copying it if need be; return the rows and h Wh."""
+    rows, n = slice(bounds[t], bounds[t + 1]), bounds[t + 1] - bounds[t]
+    before = prev_h[rows]
+    if t > 0:
+        after = h[bounds[t - 1] : bounds[t - 1] + n]
+        for m in range(n if after.ctypes.data != before.ctypes.data else 0):
+            new, old = before[m], after[m]
+            for j in range(new.size):
+                new[j] = old[j]
+    _product(routines, before, Wh, 0.0, ah[:n])
+    return rows, ah[:n]
+
+
+@_kept
+def _transpose(a: Array, out: Array) -> None:
+    """Write the transpose, by 16 numbers side by side: whole cache lines."""
+    for first in range(0, a.shape[0], 16):
+        part = a[first : first + 16]
+        for j in range(a.shape[1]):
+            row, column = out[j, first : first + 16], part[:, j]
+            for k in range(row.size):
+                row[k] = column[k]
+
+
+@_unrolled(rnn_recurrence)
+def _rnn_recurrence(
+    routines: Any, bounds: Array, ah: Array, ax: Array, Wh: Array, prev_h: Array, h: Array
+) -> None:
+    for t in range(bounds.size - 1):
+        rows, product = _next_product(routines, bounds, t, ah, Wh, prev_h, h)
+        _rnn_cell(ax[rows], product, h[rows])
+
+
+@_unrolled(rnn_recurrence_gradient)
+def _rnn_recurrence_gradient(
+    routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, h: Array, da: Array,
+    back: Array,
+) -> None:  # fmt: skip
+    _transpose(Wh, Wh_T)
+    for t in range(bounds.size - 2, -1, -1):
+        rows = slice(bounds[t], bounds[t + 1])
+        dstate = back[: bounds[t + 1] - bounds[t]]
+        _rnn_cell_gradient(dh[rows], dstate, h[rows], da[rows])
+        _product(routines, da[rows], Wh_T, 0.0, dstate)
+
+
+@_unrolled(lstm_recurrence)
+def _lstm_recurrence(
+    routines: Any, bounds: Array, ah: Array, gates: Array, Wh: Array, prev_h: Array, h: Array,
+    c0: Array, c: Array, tanh_c: Array,
+) -> None:  # fmt: skip
+    cell = c0
+    for t in range(bounds.size - 1):
+        rows, product = _next_product(routines, bounds, t, ah, Wh, prev_h, h)
+        _lstm_cell(gates[rows], product, cell[: len(product)], c[rows], tanh_c[rows], h[rows])
+        cell = c[rows]
+
+
+@_unrolled(lstm_recurrence_gradient)
+def _lstm_recurrence_gradient(
+    routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, gates: Array, c0: Array,
+    c: Array, tanh_c: Array, da: Array, back: Array,
+) -> None:  # fmt: skip
+    _transpose(Wh, Wh_T)
+    dc = numpy.zeros_like(back)
+    for t in range(bounds.size - 2, -1, -1):
+        rows, n = slice(bounds[t], bounds[t + 1]), bounds[t + 1] - bounds[t]
+        cell = c[bounds[t - 1] : bounds[t]] if t > 0 else c0
+        _lstm_cell_gradient(
+            dh[rows], back[:n], dc[:n], gates[rows], cell[:n], tanh_c[rows], da[rows]
+        )
+        _product(routines, da[rows], Wh_T, 0.0, back[:n])
+
+
+@_unrolled(gru_recurrence)
+def _gru_recurrence(
+    routines: Any, bounds: Array, ah: Array, gates: Array, Wh: Array, bn: Array, prev_h: Array,
+    h: Array, ah_n: Array,
+) -> None:  # fmt: skip
+    for t in range(bounds.size - 1):
+        rows, product = _next_product(routines, bounds, t, ah, Wh, prev_h, h)
+        _gru_cell(gates[rows], product, bn, prev_h[rows], ah_n[rows], h[rows])
+
+
+@_unrolled(gru_recurrence_gradient)
+def _gru_recurrence_gradient(
+    routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, gates: Array, ah_n: Array,
+    prev_h: Array, dax: Array, dah: Array, back: Array,
+) -> None:  # fmt: skip
+    _transpose(Wh, Wh_T)
+    for t in range(bounds.size - 2, -1, -1):
+        rows = slice(bounds[t], bounds[t + 1])
+        dstate = back[: bounds[t + 1] - bounds[t]]
+        _gru_cell_gradient(
+            dh[rows], dstate, gates[rows], ah_n[rows], prev_h[rows], dax[rows], dah[rows]
+        )
+        _product(routines, dah[rows], Wh_T, 1.0, dstate)
 
 
 @_compiled(softmax_cross_entropy)

@@ -13,7 +13,7 @@ from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import kernel
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 
-_FEW = 3  # rows: 3 times 512 numbers times 512 x 2,048 take 0.28, not 0.35 ms; 2 0.22, not 0.40
+FEW = 3  # rows: 3 times 512 numbers times 512 x 2,048 take 0.28, not 0.35 ms; 2 0.22, not 0.40
 
 _precision = "float32"
 
@@ -27,7 +27,7 @@ def product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
 @product.override("numpy")
 def _product_row_by_row(xp: Namespace, a: Array, b: Array, out: Array) -> None:
     """The reference; of so few rows each by itself, as products of matrices first copy all of b."""
-    if len(a) > _FEW:
+    if len(a) > FEW:
         xp.matmul(a, b, out=out)
     else:
         for row, result in zip(a, out, strict=True):
