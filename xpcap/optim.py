@@ -82,7 +82,7 @@ def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, setti
     def update(part: slice) -> None:
         rule.update(xp, w[part], dw[part], *(m[part] for m in memory), settings, **keywords)
 
-    if is_host(xp):
+    if is_host(namespace(w)):
         threads.run([partial(update, part) for part in threads.spans(len(w), SPAN)])
     else:
         update(slice(None))
