@@ -16,7 +16,6 @@ import numpy
 from xpcap import threads
 from xpcap.backend import Array, Namespace, is_host, namespace
 from xpcap.errors import ConfigurationError
-from xpcap.kernels import Kernel
 from xpcap.kernels.updates import (
     SPAN,
     adam_update,
@@ -25,6 +24,7 @@ from xpcap.kernels.updates import (
     rmsprop_update,
     sgd_update,
 )
+from xpcap.operations import Operation
 
 Config: TypeAlias = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     may change from step to step; the others are the kernel's keywords.
     """
 
-    update: Kernel[Any, None]
+    update: Operation[Any, None]
     memory: tuple[str, ...]
     defaults: Config
 

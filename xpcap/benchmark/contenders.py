@@ -11,9 +11,9 @@ from xpcap.backend import CPU, Array, Backend, is_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.graphs import Repeated
-from xpcap.kernels.products import product
+from xpcap.layers.affine import product
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import pack_captions
+from xpcap.models.objective import pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
 from xpcap.train.shared import SharedLoss
@@ -106,7 +106,7 @@ class Products:
     def __init__(self, workload: Workload, xp: Any) -> None:
         self._workload = workload
         self._xp = xp
-        size, gates = workload.configuration, workload.model("cpu").cell.gates
+        size, gates = workload.configuration, len(workload.model("cpu").cell.gates)
         self._gates = gates * size.hidden
         rows = size.batch_size * size.steps
         words = min(rows, size.vocabulary)

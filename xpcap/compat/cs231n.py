@@ -21,7 +21,6 @@ from xpcap.data.minibatch import sample_coco_minibatch
 from xpcap.data.vocabulary import decode_captions
 from xpcap.errors import ConfigurationError, ShapeError, XpcapError
 from xpcap.gradcheck import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
-from xpcap.kernels import pointwise
 from xpcap.layers import (
     affine_backward,
     affine_forward,
@@ -45,8 +44,9 @@ from xpcap.layers import (
     word_embedding_backward,
     word_embedding_forward,
 )
+from xpcap.layers.activations import ReLUCache
+from xpcap.layers.activations import sigmoid as logistic
 from xpcap.layers.affine import AffineCache, AffineGradients
-from xpcap.layers.relu import ReLUCache
 from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
 from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
@@ -113,7 +113,7 @@ BLUR = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
 
 def sigmoid(x: Array) -> Array:
     """Logistic function 1 / (1 + e^-x) of an array of any shape; it never overflows."""
-    return pointwise.sigmoid(namespace(x), x)
+    return logistic(namespace(x), x)
 
 
 class AffineReLUCache(NamedTuple):

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.decoding.captioner import Captioner, Decoded, State, check_words
+from xpcap.decoding.captioner import Captioner, Decoded, check_words
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import fastest
-from xpcap.kernels.softmax import log_normalizer
 from xpcap.kernels.top import best_continuations
+from xpcap.layers.loss import log_normalizer
 
 PENALTIES = ("none", "average", "gnmt")
 
@@ -140,7 +140,7 @@ class _Search:
         self.model, self.beam = model, beam
         self.start_word, self.end = check_words(model)
         self.images, self.places = len(features), beam.width // beam.groups
-        self.state: State = model.start(features)
+        self.context, self.state = model.start(features)
         xp = self.xp = namespace(*self.state)
         dtype, K = self.state[0].dtype, self.places
         B, T = beam.groups * self.images, beam.constraints.max_length + 1
@@ -162,7 +162,7 @@ class _Search:
             return False
         said = self.said[of, place, :t]
         words = said[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
-        scores, self.state = self.model.step(words, self.state, self.row[of, place])
+        scores, self.state = self.model.step(words, self.row[of, place], self.state, self.context)
         normalizer = log_normalizer(fastest(xp), scores)
         beam.constraints.apply(xp, scores, said, self.end)
         self.row[of, place] = xp.arange(len(of))

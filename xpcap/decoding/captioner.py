@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array
 from xpcap.errors import ConfigurationError
@@ -26,13 +26,15 @@ class Captioner(Protocol):
     def end(self) -> int | None:
         """The index of `<END>`."""
 
-    def start(self, features: Array) -> State:
-        """Return the state before the first word of N images."""
+    def start(self, features: Array) -> tuple[Any, State]:
+        """Return a context, and the state before the first word of N images."""
 
-    def step(self, words: Array, state: State, rows: Array | None = None) -> tuple[Array, State]:
-        """Feed words `(R,)` after the beginnings in some rows of the state, or in all of them.
+    def step(
+        self, words: Array, parents: Array | None, state: State, context: Any
+    ) -> tuple[Array, State]:
+        """Feed words `(R,)` to the hypotheses in some rows of the state, or in all of them.
 
-        Returns scores `(R, V)` and the new state, of R rows.
+        Returns scores `(R, V)` of the next words, and the new state, of R rows.
         """
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from xpcap.backend import Array, namespace
 from xpcap.decoding.captioner import Captioner, State
 from xpcap.errors import ConfigurationError
-from xpcap.kernels.softmax import log_softmax
+from xpcap.layers.loss import log_softmax
 
 
 class Ensemble:
@@ -35,20 +36,21 @@ class Ensemble:
             )
         self.members = members
         ((self.null, self.start_word, self.end),) = marks
-        self._sizes: list[int] = []
 
-    def start(self, features: Array) -> State:
-        """Return the members' first states, one after the other."""
-        states = [member.start(features) for member in self.members]
-        self._sizes = [len(state) for state in states]
-        return tuple(part for state in states for part in state)
+    def start(self, features: Array) -> tuple[Any, State]:
+        """Return the members' contexts, and their first states one after the other."""
+        begun = [member.start(features) for member in self.members]
+        context = [(inner, len(state)) for inner, state in begun]
+        return context, tuple(part for _, state in begun for part in state)
 
-    def step(self, words: Array, state: State, rows: Array | None = None) -> tuple[Array, State]:
-        """Feed a word to each caption; scores are the logarithm of the average probability."""
+    def step(
+        self, words: Array, parents: Array | None, state: State, context: Any
+    ) -> tuple[Array, State]:
+        """Feed a word to each hypothesis; scores are the logarithm of the average probability."""
         xp = namespace(words, *state)
         log_probs, new, first = [], list[Array](), 0
-        for member, size in zip(self.members, self._sizes, strict=True):
-            scores, after = member.step(words, state[first : first + size], rows)
+        for member, (inner, size) in zip(self.members, context, strict=True):
+            scores, after = member.step(words, parents, state[first : first + size], inner)
             log_probs.append(log_softmax(xp, scores))
             new += after
             first += size

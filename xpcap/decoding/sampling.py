@@ -10,7 +10,7 @@ from xpcap.backend import Array, Namespace, namespace
 from xpcap.decoding.captioner import Captioner, Decoded, check_words
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
-from xpcap.kernels.softmax import log_softmax, softmax
+from xpcap.layers.loss import log_softmax, softmax
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0
         If the vocabulary has no `<START>` or no `<END>`.
     """
     start, end = check_words(model)
-    state = model.start(features)
+    context, state = model.start(features)
     xp, dtype = namespace(*state), state[0].dtype
     N, B, T = len(features), sampling.count, sampling.constraints.max_length + 1
     generator = numpy.random.PCG64(sampling.seed).advance(first * B * T)  # a step a draw
@@ -98,7 +98,7 @@ def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0
     parents = images  # the rows of the state that they follow
     words = xp.full(N * B, start, dtype=numpy.int32)
     for t in range(T):
-        scores, state = model.step(words, state, parents)
+        scores, state = model.step(words, parents, state, context)
         log_probs = log_softmax(xp, scores)
         may = log_probs.copy()
         sampling.constraints.apply(xp, may, said[rows, :t], end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xpcap.backend import Array, namespace
 from xpcap.decoding.captioner import Captioner
 from xpcap.errors import ShapeError
-from xpcap.kernels.softmax import log_softmax
+from xpcap.layers.loss import log_softmax
 
 
 def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
@@ -35,7 +35,7 @@ def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
             f"expected captions (N, T+1) with T > 0 for features (N, D), got {captions.shape} and"
             f" {features.shape}"
         )
-    state = model.start(features)
+    context, state = model.start(features)
     xp = namespace(captions, *state)
     targets = captions[:, 1:]
     counted = targets != model.null
@@ -46,7 +46,7 @@ def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
         if not len(goes_on):
             break
         rows = rows[goes_on]
-        scores, state = model.step(captions[rows, t], state, goes_on)
+        scores, state = model.step(captions[rows, t], goes_on, state, context)
         log_probs = log_softmax(xp, scores)[xp.arange(len(rows)), targets[rows, t]]
         found[rows, t] = xp.where(counted[rows, t], log_probs, 0)
     return found

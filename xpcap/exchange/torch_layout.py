@@ -22,11 +22,11 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.exchange.parameters import shown
-from xpcap.models.captioner import CELLS
+from xpcap.models.recurrent import CELLS
 
 PROJECTION, EMBEDDING, RECURRENT, VOCABULARY = "projection", "embedding", "recurrent", "vocabulary"
 
-_CELL_OF = {cell.gates: name for name, cell in CELLS.items()}
+_CELL_OF = {len(cell.gates): name for name, cell in CELLS.items()}
 _RECURRENT = re.compile(r"(.*\.)?((weight|bias)_(ih|hh|hr))(_l\d+)?(_reverse)?", re.DOTALL)
 _OTHER = re.compile(r"(.*)\.(weight|bias)", re.DOTALL)
 _WANTED = (

@@ -1,8 +1,7 @@
-"""The few hot operations: each a reference in array mathematics, and faster versions beneath it.
+"""Faster versions of operations, by library; nothing here is needed to understand a gradient.
 
-A kernel is called as `name(xp, ...)`. NumPy, CuPy and anything like them can run the reference.
-A faster version for one library registers itself with `@name.override("numpy")`; it must agree
-with the reference, and one test holds every override of `KERNELS` to that.
+A version has the name, the signature and the results of its operation, and one test holds all of
+them to it. What it gained when it was measured stands beside it.
 """
 
 from __future__ import annotations
@@ -10,72 +9,33 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from xpcap.backend import Namespace, is_host
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Kernel(Generic[P, R]):
-    """One operation `f(xp, ...)`: its reference, and its overrides by the namespace's name."""
-
-    def __init__(self, reference: Callable[Concatenate[Namespace, P], R]) -> None:
-        self.reference = reference
-        self.overrides: dict[str, Callable[Concatenate[Namespace, P], R]] = {}
-        functools.update_wrapper(self, reference)
-
-    def __call__(self, xp: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the version for `xp`; what is not compiled for the CPU is NumPy's."""
-        chosen = self.overrides.get(xp.__name__)
-        if chosen is None and xp.__name__ == "numba":
-            chosen = self.overrides.get("numpy")
-        return (chosen or self.reference)(xp, *args, **kwargs)
-
-    def override(
-        self, library: str
-    ) -> Callable[[Callable[Concatenate[Namespace, P], R]], Callable[Concatenate[Namespace, P], R]]:
-        """Register the decorated function as the version that runs on `library`."""
-
-        def register(
-            function: Callable[Concatenate[Namespace, P], R],
-        ) -> Callable[Concatenate[Namespace, P], R]:
-            self.overrides[library] = function
-            return function
-
-        return register
-
-
-KERNELS: dict[str, Kernel[Any, Any]] = {}
-
-
-def kernel(reference: Callable[Concatenate[Namespace, P], R]) -> Kernel[P, R]:
-    """Make a kernel of its reference."""
-    made = Kernel(reference)
-    KERNELS[reference.__name__] = made
-    return made
+from xpcap.operations import Accelerated
 
 
 def fastest(xp: Namespace) -> Namespace:
-    """Return the namespace under which the fastest kernels for arrays of `xp` run.
+    """Return the namespace under which the fastest versions for arrays of `xp` run.
 
     NumPy's are compiled where numba is installed (the extra `fast`) and `XPCAP_COMPILED` is not 0.
-    CuPy's are registered, and compiled at their first use.
+    CuPy's are compiled at their first use.
     """
-    if xp.__name__ == "cupy":
-        importlib.import_module("xpcap.kernels.cuda")
-    if is_host(xp) and os.environ.get("XPCAP_COMPILED") != "0":
-        return _compiled_numpy() or xp
-    return xp
+    if isinstance(xp, Accelerated):
+        return xp
+    if is_host(xp):
+        return _accelerated(xp, os.environ.get("XPCAP_COMPILED") != "0")
+    return _accelerated(xp, False) if xp.__name__ == "cupy" else xp
 
 
 @functools.cache
-def _compiled_numpy() -> Namespace | None:
-    """Return the namespace of compiled kernels; a missing numba is looked for once only."""
-    try:
-        from xpcap.kernels.compiled import compiled_numpy
-    except ImportError:
-        return None
-    return compiled_numpy
+def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
+    if not is_host(xp):
+        importlib.import_module("xpcap.kernels.cuda")
+        return Accelerated(xp, ("cupy",))
+    importlib.import_module("xpcap.kernels.in_place")
+    if compiled:
+        try:
+            importlib.import_module("xpcap.kernels.compiled")
+        except ImportError:
+            compiled = False
+    return Accelerated(xp, ("numba", "numpy") if compiled else ("numpy",))

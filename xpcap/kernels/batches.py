@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import kernel
+from xpcap.operations import operation
 
 
 class BatchArrays(NamedTuple):
@@ -25,7 +25,7 @@ class BatchArrays(NamedTuple):
     streams: Array
 
 
-@kernel
+@operation
 def next_batch(
     xp: Namespace,
     captions: Array,

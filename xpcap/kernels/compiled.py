@@ -4,8 +4,6 @@ Each makes one pass over memory where NumPy makes several. What was measured aga
 version, at 128 captions, 512 hidden units and 1,004 words, stands beside each: milliseconds a
 training step, NumPy's first. A second thread gained nothing: these passes wait for memory.
 
-`compiled_numpy` is the namespace they run under.
-
 Numba vectorizes a loop over whole rows, not one over parts of a row; hence the views. It needs
 `error_model="numpy"` for divisions, and only such freedoms of floating-point arithmetic are given
 to it as leave NaN and infinity alone.
@@ -15,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -24,43 +22,19 @@ import numpy
 from llvmlite import ir
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import Kernel, blas
-from xpcap.kernels.advance import gru_advance, lstm_advance, rnn_advance
-from xpcap.kernels.pointwise import (
-    gru_cell,
-    gru_cell_gradient,
-    lstm_cell,
-    lstm_cell_gradient,
-    rnn_cell,
-    rnn_cell_gradient,
-)
-from xpcap.kernels.products import FEW
-from xpcap.kernels.recurrence import (
-    gru_recurrence,
-    gru_recurrence_gradient,
-    lstm_recurrence,
-    lstm_recurrence_gradient,
-    rnn_recurrence,
-    rnn_recurrence_gradient,
-)
-from xpcap.kernels.scatter import add_rows
-from xpcap.kernels.softmax import log_normalizer, softmax_cross_entropy
-from xpcap.kernels.subnormals import lowest
+from xpcap.kernels import blas
+from xpcap.kernels.in_place import FEW
 from xpcap.kernels.top import best_continuations
 from xpcap.kernels.updates import adam_update
+from xpcap.layers.embedding import add_rows
+from xpcap.layers.gru import GRU, gru_cell, gru_cell_gradient
+from xpcap.layers.loss import log_normalizer, softmax_cross_entropy
+from xpcap.layers.lstm import LSTM, lstm_cell, lstm_cell_gradient
+from xpcap.layers.recurrence import Cell, Packing, Unrolled, Weights
+from xpcap.layers.rnn import RNN, rnn_cell, rnn_cell_gradient
+from xpcap.operations import Operation
+from xpcap.subnormals import lowest
 from xpcap.workspace import passing
-
-
-class _CompiledNumPy:
-    """NumPy under another name, by which kernels choose their version."""
-
-    __name__ = "numba"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(numpy, name)
-
-
-compiled_numpy = _CompiledNumPy()
 
 F = numpy.float32
 I = numpy.int32  # noqa: E741
@@ -81,11 +55,11 @@ def _kept(function: Callable[..., Any]) -> Any:
         return numba.njit(**_OPTIONS)(function)
 
 
-def _compiled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a compiled function run a kernel wherever all arrays are contiguous and float32."""
+def _compiled(made: Operation[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a compiled function run an operation wherever all arrays are contiguous and float32."""
 
     def register(function: Callable[..., Any]) -> Any:
-        fast, plain = _kept(function), made.overrides.get("numpy", made.reference)
+        fast, plain = _kept(function), made.versions.get("numpy", made.reference)
 
         @functools.wraps(made.reference)
         def run(xp: Namespace, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +67,7 @@ def _compiled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable
             chosen = fast if all(map(_fits, arrays)) else functools.partial(plain, xp)
             return chosen(*args, **kwargs)
 
-        made.overrides["numba"] = run
+        made.versions["numba"] = run
         return fast
 
     return register
@@ -314,35 +288,50 @@ def _routines() -> tuple[int, int] | None:
     return found
 
 
-def _unrolled(made: Kernel[Any, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a compiled function run all the steps of a recurrence.
+def _unrolled(made: Operation[Any, None]) -> Callable[[Callable[..., Any]], None]:
+    """Let a compiled function run all the steps of a recurrence, `Cell.unroll` or its gradient.
 
     The function takes BLAS's routines; the bounds of the steps, of which t has the rows from
-    `bounds[t]` to `bounds[t + 1]`; memory for h Wh `(N, width)` or, if it computes gradients, for
-    the transpose of Wh; and the kernel's arrays without the bias, which is added before.
+    `bounds[t]` to `bounds[t + 1]`; memory for h Wh `(N, kH)` or, if it computes gradients, for
+    the transpose of Wh; and arrays by their names.
     """
-    signature = inspect.signature(made.reference)
 
-    def register(function: Callable[..., Any]) -> Any:
-        fast = _kept(function)
+    def register(function: Callable[..., Any]) -> None:
+        fast, names = _kept(function), list(inspect.signature(function).parameters)[3:]
 
-        @functools.wraps(made.reference)
-        def run(xp: Namespace, *args: Any, **kwargs: Any) -> None:
-            given, routines = signature.bind(xp, *args, **kwargs).arguments, _routines()
-            if routines is None or not all(map(_fits, given.values())):
-                made.reference(xp, *args, **kwargs)
-                return
-            del given["xp"]
-            packing, b, Wh = given.pop("packing"), given.pop("b", None), given["Wh"]
+        def compute(packing: Packing, shape: tuple[int, ...], given: dict[str, Array]) -> bool:
+            arrays, routines = [given[name] for name in names], _routines()
+            if routines is None or not all(map(_fits, arrays)):
+                return False
             bounds = numpy.array([0, *(rows.stop for rows in packing.rows)])
-            shape = Wh.shape[::-1] if "back" in given else (packing.captions, Wh.shape[1])
-            arrays = list(given.values())
-            if b is not None:
-                arrays[0] += b
-            fast(routines, bounds, passing(xp, F).empty("unrolled", *shape), *arrays)
+            fast(routines, bounds, passing(numpy, F).empty("unrolled", *shape), *arrays)
+            return True
 
-        made.overrides["numba"] = run
-        return fast
+        def forward(
+            xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
+        ) -> None:
+            if b is not None:
+                run.gates[...] += b
+            given = {"gates": run.gates, "h": run.h, "prev_h": run.prev_h, **run.more, **weights}
+            if not compute(packing, (packing.captions, run.gates.shape[1]), given):
+                made.reference(xp, run, None, weights, packing)
+
+        def backward(
+            xp: Namespace,
+            dh: Array,
+            run: Unrolled,
+            weights: Weights,
+            dax: Array,
+            dah: Array,
+            back: Array,
+            packing: Packing,
+        ) -> None:
+            given = {"gates": run.gates, "h": run.h, "prev_h": run.prev_h, **run.more, **weights}
+            given |= {"dh": dh, "da": dah, "dax": dax, "dah": dah, "back": back}
+            if not compute(packing, weights["Wh"].shape[::-1], given):
+                made.reference(xp, dh, run, weights, dax, dah, back, packing)
+
+        made.version("numba")(backward if "back" in names else forward)
 
     return register
 
@@ -375,16 +364,16 @@ def _transpose(a: Array, out: Array) -> None:
                 row[k] = column[k]
 
 
-@_unrolled(rnn_recurrence)
+@_unrolled(RNN.unroll)
 def _rnn_recurrence(
-    routines: Any, bounds: Array, ah: Array, ax: Array, Wh: Array, prev_h: Array, h: Array
+    routines: Any, bounds: Array, ah: Array, gates: Array, Wh: Array, prev_h: Array, h: Array
 ) -> None:
     for t in range(bounds.size - 1):
         rows, product = _next_product(routines, bounds, t, ah, Wh, prev_h, h)
-        _rnn_cell(ax[rows], product, h[rows])
+        _rnn_cell(gates[rows], product, h[rows])
 
 
-@_unrolled(rnn_recurrence_gradient)
+@_unrolled(RNN.unroll_backward)
 def _rnn_recurrence_gradient(
     routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, h: Array, da: Array,
     back: Array,
@@ -397,7 +386,7 @@ def _rnn_recurrence_gradient(
         _product(routines, da[rows], Wh_T, 0.0, dstate)
 
 
-@_unrolled(lstm_recurrence)
+@_unrolled(LSTM.unroll)
 def _lstm_recurrence(
     routines: Any, bounds: Array, ah: Array, gates: Array, Wh: Array, prev_h: Array, h: Array,
     c0: Array, c: Array, tanh_c: Array,
@@ -409,7 +398,7 @@ def _lstm_recurrence(
         cell = c[rows]
 
 
-@_unrolled(lstm_recurrence_gradient)
+@_unrolled(LSTM.unroll_backward)
 def _lstm_recurrence_gradient(
     routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, gates: Array, c0: Array,
     c: Array, tanh_c: Array, da: Array, back: Array,
@@ -425,7 +414,7 @@ def _lstm_recurrence_gradient(
         _product(routines, da[rows], Wh_T, 0.0, back[:n])
 
 
-@_unrolled(gru_recurrence)
+@_unrolled(GRU.unroll)
 def _gru_recurrence(
     routines: Any, bounds: Array, ah: Array, gates: Array, Wh: Array, bn: Array, prev_h: Array,
     h: Array, ah_n: Array,
@@ -435,7 +424,7 @@ def _gru_recurrence(
         _gru_cell(gates[rows], product, bn, prev_h[rows], ah_n[rows], h[rows])
 
 
-@_unrolled(gru_recurrence_gradient)
+@_unrolled(GRU.unroll_backward)
 def _gru_recurrence_gradient(
     routines: Any, bounds: Array, Wh_T: Array, dh: Array, Wh: Array, gates: Array, ah_n: Array,
     prev_h: Array, dax: Array, dah: Array, back: Array,
@@ -537,17 +526,44 @@ def _best_continuations(
     return found, parents, words
 
 
-@_compiled(rnn_advance)
-def _rnn_advance(
-    ax: Array, ah: Array, prev_h: Array, words: Array, parents: Array, next_h: Array
-) -> None:
+def _advancing(cell: Cell) -> Callable[[Callable[..., Any]], None]:
+    """Let a compiled function, which takes arrays by their names, run `Cell.advance`."""
+
+    def register(function: Callable[..., Any]) -> None:
+        fast, names = _kept(function), list(inspect.signature(function).parameters)
+
+        @cell.advance.version("numba")
+        def run(
+            xp: Namespace,
+            ax: Array,
+            ah: Array,
+            state: Sequence[Array],
+            weights: Weights,
+            words: Array,
+            parents: Array,
+            next_state: Sequence[Array],
+        ) -> None:
+            given = {"ax": ax, "ah": ah, "words": words, "parents": parents, **weights}
+            for name, before, after in zip(cell.states, state, next_state, strict=True):
+                given |= {f"prev_{name}": before, f"next_{name}": after}
+            arrays = [given[name] for name in names]
+            if all(map(_fits, arrays)):
+                fast(*arrays)
+            else:
+                cell.advance.reference(xp, ax, ah, state, weights, words, parents, next_state)
+
+    return register
+
+
+@_advancing(RNN)
+def _rnn_advance(ax: Array, ah: Array, words: Array, parents: Array, next_h: Array) -> None:
     for n in range(words.size):
         a, b, h = ax[words[n]], ah[parents[n]], next_h[n]
         for j in range(h.size):
             h[j] = _tanh(a[j] + b[j])
 
 
-@_compiled(lstm_advance)
+@_advancing(LSTM)
 def _lstm_advance(
     ax: Array,
     ah: Array,
@@ -570,7 +586,7 @@ def _lstm_advance(
             h[j] = _normal(_logistic(ao[j] + bo[j]) * _tanh(c[j]))
 
 
-@_compiled(gru_advance)
+@_advancing(GRU)
 def _gru_advance(
     ax: Array, ah: Array, prev_h: Array, bn: Array, words: Array, parents: Array, next_h: Array
 ) -> None:

@@ -10,31 +10,13 @@ import numpy
 
 from xpcap.backend import Array, Namespace
 from xpcap.errors import BackendError, ConfigurationError
-from xpcap.kernels import kernel
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
-
-FEW = 3  # rows: 3 times 512 numbers times 512 x 2,048 take 0.28, not 0.35 ms; 2 0.22, not 0.40
+from xpcap.layers.affine import product
 
 _precision = "float32"
 
 
-@kernel
-def product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
-    """Write `a (M, K)` times `b (K, N)` into `out (M, N)`; transposed views are not copied."""
-    xp.matmul(a, b, out=out)
-
-
-@product.override("numpy")
-def _product_row_by_row(xp: Namespace, a: Array, b: Array, out: Array) -> None:
-    """The reference; of so few rows each by itself, as products of matrices first copy all of b."""
-    if len(a) > FEW:
-        xp.matmul(a, b, out=out)
-    else:
-        for row, result in zip(a, out, strict=True):
-            xp.matmul(row, b, out=result)
-
-
-@product.override("cupy")
+@product.version("cupy")
 def _product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
     """Our own call, which a graph can capture, in the precision that was asked for."""
     cublas = open_cublas(xp, xp.cuda.runtime.getDevice())

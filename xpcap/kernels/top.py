@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import kernel
+from xpcap.operations import operation
 
 _FEW = 16  # up to here, looking for the largest again and again beats sorting
 
 
-@kernel
+@operation
 def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
     """Return the `count` largest values of each row, falling, and their places.
 
@@ -31,7 +31,7 @@ def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
     return xp.take_along_axis(values, places, axis=1), places
 
 
-@kernel
+@operation
 def best_continuations(
     xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
 ) -> tuple[Array, Array, Array]:
@@ -70,14 +70,14 @@ def _of_each_image(
     return found, index // few, xp.take_along_axis(words.reshape(images, -1), index, axis=1)
 
 
-@top.override("numpy")
+@top.version("numpy")
 def _top_by_largest(
     xp: Namespace, values: Array, count: int
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     return _largest(values.copy(), count)
 
 
-@best_continuations.override("numpy")
+@best_continuations.version("numpy")
 def _best_continuations_by_largest(
     xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
 ) -> tuple[Array, Array, Array]:

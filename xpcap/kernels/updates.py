@@ -13,8 +13,8 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import kernel
-from xpcap.kernels.subnormals import flushed
+from xpcap.operations import operation
+from xpcap.subnormals import flushed
 
 SPAN = 2**17  # elements that are worth a thread
 _CHUNK = 2**15  # elements: five arrays of float32 and a few temporary ones in a core's cache
@@ -26,13 +26,13 @@ def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
         yield tuple(array[first : first + _CHUNK] for array in arrays)
 
 
-@kernel
+@operation
 def square_sum(xp: Namespace, values: Array, out: Array) -> None:
     """Write the sum of the squares of `values (P,)` into `out (1,)`, in one order."""
     out[...] = xp.dot(values, values)
 
 
-@square_sum.override("numpy")
+@square_sum.version("numpy")
 def _square_sum_in_spans(xp: Namespace, values: Array, out: Array) -> None:
     """The reference, a span on each thread."""
     parts = [values[part] for part in threads.spans(len(values), SPAN)]
@@ -61,7 +61,7 @@ def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:
     return float(max_norm) / xp.maximum(norm, float(max_norm))
 
 
-@kernel
+@operation
 def loss_and_norm(
     xp: Namespace,
     losses: Array,
@@ -91,7 +91,7 @@ def loss_and_norm(
         settings[0] = clip_scale(xp, totals[1], max_norm)
 
 
-@kernel
+@operation
 def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
     """Take a step down the gradient; `settings` are scale and rate: w - rate scale dw."""
     scale, rate = settings[0], settings[1]
@@ -99,14 +99,14 @@ def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
         w -= rate * scale * dw
 
 
-@sgd_update.override("numpy")
+@sgd_update.version("numpy")
 def _sgd_in_chunks(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
     """The reference, chunk by chunk."""
     for some_w, some_dw in _chunks(w, dw):
         sgd_update.reference(xp, some_w, some_dw, settings)
 
 
-@kernel
+@operation
 def momentum_update(
     xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
 ) -> None:
@@ -118,7 +118,7 @@ def momentum_update(
         w += velocity
 
 
-@momentum_update.override("numpy")
+@momentum_update.version("numpy")
 def _momentum_in_chunks(
     xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
 ) -> None:
@@ -127,7 +127,7 @@ def _momentum_in_chunks(
         momentum_update.reference(xp, some_w, some_dw, some_velocity, settings, momentum)
 
 
-@kernel
+@operation
 def rmsprop_update(
     xp: Namespace,
     w: Array,
@@ -149,7 +149,7 @@ def rmsprop_update(
         w -= rate * dw / (xp.sqrt(cache) + epsilon)
 
 
-@rmsprop_update.override("numpy")
+@rmsprop_update.version("numpy")
 def _rmsprop_in_chunks(
     xp: Namespace,
     w: Array,
@@ -164,7 +164,7 @@ def _rmsprop_in_chunks(
         rmsprop_update.reference(xp, some_w, some_dw, some_cache, settings, decay_rate, epsilon)
 
 
-@kernel
+@operation
 def adam_update(
     xp: Namespace,
     w: Array,
@@ -206,7 +206,7 @@ def adam_update(
         w -= rate * direction
 
 
-@adam_update.override("numpy")
+@adam_update.version("numpy")
 def _adam_in_chunks(
     xp: Namespace,
     w: Array,

@@ -6,6 +6,7 @@ word vector, V the vocabulary; arrays are `(N, T, D)` and weights stand on the r
 The library of the arguments, NumPy or CuPy, computes.
 """
 
+from xpcap.layers.activations import relu_backward, relu_forward
 from xpcap.layers.affine import (
     affine_backward,
     affine_forward,
@@ -17,7 +18,6 @@ from xpcap.layers.embedding import word_embedding_backward, word_embedding_forwa
 from xpcap.layers.gru import gru_backward, gru_forward, gru_step_backward, gru_step_forward
 from xpcap.layers.loss import temporal_softmax_loss
 from xpcap.layers.lstm import lstm_backward, lstm_forward, lstm_step_backward, lstm_step_forward
-from xpcap.layers.relu import relu_backward, relu_forward
 from xpcap.layers.rnn import rnn_backward, rnn_forward, rnn_step_backward, rnn_step_forward
 
 __all__ = [

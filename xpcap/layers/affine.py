@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ShapeError
 from xpcap.layers._checks import check_shapes
+from xpcap.operations import operation
+
+
+@operation
+def product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """Write `a (M, K)` times `b (K, N)` into `out (M, N)`; transposed views are not copied."""
+    xp.matmul(a, b, out=out)
+
+
+@operation
+def column_sum(xp: Namespace, rows: Array, out: Array) -> None:
+    """Write the sum of each column of `rows (M, D)` into `out (D,)`."""
+    rows.sum(axis=0, out=out)
 
 
 class AffineCache(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.errors import ConfigurationError
-from xpcap.kernels.random import keep_mask
+from xpcap.layers.random import keep_mask
 
 
 class DropoutCache(NamedTuple):

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
-from xpcap.kernels.scatter import add_rows
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.operations import operation
+
+
+@operation
+def take_rows(xp: Namespace, table: Array, indices: Array, out: Array) -> None:
+    """Write `table[indices]` into `out (M, D)`; `table (size, D)`, `indices (M,)` below size.
+
+    For the index -1, which stands for no row, it is some row of the table.
+    """
+    out[...] = table[indices]
+
+
+@operation
+def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
+    """Write the sum of the `rows (M, D)` of each index into `out (size, D)`; others become 0.
+
+    Rows of the index -1 are ignored.
+
+    The product with a one-hot matrix, because its order of summation is the same every time;
+    atomic additions are not, and fancy `out[indices] += rows` loses the repeated ones.
+    """
+    one_hot = (xp.arange(len(out))[:, None] == indices[None, :]).astype(rows.dtype)
+    out[...] = one_hot @ rows
 
 
 class EmbeddingCache(NamedTuple):

@@ -1,19 +1,80 @@
 """The gated recurrent unit (Cho et al. 2014), in the form "reset after" of cuDNN and PyTorch.
 
-r, z = sigma(x Wx + h Wh + b); n = tanh(x Wx_n + b_n + r (h Wh_n + bn)); h' = (1 - z) n + z h.
+x Wx + b and h Wh are split in three blocks each; then, element by element,
+
+    r, z = sigma(ax_r + ah_r), sigma(ax_z + ah_z)   reset and update gate
+    n = tanh(ax_n + r (ah_n + bn))                  candidate
+    h' = (1 - z) n + z h                            hidden state
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
-from xpcap.kernels.pointwise import gru_cell, gru_cell_gradient
-from xpcap.kernels.recurrence import gru_recurrence, gru_recurrence_gradient
-from xpcap.kernels.sums import column_sum
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
-from xpcap.workspace import Workspace
+from xpcap.layers.activations import sigmoid
+from xpcap.layers.recurrence import (
+    Cell,
+    SequenceCache,
+    sequence_backward,
+    sequence_forward,
+    split_gates,
+)
+from xpcap.operations import operation
+from xpcap.subnormals import flushed
+
+
+@operation
+def gru_cell(
+    xp: Namespace, gates: Array, ah: Array, bn: Array, prev_h: Array, ah_n: Array, h: Array
+) -> None:
+    """Write h' and ah_n + bn `(N, H)`; `gates`, x Wx + b `(N, 3H)`, become r, z, n."""
+    H = prev_h.shape[1]
+    ah_n[...] = ah[:, 2 * H :] + bn
+    gates[:, : 2 * H] = sigmoid(xp, gates[:, : 2 * H] + ah[:, : 2 * H])
+    r, z, n = split_gates(gates, 3)
+    with flushed(xp, n, h):
+        n[...] = xp.tanh(n + r * ah_n)
+        h[...] = (1 - z) * n + z * prev_h
+
+
+@operation
+def gru_cell_gradient(
+    xp: Namespace,
+    above: Array,
+    back: Array,
+    gates: Array,
+    ah_n: Array,
+    prev_h: Array,
+    dax: Array,
+    dah: Array,
+) -> None:
+    """Write the gradients of x Wx + b and of h Wh `(N, 3H)`.
+
+    `back (N, H)` becomes the part of the gradient of h that does not pass through h Wh. The two
+    gradients differ in the block of n alone, where ah_n counts r times.
+    """
+    r, z, n = split_gates(gates, 3)
+    dr, dz, dn = split_gates(dax, 3)
+    with flushed(xp, back, dax, dah):
+        dh = above + back
+        dn[...] = dh * (1 - z) * (1 - n * n)  # from h' = (1 - z) n + z h
+        dr[...] = dn * ah_n * r * (1 - r)  # from n = tanh(ax_n + r ah_n)
+        dz[...] = dh * (prev_h - n) * z * (1 - z)
+        dah[...] = dax
+        dah[:, 2 * r.shape[1] :] *= r
+        back[...] = dh * z
+
+
+GRU = Cell(
+    gru_cell,
+    gru_cell_gradient,
+    gates=("reset", "update", "candidate"),
+    kept=("ah_n",),
+    biases={"bn": 2},
+    direct=True,
+)
 
 
 class GRUStepCache(NamedTuple):
@@ -35,40 +96,6 @@ class GRUStepGradients(NamedTuple):
 
     dx: Array
     dprev_h: Array
-    dWx: Array
-    dWh: Array
-    db: Array
-    dbn: Array
-
-
-class GRUUnrolled(NamedTuple):
-    """A packed sequence run through the cell, M rows.
-
-    `h`, `prev_h`, `ah_n (M, H)`: the states after and before each step, and h Wh_n + bn;
-    `gates (M, 3H)`.
-    """
-
-    h: Array
-    prev_h: Array
-    ah_n: Array
-    gates: Array
-
-
-class GRUCache(NamedTuple):
-    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
-
-    steps: Array
-    run: GRUUnrolled
-    Wx: Array
-    Wh: Array
-    packing: Packing
-
-
-class GRUGradients(NamedTuple):
-    """Gradients in the order of the forward arguments."""
-
-    dx: Array
-    dh0: Array
     dWx: Array
     dWh: Array
     db: Array
@@ -146,9 +173,20 @@ def gru_step_backward(dnext_h: Array, cache: GRUStepCache) -> GRUStepGradients:
     )
 
 
+class GRUGradients(NamedTuple):
+    """Gradients in the order of the forward arguments."""
+
+    dx: Array
+    dh0: Array
+    dWx: Array
+    dWh: Array
+    db: Array
+    dbn: Array
+
+
 def gru_forward(
     x: Array, h0: Array, Wx: Array, Wh: Array, b: Array, bn: Array
-) -> tuple[Array, GRUCache]:
+) -> tuple[Array, SequenceCache]:
     """Run over a sequence.
 
     Parameters
@@ -160,7 +198,7 @@ def gru_forward(
     Wx, Wh, b
         Weights `(D, 3H)`, `(H, 3H)` and biases `(3H,)`, in the order r, z, n.
     bn
-        The hidden bias of n, `(H,)`.
+        The bias of h Wh in the block of n, `(H,)`.
 
     Returns
     -------
@@ -172,19 +210,16 @@ def gru_forward(
     ShapeError
         If the shapes do not fit together.
     """
-    xp = namespace(x, h0, Wx, Wh, b, bn)
-    size = check_shapes(
+    namespace(x, h0, Wx, Wh, b, bn)
+    check_shapes(
         "gru_forward",
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 3H"), Wh=(Wh, "H 3H"), b=(b, "3H"),
         bn=(bn, "H"),
     )  # fmt: skip
-    steps, packing = pack(x)
-    gates = steps @ Wx + b
-    run = gru_unroll(gates, None, h0, Wh, bn, packing, Workspace(xp, gates.dtype))
-    return unpack(run.h, size["N"], size["T"]), GRUCache(steps, run, Wx, Wh, packing)
+    return sequence_forward(GRU, x, h0, Wx, b, {"Wh": Wh, "bn": bn})
 
 
-def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
+def gru_backward(dh: Array, cache: SequenceCache) -> GRUGradients:
     """Backpropagation through time of `gru_forward`.
 
     Parameters
@@ -200,66 +235,5 @@ def gru_backward(dh: Array, cache: GRUCache) -> GRUGradients:
     dx, dh0, dWx, dWh, db, dbn
         Of the shapes of the forward arguments.
     """
-    steps, run, Wx, Wh, packing = cache
-    xp = namespace(dh, run.h)
-    N, T, _ = dh.shape
-    workspace = Workspace(xp, run.h.dtype)
-    dax, dah, dh0, dbn = gru_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
-    dx = unpack(dax @ Wx.T, N, T)
-    return GRUGradients(dx, dh0, steps.T @ dax, run.prev_h.T @ dah, dax.sum(axis=0), dbn)
-
-
-def gru_unroll(
-    gates: Array,
-    b: Array | None,
-    h0: Array,
-    Wh: Array,
-    bn: Array,
-    packing: Packing,
-    workspace: Workspace,
-) -> GRUUnrolled:
-    """Run the cell over a packed sequence.
-
-    Parameters
-    ----------
-    gates, b
-        `(M, 3H)` and `(3H,)`: x Wx of every row, and the bias, or None if it is added already.
-        The first becomes the activated gates.
-    h0, Wh, bn
-        First hidden state `(N, H)`, weights `(H, 3H)` and the hidden bias of n, `(H,)`.
-    packing
-        Which rows are which step's.
-    workspace
-        Where the arrays of the result lie.
-    """
-    h, prev_h = hidden_states(h0, packing, workspace)
-    ah_n = packing.empty(workspace, "ah_n", h0.shape[1])
-    gru_recurrence(workspace.xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
-    return GRUUnrolled(h, prev_h, ah_n, gates)
-
-
-def gru_unroll_backward(
-    dh: Array, run: GRUUnrolled, Wh: Array, packing: Packing, workspace: Workspace
-) -> tuple[Array, Array, Array, Array]:
-    """Backpropagation through time of `gru_unroll`.
-
-    Parameters
-    ----------
-    dh
-        `(M, H)`: gradient of every hidden state from the layer above.
-    run, Wh, packing
-        Of the forward pass.
-    workspace
-        Where the results lie.
-
-    Returns
-    -------
-    dax, dah, dh0, dbn
-        Gradients of x Wx + b and of h Wh, `(M, 3H)`; of h0; and of bn.
-    """
-    xp, H = workspace.xp, Wh.shape[0]
-    dax, dah = (packing.empty(workspace, name, 3 * H) for name in ("dax", "dah"))
-    back, dbn = workspace.zeros("dh0", packing.captions, H), workspace.empty("dbn", H)
-    gru_recurrence_gradient(xp, dh, Wh, run.gates, run.ah_n, run.prev_h, dax, dah, back, packing)
-    column_sum(xp, dah[:, 2 * H :], dbn)
-    return dax, dah, back, dbn
+    found = sequence_backward(GRU, dh, cache)
+    return GRUGradients(*(found[name[1:]] for name in GRUGradients._fields))

@@ -1,10 +1,71 @@
-"""The loss of a captioner: cross entropy of every word that is not padding."""
+"""Softmax, and the loss of a captioner: cross entropy of every word that is not padding."""
 
 from __future__ import annotations
 
-from xpcap.backend import Array, namespace
-from xpcap.kernels.softmax import softmax_cross_entropy
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.operations import operation
+from xpcap.subnormals import power
+
+
+@operation
+def softmax(xp: Namespace, scores: Array) -> Array:
+    """Softmax over the last axis; the row's largest score is subtracted, so that e^x is finite."""
+    powers = power(xp, scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@operation
+def log_softmax(xp: Namespace, scores: Array) -> Array:
+    """Logarithm of `softmax`: s - log(sum e^s), in nats."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@operation
+def log_normalizer(xp: Namespace, scores: Array) -> Array:
+    """Return what `log_softmax` takes from the scores, log(sum e^s), `(R,)`; scores stay.
+
+    Parameters
+    ----------
+    scores
+        `(R, V)`.
+    """
+    largest = scores.max(axis=1)
+    return largest + xp.log(xp.exp(scores - largest[:, None]).sum(axis=1))
+
+
+@operation
+def softmax_cross_entropy(
+    xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+) -> None:
+    """Cross entropy of each row of scores, and its gradient in their place.
+
+    Parameters
+    ----------
+    scores
+        `(M, V)`: h W_vocab; becomes the gradient, scale (softmax(s) - onehot(target)).
+    bias
+        `(V,)`: s = scores + bias.
+    targets
+        `(M,)` integers in 0..V-1.
+    scale
+        `(M,)`: what each row counts; a row of scale 0 has the loss 0 and the gradient 0, whatever
+        its scores.
+    losses
+        `(M,)`, written: scale (log(sum e^s) - s[target]), in nats.
+    """
+    rows = xp.arange(scores.shape[0])
+    scores += bias
+    scores -= scores.max(axis=1, keepdims=True)
+    of_target = scores[rows, targets]
+    scores[...] = power(xp, scores)
+    total = scores.sum(axis=1)
+    zero = scores.dtype.type(0)
+    losses[...] = xp.where(scale == 0, zero, scale * (xp.log(total) - of_target))
+    scores *= (scale / total)[:, None]
+    scores[rows, targets] -= scale
+    scores[...] = xp.where((scale == 0)[:, None], zero, scores)
 
 
 def temporal_softmax_loss(

@@ -1,18 +1,84 @@
 """Long short-term memory (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000).
 
-a = x Wx + h Wh + b is split in i, f, o (logistic) and g (tanh); c' = f c + i g; h' = o tanh(c').
+a = x Wx + h Wh + b is split in four blocks; then, element by element,
+
+    i, f, o = sigma(a_i), sigma(a_f), sigma(a_o)    input, forget and output gate
+    g = tanh(a_g)                                   candidate
+    c' = f c + i g                                  cell state
+    h' = o tanh(c')                                 hidden state
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
-from xpcap.kernels.pointwise import lstm_cell, lstm_cell_gradient
-from xpcap.kernels.recurrence import lstm_recurrence, lstm_recurrence_gradient
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
-from xpcap.workspace import Workspace
+from xpcap.layers.activations import sigmoid
+from xpcap.layers.recurrence import (
+    Cell,
+    SequenceCache,
+    sequence_backward,
+    sequence_forward,
+    split_gates,
+)
+from xpcap.operations import operation
+from xpcap.subnormals import flushed
+
+
+@operation
+def lstm_cell(
+    xp: Namespace, gates: Array, ah: Array, prev_c: Array, c: Array, tanh_c: Array, h: Array
+) -> None:
+    """Write c', tanh(c') and h' `(N, H)`; a has come in two parts, `gates` and `ah` `(N, 4H)`.
+
+    `gates` become i, f, o, g, which are all that the gradient needs.
+    """
+    H = prev_c.shape[1]
+    gates += ah
+    gates[:, : 3 * H] = sigmoid(xp, gates[:, : 3 * H])
+    gates[:, 3 * H :] = xp.tanh(gates[:, 3 * H :])
+    i, f, o, g = split_gates(gates, 4)
+    with flushed(xp, c, tanh_c, h):
+        c[...] = f * prev_c + i * g
+        tanh_c[...] = xp.tanh(c)
+        h[...] = o * tanh_c
+
+
+@operation
+def lstm_cell_gradient(
+    xp: Namespace,
+    above: Array,
+    back: Array,
+    dc: Array,
+    gates: Array,
+    prev_c: Array,
+    tanh_c: Array,
+    da: Array,
+) -> None:
+    """Write the gradient of a `(N, 4H)`; that of c', `dc (N, H)`, becomes that of c.
+
+    sigma'(a) = s (1 - s) and tanh'(a) = 1 - t^2, with s and t the activated values.
+    """
+    i, f, o, g = split_gates(gates, 4)
+    di, df, do, dg = split_gates(da, 4)
+    with flushed(xp, dc, da):
+        dh = above + back
+        dc += dh * o * (1 - tanh_c * tanh_c)  # from h' = o tanh(c')
+        di[...] = dc * g * i * (1 - i)  # from c' = f c + i g
+        df[...] = dc * prev_c * f * (1 - f)
+        do[...] = dh * tanh_c * o * (1 - o)
+        dg[...] = dc * i * (1 - g * g)
+        dc *= f
+
+
+LSTM = Cell(
+    lstm_cell,
+    lstm_cell_gradient,
+    gates=("input", "forget", "output", "candidate"),
+    states=("h", "c"),
+    kept=("tanh_c",),
+)
 
 
 class LSTMStepCache(NamedTuple):
@@ -33,40 +99,6 @@ class LSTMStepGradients(NamedTuple):
     dx: Array
     dprev_h: Array
     dprev_c: Array
-    dWx: Array
-    dWh: Array
-    db: Array
-
-
-class LSTMUnrolled(NamedTuple):
-    """A packed sequence run through the cell, M rows; `c0 (N, H)` is the first cell state.
-
-    `h`, `prev_h`, `c`, `tanh_c (M, H)`: the states after and before each step; `gates (M, 4H)`.
-    """
-
-    h: Array
-    prev_h: Array
-    c0: Array
-    c: Array
-    tanh_c: Array
-    gates: Array
-
-
-class LSTMCache(NamedTuple):
-    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
-
-    steps: Array
-    run: LSTMUnrolled
-    Wx: Array
-    Wh: Array
-    packing: Packing
-
-
-class LSTMGradients(NamedTuple):
-    """Gradients in the order of the forward arguments."""
-
-    dx: Array
-    dh0: Array
     dWx: Array
     dWh: Array
     db: Array
@@ -133,7 +165,19 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
     return LSTMStepGradients(da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
-def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Array, LSTMCache]:
+class LSTMGradients(NamedTuple):
+    """Gradients in the order of the forward arguments."""
+
+    dx: Array
+    dh0: Array
+    dWx: Array
+    dWh: Array
+    db: Array
+
+
+def lstm_forward(
+    x: Array, h0: Array, Wx: Array, Wh: Array, b: Array
+) -> tuple[Array, SequenceCache]:
     """Run over a sequence; the first cell state is zero.
 
     Parameters
@@ -155,18 +199,15 @@ def lstm_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[A
     ShapeError
         If the shapes do not fit together.
     """
-    xp = namespace(x, h0, Wx, Wh, b)
-    size = check_shapes(
+    namespace(x, h0, Wx, Wh, b)
+    check_shapes(
         "lstm_forward",
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
     )  # fmt: skip
-    steps, packing = pack(x)
-    gates = steps @ Wx + b
-    run = lstm_unroll(gates, None, h0, Wh, packing, Workspace(xp, gates.dtype))
-    return unpack(run.h, size["N"], size["T"]), LSTMCache(steps, run, Wx, Wh, packing)
+    return sequence_forward(LSTM, x, h0, Wx, b, {"Wh": Wh})
 
 
-def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
+def lstm_backward(dh: Array, cache: SequenceCache) -> LSTMGradients:
     """Backpropagation through time of `lstm_forward`.
 
     Parameters
@@ -182,71 +223,5 @@ def lstm_backward(dh: Array, cache: LSTMCache) -> LSTMGradients:
     dx, dh0, dWx, dWh, db
         Of the shapes of the forward arguments.
     """
-    steps, run, Wx, Wh, packing = cache
-    xp = namespace(dh, run.h)
-    N, T, _ = dh.shape
-    workspace = Workspace(xp, run.h.dtype)
-    da, _, dh0 = lstm_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
-    dx = unpack(da @ Wx.T, N, T)
-    return LSTMGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
-
-
-def lstm_unroll(
-    gates: Array,
-    b: Array | None,
-    h0: Array,
-    Wh: Array,
-    packing: Packing,
-    workspace: Workspace,
-    c0: Array | None = None,
-) -> LSTMUnrolled:
-    """Run the cell over a packed sequence.
-
-    Parameters
-    ----------
-    gates, b
-        `(M, 4H)` and `(4H,)`: x Wx of every row, and the bias, or None if it is added already.
-        The first becomes the activated gates.
-    h0, Wh
-        First hidden state `(N, H)`, and weights `(H, 4H)`.
-    packing
-        Which rows are which step's.
-    workspace
-        Where the arrays of the result lie.
-    c0
-        First cell state `(N, H)`, zero if None.
-    """
-    (N, H), total = h0.shape, packing.total
-    h, prev_h = hidden_states(h0, packing, workspace)
-    cells = workspace.empty("cells", N + total, H, most=N + packing.capacity)
-    cells[:N] = 0 if c0 is None else c0
-    c0, c, tanh_c = cells[:N], cells[N:], packing.empty(workspace, "tanh_c", H)
-    lstm_recurrence(workspace.xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
-    return LSTMUnrolled(h, prev_h, c0, c, tanh_c, gates)
-
-
-def lstm_unroll_backward(
-    dh: Array, run: LSTMUnrolled, Wh: Array, packing: Packing, workspace: Workspace
-) -> tuple[Array, Array, Array]:
-    """Backpropagation through time of `lstm_unroll`.
-
-    Parameters
-    ----------
-    dh
-        `(M, H)`: gradient of every hidden state from the layer above.
-    run, Wh, packing
-        Of the forward pass.
-    workspace
-        Where the results lie.
-
-    Returns
-    -------
-    dax, dah, dh0
-        Gradients of x Wx + b and of h Wh, `(M, 4H)`, here one and the same array; and of h0.
-    """
-    H = Wh.shape[0]
-    da, back = packing.empty(workspace, "da", 4 * H), workspace.zeros("dh0", packing.captions, H)
-    lstm_recurrence_gradient(
-        workspace.xp, dh, Wh, run.gates, run.c0, run.c, run.tanh_c, da, back, packing
-    )
-    return da, da, back
+    found = sequence_backward(LSTM, dh, cache)
+    return LSTMGradients(*(found[name[1:]] for name in LSTMGradients._fields))

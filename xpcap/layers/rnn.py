@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
-from xpcap.kernels.pointwise import rnn_cell, rnn_cell_gradient
-from xpcap.kernels.recurrence import rnn_recurrence, rnn_recurrence_gradient
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_shapes
-from xpcap.layers._sequence import Packing, hidden_states, pack, unpack
-from xpcap.workspace import Workspace
+from xpcap.layers.recurrence import (
+    Cell,
+    SequenceCache,
+    sequence_backward,
+    sequence_forward,
+)
+from xpcap.operations import operation
+from xpcap.subnormals import flushed
+
+
+@operation
+def rnn_cell(xp: Namespace, gates: Array, ah: Array, h: Array) -> None:
+    """Write h' = tanh(a), where a = x Wx + b + h Wh has come in two parts, `gates` and `ah`."""
+    h[...] = xp.tanh(gates + ah)
+
+
+@operation
+def rnn_cell_gradient(xp: Namespace, above: Array, back: Array, h: Array, da: Array) -> None:
+    """Write the gradient of a: tanh'(a) = 1 - tanh(a)^2, so da = dh' (1 - h'^2)."""
+    with flushed(xp, da):
+        da[...] = (above + back) * (1 - h * h)
+
+
+RNN = Cell(rnn_cell, rnn_cell_gradient, gates=("hidden state",))
 
 
 class RNNStepCache(NamedTuple):
@@ -27,33 +47,6 @@ class RNNStepGradients(NamedTuple):
 
     dx: Array
     dprev_h: Array
-    dWx: Array
-    dWh: Array
-    db: Array
-
-
-class RNNUnrolled(NamedTuple):
-    """A packed sequence run through the cell: the states after and before each step, `(M, H)`."""
-
-    h: Array
-    prev_h: Array
-
-
-class RNNCache(NamedTuple):
-    """What the backward pass of a sequence needs: its inputs, packed `(T N, D)`, and its run."""
-
-    steps: Array
-    run: RNNUnrolled
-    Wx: Array
-    Wh: Array
-    packing: Packing
-
-
-class RNNGradients(NamedTuple):
-    """Gradients in the order of the forward arguments."""
-
-    dx: Array
-    dh0: Array
     dWx: Array
     dWh: Array
     db: Array
@@ -115,7 +108,17 @@ def rnn_step_backward(dnext_h: Array, cache: RNNStepCache) -> RNNStepGradients:
     return RNNStepGradients(da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
-def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Array, RNNCache]:
+class RNNGradients(NamedTuple):
+    """Gradients in the order of the forward arguments."""
+
+    dx: Array
+    dh0: Array
+    dWx: Array
+    dWh: Array
+    db: Array
+
+
+def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Array, SequenceCache]:
     """Run over a sequence.
 
     Parameters
@@ -137,18 +140,15 @@ def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Ar
     ShapeError
         If the shapes do not fit together.
     """
-    xp = namespace(x, h0, Wx, Wh, b)
-    size = check_shapes(
+    namespace(x, h0, Wx, Wh, b)
+    check_shapes(
         "rnn_forward",
         x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
     )  # fmt: skip
-    steps, packing = pack(x)
-    ax = steps @ Wx + b
-    run = rnn_unroll(ax, None, h0, Wh, packing, Workspace(xp, ax.dtype))
-    return unpack(run.h, size["N"], size["T"]), RNNCache(steps, run, Wx, Wh, packing)
+    return sequence_forward(RNN, x, h0, Wx, b, {"Wh": Wh})
 
 
-def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
+def rnn_backward(dh: Array, cache: SequenceCache) -> RNNGradients:
     """Backpropagation through time of `rnn_forward`.
 
     Parameters
@@ -164,56 +164,5 @@ def rnn_backward(dh: Array, cache: RNNCache) -> RNNGradients:
     dx, dh0, dWx, dWh, db
         Of the shapes of the forward arguments.
     """
-    steps, run, Wx, Wh, packing = cache
-    xp = namespace(dh, run.h)
-    N, T, _ = dh.shape
-    workspace = Workspace(xp, run.h.dtype)
-    da, _, dh0 = rnn_unroll_backward(pack(dh)[0], run, Wh, packing, workspace)
-    dx = unpack(da @ Wx.T, N, T)
-    return RNNGradients(dx, dh0, steps.T @ da, run.prev_h.T @ da, da.sum(axis=0))
-
-
-def rnn_unroll(
-    ax: Array, b: Array | None, h0: Array, Wh: Array, packing: Packing, workspace: Workspace
-) -> RNNUnrolled:
-    """Run the cell over a packed sequence.
-
-    Parameters
-    ----------
-    ax, b
-        `(M, H)` and `(H,)`: x Wx of every row, and the bias, or None if it is added already.
-    h0, Wh
-        First hidden state `(N, H)`, and weights `(H, H)`.
-    packing
-        Which rows are which step's.
-    workspace
-        Where the arrays of the result lie.
-    """
-    h, prev_h = hidden_states(h0, packing, workspace)
-    rnn_recurrence(workspace.xp, ax, b, Wh, prev_h, h, packing)
-    return RNNUnrolled(h, prev_h)
-
-
-def rnn_unroll_backward(
-    dh: Array, run: RNNUnrolled, Wh: Array, packing: Packing, workspace: Workspace
-) -> tuple[Array, Array, Array]:
-    """Backpropagation through time of `rnn_unroll`.
-
-    Parameters
-    ----------
-    dh
-        `(M, H)`: gradient of every hidden state from the layer above.
-    run, Wh, packing
-        Of the forward pass.
-    workspace
-        Where the results lie.
-
-    Returns
-    -------
-    dax, dah, dh0
-        Gradients of x Wx + b and of h Wh, `(M, H)`, here one and the same array; and of h0.
-    """
-    H = Wh.shape[0]
-    da, back = packing.empty(workspace, "da", H), workspace.zeros("dh0", packing.captions, H)
-    rnn_recurrence_gradient(workspace.xp, dh, Wh, run.h, da, back, packing)
-    return da, da, back
+    found = sequence_backward(RNN, dh, cache)
+    return RNNGradients(*(found[name[1:]] for name in RNNGradients._fields))

@@ -1,5 +1,9 @@
-"""The captioner: parameters, loss and gradients, and one decoding step."""
+"""Captioners: what they have in common, and a file for each family."""
 
-from xpcap.models.captioner import CaptioningRNN
+from xpcap.models.model import CaptionModel
+from xpcap.models.recurrent import CaptioningRNN
 
-__all__ = ["CaptioningRNN"]
+FAMILIES: dict[str, type[CaptionModel]] = {family.family: family for family in (CaptioningRNN,)}
+"""Model families by name, as checkpoints have it."""
+
+__all__ = ["FAMILIES", "CaptionModel", "CaptioningRNN"]

@@ -1,4 +1,4 @@
-"""Where in a captioner numbers are the first to be not finite."""
+"""Locate the first non-finite value of a forward and a backward pass."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import numpy
 
 from xpcap.backend import Array, to_host
-from xpcap.models.captioner import CaptioningRNN
+from xpcap.models.model import CaptionModel
+from xpcap.models.objective import Objective
 
 
 def first_nonfinite(
-    model: CaptioningRNN, features: Array, captions: Array, step: int = 0
+    model: CaptionModel, features: Array, captions: Array, step: int = 0
 ) -> str | None:
-    """Go through a forward and a backward pass, and name the first thing that is not finite.
+    """Run a forward and a backward pass, and name the first non-finite value.
 
     Parameters
     ----------
     model, features, captions, step
-        As for `CaptioningRNN.loss`.
+        As for `CaptionModel.loss`.
 
     Returns
     -------
@@ -33,17 +34,19 @@ def first_nonfinite(
 
 
 def _in_order(
-    model: CaptioningRNN, features: Array, captions: Array, step: int
+    model: CaptionModel, features: Array, captions: Array, step: int
 ) -> Iterator[tuple[str, Array]]:
     for name, value in model.params.items():
         yield f"parameter {name}", value
     yield "the features", features
-    yield "the first hidden state, which the features set", model.start(features)[0]
-    scores, caches = model._forward(features, captions, step if model.dropout else None)
-    for t, hidden in enumerate(caches.vocabulary.x.transpose(1, 0, 2)):
-        yield f"the hidden state after word {t + 1}", hidden
-    yield "the words' scores", scores
-    loss, dscores = model._compare(scores, captions)
+    _, state = model.start(features)
+    yield "the first state, which the features set", state[0]
+    batch, hidden, _ = Objective(model).read(features, captions)
+    for t, rows in enumerate(batch.packing.rows):
+        yield f"the hidden state after word {t + 1}", hidden[rows]
+    W, b = (model.params[name] for name in model.head)
+    yield "the words' scores", hidden @ W + b
+    loss, gradients = model.loss(features, captions, step)
     yield "the loss", loss
-    for name, value in model._backward(dscores, caches).items():
+    for name, value in gradients.items():
         yield f"the gradient of {name}", value

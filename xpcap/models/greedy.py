@@ -1,9 +1,9 @@
 """Greedy decoding of many captions together: always the most likely next word.
 
-On the CPU captions that have ended leave the batch, eight at a time, and each word is projected
-once, however often it is said. On a GPU that would need the words on the host, so there all
-captions go on to the end, and whether any still does is asked every few steps only. A model's
-decoders are kept, so that later batches of the same size replay the graph of the first.
+On the CPU captions that have ended leave the batch, eight at a time. On a GPU that would need the
+words on the host, so there all captions continue to the end, and whether any is still active is
+asked every few steps only. A model's decoders are kept, so that later batches of the same size
+replay the graph of the first.
 """
 
 from __future__ import annotations
@@ -20,38 +20,64 @@ from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
-from xpcap.kernels.products import current_precision, product
-from xpcap.kernels.scatter import take_rows
-from xpcap.layers._sequence import Packing
-from xpcap.workspace import Workspace
+from xpcap.kernels.products import current_precision
+from xpcap.layers.affine import product
+from xpcap.workspace import Workspace, passing
 
 if TYPE_CHECKING:
-    from xpcap.models.captioner import CaptioningRNN
+    from xpcap.models.model import CaptionModel
 
 _ASK_EVERY = 4  # steps between two questions whether all captions have ended
 _KEPT = 4  # decoders of a model, each for another N or length: full batches, the last one, ...
 _TILE = 8  # rows that a product on a CPU takes together: 41 of them need as long as 48, or longer
 
 
-def greedy(model: CaptioningRNN, features: Array, max_length: int) -> Array:
-    """Caption images, as `CaptioningRNN.sample` says.
+def greedy(model: CaptionModel, features: Array, max_length: int) -> Array:
+    """Caption images, as `CaptionModel.sample` says.
 
     Parameters
     ----------
     model
         With a `<START>` in its vocabulary.
     features
-        `(N, D)` floating.
+        `(N, ...)` floating.
     max_length
-        How many words at most.
+        The most words of a caption.
     """
     xp = namespace(features, *model.params.values())
     if is_host(xp):
         parts = [features[part] for part in threads.spans(len(features))]
-        tasks = [partial(_with_those_that_go_on, model, part, max_length) for part in parts]
+        tasks = [partial(_dropping_ended, model, part, max_length) for part in parts]
         return numpy.concatenate(threads.run(tasks))
     with _lock:
         return _decoder(model, features, max_length)(model, features)
+
+
+def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: int) -> numpy.ndarray:
+    N = len(features)
+    captions = numpy.full((N + 1, max_length), model.null, numpy.int32)
+    caption_of = numpy.arange(N)  # of each row of the state; N, which is not returned: it has ended
+    words = numpy.full(N, model.start_word)
+    context, state = model.start(features)
+    W, b = (model.params[name] for name in model.head)
+    memory, xp = passing(numpy, state[0].dtype), fastest(numpy)
+    for t in range(max_length):
+        hidden, state = model.advance(words, None, state, context)
+        scores = memory.empty("scores", len(words), len(b), most=N)
+        product(xp, hidden, W, scores)
+        scores += b
+        words = scores.argmax(axis=1)
+        captions[caption_of, t] = words
+        caption_of[words == model.end] = N
+        active = numpy.count_nonzero(caption_of < N)
+        if not active:
+            break
+        rows = -(-active // _TILE) * _TILE
+        if rows < len(words):
+            kept = caption_of.argsort(kind="stable")[:rows]
+            words, caption_of = words[kept], caption_of[kept]
+            state = tuple(part[kept] for part in state)
+    return captions[:N]
 
 
 class _Decoder:
@@ -62,15 +88,16 @@ class _Decoder:
     model
         Its parameters are kept and read at each call; the model itself is not referenced.
     features
-        `(N, D)`: for the sizes and dtypes of the memory.
+        `(N, ...)`: for the sizes and dtypes of the memory.
     max_length
-        How many words at most.
+        The most words of a caption.
     """
 
-    def __init__(self, model: CaptioningRNN, features: Array, max_length: int) -> None:
-        self._params, self._cell, self._end = dict(model.params), model.cell, model.end
+    def __init__(self, model: CaptionModel, features: Array, max_length: int) -> None:
+        self._model = weakref.proxy(model)
+        self._end = model.end
         self._xp = xp = fastest(namespace(features))
-        self._state = model.start(features)
+        self._context, self._state = model.start(features)
         N, dtype = len(features), self._state[0].dtype
         self._space = Workspace(xp, dtype)
         self._captions = xp.empty((max_length, N), dtype=numpy.int32)
@@ -80,9 +107,9 @@ class _Decoder:
         self._now = xp.empty(1, dtype=numpy.int64)
         self._repeated = Repeated(xp, dtype)
 
-    def __call__(self, model: CaptioningRNN, features: Array) -> Array:
-        """Caption images; features `(N, D)` give words `(N, max_length)`."""
-        for part, first in zip(self._state, model.start(features), strict=True):
+    def __call__(self, model: CaptionModel, features: Array) -> Array:
+        """Caption images; features `(N, ...)` give words `(N, max_length)`."""
+        for part, first in zip(self._state, model.start(features)[1], strict=True):
             part[...] = first
         self._captions[...] = model.null
         self._words[...] = model.start_word
@@ -96,23 +123,14 @@ class _Decoder:
         return self._captions.T.copy()
 
     def _step(self) -> None:
-        params, xp, space, state = self._params, self._xp, self._space, self._state
-        words, active, N = self._words, self._active, len(self._words)
-        vectors = space.empty("vectors", N, params["W_embed"].shape[1])
-        take_rows(xp, params["W_embed"], words, vectors)
-        gates = space.empty("gates", N, params["Wx"].shape[1])
-        product(xp, vectors, params["Wx"], gates)
-        weights = self._cell.weights
-        recurrent = [params[name] for name in (weights[1], *weights[3:])]
-        packing = Packing(N, [N])
-        run = self._cell.unroll(
-            gates, params["b"], state[0], *recurrent, packing, space, *state[1:]
-        )
-        for old, new in zip(state, (run.h, run.c) if len(state) == 2 else (run.h,), strict=True):
+        xp, words, active, model = self._xp, self._words, self._active, self._model
+        hidden, after = model.advance(words, None, self._state, self._context)
+        for old, new in zip(self._state, after, strict=True):
             old[...] = new
-        scores = space.empty("scores", N, len(params["b_vocab"]))
-        product(xp, run.h, params["W_vocab"], scores)
-        scores[...] += params["b_vocab"]
+        W, b = (model.params[name] for name in model.head)
+        scores = self._space.empty("scores", len(words), len(b))
+        product(xp, hidden, W, scores)
+        scores[...] += b
         words[...] = scores.argmax(axis=1)
         now = (self._times == self._now) & active
         self._captions[...] = xp.where(now, words, self._captions)
@@ -128,11 +146,11 @@ class _Decoders(NamedTuple):
     by_key: dict[Hashable, _Decoder]
 
 
-_decoders: weakref.WeakKeyDictionary[CaptioningRNN, _Decoders] = weakref.WeakKeyDictionary()
+_decoders: weakref.WeakKeyDictionary[CaptionModel, _Decoders] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # a decoder's memory holds one batch at a time
 
 
-def _decoder(model: CaptioningRNN, features: Array, max_length: int) -> _Decoder:
+def _decoder(model: CaptionModel, features: Array, max_length: int) -> _Decoder:
     """Return a model's decoder for as many captions as there are features, perhaps a new one.
 
     Parameters that were changed in place are seen, as a graph reads them from where they are; where
@@ -151,44 +169,3 @@ def _decoder(model: CaptioningRNN, features: Array, max_length: int) -> _Decoder
 
 def _same_arrays(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
     return some.keys() == others.keys() and all(some[name] is others[name] for name in some)
-
-
-def _with_those_that_go_on(
-    model: CaptioningRNN, features: numpy.ndarray, max_length: int
-) -> numpy.ndarray:
-    params, cell, N = model.params, model.cell, len(features)
-    captions = numpy.full((N + 1, max_length), model.null, numpy.int32)
-    caption_of = numpy.arange(N)  # of each row of the state; N, which nobody reads: it has ended
-    words = numpy.full(N, model.start_word)
-    state = model.start(features)
-    xp, dtype = fastest(numpy), state[0].dtype
-    Wh, *biases = (params[name] for name in (cell.weights[1], *cell.weights[3:]))
-    ah = numpy.empty((N, Wh.shape[1]), dtype)
-    scores = numpy.empty((N, len(params["b_vocab"])), dtype)
-    projected = numpy.empty((len(params["W_embed"]), params["Wx"].shape[1]), dtype)
-    known = numpy.zeros(len(projected), bool)
-    for t in range(max_length):
-        n = len(words)
-        new = words[~known[words]]
-        if len(new):
-            new = numpy.unique(new)
-            projected[new] = params["W_embed"][new] @ params["Wx"] + params["b"]
-            known[new] = True
-        product(xp, state[0], Wh, ah[:n])
-        after = tuple(numpy.empty_like(part) for part in state)
-        cell.advance(xp, projected, ah[:n], state[-1], *biases, words, numpy.arange(n), *after)
-        state = after
-        product(xp, state[0], params["W_vocab"], scores[:n])
-        scores[:n] += params["b_vocab"]
-        words = scores[:n].argmax(axis=1)
-        captions[caption_of, t] = words
-        caption_of[words == model.end] = N
-        going_on = numpy.count_nonzero(caption_of < N)
-        if not going_on:
-            break
-        rows = -(-going_on // _TILE) * _TILE
-        if rows < n:
-            kept = caption_of.argsort(kind="stable")[:rows]
-            words, caption_of = words[kept], caption_of[kept]
-            state = tuple(part[kept] for part in state)
-    return captions[:N]

@@ -13,23 +13,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy
-
-from xpcap.backend import Array, namespace, to_host
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.data.vocabulary import START
 from xpcap.errors import ConfigurationError, ShapeError
-from xpcap.kernels.pointwise import split_gates
-from xpcap.kernels.softmax import softmax_cross_entropy
-from xpcap.layers import word_embedding_forward
-from xpcap.layers.lstm import LSTMStepCache
-from xpcap.models.captioner import CaptioningRNN
-
-GATES = {
-    "rnn": ("hidden state",),
-    "lstm": ("input", "forget", "output", "candidate"),
-    "gru": ("reset", "update", "candidate"),
-}
-"""For each cell what it computes with, in the order of its weights; the last is a tanh."""
+from xpcap.layers.recurrence import Cell, split_gates
+from xpcap.models.objective import Objective, PackedBatch
+from xpcap.models.recurrent import CaptioningRNN
 
 _LOW, _LOW_TANH, _HIGH = 0.1, -0.9, 0.9  # beyond which a unit is saturated
 
@@ -67,7 +56,7 @@ class GateSaturation(NamedTuple):
     Attributes
     ----------
     names
-        What the gates are called, of `GATES`.
+        What the gates compute, of `Cell.gates`.
     low, high
         `(G, T)`: the share of units below 0.1 and above 0.9 at step t, over captions with a word to
         predict there; for what is a tanh, below -0.9 and above 0.9.
@@ -105,21 +94,26 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
         only).
     """
     with model.backend.activate():
-        run = _unroll(model, features, captions)
-        _, dh = _predict(model, run)
-        xp, T = namespace(dh), len(dh)
-        hidden = xp.empty(T, dtype=xp.float64)
-        cell = xp.empty(T, dtype=xp.float64) if model.cell.states == 2 else None
-        dstate = tuple(map(xp.zeros_like, run.start))
-        for t in reversed(range(T)):
-            dstate = (dstate[0] + dh[t], *dstate[1:])
-            hidden[t] = _mean(_norms(dstate[0]), run.counted[t])
-            if cell is not None:
-                dcell = _cell_gradient(dstate[0], dstate[1], run.caches[t])
-                cell[t] = _mean(_norms(dcell), run.counted[t])
-            dstate = _step_back(model, dstate, run.caches[t])
-        first = _mean(_norms(dstate[0]), run.counted.any(axis=0))
-        return GradientFlow(run.counted.sum(axis=1), hidden, cell, first)
+        batch, _, dh, cache = Objective(model).words(features, captions)
+        packing, run, cell = batch.packing, cache.run, model.cell
+        xp, T, (N, H) = namespace(dh), len(packing.rows), (packing.captions, dh.shape[1])
+        hidden, of_cell = (xp.zeros(T, dtype=xp.float64) for _ in range(2))
+        back, further = _zeros(cell, xp, N, H, dh.dtype)
+        for t, rows in reversed(list(enumerate(packing.rows))):
+            n = rows.stop - rows.start
+            counted = _counted(batch, rows)
+            whole = dh[rows] + back[:n]
+            hidden[t] = _mean(_norms(whole), counted)
+            if "dc" in further:  # through h = o tanh(c), and through the next cell state
+                _, _, o, _ = split_gates(run.gates[rows], 4)
+                tanh_c = run.more["tanh_c"][rows]
+                dc = further["dc"][:n] + whole * o * (1 - tanh_c**2)
+                of_cell[t] = _mean(_norms(dc), counted)
+            _step_back(model, cache, t, dh[rows], back[:n], further)
+        some = packing.rows[0].stop if T else 0
+        first = _norms(back[:some]).mean() if some else xp.zeros(())
+        captions_at = xp.asarray([int(_counted(batch, rows).sum()) for rows in packing.rows])
+        return GradientFlow(captions_at, hidden, of_cell if "dc" in further else None, first)
 
 
 def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> GateSaturation:
@@ -146,17 +140,17 @@ def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> G
         only).
     """
     with model.backend.activate():
-        run = _unroll(model, features, captions)
-        xp, (T, N, H) = namespace(run.h), run.h.shape
-        names = GATES[model.cell_type]
-        G = len(names)
+        batch, _, cache = Objective(model).read(features, captions)
+        run, names, rows = cache.run, model.cell.gates, batch.packing.rows
+        xp, (G, T) = namespace(run.h), (len(names), len(batch.packing.rows))
         lowest = xp.asarray([_LOW] * (G - 1) + [_LOW_TANH], dtype=xp.float64)[:, None]
         low, high, mean = (xp.empty((G, T), dtype=xp.float64) for _ in range(3))
-        for t, cache in enumerate(run.caches):
-            gates = cache.next_h if model.cell_type == "rnn" else cache.gates
-            units = gates.reshape(N, G, H).astype(xp.float64)
+        activated = run.h if G == 1 else run.gates  # of the vanilla cell, h is its only gate
+        for t, part in enumerate(rows):
+            units = activated[part].reshape(part.stop - part.start, G, -1).astype(xp.float64)
+            counted = _counted(batch, part)
             for out, of_units in ((low, units < lowest), (high, units > _HIGH), (mean, units)):
-                out[:, t] = _mean(of_units.mean(axis=2), run.counted[t])
+                out[:, t] = _mean(of_units.mean(axis=2), counted)
         return GateSaturation(names, low, high, mean)
 
 
@@ -197,84 +191,51 @@ def word_gradients(model: CaptioningRNN, features: Array, words: Array) -> tuple
     with model.backend.activate():
         xp, (N, T) = namespace(features, words), words.shape
         start = xp.full((N, 1), model.start_word, dtype=words.dtype)
-        run = _unroll(model, features, xp.concatenate([start, words], axis=1))
-        losses, dh = _predict(model, run)
-        longest, _, H = dh.shape
-        W_proj = model.params["W_proj"]
-        log_probs = xp.zeros((N, T), dtype=dh.dtype)
-        log_probs[:, :longest] -= losses.T
-        dh0 = xp.zeros((N, T, H), dtype=dh.dtype)
-        for t in range(longest):  # from each word all the way back to the image
-            dstate = (-dh[t], *map(xp.zeros_like, run.start[1:]))
-            for cache in reversed(run.caches[: t + 1]):
-                dstate = _step_back(model, dstate, cache)
-            dh0[:, t] = dstate[0]
-        return log_probs, (dh0.reshape(N * T, H) @ W_proj.T).reshape(N, T, len(W_proj))
+        captions = xp.concatenate([start, words], axis=1)
+        batch, losses, dh, cache = Objective(model).words(features, captions)
+        packing, H = batch.packing, dh.shape[1]
+        log_probs, dh0 = xp.zeros((N, T), dtype=dh.dtype), xp.zeros((N, T, H), dtype=dh.dtype)
+        for t, rows in enumerate(packing.rows):  # from each word all the way back to the image
+            n = rows.stop - rows.start
+            images = batch.images[:n]
+            log_probs[images, t] = -losses[rows]
+            back, further = _zeros(model.cell, xp, n, H, dh.dtype)
+            above = -dh[rows]
+            for step in reversed(range(t + 1)):
+                _step_back(model, cache, step, above, back, further)
+                above = xp.zeros_like(above)
+            dh0[images, t] = back
+        gradients = model.feature_gradient(dh0.reshape(N * T, H))
+        return log_probs, gradients.reshape(N, T, -1)
 
 
-class _Run(NamedTuple):
-    """Captions read step by step, as far as the longest one has words to predict, T steps.
-
-    `start` is the state that the image sets, `caches` are those of the steps, `h (T, N, H)` the
-    hidden states after them; `targets (T, N)` the words to predict, `counted` whether there is one.
-    """
-
-    start: tuple[Array, ...]
-    caches: list[Any]
-    h: Array
-    targets: Array
-    counted: Array
+def _zeros(cell: Cell, xp: Namespace, n: int, H: int, dtype: Any) -> tuple[Array, dict[str, Array]]:
+    """Return zero gradients `(n, H)` of the hidden state and of further states."""
+    further = {f"d{name}": xp.zeros((n, H), dtype=dtype) for name in cell.states[1:]}
+    return xp.zeros((n, H), dtype=dtype), further
 
 
-def _unroll(model: CaptioningRNN, features: Array, captions: Array) -> _Run:
-    params, cell = model.params, model.cell
-    xp = namespace(features, captions, *params.values())
-    if captions.ndim != 2 or captions.shape[1] < 1 or len(captions) != len(features):
-        raise ShapeError(
-            f"expected captions (N, T+1) for features (N, D), got {captions.shape} and"
-            f" {features.shape}"
-        )
-    places = numpy.nonzero(to_host(captions)[:, 1:] != model.null)[1]
-    T = int(places.max(initial=-1)) + 1
-    vectors, _ = word_embedding_forward(captions[:, : T + 1], params["W_embed"])
-    targets = xp.ascontiguousarray(captions[:, 1 : T + 1].T)
-    weights = [params[name] for name in cell.weights]
-    start = model.start(features)
-    state = list(start)
-    h = xp.empty((T, *start[0].shape), dtype=start[0].dtype)
-    caches = []
-    for t in range(T):
-        *state, cache = cell.step_forward(vectors[:, t], *state, *weights)
-        h[t] = state[0]
-        caches.append(cache)
-    return _Run(start, caches, h, targets, targets != model.null)
+def _step_back(
+    model: CaptioningRNN, cache: Any, t: int, above: Array, back: Array, further: dict[str, Array]
+) -> None:
+    """Take gradients of the first n captions' states after step t back to those before it."""
+    xp, cell, run, n = namespace(above), model.cell, cache.run, len(above)
+    Wh = model.params["Wh"]
+    dah, dax = (xp.empty((n, Wh.shape[1]), dtype=above.dtype) for _ in range(2))
+    arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
+    gradients = {name: gradient[:n] for name, gradient in further.items()}
+    gradients |= {"above": above, "back": back, "da": dah, "dah": dah, "dax": dax}
+    cell.step_backward(xp, {**arrays, **model.recurrent_weights(), **gradients})
+    through = dah @ Wh.T
+    back[...] = back + through if cell.direct else through
 
 
-def _predict(model: CaptioningRNN, run: _Run) -> tuple[Array, Array]:
-    """Return the cross entropy of each word `(T, N)`, and its gradient at the state before it.
-
-    The gradient `(T, N, H)` is that of the hidden state from which the word is predicted.
-    """
-    xp, (T, N, H) = namespace(run.h), run.h.shape
-    W_vocab = model.params["W_vocab"]
-    scores = run.h.reshape(T * N, H) @ W_vocab
-    losses = xp.empty(T * N, dtype=scores.dtype)
-    scale = run.counted.reshape(T * N).astype(scores.dtype)
-    targets = run.targets.reshape(T * N)
-    softmax_cross_entropy(xp, scores, model.params["b_vocab"], targets, scale, losses)
-    dscores = scores  # in their place
-    return losses.reshape(T, N), (dscores @ W_vocab.T).reshape(T, N, H)
-
-
-def _step_back(model: CaptioningRNN, dstate: tuple[Array, ...], cache: Any) -> tuple[Array, ...]:
-    """Return the gradient of the state before a step from that of the state after it."""
-    _, *gradients = model.cell.step_backward(*dstate, cache)
-    return tuple(gradients[: model.cell.states])
-
-
-def _cell_gradient(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> Array:
-    _, _, o, _ = split_gates(cache.gates, 4)
-    return dnext_c + dnext_h * o * (1 - cache.tanh_c**2)
+def _counted(batch: PackedBatch, rows: slice) -> Array:
+    """Return which of these rows have a word to predict."""
+    xp = namespace(batch.words)
+    if batch.scored is None:
+        return xp.ones(rows.stop - rows.start, dtype=bool)
+    return xp.isin(xp.arange(rows.start, rows.stop), batch.scored)
 
 
 def _norms(gradients: Array) -> Array:

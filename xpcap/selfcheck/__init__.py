@@ -8,7 +8,7 @@ import numpy
 
 from xpcap.backend import CPU, Backend
 from xpcap.gradcheck import gradcheck
-from xpcap.models.captioner import CELLS
+from xpcap.models.recurrent import CELLS
 from xpcap.selfcheck.cases import (
     LAYERS,
     SMALL,

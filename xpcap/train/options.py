@@ -12,7 +12,7 @@ import numpy
 from xpcap.data.dataset import Dataset, Split
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
-from xpcap.models.captioner import check_cell
+from xpcap.models.recurrent import check_cell
 from xpcap.optim import check_positive, find_rule
 from xpcap.train.recovery import OnNaN
 from xpcap.train.saving import Saving

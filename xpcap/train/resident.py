@@ -20,9 +20,9 @@ from xpcap.kernels.batches import BatchArrays, next_batch
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
 from xpcap.kernels.updates import loss_and_norm
-from xpcap.layers._sequence import Packing
+from xpcap.layers.recurrence import Packing
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedCaptions
+from xpcap.models.objective import PackedBatch
 from xpcap.optim import Optimizer
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
@@ -76,7 +76,7 @@ class ResidentStep(TrainingStep):
                 streams=xp.empty(2, dtype=numpy.uint64),
             )
         places = numpy.arange(N)[None, :] * T + numpy.arange(T)[:, None]
-        self._batch = PackedCaptions(
+        self._batch = PackedBatch(
             Packing(N, [N] * T),
             self._now.images,
             self._now.words,

@@ -14,21 +14,21 @@ from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
 from xpcap.data.minibatch import Batch, Share, count_words, deal
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
+from xpcap.models.objective import Objective
 
 
-class SharedLoss(PackedLoss):
+class SharedLoss(Objective):
     """A captioner's loss and gradients, computed by all threads together.
 
     Parameters
     ----------
     model
-        As for `PackedLoss`.
+        As for `Objective`.
     """
 
     def __init__(self, model: CaptioningRNN) -> None:
         super().__init__(model)
-        self._parts: list[PackedLoss] = [self]
+        self._parts: list[Objective] = [self]
         self._gradients: list[dict[str, Array]] = []
 
     def loss(
@@ -39,11 +39,11 @@ class SharedLoss(PackedLoss):
         gradients: dict[str, Array],
         share: Share | None = None,
     ) -> Array:
-        """Compute what `PackedLoss.loss` computes."""
+        """Compute what `Objective.loss` computes."""
         batches = self._deal(Batch(captions, features, share=share))
         several = [gradients, *self._memory(len(batches) - 1, gradients)]
         tasks = [
-            partial(PackedLoss.loss, part, batch.features, batch.captions, step, own, batch.share)
+            partial(Objective.loss, part, batch.features, batch.captions, step, own, batch.share)
             for part, batch, own in zip(self._parts, batches, several, strict=False)
         ]
         loss, *others = threads.run(tasks)
@@ -51,10 +51,10 @@ class SharedLoss(PackedLoss):
         return sum(others, start=loss)
 
     def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
-        """Compute what `PackedLoss.evaluate` computes."""
+        """Compute what `Objective.evaluate` computes."""
         batches = self._deal(Batch(captions, features, share=share))
         tasks = [
-            partial(PackedLoss.evaluate, part, batch.features, batch.captions, batch.share)
+            partial(Objective.evaluate, part, batch.features, batch.captions, batch.share)
             for part, batch in zip(self._parts, batches, strict=False)
         ]
         loss, *others = threads.run(tasks)
@@ -67,7 +67,7 @@ class SharedLoss(PackedLoss):
         count = len(threads.spans(len(captions))) if host else 1
         if count == 1:
             return [batch]
-        self._parts += [PackedLoss(self.model) for _ in range(count - len(self._parts))]
+        self._parts += [Objective(self.model) for _ in range(count - len(self._parts))]
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
         return [
             Batch(captions[rows], features[rows], share=whole._replace(places=whole.places[rows]))

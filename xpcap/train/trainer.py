@@ -21,7 +21,7 @@ from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
+from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer, check_positive, cosine
 from xpcap.parallel import Alone, Ranks
 from xpcap.train.shared import SharedLoss
@@ -154,7 +154,7 @@ def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
 
 
 def _measure(
-    packed: PackedLoss, batches: Batches, ranks: Ranks, tell: Callable[[], None]
+    packed: Objective, batches: Batches, ranks: Ranks, tell: Callable[[], None]
 ) -> Figures:
     total: Any = 0.0
     words = 0

@@ -15,10 +15,9 @@ from xpcap.compat.step_by_step.layout import (
     first_steps,
     packed,
 )
-from xpcap.kernels.pointwise import split_gates
-from xpcap.kernels.softmax import softmax
-from xpcap.layers._sequence import Packing
-from xpcap.layers.lstm import LSTMCache, LSTMStepCache, LSTMUnrolled
+from xpcap.layers.loss import softmax
+from xpcap.layers.lstm import LSTMStepCache
+from xpcap.layers.recurrence import Packing, SequenceCache, Unrolled, split_gates
 
 GATES = "ifoc"
 """Update, forget and output gate and the candidate, in the order of the layers' columns."""
@@ -129,13 +128,14 @@ def lstm_forward(
     h, cache = layers.lstm_forward(batch_first(x), a0.T, *weights, _lstm_biases(xp, parameters))
     scores, _ = layers.temporal_affine_forward(h, parameters["Wy"].T, parameters["by"].reshape(-1))
     run, m = cache.run, x.shape[1]
-    prev_c = xp.concatenate([run.c0, run.c[:-m]])
+    c0, all_c = run.more["c0"], run.more["c"]
+    prev_c = xp.concatenate([c0, all_c[:-m]])
     steps = []
     for t, rows in enumerate(cache.packing.rows):
         i, f, o, g = (gate.T for gate in split_gates(run.gates[rows], 4))
-        states = (run.h[rows].T, run.c[rows].T, run.prev_h[rows].T, prev_c[rows].T)
+        states = (run.h[rows].T, all_c[rows].T, run.prev_h[rows].T, prev_c[rows].T)
         steps.append(LSTMCellCache(*states, f, i, g, o, x[:, :, t], parameters))
-    c = run.c.reshape(x.shape[2], m, -1).transpose(2, 1, 0).copy()
+    c = all_c.reshape(x.shape[2], m, -1).transpose(2, 1, 0).copy()
     return features_first(h).copy(), features_first(softmax(xp, scores)), c, (steps, x)
 
 
@@ -212,18 +212,15 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
         xt=(steps[0].xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
     c = packed(xp, [step.c_next for step in steps])
-    run = LSTMUnrolled(
-        packed(xp, [step.a_next for step in steps]),
-        packed(xp, [step.a_prev for step in steps]),
-        steps[0].c_prev.T,
-        c,
-        xp.tanh(c),
-        xp.concatenate([_gates(xp, step) for step in steps]),
+    h, prev_h = (
+        packed(xp, [getattr(step, name) for step in steps]) for name in ("a_next", "a_prev")
     )
+    gates = xp.concatenate([_gates(xp, step) for step in steps])
+    more = {"c0": steps[0].c_prev.T, "c": c, "tanh_c": xp.tanh(c)}
     n_a, m = a0.shape
-    weights = _lstm_weights(xp, parameters, n_a)
-    inputs = packed(xp, [step.xt for step in steps])
-    cache = LSTMCache(inputs, run, *weights, Packing(m, [m] * len(steps)))
+    Wx, Wh = _lstm_weights(xp, parameters, n_a)
+    inputs, packing = packed(xp, [step.xt for step in steps]), Packing(m, [m] * len(steps))
+    cache = SequenceCache(inputs, Unrolled(gates, h, prev_h, more), Wx, {"Wh": Wh}, packing)
     dx, dh0, dWx, dWh, db = layers.lstm_backward(batch_first(da), cache)
     return {"dx": features_first(dx), "da0": dh0.T, **_lstm_gradients(xp, dWx, dWh, db)}
 

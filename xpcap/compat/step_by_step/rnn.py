@@ -15,9 +15,9 @@ from xpcap.compat.step_by_step.layout import (
     first_steps,
     packed,
 )
-from xpcap.kernels.softmax import softmax
-from xpcap.layers._sequence import Packing
-from xpcap.layers.rnn import RNNCache, RNNStepCache, RNNUnrolled
+from xpcap.layers.loss import softmax
+from xpcap.layers.recurrence import Packing, SequenceCache, Unrolled
+from xpcap.layers.rnn import RNNStepCache
 
 RNN_WEIGHTS = {"Wax": "n_a n_x", "Waa": "n_a n_a"}
 RNN_PARAMETERS = {**RNN_WEIGHTS, "Wya": "n_y n_a", "ba": "n_a 1", "by": "n_y 1"}
@@ -170,14 +170,12 @@ def rnn_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> di
         "rnn_backward", parameters, RNN_WEIGHTS,
         xt=(xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    cache = RNNCache(
-        packed(xp, [step.xt for step in steps]),
-        RNNUnrolled(
-            packed(xp, [step.a_next for step in steps]), packed(xp, [step.a_prev for step in steps])
-        ),
-        *_rnn_weights(parameters),
-        Packing(a0.shape[1], [a0.shape[1]] * len(steps)),
+    h, prev_h = (
+        packed(xp, [getattr(step, name) for step in steps]) for name in ("a_next", "a_prev")
     )
+    (Wx, Wh), m = _rnn_weights(parameters), a0.shape[1]
+    inputs, packing = packed(xp, [step.xt for step in steps]), Packing(m, [m] * len(steps))
+    cache = SequenceCache(inputs, Unrolled(h, h, prev_h, {}), Wx, {"Wh": Wh}, packing)
     dx, dh0, dWx, dWh, db = layers.rnn_backward(batch_first(da), cache)
     return {"dx": features_first(dx), "da0": dh0.T, **_rnn_gradients(dWx, dWh, db)}
 

@@ -17,19 +17,14 @@ import numpy
 from xpcap.backend import Array, Namespace
 from xpcap.kernels.batches import next_batch
 from xpcap.kernels.cuda.launch import Source, cuda_version, open_source, row_stride
-from xpcap.kernels.pointwise import (
-    gru_cell,
-    gru_cell_gradient,
-    lstm_cell,
-    lstm_cell_gradient,
-    rnn_cell,
-    rnn_cell_gradient,
-)
-from xpcap.kernels.random import keep_mask
-from xpcap.kernels.scatter import add_rows, take_rows
-from xpcap.kernels.softmax import softmax_cross_entropy
-from xpcap.kernels.sums import column_sum
 from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
+from xpcap.layers.affine import column_sum
+from xpcap.layers.embedding import add_rows, take_rows
+from xpcap.layers.gru import gru_cell, gru_cell_gradient
+from xpcap.layers.loss import softmax_cross_entropy
+from xpcap.layers.lstm import lstm_cell, lstm_cell_gradient
+from xpcap.layers.random import keep_mask
+from xpcap.layers.rnn import rnn_cell, rnn_cell_gradient
 
 importlib.import_module("xpcap.kernels.cuda.recurrence")  # registers the recurrences
 
@@ -44,21 +39,21 @@ def _parts(size: int, of: int) -> int:
     return -(-size // of)
 
 
-@cuda_version(rnn_cell, REAL="ax ah next_h")
-def _rnn_cell(source: Source, xp: Namespace, ax: Array, ah: Array, next_h: Array) -> None:
-    N, H = next_h.shape
-    source.launch("rnn_cell", (N, _parts(H, 128)), 128, int32(H), ax, ah, next_h)
+@cuda_version(rnn_cell, REAL="gates ah h")
+def _rnn_cell(source: Source, xp: Namespace, gates: Array, ah: Array, h: Array) -> None:
+    N, H = h.shape
+    source.launch("rnn_cell", (N, _parts(H, 128)), 128, int32(H), gates, ah, h)
 
 
-@cuda_version(rnn_cell_gradient, REAL="above back next_h da")
+@cuda_version(rnn_cell_gradient, REAL="above back h da")
 def _rnn_cell_gradient(
-    source: Source, xp: Namespace, above: Array, back: Array, next_h: Array, da: Array
+    source: Source, xp: Namespace, above: Array, back: Array, h: Array, da: Array
 ) -> None:
     blocks = (_parts(da.size, 256),)
-    source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, next_h, da)
+    source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, h, da)
 
 
-@cuda_version(lstm_cell, REAL="gates ah prev_c next_c tanh_c next_h")
+@cuda_version(lstm_cell, REAL="gates ah prev_c c tanh_c h")
 def _lstm_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
     N, H = arrays[2].shape  # of prev_c
     source.launch("lstm_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
@@ -70,7 +65,7 @@ def _lstm_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
     source.launch("lstm_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
-@cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n next_h")
+@cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n h")
 def _gru_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
     N, H = arrays[3].shape  # of prev_h
     source.launch("gru_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Array, Namespace
-from xpcap.kernels import Kernel
+from xpcap.operations import Operation
 
 _FOLDER = Path(__file__).parent
 _COPIED = [
@@ -108,7 +108,7 @@ def open_source(
 
 
 def cuda_version(
-    made: Kernel[Any, None], padded: str = "", **types: str
+    made: Operation[Any, None], padded: str = "", **types: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let the decorated function run a kernel on CuPy wherever its source knows the arrays.
 
@@ -157,7 +157,7 @@ def cuda_version(
             else:
                 function(found, xp, *arguments)
 
-        return made.override("cupy")(run)
+        return made.version("cupy")(run)
 
     return register
 

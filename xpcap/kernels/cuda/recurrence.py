@@ -19,15 +19,10 @@ import numpy
 from xpcap.backend import Array, Namespace
 from xpcap.kernels.cuda.launch import Source, has_rows, open_source, row_stride
 from xpcap.kernels.products import current_precision
-from xpcap.kernels.recurrence import (
-    Steps,
-    gru_recurrence,
-    gru_recurrence_gradient,
-    lstm_recurrence,
-    lstm_recurrence_gradient,
-    rnn_recurrence,
-    rnn_recurrence_gradient,
-)
+from xpcap.layers.gru import GRU
+from xpcap.layers.lstm import LSTM
+from xpcap.layers.recurrence import Cell, Packing, Unrolled, Weights
+from xpcap.layers.rnn import RNN
 
 _UNITS, _WARPS, _THREADS, _TILE = 16, 8, 256, 16  # as in the source; a tile has 16 captions
 _LARGEST = 512  # H: the weights of an LSTM's 16 units take 128 KB then
@@ -81,7 +76,7 @@ def _plan(xp: Namespace, device: int, gates: int, N: int, H: int, precision: str
 
 
 def _plan_of(
-    xp: Namespace, Wh: Array, packing: Steps, states: _States, *arrays: Array
+    xp: Namespace, Wh: Array, packing: Packing, states: _States, *arrays: Array
 ) -> _Plan | None:
     """Return the plan for these arrays, or None where the reference has to run."""
     H, N = Wh.shape[0], packing.captions
@@ -108,7 +103,7 @@ def _counters(xp: Namespace, device: int) -> Array:
 
 def _run(
     xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, states: _States,
-    kept: Array, packing: Steps,
+    kept: Array, packing: Packing,
 ) -> bool:  # fmt: skip
     """Run a sequence in one launch; False where it does not fit."""
     (h, _), (c, _) = states[0], states[-1]
@@ -126,7 +121,7 @@ def _run(
 
 def _run_back(
     xp: Namespace, dh: Array, Wh: Array, gates: Array, h: Array, c: Array, states: _States,
-    kept: Array, dax: Array, dah: Array, back: Array, packing: Steps,
+    kept: Array, dax: Array, dah: Array, back: Array, packing: Packing,
 ) -> bool:  # fmt: skip
     """Backpropagate through a sequence in one launch; False where it does not fit."""
     plan = _plan_of(xp, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
@@ -141,58 +136,36 @@ def _run_back(
     return True
 
 
-# arguments that a cell does not have are not used by its kernel; any array is passed there
+def _register(cell: Cell) -> None:
+    """Let one launch run all steps of a cell; where a cell lacks an array, any is passed."""
+
+    def kept(run: Unrolled) -> Array:
+        return next((run.more[name] for name in cell.kept), run.gates)
+
+    def further(run: Unrolled) -> _States:
+        return tuple((run.more[f"{name}0"], run.more[name]) for name in cell.states[1:])
+
+    @cell.unroll.version("cupy")
+    def forward(
+        xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
+    ) -> None:
+        Wh, bn = weights["Wh"], next((weights[name] for name in cell.biases), run.gates)
+        states = ((run.prev_h, run.h), *further(run))
+        if not _run(xp, run.gates, b, Wh, bn, states, kept(run), packing):
+            cell.unroll.reference(xp, run, b, weights, packing)
+
+    @cell.unroll_backward.version("cupy")
+    def backward(
+        xp: Namespace, dh: Array, run: Unrolled, weights: Weights, dax: Array, dah: Array,
+        back: Array, packing: Packing,
+    ) -> None:  # fmt: skip
+        states = further(run)
+        h = run.prev_h if cell.direct else run.h
+        c = states[0][0] if states else h
+        Wh, last = weights["Wh"], kept(run)
+        if not _run_back(xp, dh, Wh, run.gates, h, c, states, last, dax, dah, back, packing):
+            cell.unroll_backward.reference(xp, dh, run, weights, dax, dah, back, packing)
 
 
-@rnn_recurrence.override("cupy")
-def _rnn_recurrence(
-    xp: Namespace, ax: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, packing: Steps,
-) -> None:  # fmt: skip
-    if not _run(xp, ax, b, Wh, ax, ((prev_h, h),), ax, packing):
-        rnn_recurrence.reference(xp, ax, b, Wh, prev_h, h, packing)
-
-
-@rnn_recurrence_gradient.override("cupy")
-def _rnn_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, h: Array, da: Array, back: Array, packing: Steps
-) -> None:
-    if not _run_back(xp, dh, Wh, h, h, h, (), h, da, da, back, packing):
-        rnn_recurrence_gradient.reference(xp, dh, Wh, h, da, back, packing)
-
-
-@lstm_recurrence.override("cupy")
-def _lstm_recurrence(
-    xp: Namespace, gates: Array, b: Array | None, Wh: Array, prev_h: Array, h: Array, c0: Array,
-    c: Array, tanh_c: Array, packing: Steps,
-) -> None:  # fmt: skip
-    states = (prev_h, h), (c0, c)
-    if not _run(xp, gates, b, Wh, gates, states, tanh_c, packing):
-        lstm_recurrence.reference(xp, gates, b, Wh, prev_h, h, c0, c, tanh_c, packing)
-
-
-@lstm_recurrence_gradient.override("cupy")
-def _lstm_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, gates: Array, c0: Array, c: Array, tanh_c: Array,
-    da: Array, back: Array, packing: Steps,
-) -> None:  # fmt: skip
-    states = ((c0, c),)
-    if not _run_back(xp, dh, Wh, gates, dh, c0, states, tanh_c, da, da, back, packing):
-        lstm_recurrence_gradient.reference(xp, dh, Wh, gates, c0, c, tanh_c, da, back, packing)
-
-
-@gru_recurrence.override("cupy")
-def _gru_recurrence(
-    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, prev_h: Array, h: Array,
-    ah_n: Array, packing: Steps,
-) -> None:  # fmt: skip
-    if not _run(xp, gates, b, Wh, bn, ((prev_h, h),), ah_n, packing):
-        gru_recurrence.reference(xp, gates, b, Wh, bn, prev_h, h, ah_n, packing)
-
-
-@gru_recurrence_gradient.override("cupy")
-def _gru_recurrence_gradient(
-    xp: Namespace, dh: Array, Wh: Array, gates: Array, ah_n: Array, prev_h: Array, dax: Array,
-    dah: Array, back: Array, packing: Steps,
-) -> None:  # fmt: skip
-    if not _run_back(xp, dh, Wh, gates, prev_h, dh, (), ah_n, dax, dah, back, packing):
-        gru_recurrence_gradient.reference(xp, dh, Wh, gates, ah_n, prev_h, dax, dah, back, packing)
+for _cell in (RNN, LSTM, GRU):
+    _register(_cell)

@@ -1,11 +1,16 @@
-"""The rectifier: out = max(x, 0)."""
+"""Functions of each element: the logistic function, and the rectifier max(x, 0)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
+from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ShapeError
+
+
+def sigmoid(xp: Namespace, a: Array) -> Array:
+    """Logistic function 1 / (1 + e^-a), written with tanh so that no exponential overflows."""
+    return 0.5 * xp.tanh(0.5 * a) + 0.5
 
 
 class ReLUCache(NamedTuple):

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy
 
-from xpcap.backend import Array, Namespace
+from xpcap.backend import Array, Namespace, is_host
 
 
 def lowest(dtype: numpy.dtype) -> float:
@@ -41,7 +41,7 @@ def flushed(xp: Namespace, *arrays: Array) -> Iterator[None]:
     NumPy looks at the processor's underflow flag after each operation anyway. So on the CPU there
     is a pass over the arrays only if an operation in the block has underflowed.
     """
-    if xp.__name__ not in ("numpy", "numba"):
+    if not is_host(xp):
         yield
         flush(xp, *arrays)
         return

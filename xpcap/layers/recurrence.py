@@ -1,0 +1,432 @@
+"""Recurrence: a cell applied step by step to a packed sequence, and backpropagation through time.
+
+**Packed sequences.** The captions of a batch are sorted by length, longest first, and stored
+time-major: the rows of all captions at step 0, then of those still active at step 1, and so forth.
+So every step is one contiguous block, all input products are one product, and padding costs
+nothing. A batch `(N, T, K)` without padding is the packed sequence whose steps have N rows each.
+
+**Cells.** A cell is two operations, which take arrays by name and write some of them, see `Cell`.
+`unroll` runs any cell over a packed sequence, `unroll_backward` is its gradient, and `advance` is a
+single step in decoding.
+
+**Backpropagation through time.** Step t reads h_{t-1}, so the gradient of h_{t-1} has two parts:
+from the layer above, and through step t. The steps are therefore undone from last to first. The
+weights are the same at every step, and their gradient is the sum over steps of h_{t-1}^T dah_t. As
+rows of all steps lie below each other, that sum is one product, `prev_h.T @ dah`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from xpcap.backend import Array, Namespace, namespace
+from xpcap.layers.affine import column_sum, product
+from xpcap.operations import Operation
+from xpcap.workspace import Workspace, passing
+
+Weights = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell: one step and its gradient, and the names of their arrays.
+
+    Operations take their arrays by these names; n is the number of captions at a step, H the number
+    of hidden units, k that of gates.
+
+    * `gates (n, kH)`: x Wx + b; `forward` changes it to what `backward` needs.
+    * `ah (n, kH)`: h Wh. `forward` may use it as scratch memory.
+    * `prev_h`, `h` `(n, H)`, and the same of further states: before and after the step.
+    * the names of `kept`, `(n, H)`: written by `forward` for `backward`.
+    * the names of `biases`, `(H,)`.
+    * `above (n, H)`: the gradient of `h` from the layer above.
+    * `back (n, H)`: that from the next step; `backward` changes it to the part of the gradient of
+      `prev_h` that does not pass through `ah`, if `direct`.
+    * `dc`, for a further state c: the gradient of `c`; `backward` changes it to that of `prev_c`.
+    * `dax`, `dah` `(n, kH)`, written: the gradients of x Wx + b and of h Wh; or `da`, if both are
+      the same.
+
+    Attributes
+    ----------
+    forward, backward
+        The operations `f(xp, ...)`.
+    gates
+        What the k blocks of H columns of `Wx`, `Wh` and `b` compute, such as `"forget"`. The last
+        one is a tanh, the others are logistic.
+    states
+        The arrays that are passed on to the next step, `h` first.
+    kept
+        Further arrays that `forward` keeps.
+    biases
+        For each further bias, the block of h Wh that it is added to.
+    direct
+        Whether `h` depends on `prev_h` in another way than through h Wh.
+    """
+
+    forward: Operation[Any, None]
+    backward: Operation[Any, None]
+    gates: tuple[str, ...]
+    states: tuple[str, ...] = ("h",)
+    kept: tuple[str, ...] = ()
+    biases: Mapping[str, int] = field(default_factory=dict)
+    direct: bool = False
+
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter, for `inputs` inputs and `hidden` hidden units."""
+        width = len(self.gates) * hidden
+        weights = {"Wx": (inputs, width), "Wh": (hidden, width), "b": (width,)}
+        return {**weights, **dict.fromkeys(self.biases, (hidden,))}
+
+    @functools.cached_property
+    def unroll(self) -> Operation[Any, None]:
+        """The operation `unroll(xp, run, b, weights, packing)`: all steps of a sequence."""
+        return Operation(functools.partial(_unroll, self))
+
+    @functools.cached_property
+    def unroll_backward(self) -> Operation[Any, None]:
+        """The operation `unroll_backward(xp, dh, run, weights, dax, dah, back, packing)`."""
+        return Operation(functools.partial(_unroll_backward, self))
+
+    @functools.cached_property
+    def advance(self) -> Operation[Any, None]:
+        """The operation `advance(xp, ax, ah, state, weights, words, parents, next_state)`."""
+        return Operation(functools.partial(_advance, self))
+
+    @functools.cached_property
+    def _names(self) -> tuple[list[str], list[str]]:
+        operations = self.forward.reference, self.backward.reference
+        forward, backward = (list(inspect.signature(f).parameters)[1:] for f in operations)
+        return forward, backward
+
+    def step(self, xp: Namespace, arrays: Mapping[str, Array]) -> None:
+        """Run `forward` on arrays given by name."""
+        self.forward(xp, *(arrays[name] for name in self._names[0]))
+
+    def step_backward(self, xp: Namespace, arrays: Mapping[str, Array]) -> None:
+        """Run `backward` on arrays given by name."""
+        self.backward(xp, *(arrays[name] for name in self._names[1]))
+
+
+class Packing:
+    """Which rows of a packed sequence belong to which step.
+
+    Parameters
+    ----------
+    captions
+        N, how many there are, those without a word counted.
+    sizes
+        How many captions go on at each step; none is larger than the one before.
+    capacity
+        The most rows that any batch of this kind has, for which memory is laid out.
+
+    Attributes
+    ----------
+    rows
+        A slice for each step.
+    total
+        M, how many rows there are.
+    even
+        Whether every step has all N rows: no caption ends before the last step.
+    """
+
+    def __init__(self, captions: int, sizes: Sequence[int], capacity: int | None = None) -> None:
+        self.captions = captions
+        self.rows: list[slice] = []
+        self.total = 0
+        for size in sizes:
+            self.rows.append(slice(self.total, self.total + size))
+            self.total += size
+        self.capacity = self.total if capacity is None else capacity
+        self.even = all(size == captions for size in sizes)
+
+    def empty(self, space: Workspace, name: str, width: int, dtype: Any = None) -> Array:
+        """Return an array `(M, width)` of a workspace, with memory for the largest batch."""
+        return space.empty(name, self.total, width, most=self.capacity, dtype=dtype)
+
+
+def hidden_states(h0: Array, packing: Packing, space: Workspace) -> tuple[Array, Array]:
+    """Return arrays for the hidden states after and before each step; the first ones are there.
+
+    Of an even packing both are views of one array in which step t reads what step t-1 wrote.
+    Otherwise every step copies the active rows of the state before it.
+
+    Parameters
+    ----------
+    h0
+        First hidden state `(N, H)`.
+    packing
+        Which rows are which step's.
+    space
+        Memory of the arrays.
+
+    Returns
+    -------
+    h, prev_h
+        `(M, H)` each.
+    """
+    N, H = h0.shape
+    if packing.even:
+        states = space.empty("states", N + packing.total, H, most=N + packing.capacity)
+        states[:N] = h0
+        return states[N:], states[: packing.total]
+    h, prev_h = packing.empty(space, "h", H), packing.empty(space, "prev_h", H)
+    for rows in packing.rows[:1]:
+        prev_h[rows] = h0[rows]
+    return h, prev_h
+
+
+def time_major(sequence: Array) -> Array:
+    """Copy `(N, T, K)` to `(T, N, K)`, or back."""
+    return sequence.transpose(1, 0, 2).copy()
+
+
+def pack(sequence: Array) -> tuple[Array, Packing]:
+    """Copy `(N, T, K)` to packed rows `(T N, K)`."""
+    N, T, K = sequence.shape
+    return time_major(sequence).reshape(T * N, K), Packing(N, [N] * T)
+
+
+def unpack(rows: Array, N: int, T: int) -> Array:
+    """Copy packed rows `(T N, K)` to `(N, T, K)`."""
+    return time_major(rows.reshape(T, N, -1))
+
+
+def split_gates(gates: Array, count: int) -> list[Array]:
+    """Return `count` views `(n, H)` of gates that lie side by side in `(n, count H)`."""
+    H = gates.shape[1] // count
+    return [gates[:, k * H : (k + 1) * H] for k in range(count)]
+
+
+class Unrolled(NamedTuple):
+    """A packed sequence that a cell was run over, M rows.
+
+    Attributes
+    ----------
+    gates
+        `(M, kH)`, as `Cell.forward` left them.
+    h, prev_h
+        `(M, H)`: the hidden states after and before each step.
+    more
+        By name, `(M, H)`: further states after each step and what the cell keeps; and the first of
+        further states, `(N, H)`: `c` and `c0`.
+    """
+
+    gates: Array
+    h: Array
+    prev_h: Array
+    more: dict[str, Array]
+
+    def states(self, cell: Cell, packing: Packing) -> tuple[Array, ...]:
+        """Return the states `(N, H)` after the last step of a sequence without padding."""
+        last = packing.rows[-1]
+        return (self.h[last], *(self.more[name][last] for name in cell.states[1:]))
+
+    def at(self, cell: Cell, packing: Packing, t: int) -> dict[str, Array]:
+        """Return the arrays of step t by name; those of further states before it as `prev_c`."""
+        rows = packing.rows[t]
+        arrays = {"gates": self.gates[rows], "h": self.h[rows], "prev_h": self.prev_h[rows]}
+        for name in cell.kept:
+            arrays[name] = self.more[name][rows]
+        for name in cell.states[1:]:
+            before = self.more[name][packing.rows[t - 1]] if t else self.more[f"{name}0"]
+            arrays[f"prev_{name}"] = before[: rows.stop - rows.start]
+            arrays[name] = self.more[name][rows]
+        return arrays
+
+
+def unroll(
+    cell: Cell,
+    gates: Array,
+    b: Array | None,
+    start: Sequence[Array],
+    weights: Weights,
+    packing: Packing,
+    space: Workspace,
+) -> Unrolled:
+    """Run a cell over a packed sequence.
+
+    Parameters
+    ----------
+    cell
+        The cell.
+    gates, b
+        `(M, kH)` and `(kH,)`: x Wx of every row, and the bias, or None if it is already added. The
+        first is changed to the gates.
+    start
+        The first states `(N, H)`; those that are left out are zero.
+    weights
+        `Wh (H, kH)` and the further biases of the cell `(H,)`.
+    packing
+        The rows of each step.
+    space
+        Memory of the result; its namespace chooses the version.
+    """
+    (N, H), total = start[0].shape, packing.total
+    h, prev_h = hidden_states(start[0], packing, space)
+    more = {name: packing.empty(space, name, H) for name in cell.kept}
+    for k, name in enumerate(cell.states[1:], 1):
+        states = space.empty(f"{name} of all steps", N + total, H, most=N + packing.capacity)
+        states[:N] = start[k] if k < len(start) else 0
+        more[f"{name}0"], more[name] = states[:N], states[N:]
+    run = Unrolled(gates, h, prev_h, more)
+    cell.unroll(space.xp, run, b, weights, packing)
+    return run
+
+
+def unroll_backward(
+    cell: Cell, dh: Array, run: Unrolled, weights: Weights, packing: Packing, space: Workspace
+) -> tuple[Array, Array, Array]:
+    """Backpropagate through time.
+
+    Parameters
+    ----------
+    cell, weights, packing, space
+        As for `unroll`.
+    dh
+        `(M, H)`: the gradient of every hidden state from the layer above.
+    run
+        From the forward pass.
+
+    Returns
+    -------
+    dax, dah, dh0
+        The gradients of x Wx + b and of h Wh, `(M, kH)`, one array if they are the same; and of
+        the first hidden state.
+    """
+    H, width = weights["Wh"].shape
+    dah = packing.empty(space, "dah", width)
+    dax = packing.empty(space, "dax", width) if "dax" in cell._names[1] else dah
+    dh0 = space.zeros("dh0", packing.captions, H)
+    cell.unroll_backward(space.xp, dh, run, weights, dax, dah, dh0, packing)
+    return dax, dah, dh0
+
+
+class SequenceCache(NamedTuple):
+    """What the backward pass of a sequence needs; `steps (T N, D)` are its inputs, packed."""
+
+    steps: Array
+    run: Unrolled
+    Wx: Array
+    weights: Weights
+    packing: Packing
+
+
+def sequence_forward(
+    cell: Cell, x: Array, h0: Array, Wx: Array, b: Array, weights: Weights
+) -> tuple[Array, SequenceCache]:
+    """Run a cell over inputs `(N, T, D)`; return every hidden state `(N, T, H)` and a cache."""
+    steps, packing = pack(x)
+    ax = steps @ Wx + b
+    space = Workspace(namespace(ax), ax.dtype)
+    run = unroll(cell, ax, None, (h0,), weights, packing, space)
+    return unpack(run.h, *x.shape[:2]), SequenceCache(steps, run, Wx, weights, packing)
+
+
+def sequence_backward(cell: Cell, dh: Array, cache: SequenceCache) -> dict[str, Array]:
+    """Return the gradients of `x`, `h0` and each parameter, from that of every hidden state."""
+    steps, run, Wx, weights, packing = cache
+    xp = namespace(dh, run.h)
+    rows, space = pack(dh)[0], Workspace(xp, run.h.dtype)
+    dax, dah, dh0 = unroll_backward(cell, rows, run, weights, packing, space)
+    gradients = {name: xp.empty_like(value) for name, value in weights.items()}
+    weight_gradients(cell, run, dah, gradients, xp)
+    dx = unpack(dax @ Wx.T, *dh.shape[:2])
+    return {"x": dx, "h0": dh0, "Wx": steps.T @ dax, "b": dax.sum(axis=0), **gradients}
+
+
+def weight_gradients(
+    cell: Cell, run: Unrolled, dah: Array, gradients: Mapping[str, Array], xp: Namespace
+) -> None:
+    """Write the gradients of `Wh` and of the further biases, from that of h Wh `(M, kH)`."""
+    product(xp, run.prev_h.T, dah, gradients["Wh"])
+    blocks = split_gates(dah, len(cell.gates))
+    for name, block in cell.biases.items():
+        column_sum(xp, blocks[block], gradients[name])
+
+
+def _memory(name: str, like: Array, xp: Namespace, *shape: int) -> Array:
+    """Return memory until the operation returns."""
+    return passing(xp, like.dtype).empty(name, *shape)
+
+
+def _unroll(
+    cell: Cell, xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
+) -> None:
+    if b is not None:
+        run.gates[...] += b
+    ah = _memory("ah", run.h, xp, packing.captions, run.gates.shape[1])
+    for t, rows in enumerate(packing.rows):
+        arrays = run.at(cell, packing, t)
+        prev_h, n = arrays["prev_h"], rows.stop - rows.start
+        if t > 0 and not packing.even:
+            prev_h[...] = run.h[packing.rows[t - 1]][:n]
+        product(xp, prev_h, weights["Wh"], ah[:n])
+        cell.step(xp, {**arrays, **weights, "ah": ah[:n]})
+
+
+def _unroll_backward(
+    cell: Cell,
+    xp: Namespace,
+    dh: Array,
+    run: Unrolled,
+    weights: Weights,
+    dax: Array,
+    dah: Array,
+    back: Array,
+    packing: Packing,
+) -> None:
+    N, H = back.shape
+    through = _memory("through", back, xp, N, H)
+    others = {f"d{name}": _memory(f"d{name}", back, xp, N, H) for name in cell.states[1:]}
+    for gradient in others.values():
+        gradient[...] = 0
+    for t in reversed(range(len(packing.rows))):
+        rows = packing.rows[t]
+        n = rows.stop - rows.start
+        gradients = {"dax": dax[rows], "dah": dah[rows], "da": dah[rows], "back": back[:n]}
+        gradients |= {name: gradient[:n] for name, gradient in others.items()}
+        arrays = {**run.at(cell, packing, t), **weights, **gradients, "above": dh[rows]}
+        cell.step_backward(xp, arrays)
+        if cell.direct:
+            product(xp, dah[rows], weights["Wh"].T, through[:n])
+            back[:n] += through[:n]
+        else:
+            product(xp, dah[rows], weights["Wh"].T, back[:n])
+
+
+def _advance(
+    cell: Cell,
+    xp: Namespace,
+    ax: Array,
+    ah: Array,
+    state: Sequence[Array],
+    weights: Weights,
+    words: Array,
+    parents: Array,
+    next_state: Sequence[Array],
+) -> None:
+    """Take one step of R hypotheses, several of which may share a word or a parent.
+
+    Parameters
+    ----------
+    ax
+        `(D, kH)`: x Wx + b of each distinct word.
+    ah, state
+        `(P, kH)` and `(P, H)`: h Wh and the states of each parent.
+    weights
+        The further biases of the cell.
+    words, parents
+        `(R,)`: the rows of `ax`, and of `ah` and `state`, of each hypothesis.
+    next_state
+        `(R, H)`, written.
+    """
+    arrays = {"gates": ax[words], "ah": ah[parents], **weights}
+    for name, before, after in zip(cell.states, state, next_state, strict=True):
+        arrays |= {f"prev_{name}": before[parents], name: after}
+    for name in cell.kept:
+        arrays[name] = xp.empty_like(next_state[0])
+    cell.step(xp, arrays)

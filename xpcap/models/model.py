@@ -1,0 +1,258 @@
+"""What every captioner is: words, parameters, a loss, and captions.
+
+A model family is a subclass of `CaptionModel` that defines `shapes`, `forward`, `backward`, `start`
+and `advance`. Training, decoding, checkpoints and reports ask a model for nothing else.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy
+
+from xpcap.backend import Array, Backend, as_backend, namespace
+from xpcap.data.vocabulary import END, NULL, START
+from xpcap.errors import ConfigurationError
+from xpcap.init import scaled_normal
+from xpcap.layers.dropout import check_rate
+from xpcap.models.greedy import greedy
+from xpcap.models.objective import Objective, PackedBatch
+from xpcap.workspace import Workspace
+
+State = tuple[Array, ...]
+"""Arrays with a row for each hypothesis."""
+
+
+class CaptionModel(abc.ABC):
+    """A captioner: image features in, sentences out.
+
+    Parameters
+    ----------
+    word_to_idx
+        The index of each word, 0..V-1; `<NULL>` must be there, `<START>` and `<END>` to sample.
+    dtype
+        Of the initial parameters.
+    dropout
+        The share of word vectors' and of hidden states' elements that `loss` drops, in [0, 1).
+    seed
+        Of the initial parameters and of dropout; None takes it from NumPy's global generator.
+    backend
+        Where the parameters live: a device name, a `Backend`, or None for the default one.
+    **sizes
+        The arguments of `shapes`.
+
+    Attributes
+    ----------
+    null, start_word, end
+        The indices of `<NULL>`, `<START>` and `<END>`; the last two may be None.
+    params
+        Arrays by name. A plain dict: assign to it what you like, in any floating dtype.
+    sizes
+        As given.
+
+    Raises
+    ------
+    ConfigurationError
+        If a size is not positive, the rate not in [0, 1) or `<NULL>` missing.
+    """
+
+    family: ClassVar[str]
+    head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")
+    """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        *,
+        dtype: Any = numpy.float32,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        backend: Backend | str | None = None,
+        **sizes: Any,
+    ) -> None:
+        check_rate(dropout)
+        for name, size in sizes.items():
+            if isinstance(size, int) and size < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {size}")
+        if numpy.dtype(dtype).kind != "f":
+            raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
+        if NULL not in word_to_idx:
+            raise ConfigurationError(f"the vocabulary lacks {NULL}, the padding of captions")
+        self.sizes = sizes
+        self.dtype = numpy.dtype(dtype)
+        self.dropout = dropout
+        self.seed = int(numpy.random.randint(2**31 - 1)) if seed is None else seed
+        self.word_to_idx = dict(word_to_idx)
+        self.idx_to_word = {index: word for word, index in word_to_idx.items()}
+        self.null = word_to_idx[NULL]
+        self.start_word = word_to_idx.get(START)
+        self.end = word_to_idx.get(END)
+        self.backend = as_backend(backend)
+        shapes = self.shapes(len(word_to_idx), **sizes)
+        self.params: dict[str, Array] = {
+            name: self.backend.to_device(value, dtype=self.dtype)
+            for name, value in self.initial(shapes, numpy.random.default_rng(self.seed)).items()
+        }
+
+    @classmethod
+    @abc.abstractmethod
+    def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter by name, for a vocabulary of `words` words."""
+
+    @abc.abstractmethod
+    def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
+        """Read packed captions.
+
+        Parameters
+        ----------
+        features
+            `(N, ...)`, in the order of the packed captions and of the parameters' dtype.
+        batch
+            The words read, M rows.
+        space
+            Memory that stays until `backward`; its namespace chooses the kernels.
+
+        Returns
+        -------
+        hidden, cache
+            `(M, H)`, from which the vocabulary layer predicts words; and what `backward` needs.
+        """
+
+    @abc.abstractmethod
+    def backward(self, dhidden: Array, cache: Any, gradients: Mapping[str, Array]) -> None:
+        """Write the gradients of all parameters but those of `head`.
+
+        Parameters
+        ----------
+        dhidden
+            `(M, H)`: the gradient of `hidden`; may be changed.
+        cache
+            From `forward`.
+        gradients
+            By name, arrays of the parameters' shapes.
+        """
+
+    @abc.abstractmethod
+    def start(self, features: Array) -> tuple[Any, State]:
+        """Begin captions of N images.
+
+        Returns
+        -------
+        context, state
+            What belongs to the images and to decoding as a whole; and the state before the first
+            word, N rows.
+        """
+
+    @abc.abstractmethod
+    def advance(
+        self, words: Array, parents: Array | None, state: State, context: Any
+    ) -> tuple[Array, State]:
+        """Feed one word to each hypothesis.
+
+        Parameters
+        ----------
+        words
+            Indices `(R,)`.
+        parents
+            The row of `state` that each word follows, `(R,)`; None: each its own.
+        state, context
+            From `start` or the step before.
+
+        Returns
+        -------
+        hidden, state
+            `(R, H)`, from which the vocabulary layer predicts the next words; and the new state.
+        """
+
+    def initial(
+        self, shapes: Mapping[str, tuple[int, ...]], rng: numpy.random.Generator
+    ) -> dict[str, numpy.ndarray]:
+        """Draw initial parameters: weights are N(0, 1) / sqrt(fan_in), biases zero."""
+        return {
+            name: scaled_normal(rng, *shape) if len(shape) == 2 else numpy.zeros(shape)
+            for name, shape in shapes.items()
+        }
+
+    def to(self, backend: Backend | str) -> Self:
+        """Move the parameters to another device, and return the model itself."""
+        self.backend = as_backend(backend)
+        self.params = {name: self.backend.to_device(value) for name, value in self.params.items()}
+        return self
+
+    def loss(
+        self, features: Array, captions: Array, step: int = 0
+    ) -> tuple[Array, dict[str, Array]]:
+        """Cross entropy of captions given their images' features, and its gradients.
+
+        Parameters
+        ----------
+        features
+            `(N, ...)` floating, converted to the parameters' dtype.
+        captions
+            Word indices `(N, T+1)`: each word but the last is fed in, each but the first is to be
+            predicted, and `<NULL>` is not counted.
+        step
+            The number of the training step: which dropout masks are drawn.
+
+        Returns
+        -------
+        loss, gradients
+            In nats, summed over a caption's words and averaged over captions, a 0-d array; and
+            a dict with the keys of `params`.
+
+        Raises
+        ------
+        ShapeError
+            If shapes do not fit, or a word is not in the vocabulary.
+        BackendError
+            If the arrays do not live where the parameters do.
+        """
+        with self.backend.activate():
+            xp = namespace(features, captions, *self.params.values())
+            gradients = {name: xp.empty_like(value) for name, value in self.params.items()}
+            return Objective(self).loss(features, captions, step, gradients), gradients
+
+    def evaluate(self, features: Array, captions: Array) -> Array:
+        """Return the same loss without gradients and without dropout, as for held-out captions."""
+        with self.backend.activate():
+            namespace(features, captions, *self.params.values())
+            return Objective(self).evaluate(features, captions)
+
+    def step(
+        self, words: Array, parents: Array | None, state: State, context: Any
+    ) -> tuple[Array, State]:
+        """Feed one word to each hypothesis, as `advance`; return scores of next words `(R, V)`."""
+        hidden, state = self.advance(words, parents, state, context)
+        W, b = (self.params[name] for name in self.head)
+        scores = hidden @ W
+        scores += b
+        return scores, state
+
+    def sample(self, features: Array, max_length: int = 30) -> Array:
+        """Caption images greedily: always the most likely next word.
+
+        Parameters
+        ----------
+        features
+            `(N, ...)` floating.
+        max_length
+            The most words of a caption, `<END>` included.
+
+        Returns
+        -------
+        array
+            Word indices `(N, max_length)` int32; after `<END>` all is `<NULL>`.
+
+        Raises
+        ------
+        ConfigurationError
+            If the vocabulary has no `<START>`, or `max_length` is negative.
+        """
+        if self.start_word is None:
+            raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
+        if max_length < 0:
+            raise ConfigurationError(f"max_length must not be negative, got {max_length}")
+        with self.backend.activate():
+            return greedy(self, features, max_length)

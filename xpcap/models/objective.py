@@ -1,0 +1,364 @@
+"""The loss that all model families share: cross entropy of packed captions, weighted by word.
+
+The objective owns what is not the model's: which rows have a target and what each of them counts,
+the vocabulary layer, softmax and dropout masks.
+
+* No padding: captions are sorted by length, and each step has those still active. Where all later
+  targets are `<NULL>`, every gradient is exactly zero.
+* The memory of all large arrays is the same at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy
+
+from xpcap.backend import Array, is_host, namespace, to_host
+from xpcap.data.minibatch import Share
+from xpcap.errors import ShapeError
+from xpcap.kernels import fastest
+from xpcap.kernels.random import keep_parts
+from xpcap.layers import dropout
+from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.layers.affine import column_sum, product
+from xpcap.layers.embedding import take_rows
+from xpcap.layers.loss import softmax_cross_entropy
+from xpcap.layers.random import keep_mask
+from xpcap.layers.recurrence import Packing
+from xpcap.workspace import Workspace, round_up, row_multiple
+
+if TYPE_CHECKING:
+    from xpcap.models.model import CaptionModel
+
+Streams = tuple["int | Array", "int | Array"]
+"""Numbers of the dropout masks of word vectors and of hidden states."""
+
+
+class PackedBatch(NamedTuple):
+    """A batch of N captions, packed to M rows, one for each word that is read.
+
+    Attributes
+    ----------
+    packing
+        The rows of each step.
+    images
+        `(N,)`: the row of the features that belongs to each caption.
+    words
+        `(M,)`: the word read.
+    targets, weight
+        `(S,)`: the word to predict, and the weight of its cross entropy in the loss.
+    places
+        `(M,)`: n T + t, the position of a row in the batch as it was given; for dropout.
+    distinct, which
+        `(D,)` and `(M,)`: the words read, each once, and which of them each row reads; or None.
+    scored
+        `(S,)`: the rows that have a target, or None if all have.
+    all_places
+        N T of the whole minibatch, if this is a share of one.
+    drop
+        Applies dropout to word vectors `(M, W)`, or to their gradient, in place.
+    """
+
+    packing: Packing
+    images: Array
+    words: Array
+    targets: Array
+    weight: Array
+    places: Array
+    distinct: Array | None = None
+    which: Array | None = None
+    scored: Array | None = None
+    all_places: int | None = None
+    drop: Callable[[Array], None] = lambda vectors: None
+
+
+def pack_captions(
+    captions: numpy.ndarray,
+    null: int,
+    dtype: Any,
+    to_device: Callable[[numpy.ndarray], Array],
+    share: Share | None = None,
+) -> PackedBatch:
+    """Sort captions by length, longest first, and pack them, on the host.
+
+    Parameters
+    ----------
+    captions
+        Word indices `(N, T+1)` on the host.
+    null
+        The word that pads them.
+    dtype
+        Of the weights.
+    to_device
+        Moves arrays to the device.
+    share
+        The part of a minibatch that they are, if it is not a whole one: N is that of the whole
+        then, in weights and places.
+    """
+    N, T = captions.shape[0], captions.shape[1] - 1
+    whole = N if share is None else share.captions
+    counted = captions[:, 1:] != null
+    lengths = ((T - counted[:, ::-1].argmax(axis=1)) * counted.any(axis=1)).astype(numpy.int64)
+    order = numpy.argsort(-lengths, kind="stable")
+    sizes = (lengths[None, :] > numpy.arange(lengths.max(initial=0))[:, None]).sum(axis=1)
+    caption = numpy.concatenate([order[:size] for size in sizes] or [order[:0]])
+    time = numpy.repeat(numpy.arange(len(sizes)), sizes)
+    words, scored = captions[caption, time], counted[caption, time]
+    distinct, which = numpy.unique(words, return_inverse=True)
+    targets = captions[caption, time + 1][scored]
+    return PackedBatch(
+        Packing(N, sizes.tolist(), capacity=N * T),
+        to_device(order),
+        to_device(words),
+        to_device(targets),
+        to_device(numpy.full(len(targets), 1 / whole, dtype)),
+        to_device((caption if share is None else share.places[caption]) * T + time),
+        to_device(distinct),
+        to_device(which),
+        None if scored.all() else to_device(numpy.flatnonzero(scored)),
+        None if share is None else whole * T,
+    )
+
+
+class _Forward(NamedTuple):
+    """What the backward pass needs of the forward pass, `hidden` of the rows scored (S, H)."""
+
+    cache: Any
+    kept: Array | None
+    hidden: Array
+    dscores: Array
+
+
+class Objective:
+    """Loss and gradients of a model, in memory that is kept from call to call.
+
+    Parameters
+    ----------
+    model
+        Its parameters are read at each call; it stays on its device.
+
+    Attributes
+    ----------
+    xp
+        The array namespace, which chooses the kernels.
+    """
+
+    def __init__(self, model: CaptionModel) -> None:
+        self.model = model
+        self.xp = fastest(model.backend.xp)
+        self._space = Workspace(self.xp, numpy.float32)
+
+    def loss(
+        self,
+        features: Array,
+        captions: Array,
+        step: int,
+        gradients: dict[str, Array],
+        share: Share | None = None,
+    ) -> Array:
+        """Compute what `CaptionModel.loss` computes.
+
+        Parameters
+        ----------
+        features, captions, step
+            As there; captions are packed on the host and best come from it.
+        gradients
+            By name, arrays of the parameters' shapes, written.
+        share
+            The part of a minibatch that the captions are: loss and gradients are then its part of
+            those of the whole.
+
+        Returns
+        -------
+        array
+            The loss, a 0-d array.
+        """
+        streams = (2 * step, 2 * step + 1) if self.model.dropout else None
+        batch = self._pack(features, captions, share)
+        return self.compute(features, batch, streams, gradients).sum()
+
+    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
+        """Return the loss without gradients and without dropout."""
+        return self._forward(features, self._pack(features, captions, share), None)[0].sum()
+
+    def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
+        """Run the model over captions without dropout.
+
+        Returns
+        -------
+        batch, hidden, cache
+            The packed captions, and what `CaptionModel.forward` returns.
+        """
+        batch, space = self._pack(features, captions), self._workspace()
+        return batch, *self.model.forward(self._gather(features, batch.images), batch, space)
+
+    def words(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Array, Any]:
+        """Compute the cross entropy of each word, and its gradient at the hidden state.
+
+        Returns
+        -------
+        batch, losses, dhidden, cache
+            The packed captions; `(M,)` in nats, 0 in rows without a target; `(M, H)`, the gradient
+            of each row's own loss; and the cache of `CaptionModel.forward`.
+        """
+        batch, hidden, cache = self.read(features, captions)
+        xp, M = self.xp, batch.packing.total
+        rows = xp.arange(M) if batch.scored is None else batch.scored
+        targets, weight = xp.zeros(M, batch.targets.dtype), xp.zeros(M, hidden.dtype)
+        targets[rows], weight[rows] = batch.targets, 1
+        W, b = (self.model.params[name] for name in self.model.head)
+        scores, losses = hidden @ W, xp.empty(M, hidden.dtype)
+        softmax_cross_entropy(xp, scores, b, targets, weight, losses)
+        return batch, losses, scores @ W.T, cache
+
+    def compute(
+        self,
+        features: Array,
+        batch: PackedBatch,
+        streams: Streams | None,
+        gradients: dict[str, Array],
+    ) -> Array:
+        """Compute losses and gradients of a packed batch.
+
+        Parameters
+        ----------
+        features
+            `(rows, ...)`, of which `batch.images` are those of the captions.
+        batch
+            On the device.
+        streams
+            Of the dropout masks; None drops nothing.
+        gradients
+            By name, written.
+
+        Returns
+        -------
+        array
+            `(S,)`: the loss of each target word; the next call writes there again.
+        """
+        losses, forward = self._forward(features, batch, streams)
+        self._backward(batch, forward, gradients)
+        return losses
+
+    def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedBatch:
+        model, host = self.model, to_host(captions)
+        if host.ndim != 2 or host.shape[1] < 2 or not len(host):
+            raise ShapeError(f"expected captions (N, T+1) with N, T > 0, got {host.shape}")
+        W, b = (model.params[name] for name in model.head)
+        check_shapes(
+            "loss", captions=(host[:, 0], "N"), features=(features[..., 0], "N"),
+            weights=(W, "H V"), biases=(b, "V"),
+        )  # fmt: skip
+        check_indices(numpy, "captions", host, len(b))
+        return pack_captions(host, model.null, self._dtype(), model.backend.to_device, share)
+
+    def _forward(
+        self, features: Array, batch: PackedBatch, streams: Streams | None
+    ) -> tuple[Array, _Forward]:
+        model, packing = self.model, batch.packing
+        namespace(features, *model.params.values())
+        space, xp = self._workspace(), self.xp
+        W, b = (model.params[name] for name in model.head)
+        S, (H, V) = len(batch.targets), W.shape
+        images = self._gather(features, batch.images)
+        kept = None
+        if streams is not None:
+            batch = batch._replace(distinct=None, drop=self._dropping("words", batch, streams[0]))
+        hidden, cache = model.forward(images, batch, space)
+        if streams is not None:
+            kept = self._draw("kept hidden", batch, H, streams[1])
+            dropped = packing.empty(space, "dropped", H)
+            dropped[...] = hidden
+            self._drop(dropped, kept)
+            hidden = dropped
+        if batch.scored is not None:
+            everywhere, hidden = hidden, space.empty("scored", S, H, most=packing.capacity)
+            take_rows(xp, everywhere, batch.scored, hidden)
+        stored = round_up(V, row_multiple(model.backend.xp))
+        scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
+        product(xp, hidden, W, scores)
+        losses = space.empty("losses", S, most=packing.capacity)
+        softmax_cross_entropy(xp, scores, b, batch.targets, batch.weight, losses)
+        return losses, _Forward(cache, kept, hidden, scores)
+
+    def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:
+        model, space, xp = self.model, self._space, self.xp
+        cache, kept, hidden, dscores = forward
+        W, (dW, db) = model.params[model.head[0]], (gradients[name] for name in model.head)
+        product(xp, hidden.T, dscores, dW)
+        column_sum(xp, dscores, db)
+        dhidden = batch.packing.empty(space, "dhidden", hidden.shape[1])
+        if batch.scored is None:
+            product(xp, dscores, W.T, dhidden)
+        else:
+            product(xp, dscores, W.T, hidden)  # in its memory
+            dhidden[...] = 0
+            dhidden[batch.scored] = hidden
+        if kept is not None:
+            self._drop(dhidden, kept)
+        model.backward(dhidden, cache, gradients)
+
+    def _dtype(self) -> numpy.dtype:
+        return numpy.result_type(*(value.dtype for value in self.model.params.values()))
+
+    def _workspace(self) -> Workspace:
+        """Return the memory of the calls before, or new memory where the dtype has changed."""
+        if self._space.dtype != self._dtype():
+            self._space = Workspace(self.xp, self._dtype())
+        return self._space
+
+    def _gather(self, features: Array, images: Array) -> Array:
+        """Return the features of each caption in the workspace's dtype."""
+        space, shape = self._space, (len(images), *features.shape[1:])
+        found = space.empty("features", *shape)
+        if features.dtype == found.dtype:
+            take_rows(self.xp, features, images, found)
+        else:
+            gathered = space.empty("gathered", *shape, dtype=features.dtype)
+            take_rows(self.xp, features, images, gathered)
+            found[...] = gathered.astype(found.dtype)
+        return found
+
+    def _dropping(
+        self, name: str, batch: PackedBatch, stream: int | Array
+    ) -> Callable[[Array], None]:
+        """Return a function that applies the same dropout mask at each call."""
+        kept: list[Array] = []
+
+        def drop(values: Array) -> None:
+            if not kept:
+                kept.append(self._draw(f"kept {name}", batch, values.shape[1], stream))
+            self._drop(values, kept[0])
+
+        return drop
+
+    def _draw(self, name: str, batch: PackedBatch, width: int, stream: int | Array) -> Array:
+        """Return which elements `(M, width)` dropout keeps: those of the unpacked batch's mask."""
+        space, packing = self._space, batch.packing
+        which = dropout.threshold(self.model.dropout), self.model.seed, stream
+        kept = packing.empty(space, name, width, dtype=bool)
+        if batch.all_places is not None and is_host(self.xp):
+            order, starts = _spans(batch.places)  # what is between belongs to other shares
+            drawn = space.empty("kept", len(order), width, most=packing.capacity, dtype=bool)
+            firsts = (batch.places[order[starts]] * width).tolist()
+            parts = numpy.split(drawn.reshape(-1), starts[1:] * width)
+            keep_parts(*which, zip(firsts, parts, strict=False))  # without words there is one
+            kept[order] = drawn
+            return kept
+        places = batch.all_places or packing.capacity
+        everywhere = space.empty("kept", places, width, dtype=bool)
+        keep_mask(space.xp, *which, everywhere.reshape(-1))
+        take_rows(space.xp, everywhere, batch.places, kept)
+        return kept
+
+    def _drop(self, values: Array, kept: Array) -> None:
+        values *= kept
+        values *= dropout.scale(self.model.dropout)
+
+
+def _spans(places: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return rows in the order of their places `(M,)`, and where in it places are left out."""
+    order = numpy.argsort(places)
+    return order, numpy.flatnonzero(numpy.diff(places[order], prepend=-2) > 1)

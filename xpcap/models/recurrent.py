@@ -1,0 +1,244 @@
+"""The recurrent captioner: image features set the first state of a network that predicts words.
+
+Vinyals et al., "Show and tell" (CVPR 2015) and Karpathy and Fei-Fei (CVPR 2015), in the form of
+Stanford's CS231n assignment: the image sets h0 and is not seen again.
+
+    h0 = features W_proj + b_proj
+    x_t = W_embed[word_t]
+    h_t = cell(x_t Wx + b, h_{t-1} Wh)
+    scores_t = h_t W_vocab + b_vocab
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy
+
+from xpcap.backend import Array, Backend, is_host, namespace
+from xpcap.errors import ConfigurationError
+from xpcap.kernels import fastest
+from xpcap.layers._checks import check_shapes
+from xpcap.layers.affine import affine_forward, column_sum, product
+from xpcap.layers.embedding import add_rows, take_rows
+from xpcap.layers.gru import GRU
+from xpcap.layers.lstm import LSTM
+from xpcap.layers.recurrence import Unrolled, unroll, unroll_backward, weight_gradients
+from xpcap.layers.rnn import RNN
+from xpcap.models.model import CaptionModel, State
+from xpcap.models.objective import PackedBatch
+from xpcap.workspace import Workspace, passing
+
+CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+
+
+def check_cell(cell_type: str) -> None:
+    """Check the name of a cell.
+
+    Raises
+    ------
+    ConfigurationError
+        It names the cells there are.
+    """
+    if cell_type not in CELLS:
+        raise ConfigurationError(f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}")
+
+
+class _Cache(NamedTuple):
+    features: Array
+    vectors: Array
+    run: Unrolled
+    batch: PackedBatch
+    space: Workspace
+
+
+class CaptioningRNN(CaptionModel):
+    """A captioner whose network is recurrent.
+
+    Parameters
+    ----------
+    word_to_idx
+        The index of each word, 0..V-1; `<NULL>` must be there, `<START>` and `<END>` to sample.
+    input_dim, wordvec_dim, hidden_dim
+        D, W and H: sizes of the image features, of a word's vector and of the hidden state.
+    cell_type
+        `"rnn"`, `"lstm"` or `"gru"`.
+    dtype, dropout, seed, backend
+        As for `CaptionModel`.
+
+    Attributes
+    ----------
+    cell
+        The `Cell`.
+
+    Raises
+    ------
+    ConfigurationError
+        If the cell is unknown, the rate not in [0, 1) or `<NULL>` missing.
+    """
+
+    family = "recurrent"
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        wordvec_dim: int = 128,
+        hidden_dim: int = 128,
+        cell_type: str = "rnn",
+        dtype: Any = numpy.float32,
+        *,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        backend: Backend | str | None = None,
+    ) -> None:
+        check_cell(cell_type)
+        self.cell_type = cell_type
+        self.cell = CELLS[cell_type]
+        super().__init__(
+            word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
+            input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
+            cell_type=cell_type,
+        )  # fmt: skip
+
+    @classmethod
+    def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of `W_proj (D, H)`, `W_embed (V, W)`, the cell's weights and so on."""
+        D, W, H = (sizes[name] for name in ("input_dim", "wordvec_dim", "hidden_dim"))
+        cell = CELLS[sizes["cell_type"]].shapes(W, H)
+        weights = {name: cell.pop(name) for name in ("Wx", "Wh", "b")}
+        first = {"W_embed": (words, W), "W_proj": (D, H), "b_proj": (H,)}
+        return {**first, **weights, "W_vocab": (H, words), "b_vocab": (words,), **cell}
+
+    def initial(
+        self, shapes: Mapping[str, tuple[int, ...]], rng: numpy.random.Generator
+    ) -> dict[str, numpy.ndarray]:
+        """Draw initial parameters as CS231n does: word vectors are N(0, 1) / 100."""
+        vectors = rng.standard_normal(shapes["W_embed"]) / 100
+        others = {name: shape for name, shape in shapes.items() if name != "W_embed"}
+        return {"W_embed": vectors, **super().initial(others, rng)}
+
+    def forward(
+        self, features: Array, batch: PackedBatch, space: Workspace
+    ) -> tuple[Array, _Cache]:
+        """Run the cell over packed captions; see `CaptionModel.forward`.
+
+        Without dropout each distinct word is projected once: 128 COCO captions hold some 1,430
+        words to read, but only 360 different ones.
+        """
+        params, packing, xp = self.params, batch.packing, space.xp
+        size = check_shapes(
+            "loss", features=(features, "N D"), W_proj=(params["W_proj"], "D H"),
+            W_embed=(params["W_embed"], "V W"),
+        )  # fmt: skip
+        V, W = size["V"], size["W"]
+        h0 = space.empty("h0", size["N"], size["H"])
+        product(xp, features, params["W_proj"], h0)
+        h0 += params["b_proj"]
+        ax, b = packing.empty(space, "gates", params["Wx"].shape[1]), params["b"]
+        if batch.distinct is None:
+            vectors = packing.empty(space, "vectors", W)
+            take_rows(xp, params["W_embed"], batch.words, vectors)
+            batch.drop(vectors)
+            product(xp, vectors, params["Wx"], ax)
+        else:
+            vectors = space.empty("vectors", len(batch.distinct), W, most=V)
+            take_rows(xp, params["W_embed"], batch.distinct, vectors)
+            projected = space.empty("projected", len(vectors), ax.shape[1], most=V)
+            product(xp, vectors, params["Wx"], projected)
+            projected += b
+            b = None
+            take_rows(xp, projected, batch.which, ax)
+        run = unroll(self.cell, ax, b, (h0,), self.recurrent_weights(), packing, space)
+        return run.h, _Cache(features, vectors, run, batch, space)
+
+    def backward(self, dhidden: Array, cache: _Cache, gradients: Mapping[str, Array]) -> None:
+        """Backpropagate through time; see `CaptionModel.backward`."""
+        features, vectors, run, batch, space = cache
+        params, xp = self.params, space.xp
+        dax, dah, dh0 = unroll_backward(
+            self.cell, dhidden, run, self.recurrent_weights(), batch.packing, space
+        )
+        weight_gradients(self.cell, run, dah, gradients, xp)
+        if batch.distinct is not None:  # a word's gradient is the sum over all its rows
+            dprojected = space.empty("projected", len(vectors), dax.shape[1])
+            add_rows(xp, batch.which, dax, dprojected)
+            dax = dprojected
+        product(xp, vectors.T, dax, gradients["Wx"])
+        column_sum(xp, dax, gradients["b"])
+        dvectors = vectors  # in their memory
+        product(xp, dax, params["Wx"].T, dvectors)
+        if batch.distinct is not None:
+            gradients["W_embed"][...] = 0
+            gradients["W_embed"][batch.distinct] = dvectors
+        else:
+            batch.drop(dvectors)
+            add_rows(xp, batch.words, dvectors, gradients["W_embed"])
+        product(xp, features.T, dh0, gradients["W_proj"])
+        column_sum(xp, dh0, gradients["b_proj"])
+
+    def start(self, features: Array) -> tuple[_Projected, State]:
+        """Return projected words, and the first states `(N, H)`; see `CaptionModel.start`."""
+        features = features.astype(self.params["W_proj"].dtype, copy=False)
+        h0, _ = affine_forward(features, self.params["W_proj"], self.params["b_proj"])
+        xp = namespace(h0)
+        zeros = (xp.zeros_like(h0) for _ in self.cell.states[1:])
+        return _Projected(self.params), (h0, *zeros)
+
+    def advance(
+        self, words: Array, parents: Array | None, state: State, context: _Projected
+    ) -> tuple[Array, State]:
+        """Take one step of the cell; see `CaptionModel.advance`."""
+        xp = namespace(words, *state)
+        ax, which = context(words)
+        if parents is None:
+            parents = xp.arange(len(words))
+        elif is_host(xp):  # hypotheses that share a parent share its product
+            some, parents = numpy.unique(parents, return_inverse=True)
+            if len(some) < len(state[0]):
+                state = tuple(part[some] for part in state)
+        else:
+            state = tuple(part[parents] for part in state)
+            parents = xp.arange(len(words))
+        Wh = self.params["Wh"]
+        ah = passing(xp, Wh.dtype).empty("ah", len(state[0]), Wh.shape[1])
+        fast = fastest(xp)
+        product(fast, state[0], Wh, ah)
+        shape = len(words), state[0].shape[1]
+        after = tuple(xp.empty(shape, dtype=state[0].dtype) for _ in state)
+        self.cell.advance(fast, ax, ah, state, self.recurrent_weights(), which, parents, after)
+        return after[0], after
+
+    def feature_gradient(self, dh0: Array) -> Array:
+        """Return the gradient of features `(R, D)` from that of first hidden states `(R, H)`."""
+        return dh0 @ self.params["W_proj"].T
+
+    def recurrent_weights(self) -> dict[str, Array]:
+        """Return `Wh` and the further biases of the cell."""
+        return {name: self.params[name] for name in ("Wh", *self.cell.biases)}
+
+
+class _Projected:
+    """x Wx + b of words: on the CPU each word is projected once, when it is first needed."""
+
+    def __init__(self, params: Mapping[str, Array]) -> None:
+        self._params = params
+        self._rows: Array = None
+        self._known: Array = None
+
+    def __call__(self, words: Array) -> tuple[Array, Array]:
+        """Return projected words `(D, kH)`, and the row of each word `(R,)`."""
+        W_embed, Wx, b = (self._params[name] for name in ("W_embed", "Wx", "b"))
+        xp = namespace(words, Wx)
+        if not is_host(xp):
+            return W_embed[words] @ Wx + b, xp.arange(len(words))
+        if self._rows is None:
+            self._rows = numpy.empty((len(W_embed), Wx.shape[1]), Wx.dtype)
+            self._known = numpy.zeros(len(W_embed), bool)
+        new = words[~self._known[words]]
+        if len(new):
+            new = numpy.unique(new)
+            self._rows[new] = W_embed[new] @ Wx + b
+            self._known[new] = True
+        return self._rows, words
