@@ -118,9 +118,7 @@ def test_patience_ends_training_early(dataset, monkeypatch):
 def test_the_best_parameters_are_those_of_their_epoch(dataset, monkeypatch):
     """Though later steps change the model's arrays in place."""
     worse = iter(range(1, 100))
-    monkeypatch.setattr(
-        SharedLoss, "evaluate", lambda *args: numpy.float32(next(worse))
-    )
+    monkeypatch.setattr(SharedLoss, "evaluate", lambda *args: numpy.float32(next(worse)))
     trainer = build(dataset)
     after_first = {}
 
