@@ -28,7 +28,7 @@ class SharedLoss(PackedLoss):
 
     def __init__(self, model: CaptioningRNN) -> None:
         super().__init__(model)
-        self._parts: list[PackedLoss] = [self]
+        self._others: list[PackedLoss] = []
         self._gradients: list[dict[str, Array]] = []
 
     def loss(
@@ -44,7 +44,7 @@ class SharedLoss(PackedLoss):
         several = [gradients, *self._memory(len(batches) - 1, gradients)]
         tasks = [
             partial(PackedLoss.loss, part, batch.features, batch.captions, step, own, batch.share)
-            for part, batch, own in zip(self._parts, batches, several, strict=False)
+            for part, batch, own in zip([self, *self._others], batches, several, strict=False)
         ]
         loss, *others = threads.run(tasks)
         _add(several)
@@ -55,7 +55,7 @@ class SharedLoss(PackedLoss):
         batches = self._deal(Batch(captions, features, share=share))
         tasks = [
             partial(PackedLoss.evaluate, part, batch.features, batch.captions, batch.share)
-            for part, batch in zip(self._parts, batches, strict=False)
+            for part, batch in zip([self, *self._others], batches, strict=False)
         ]
         loss, *others = threads.run(tasks)
         return sum(others, start=loss)
@@ -67,7 +67,7 @@ class SharedLoss(PackedLoss):
         count = len(threads.spans(len(captions))) if host else 1
         if count == 1:
             return [batch]
-        self._parts += [PackedLoss(self.model) for _ in range(count - len(self._parts))]
+        self._others += [PackedLoss(self.model) for _ in range(count - 1 - len(self._others))]
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
         return [
             Batch(captions[rows], features[rows], share=whole._replace(places=whole.places[rows]))
