@@ -212,7 +212,7 @@ def test_numbers_that_are_not_finite_are_refused_where_they_are_read(name, value
     path = write(tmp_path / "f.h5", {**PLAIN, **BLOCKS}[name])
     with h5py.File(path, "a") as file:
         file["features"][30, 2] = value
-    assert "NaN or infinite numbers (as float32); expected finite ones" in one_line(path, [1, 30])
+    assert "NaN or infinite values (as float32); expected finite ones" in one_line(path, [1, 30])
     with pytest.raises(DataError, match="NaN or infinite"):
         read_features(path)
     numpy.testing.assert_array_equal(LazyFeatures(path)[:30], in_file(path)[:30])
@@ -222,7 +222,7 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path):
     path = write(tmp_path / "f.h5", PLAIN["plain"])
     with h5py.File(path, "a") as file:
         file["features"][30, 2] = 1e6
-    assert "infinite numbers (as float16)" in one_line(path, [30], "float16")
+    assert "infinite values (as float16)" in one_line(path, [30], "float16")
     assert LazyFeatures(path)[30][2] == 1e6
 
 
