@@ -85,7 +85,7 @@ def test_words_need_their_count_in_training_captions(tmp_path):
     ("file", "change", "message"),
     [
         (0, lambda c: c.pop("images"), "expected 'images', a list"),
-        (0, lambda c: c["images"][3].pop("id"), r"images\[3\]: expected 'id', a int"),
+        (0, lambda c: c["images"][3].pop("id"), r"images\[3\]: expected 'id', an integer"),
         (0, lambda c: c["images"][0].update(width=0), r"images\[0\]: expected 'width' and"),
         (
             0,

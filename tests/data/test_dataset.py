@@ -133,7 +133,7 @@ ROWS = numpy.array([[1, 4, 2], [1, 5, 2]], numpy.int32)
         (FC7, "features", numpy.ones((9, 7)), "has 9 rows, but 'train_image_idxs'"),
         (FC7, "features", numpy.full((24, 7), numpy.nan), "NaN or infinite"),
         (FC7, "features", numpy.full((24, 7), numpy.inf), "NaN or infinite"),
-        (FC7, "features", numpy.ones((24, 8)), "'train': 8, 'val': 7.*expected one size"),
+        (FC7, "features", numpy.ones((24, 8)), "'train': 8, 'val': 7.*expected the same"),
     ],
 )
 def test_a_wrong_key_is_one_line_that_names_it(tiny, file, key, value, message):

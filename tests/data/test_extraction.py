@@ -43,7 +43,7 @@ def expected(count):
 
 
 def rows_of(extraction):
-    return extraction.features(range(len(extraction.pictures)))
+    return extraction.features(range(len(extraction.images)))
 
 
 def hidden(folder):
@@ -57,7 +57,7 @@ def test_rows_in_the_order_of_the_pictures(tmp_path, count):
     assert extraction.run(progress=lambda *args: told.append(args)) == []
     numpy.testing.assert_array_equal(rows_of(extraction), expected(count))
     assert rows_of(extraction).dtype == numpy.float32
-    assert told[-1] == ("pictures", count, count)
+    assert told[-1] == ("images", count, count)
     assert sum(extractor.seen) == count
     assert max(extractor.seen) <= 32
     extraction.forget()
@@ -69,7 +69,7 @@ def test_a_broken_picture_ends_it_by_name_and_the_rest_goes_on_when_it_is_mended
     whole = paths[70].read_bytes()
     paths[70].write_bytes(whole[:50])
     extraction = Extraction(Corner(), paths, tmp_path / "out")
-    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as an image"):
         extraction.run()
     assert extraction.path.stat().st_size == 64 * 28
     paths[70].write_bytes(whole)
@@ -87,7 +87,7 @@ def test_broken_pictures_are_skipped_by_name(tmp_path):
     extraction = Extraction(Corner(), paths, tmp_path / "out")
     broken = extraction.run(skip_broken=True)
     assert [picture.path for picture in broken] == [paths[3], paths[39]]
-    assert "3.png cannot be opened as a picture" in broken[0].reason
+    assert "3.png cannot be opened as an image" in broken[0].reason
     assert "39.png: No such file" in broken[1].reason
     rows = rows_of(extraction)
     assert numpy.isnan(rows[[3, 39]]).all()

@@ -283,7 +283,7 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "words.png"
     path.write_text("no picture\n")
-    with pytest.raises(DataError, match=r"words\.png cannot be opened as a picture") as caught:
+    with pytest.raises(DataError, match=r"words\.png cannot be opened as an image") as caught:
         load_image(path)
     assert "\n" not in str(caught.value)
 
@@ -295,7 +295,7 @@ def test_a_broken_picture_is_refused(tmp_path: Path, kind: str) -> None:
     Image.fromarray(noise).save(whole, kind)
     path = tmp_path / "half"
     path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    with pytest.raises(DataError, match="half cannot be opened as a picture"):
+    with pytest.raises(DataError, match="half cannot be opened as an image"):
         load_image(path)
 
 
@@ -307,5 +307,5 @@ def test_a_small_file_that_claims_a_huge_picture_is_refused(tmp_path: Path) -> N
     header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
-    with pytest.raises(DataError, match=r"bomb\.png cannot be opened as a picture"):
+    with pytest.raises(DataError, match=r"bomb\.png cannot be opened as an image"):
         load_image(path)

@@ -248,7 +248,7 @@ def test_a_server_that_does_not_tell_the_length(site, out):
 def test_a_cut_that_nobody_can_see(site, out):
     site.tells_length = False
     site.cuts = [20_000]
-    check_refused(site, out, "not a whole zip file.*; it is removed, the next try starts anew$")
+    check_refused(site, out, "not a whole zip file.*; it is removed, the next call starts over$")
 
 
 def send_chunks(pieces, end=True):

@@ -60,7 +60,7 @@ def test_a_picture_is_fetched(server, path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/text", "cannot be opened as a picture"),
+        ("/text", "cannot be opened as an image"),
         ("/none", "Not Found|404"),
         ("/large", "larger than 1000 bytes"),
         ("/file", "'file:///etc/passwd' is not allowed"),

@@ -162,7 +162,7 @@ def test_what_was_described_is_opened_again_and_nothing_else(tmp_path):
 
     moved = path.rename(tmp_path / "b.onnx")
     with pytest.raises(
-        DataError, match=r"a\.onnx is not there; expected the weights of 'clip-vit'"
+        DataError, match=r"a\.onnx does not exist; expected the weights of 'clip-vit'"
     ):
         open_extractor(description)
     assert open_extractor(description, moved).dim == 5

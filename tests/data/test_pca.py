@@ -7,7 +7,8 @@ import numpy
 import pytest
 
 from xpcap.backend import CPU, Backend
-from xpcap.data.pca import PCA, blocks
+from xpcap.data.features import row_blocks
+from xpcap.data.pca import PCA
 from xpcap.errors import DataError
 
 
@@ -39,7 +40,7 @@ def assert_same(found: PCA, expected: PCA) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a block have 70 numbers: seven rows of ten."""
-    monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", 280)
+    monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", 280)
 
 
 class Linalg:
@@ -113,8 +114,8 @@ def test_whitened_every_component_has_variance_one_and_none_goes_with_another(
 
 
 def test_blocks_are_all_rows_in_turn(small_blocks: None) -> None:
-    assert list(blocks(numpy.zeros((20, 10)))) == [slice(0, 7), slice(7, 14), slice(14, 20)]
-    assert list(blocks(numpy.zeros((2, 99)))) == [slice(0, 1), slice(1, 2)]
+    assert list(row_blocks(numpy.zeros((20, 10)))) == [slice(0, 7), slice(7, 14), slice(14, 20)]
+    assert list(row_blocks(numpy.zeros((2, 99)))) == [slice(0, 1), slice(1, 2)]
 
 
 def test_many_blocks_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_many_blocks_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     features = features[features[:, 0].argsort()]  # the first block's mean is far from the mean
     whole = PCA.fit(features, 4)
     for size in (280, 40):
-        monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", size)
+        monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", size)
         assert_same(PCA.fit(features, 4), whole)
 
 

@@ -140,11 +140,11 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which is not there$"),
+        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which does not exist$"),
         (lambda r: [i.update(image=i["image"] + "x") for i in r], {}, r"\(and 24 more\)"),
-        (lambda r: r.__delitem__(slice(1, None)), {}, "no picture with a caption for 'train'"),
-        (lambda r: [i.update(captions=[]) for i in r], {}, "no picture with a caption for 'train'"),
-        (lambda r: r[0].update(split="train"), {}, "no picture with a caption for 'val'"),
+        (lambda r: r.__delitem__(slice(1, None)), {}, "no image with a caption for 'train'"),
+        (lambda r: [i.update(captions=[]) for i in r], {}, "no image with a caption for 'train'"),
+        (lambda r: r[0].update(split="train"), {}, "no image with a caption for 'val'"),
         (lambda r: [i.update(captions=["!"]) for i in r], {}, "no caption for 'train'; expected"),
         (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
         (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
@@ -180,7 +180,7 @@ def test_a_broken_picture_ends_it_and_the_work_done_is_kept(tmp_path):
     broken = tmp_path / "photos" / "70.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as an image"):
         prepare(file, tmp_path / "out", extractor=FilterBank())
     assert "out" not in names(tmp_path)
     broken.write_bytes(whole)
@@ -205,7 +205,7 @@ def test_own_pictures_become_a_run_that_captions_a_new_one(tmp_path):
 
 
 def test_features_are_written_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpcap.data.folder._BLOCK", 4)
+    monkeypatch.setattr("xpcap.data.prepare._BLOCK", 4)
     file, _ = own(tmp_path)
     prepare(file, tmp_path / "out", extractor=FilterBank())
     with h5py.File(tmp_path / "out" / "train2014_vgg16_fc7.h5") as stored:

@@ -115,7 +115,7 @@ def test_it_goes_through_json():
         ({"mean": [1, 2]}, "mean is .*; expected three numbers"),
         ({"mean": 3}, "mean is 3"),
         ({"std": [1, 2, None]}, "std is"),
-        ({"std": [1, 0, 1]}, "std holds a 0"),
+        ({"std": [1, 0, 1]}, "std has a 0"),
         ({"scale": 10**400}, "scale is 1000"),
         ({"mean": [True, 0, 0]}, "mean is"),
         (["size"], "preprocessing is .*; expected an object"),

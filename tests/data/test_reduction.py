@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", 7 * WIDTH * 4)
+    monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", 7 * WIDTH * 4)
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -184,7 +184,7 @@ def test_without_features_of_both_splits_nothing_is_done(folder: Path) -> None:
     with pytest.raises(DataError, match=r"val2014_vgg16_fc7\.h5: No such file"):
         reduce_folder(folder, 5)
     write_features(folder, "val", numpy.zeros((9, 3), numpy.float32))
-    with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected one size"):
+    with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected the same number"):
         reduce_folder(folder, 5)
     assert len(list(folder.iterdir())) == 2
 

@@ -284,8 +284,8 @@ def test_progress_is_told_to_its_end(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     make_scenes(tmp_path / "out", train=3, val=1, progress=lambda *what: told.append(what))
     assert {doing: (done, of) for doing, done, of in told} == {
-        "training pictures": (3, 3),
-        "validation pictures": (1, 1),
+        "training images": (3, 3),
+        "validation images": (1, 1),
         "components": (1, 1),
     }
     assert all(0 <= done <= of for _, done, of in told)

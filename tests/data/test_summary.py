@@ -87,7 +87,7 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
             lambda f: (f / "val2014_urls.txt").write_text(
                 (f / "train2014_urls.txt").read_text().split()[0] + "\nelse\n"
             ),
-            "1 pictures are in both splits",
+            "1 images are in both splits",
         ),
         (
             lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.__setitem__(0, 99)),
@@ -99,11 +99,11 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
         ),
         (
             lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(1)),
-            "captions of 'val' hold <START> inside",
+            "captions of 'val' have <START> after the first",
         ),
         (
             lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(0)),
-            "captions of 'val' hold <NULL> before a word",
+            "captions of 'val' have <NULL> before a word",
         ),
         (lambda f: (f / "dataset.json").write_text("[]"), r"dataset\.json: expected an object"),
     ],
@@ -121,12 +121,12 @@ def test_features_of_two_kinds_that_do_not_fit(folder):
         with h5py.File(folder / f"{name}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = numpy.ones(shape, numpy.float32)
     assert summarize(folder)["problems"] == [
-        "pca features have {'train': 8, 'val': 7} numbers; expected one size"
+        "pca features per image are {'train': 8, 'val': 7}; expected the same number"
     ]
     with h5py.File(folder / "val2014_vgg16_fc7_pca.h5", "w") as file:
         file["features"] = numpy.ones((3, 8), numpy.float32)
     assert summarize(folder)["problems"][0] == (
-        "features of 'val' have {'pca': 3, 'fc7': 2} images; expected as many"
+        "features of 'val' have {'pca': 3, 'fc7': 2} images; expected the same number"
     )
 
 

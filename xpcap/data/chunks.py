@@ -53,7 +53,7 @@ class Chunks:
         unknown = [str(number) for number in self._filters if number not in _UNPACK]
         if unknown or array.id.get_type() != h5py.h5t.py_create(self.dtype):
             raise DataError(
-                f"{self._where} is compressed by {', '.join(unknown) or 'an unknown dtype'}; expected"
+                f"{self._where} is stored with {', '.join(unknown) or 'an unknown dtype'}; expected"
                 " gzip or lzf, shuffle, fletcher32, or nothing"
             )
         self._blocks = self._found(array, path.stat().st_size)

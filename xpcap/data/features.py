@@ -12,7 +12,7 @@ from xpcap.data.hdf5 import DAMAGED
 from xpcap.data.row_reader import open_rows
 from xpcap.errors import DataError
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 128 * 2**20
 FEATURE_DTYPES = ("float32", "float16")
 
 
@@ -31,10 +31,10 @@ class Features(Protocol):
         """Return the features of the images `rows`."""
 
 
-def row_blocks(features: Features, size: int) -> Iterator[slice]:
-    """Yield consecutive slices of all rows, each of at most `size` bytes in float32."""
+def row_blocks(features: Features) -> Iterator[slice]:
+    """Yield consecutive slices of all rows, each of at most 128 MiB in float32."""
     count, width = features.shape
-    height = max(1, size // (4 * max(1, width)))
+    height = max(1, BLOCK_BYTES // (4 * max(1, width)))
     for first in range(0, count, height):
         yield slice(first, min(first + height, count))
 
@@ -55,7 +55,7 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
             f"{path}: 'features' of shape {lazy.shape} do not fit in memory; leave them in their"
             " file (--lazy)"
         ) from error
-    for block in row_blocks(lazy, BLOCK_BYTES):
+    for block in row_blocks(lazy):
         out[block] = lazy[block]
     lazy.close()
     return out
