@@ -50,18 +50,7 @@ def unpack(
 ) -> None:
     """Extract the files of the manifest, and no others, from an archive into a folder.
 
-    Parameters
-    ----------
-    archive
-        The zip file.
-    folder
-        An existing folder.
-    manifest
-        The files that the archive must contain.
-    inside
-        Folder of the archive that they are in, unless at its top level.
-    progress
-        Callback, in bytes.
+    They are in the folder `inside` of the archive, or at its top level.
 
     Raises
     ------

@@ -27,31 +27,17 @@ _NAMES = {str: "a text", int: "an integer", list: "a list", NUMBER: "a number"}
 
 @dataclass
 class CaptionedImage:
-    """An image and its captions.
-
-    Parameters
-    ----------
-    path
-        The image file.
-    id
-        COCO's id if there is one, else the index in the file.
-    split
-        `"train"`, `"val"`, `"test"`, or None if the file does not say.
-    url
-        Where it can be seen, if known.
-    captions
-        As written.
-    """
+    """An image file and its captions, as written."""
 
     path: Path
-    id: int
-    split: str | None = None
+    id: int  # COCO's, or else the index in the captions file
+    split: str | None = None  # "train", "val", "test", or None if the file does not say
     url: str | None = None
     captions: list[str] = field(default_factory=list)
 
 
 def read_captions(file: Path, images: Path | None = None) -> list[CaptionedImage]:
-    """Read a captions file of any of the formats above.
+    """Read a captions file of any of the formats above, each image once in the file's order.
 
     Parameters
     ----------
@@ -59,11 +45,6 @@ def read_captions(file: Path, images: Path | None = None) -> list[CaptionedImage
         CSV if its name ends in `.csv`, else JSON.
     images
         Folder that the images' names are relative to; None is that of the file.
-
-    Returns
-    -------
-    list of CaptionedImage
-        In the file's order, each image once.
 
     Raises
     ------

@@ -23,16 +23,8 @@ from xpcap.files import SMALL, explained, read_bytes, read_json
 class Split:
     """The training or the validation split, on the host.
 
-    Parameters
-    ----------
-    captions
-        Word indices `(M, T)` int32.
-    image_idxs
-        Image of each caption `(M,)` int32, a row of `features` and `urls`.
-    features
-        `(images, D)`: an array or `LazyFeatures`.
-    urls
-        One line per image.
+    `captions (M, T)` int32 are word indices, and `image_idxs (M,)` int32 their images: rows of
+    `features (images, D)` and `urls`.
     """
 
     captions: numpy.ndarray
@@ -46,26 +38,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open data folder.
+    """An open data folder with the splits `"train"` and `"val"`.
 
-    Parameters
-    ----------
-    folder
-        Its path.
-    vocabulary
-        Vocabulary of the captions.
-    splits
-        `"train"` and `"val"`.
-    kind
-        Kind of the features: `"pca"` or `"fc7"`.
-    description
-        Contents of `dataset.json`: `name`, `features` in words, `extractor` if there is one.
+    `description` is `dataset.json`: `name`, `features` in words, `extractor` if there is one.
     """
 
     folder: Path
     vocabulary: Vocabulary
     splits: Mapping[str, Split]
-    kind: str
+    kind: str  # of the features: "pca" or "fc7"
     description: Mapping[str, Any]
 
     @property

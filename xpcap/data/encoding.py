@@ -17,26 +17,14 @@ LONGEST = 1000
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built, and what was left out.
-
-    Parameters
-    ----------
-    images, captions
-        Numbers by split.
-    too_long, empty
-        Number of captions left out for their length, and for having no word.
-    words
-        Size of the vocabulary.
-    unknown
-        Share of `<UNK>` among the words of the captions kept.
-    """
+    """Numbers of images and captions by split, and of captions left out."""
 
     images: Mapping[str, int]
     captions: Mapping[str, int]
     too_long: int
     empty: int
-    words: int
-    unknown: float
+    words: int  # size of the vocabulary
+    unknown: float  # share of `<UNK>` among the words of the captions kept
 
 
 class Encoded(NamedTuple):

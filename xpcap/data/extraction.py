@@ -66,10 +66,8 @@ class Extraction:
 
     Parameters
     ----------
-    extractor
-        Computes the features.
-    images
-        Image files.
+    extractor, images
+        What computes the features, and of which files.
     beside
         Path in whose folder the hidden file is kept.
     """
@@ -102,18 +100,13 @@ class Extraction:
         Parameters
         ----------
         skip_broken
-            Skip images that cannot be opened.
+            Skip images that cannot be opened; they are returned.
         workers
             Threads that open and prepare images; None is one per core.
         progress
             Callback.
         ranks
             Processes that share the batches, on one file system; the first writes the file.
-
-        Returns
-        -------
-        list of Broken
-            Skipped images.
 
         Raises
         ------

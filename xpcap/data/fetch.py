@@ -91,14 +91,7 @@ class _CutError(Exception):
 def fetch(part: Part, spare: int, progress: Progress) -> None:
     """Download the rest of a file, retrying if the connection is cut.
 
-    Parameters
-    ----------
-    part
-        The partial download.
-    spare
-        Bytes that must stay free on its disk.
-    progress
-        Callback.
+    `spare` bytes must stay free on its disk.
 
     Raises
     ------

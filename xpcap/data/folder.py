@@ -50,28 +50,16 @@ def urls_file(split: str) -> str:
 class SplitContents:
     """What is written for one split.
 
-    Parameters
-    ----------
-    captions
-        Word indices `(M, T)` int32, each row `<START> ... <END>` padded with `<NULL>`.
-    image_idxs
-        Image of each caption `(M,)` int32: a row of `features`, `urls`, `ids`, `references`.
-    features
-        Features by kind (`"fc7"`, `"pca"`), each `(images, D)` float32.
-    urls
-        One line per image.
-    ids
-        Number of each image where it came from.
-    references
-        All captions of each image, as written.
+    Rows of `captions (M, T)` are word indices `<START> ... <END>` padded with `<NULL>`, and
+    `image_idxs (M,)` their images: rows of `features`, `urls`, `ids` and `references`.
     """
 
     captions: numpy.ndarray
     image_idxs: numpy.ndarray
-    features: Mapping[str, numpy.ndarray]
+    features: Mapping[str, numpy.ndarray]  # by kind, each (images, D)
     urls: Sequence[str]
-    ids: Sequence[int]
-    references: Sequence[Sequence[str]]
+    ids: Sequence[int]  # in the source of the images
+    references: Sequence[Sequence[str]]  # captions as written
 
 
 def write_contents(

@@ -52,12 +52,8 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     ----------
     file, path
         Open file and its path.
-    key
-        Name of the array.
-    ndim
-        Expected number of axes.
-    kinds
-        Allowed NumPy kinds of dtype: `"f"` floating, `"iu"` integer.
+    key, ndim, kinds
+        Name, number of axes, and NumPy kinds of dtype: `"f"` floating, `"iu"` integer.
 
     Returns
     -------

@@ -152,7 +152,7 @@ def fit_components(
     dim
         Number of components to keep.
     whiten
-        Scale each component to variance 1.
+        Scale each component to variance 1; else all are scaled by one factor.
     backend
         Device to compute on.
     progress, clock
@@ -160,10 +160,8 @@ def fit_components(
 
     Returns
     -------
-    PCA
-        The transform.
-    float
-        Share of the total variance that its components explain.
+    PCA, float
+        The transform, and the share of the total variance that its components explain.
 
     Raises
     ------

@@ -27,24 +27,12 @@ _BLOCK = 1024  # rows of features that are copied at a time
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """Result of `prepare`.
-
-    Parameters
-    ----------
-    built
-        What is in the data folder, and which captions are not.
-    min_count
-        Number of times a word had to occur to be in the vocabulary.
-    without_captions, unused
-        Number of images left out for having no caption, and for being in the other held-out split.
-    broken
-        Images left out because they cannot be read.
-    """
+    """Result of `prepare`: what was built, and images left out."""
 
     built: BuildReport
     min_count: int
     without_captions: int
-    unused: int
+    unused: int  # images in the other held-out split
     broken: Sequence[Broken]
 
 

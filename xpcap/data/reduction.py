@@ -22,18 +22,10 @@ from xpcap.files import explained, new_file
 
 @dataclass(frozen=True)
 class PCAReport:
-    """Result of `reduce_folder`.
+    """Result of `reduce_folder`: `images` of both splits have `dim` instead of `width` features.
 
-    Parameters
-    ----------
-    images
-        Number of images in both splits.
-    width, dim
-        Features per image, before and after.
-    explained
-        Share of the training features' variance that is kept.
-    seconds, product_seconds
-        Total time, and the part spent in matrix products of features.
+    `explained` is the share of the training features' variance that is kept, `product_seconds` the
+    part of `seconds` spent in matrix products of features.
     """
 
     images: int
@@ -60,14 +52,8 @@ def reduce_folder(
     ----------
     folder
         The data folder.
-    dim
-        Number of components to keep.
-    whiten
-        Scale each component to variance 1; else all are scaled by one factor.
-    backend
-        Device to compute on.
-    progress
-        Callback.
+    dim, whiten, backend, progress
+        See `fit_components`.
     replace
         Overwrite existing pca features.
 

@@ -17,16 +17,7 @@ from xpcap.data.extractors.onnx import OnnxExtractor, open_onnx
 from xpcap.data.extractors.preprocessing import PRESETS, Preprocessing
 from xpcap.errors import ConfigurationError, DataError
 
-__all__ = [
-    "EXTRACTORS",
-    "PRESETS",
-    "Extractor",
-    "FilterBank",
-    "OnnxExtractor",
-    "Preprocessing",
-    "make_extractor",
-    "open_extractor",
-]
+__all__ = ["PRESETS", "FilterBank", "OnnxExtractor", "Preprocessing"]
 
 EXTRACTORS = (FilterBank.name, *PRESETS, "onnx")
 """The names of `make_extractor`."""
