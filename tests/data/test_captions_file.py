@@ -39,7 +39,7 @@ def test_own_json(tmp_path):
     assert read_captions(file, tmp_path / "else")[0].path == tmp_path / "else" / "a.png"
 
 
-def test_a_picture_named_twice_has_all_its_captions(tmp_path):
+def test_an_image_named_twice_has_all_its_captions(tmp_path):
     file = written(
         tmp_path,
         [
@@ -179,7 +179,7 @@ def test_karpathy(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, content, name, message):
+def test_an_invalid_record_is_named(tmp_path, content, name, message):
     with pytest.raises(DataError, match=message) as caught:
         read_captions(written(tmp_path, content, name))
     assert name in str(caught.value)

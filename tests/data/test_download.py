@@ -24,16 +24,11 @@ from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
 
 
-def test_an_archive_is_downloaded_and_unpacked(site, out):
-    get(site, out)
-    check_got(out)
-    assert site.ranges == [None]
-
-
 def test_the_command_downloads_coco(site, out, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "read_manifest", lambda path: EXPECTED)
     download.download_coco(out, site.address)
     check_got(out)
+    assert site.ranges == [None]
 
 
 def test_an_empty_folder_is_filled(site, out):

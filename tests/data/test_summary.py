@@ -32,7 +32,7 @@ def change(path, key, function):
         file[key][...] = values
 
 
-def test_a_whole_folder(folder):
+def test_summary_of_a_valid_folder(folder):
     told = []
     found = summarize(folder, lambda *args: told.append(args))
     assert found["problems"] == []
@@ -108,7 +108,7 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
         (lambda f: (f / "dataset.json").write_text("[]"), r"dataset\.json: expected an object"),
     ],
 )
-def test_what_is_wrong_is_a_problem_and_the_rest_is_still_told(folder, spoil, problem):
+def test_each_problem_is_listed_and_the_rest_is_summarized(folder, spoil, problem):
     spoil(folder)
     found = summarize(folder)
     (said,) = found["problems"]
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_a_problem_and_the_rest_is_still_told(folder, spoil, pr
     assert set(found["splits"]) == {"train", "val"}
 
 
-def test_features_of_two_kinds_that_do_not_fit(folder):
+def test_features_of_different_sizes_are_problems(folder):
     for name, shape in (("train", (23, 8)), ("val", (2, 7))):
         with h5py.File(folder / f"{name}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = numpy.ones(shape, numpy.float32)
@@ -130,7 +130,7 @@ def test_features_of_two_kinds_that_do_not_fit(folder):
     )
 
 
-def test_an_empty_folder_and_none(tmp_path):
+def test_an_empty_and_a_missing_folder(tmp_path):
     assert len(summarize(tmp_path)["problems"]) == 3
     with pytest.raises(DataError, match="is not a folder"):
         summarize(tmp_path / "none")
