@@ -103,7 +103,7 @@ def test_progress_of_every_block(folder: Path) -> None:
 @pytest.mark.parametrize("there", PCA_FILES)
 def test_existing_features_need_replace(folder: Path, there: str) -> None:
     (folder / there).write_text("old")
-    with pytest.raises(DataError, match=rf"{there} is there already; expected none") as error:
+    with pytest.raises(DataError, match=rf"{there} already exists; expected none") as error:
         reduce_folder(folder, 5)
     assert "\n" not in str(error.value)
     assert (folder / there).read_text() == "old"

@@ -69,7 +69,7 @@ def reduce_folder(
         with explained(path, "read"):
             exists = path.exists()
         if exists:
-            raise DataError(f"{path} is there already; expected none (or --replace)")
+            raise DataError(f"{path} already exists; expected none (or --replace)")
     products = Stopwatch(backend)
     with contextlib.ExitStack() as stack:
         features = {
