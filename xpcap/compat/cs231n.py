@@ -2,8 +2,8 @@
 
 `from xpcap.compat.cs231n import *` stands in for the imports of the assignment's modules
 `rnn_layers`, `layers`, `layer_utils`, `classifiers.rnn`, `captioning_solver`, `coco_utils`,
-`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; defined here is
-what only the notebooks need. Arrays may be NumPy's or CuPy's.
+`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; this module
+defines those that only the notebooks need. Arrays may be NumPy's or CuPy's.
 """
 
 from __future__ import annotations
@@ -102,13 +102,13 @@ __all__ = [
 ]
 
 SQUEEZENET_MEAN = numpy.array([0.485, 0.456, 0.406], dtype=numpy.float32)
-"""The mean of red, green and blue that a SqueezeNet's inputs are centred by, from 0 to 1."""
+"""Mean of red, green and blue, from 0 to 1, subtracted from a SqueezeNet's inputs."""
 
 SQUEEZENET_STD = numpy.array([0.229, 0.224, 0.225], dtype=numpy.float32)
-"""The deviation of red, green and blue that a SqueezeNet's inputs are divided by."""
+"""Standard deviation of red, green and blue that a SqueezeNet's inputs are divided by."""
 
 BLUR = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
-"""The weights of a pixel and its neighbours in a blurred picture, in two hundredths."""
+"""Weights of a pixel and its neighbours in a blurred image, times 200."""
 
 
 def sigmoid(x: Array) -> Array:
@@ -124,45 +124,14 @@ class AffineReLUCache(NamedTuple):
 
 
 def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineReLUCache]:
-    """Apply an affine layer and then a rectifier.
-
-    Parameters
-    ----------
-    x
-        Inputs `(N, d1, ..., dk)`, flattened to `(N, D)`.
-    w, b
-        Weights `(D, M)` and biases `(M,)`.
-
-    Returns
-    -------
-    out, cache
-        `max(x w + b, 0)`, `(N, M)`; and what `affine_relu_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
-    """
+    """Apply an affine layer and a ReLU to `x (N, d1, ..., dk)`; `out` is `(N, M)`."""
     a, affine = affine_forward(x, w, b)
     out, relu = relu_forward(a)
     return out, AffineReLUCache(affine, relu)
 
 
 def affine_relu_backward(dout: Array, cache: AffineReLUCache) -> AffineGradients:
-    """Gradients of `affine_relu_forward`.
-
-    Parameters
-    ----------
-    dout
-        Gradient of the output, `(N, M)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dw, db
-        Of the shapes of `x`, `w` and `b`.
-    """
+    """Gradients `dx`, `dw`, `db` of `affine_relu_forward`, given that of its output, `(N, M)`."""
     affine, relu = cache
     return affine_backward(relu_backward(dout, relu), affine)
 
@@ -174,20 +143,20 @@ def grad_check_sparse(
     num_checks: int = 10,
     h: float = 1e-5,
 ) -> None:
-    """Print the numerical slope beside the analytic one at a few random places.
+    """Print the numerical and the analytic gradient at a few random places.
 
     Parameters
     ----------
     f
         Takes `x` and returns a number.
     x
-        Where to differentiate; its elements are moved in place by `h` and put back.
+        Where to differentiate; its elements are changed in place by `h` and restored.
     analytic_grad
-        The gradient to judge, of `x`'s shape.
+        The gradient to check, of `x`'s shape.
     num_checks
-        How many places, drawn by NumPy's global generator.
+        Number of places, drawn by NumPy's global generator.
     h
-        The step of the central differences.
+        Step of the central differences.
     """
     for _ in range(num_checks):
         place = tuple(int(numpy.random.randint(size)) for size in x.shape)
@@ -203,7 +172,7 @@ def grad_check_sparse(
 
 
 class Blob(Protocol):
-    """Values and their gradients: what a layer of the course's networks reads and fills in."""
+    """Values and their gradients, as layers of the course's networks exchange them."""
 
     vals: Array
     diffs: Array
@@ -219,16 +188,16 @@ def eval_numerical_gradient_blobs(
     f
         Called as `f(*inputs, output)`; reads the inputs' `vals` and writes `output.vals`.
     inputs
-        Where to differentiate; each element of their `vals` is moved in place by `h` and put back.
+        Where to differentiate; elements of their `vals` are changed in place by `h` and restored.
     output
         Its `diffs` hold the gradient of some loss with respect to its `vals`.
     h
-        The step of the central differences.
+        Step of the central differences.
 
     Returns
     -------
     list of array
-        For each input a gradient of the shape of its `vals`.
+        A gradient for each input, of the shape of its `vals`.
     """
 
     def written(_: Array) -> Array:
@@ -239,50 +208,23 @@ def eval_numerical_gradient_blobs(
 
 
 class Net(Protocol):
-    """A network that reads its inputs' blobs and fills its output's when run."""
+    """A network whose `forward()` reads its input blobs and writes its output blob."""
 
     def forward(self) -> Any:
         """Run the network."""
-        ...
 
 
 def eval_numerical_gradient_net(
     net: Net, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
 ) -> list[Array]:
-    """Return the numerical gradients of a network whose `forward()` reads and writes blobs.
-
-    Parameters
-    ----------
-    net
-        Its `forward()` reads the `vals` of `inputs` and writes `output.vals`.
-    inputs, output, h
-        As for `eval_numerical_gradient_blobs`.
-
-    Returns
-    -------
-    list of array
-        For each input a gradient of the shape of its `vals`.
-    """
+    """As `eval_numerical_gradient_blobs`, of a network whose `forward()` takes no arguments."""
     return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h)
 
 
 def blur_image(X: Array) -> Array:
-    """Blur pictures very gently: each pixel keeps 94% of itself, its neighbours share the rest.
+    """Blur images `(N, C, height, width)` slightly: a pixel keeps 94% of its value.
 
-    Parameters
-    ----------
-    X
-        Pictures `(N, C, height, width)`, floating; beyond the border all is zero.
-
-    Returns
-    -------
-    array
-        Of the shape and dtype of `X`.
-
-    Raises
-    ------
-    ShapeError
-        If `X` has not four axes.
+    Its neighbours share the rest; they are zero outside the image. Shape and dtype stay the same.
     """
     if X.ndim != 4:
         raise ShapeError(f"blur_image: expected X (N, C, height, width), got {X.shape}")
@@ -296,33 +238,21 @@ def blur_image(X: Array) -> Array:
 
 
 def preprocess_image(img: Array) -> Array:
-    """Turn a picture into what a SqueezeNet reads: 0 to 1, then centred and scaled by colour.
-
-    Parameters
-    ----------
-    img
-        `(..., 3)`, red, green, blue from 0 to 255.
-
-    Returns
-    -------
-    array
-        `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32.
-    """
+    """Return `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32, of RGB `img (..., 3)`."""
     xp = namespace(img)
     mean, deviation = xp.asarray(SQUEEZENET_MEAN), xp.asarray(SQUEEZENET_STD)
     return (img.astype(numpy.float32) / 255 - mean) / deviation
 
 
 def deprocess_image(img: Array, rescale: bool = False) -> Array:
-    """Undo `preprocess_image`, for looking at the picture.
+    """Undo `preprocess_image` for display.
 
     Parameters
     ----------
     img
         `(..., 3)` floating.
     rescale
-        Stretch the picture so that its least value becomes 0 and its largest 255; else what lies
-        outside is cut off.
+        Stretch the image so that its minimum becomes 0 and its maximum 255; otherwise clip.
 
     Returns
     -------
@@ -340,18 +270,7 @@ def deprocess_image(img: Array, rescale: bool = False) -> Array:
 
 
 def image_from_url(url: str) -> numpy.ndarray | None:
-    """Fetch a picture; if it cannot be had, print why and return None.
-
-    Parameters
-    ----------
-    url
-        An http or https address.
-
-    Returns
-    -------
-    array or None
-        `(height, width, 3)` uint8, red, green, blue.
-    """
+    """Fetch an RGB image `(height, width, 3)` uint8; if that fails, print why and return None."""
     try:
         return images.image_from_url(url)
     except XpcapError as error:
@@ -360,26 +279,9 @@ def image_from_url(url: str) -> numpy.ndarray | None:
 
 
 def load_image(filename: str | Path, size: int | None = None) -> numpy.ndarray:
-    """Read a picture from a file.
+    """Read an RGB image `(height, width, 3)` uint8, its shorter side scaled to `size` pixels.
 
-    Parameters
-    ----------
-    filename
-        Where it is.
-    size
-        Scale the picture so that its shorter side has so many pixels; None leaves it as it is.
-
-    Returns
-    -------
-    array
-        `(height, width, 3)` uint8, red, green, blue.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or is no picture.
-    ConfigurationError
-        If `size` is not positive.
+    A file that is missing or is not an image raises a `DataError`.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""From the course's layout, features first, to that of the layers, and back."""
+"""Conversion between the course's layout, features first, and that of the layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def check_arguments(
     layouts: Mapping[str, str],
     **inputs: tuple[Array, str],
 ) -> Namespace:
-    """Check inputs, and the parameters that `layouts` names, against shapes written in words.
+    """Check the inputs, and the parameters named by `layouts`, against symbolic shapes.
 
-    A size is 1, a word (`n_a`), or a sum of words that stand in an earlier array (`n_a+n_x`).
+    A size is 1, a symbol (`n_a`), or a sum of symbols of earlier arrays (`n_a+n_x`).
     """
     missing = [name for name in layouts if name not in parameters]
     if missing:
@@ -30,10 +30,10 @@ def check_arguments(
     xp = namespace(*(array for array, _ in arrays.values()))
     sizes = {"1": 1}
     for array, layout in arrays.values():
-        words = layout.split()
-        fits = len(words) == array.ndim
-        for word, size in zip(words, array.shape, strict=False):
-            fits = fits and size == sum(sizes.setdefault(part, size) for part in word.split("+"))
+        symbols = layout.split()
+        fits = len(symbols) == array.ndim
+        for symbol, size in zip(symbols, array.shape, strict=False):
+            fits = fits and size == sum(sizes.setdefault(part, size) for part in symbol.split("+"))
         if not fits:
             wanted = ", ".join(f"{k} ({v.replace(' ', ', ')})" for k, (_, v) in arrays.items())
             given = ", ".join(f"{name} {array.shape}" for name, (array, _) in arrays.items())

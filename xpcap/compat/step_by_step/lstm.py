@@ -21,7 +21,7 @@ from xpcap.layers._sequence import Packing
 from xpcap.layers.lstm import LSTMCache, LSTMStepCache, LSTMUnrolled
 
 GATES = "ifoc"
-"""Update, forget and output gate and the candidate, in the order of the layers' columns."""
+"""Update, forget and output gate and the candidate, in the column order of `xpcap.layers`."""
 
 LSTM_WEIGHTS = {f"W{gate}": "n_a n_a+n_x" for gate in GATES}
 LSTM_PARAMETERS = {
@@ -30,10 +30,7 @@ LSTM_PARAMETERS = {
 
 
 class LSTMCellCache(NamedTuple):
-    """What the backward pass of one step needs, in the course's order.
-
-    `ft`, `it`, `ot` are the activated gates, `cct` is the candidate.
-    """
+    """Cache of one step, in the course's order: `ft`, `it`, `ot` are activated gates."""
 
     a_next: Array
     c_next: Array
@@ -70,15 +67,7 @@ def lstm_cell_forward(
     -------
     a_next, c_next, yt_pred, cache
         The new states `(n_a, m)`; the probability of each class `(n_y, m)`; and
-        `(a_next, c_next, a_prev, c_prev, ft, it, cct, ot, xt, parameters)` for
-        `lstm_cell_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(a_next, c_next, a_prev, c_prev, ft, it, cct, ot, xt, parameters)`.
     """
     xp = check_arguments(
         "lstm_cell_forward", parameters, LSTM_PARAMETERS,
@@ -97,14 +86,14 @@ def lstm_cell_forward(
 def lstm_forward(
     x: Array, a0: Array, parameters: Parameters
 ) -> tuple[Array, Array, Array, tuple[list[LSTMCellCache], Array]]:
-    """Run an LSTM over a sequence; the first cell state is zero.
+    """Apply an LSTM to a sequence; the initial cell state is zero.
 
     Parameters
     ----------
     x
         Inputs `(n_x, m, T_x)`.
     a0
-        First hidden state `(n_a, m)`.
+        Initial hidden state `(n_a, m)`.
     parameters
         As for `lstm_cell_forward`.
 
@@ -112,15 +101,7 @@ def lstm_forward(
     -------
     a, y, c, caches
         The hidden state after each step `(n_a, m, T_x)`; the probability of each class
-        `(n_y, m, T_x)`; the cell state `(n_a, m, T_x)`; and `([the cache of each step], x)` for
-        `lstm_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(n_y, m, T_x)`; the cell state `(n_a, m, T_x)`; and `([the cache of each step], x)`.
     """
     xp = check_arguments(
         "lstm_forward", parameters, LSTM_PARAMETERS, x=(x, "n_x m T_x"), a0=(a0, "n_a m")
@@ -140,27 +121,13 @@ def lstm_forward(
 
 
 def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
-    """Gradients of `lstm_cell_forward`.
-
-    Parameters
-    ----------
-    da_next, dc_next
-        Gradients of the new states, `(n_a, m)` each.
-    cache
-        From the forward pass.
+    """Gradients of `lstm_cell_forward`, given those of the new states, `(n_a, m)` each.
 
     Returns
     -------
     dict
         `dxt (n_x, m)`; `da_prev`, `dc_prev (n_a, m)`; `dWf`, `dWi`, `dWc`, `dWo (n_a, n_a + n_x)`;
         `dbf`, `dbi`, `dbc`, `dbo (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da_next` or `dc_next` has not the shape of `a_next`.
     """
     step = LSTMCellCache(*cache)
     xp = check_arguments(
@@ -187,23 +154,14 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
     Parameters
     ----------
     da
-        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x; the
-        later ones have none.
+        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x.
     caches
-        From the forward pass.
+        From `lstm_forward`.
 
     Returns
     -------
     dict
-        `dx (n_x, m, T)`; `da0 (n_a, m)`; `dWf`, `dWi`, `dWc`, `dWo (n_a, n_a + n_x)`; `dbf`,
-        `dbi`, `dbc`, `dbo (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da` does not fit the hidden states.
+        `dx (n_x, m, T)`; `da0 (n_a, m)`; the others as for `lstm_cell_backward`.
     """
     steps = [LSTMCellCache(*cache) for cache in first_steps("lstm_backward", da, caches)]
     a0, parameters = steps[0].a_prev, steps[0].parameters
