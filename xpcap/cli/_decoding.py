@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from xpcap.cli._options import length_penalty_option, option_name
+from xpcap.cli._options import Positive, length_penalty_option, option_name
 
 if TYPE_CHECKING:
     from xpcap.data.vocabulary import Vocabulary
@@ -18,9 +18,7 @@ _BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 _OPTIONS = (
-    click.option(
-        "--beam", type=click.IntRange(min=1), default=1, help="Beam width; 1 is greedy decoding."
-    ),
+    click.option("--beam", type=Positive, default=1, help="Beam width; 1 is greedy decoding."),
     length_penalty_option,
     click.option("--groups", type=int, default=1, help="Number of groups of diverse beam search."),
     click.option(

@@ -28,13 +28,18 @@ def _use_threads(context: click.Context, parameter: click.Parameter, value: str)
         raise click.BadParameter(str(error)) from error
 
 
+def choice(name: str, values: str, help: str) -> Callable[..., Any]:
+    """Make an option with choices `first|second|...`, the first of which is the default."""
+    choices = values.split("|")
+    return click.option(name, type=click.Choice(choices), default=choices[0], help=help)
+
+
 AnyPath = click.Path(path_type=Path)
+NonNegative, Positive = click.IntRange(min=0), click.IntRange(min=1)
 
 runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-split_option = click.option(
-    "--split", type=click.Choice(["train", "val"]), default="val", help="Split to caption."
-)
+split_option = choice("--split", "val|train", "Split to caption.")
 data_option = click.option(
     "--data", type=AnyPath, help="Data folder, if it has moved since training."
 )

@@ -5,28 +5,23 @@ from __future__ import annotations
 import click
 
 from xpcap.cli import _options as common
+from xpcap.cli._options import NonNegative, Positive, choice
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Choice(["seed", "full", "bigvocab"]),
-    default="seed",
-    help="Model size: small, full-size fc7 features, or 10,000 words.",
+@choice(
+    "--config", "seed|full|bigvocab", "Model size: small, full-size fc7 features, or 10,000 words."
 )
-@click.option(
-    "--cell", type=click.Choice(["rnn", "lstm", "gru"]), default="lstm", help="Recurrent cell."
-)
-@click.option(
+@choice("--cell", "lstm|rnn|gru", "Recurrent cell.")
+@choice(
     "--task",
-    type=click.Choice(["train", "loss", "decode"]),
-    default="train",
-    help="Time a training step, a loss with its gradients, or greedy decoding.",
+    "train|loss|decode",
+    "Time a training step, a loss with its gradients, or greedy decoding.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=10, help="Number of timing rounds.")
+@click.option("--rounds", type=Positive, default=10, help="Number of timing rounds.")
 @click.option(
     "--load",
-    type=click.IntRange(min=0),
+    type=NonNegative,
     help="Number of processes to keep busy meanwhile; on the CPU, also time fewer threads.",
 )
 @click.option(

@@ -14,9 +14,7 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @click.command()
 @common.runs_argument
 @common.split_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=10, help="Number of images of the split."
-)
+@click.option("--count", type=common.Positive, default=10, help="Number of images of the split.")
 @click.option(
     "--image",
     "images",
@@ -32,7 +30,7 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @common.data_option
 @click.option(
     "--n-best",
-    type=click.IntRange(min=1),
+    type=common.Positive,
     default=1,
     help="Number of captions per image: the best of --beam, or samples of --sample, each with its"
     " log-probability in nats.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._options import AnyPath, print_message, print_result
+from xpcap.cli._options import AnyPath, NonNegative, Positive, print_message, print_result
 from xpcap.cli._progress import stages
 
 if TYPE_CHECKING:
@@ -24,20 +24,16 @@ def data() -> None:
 
 @data.command()
 @click.option("--out", type=AnyPath, required=True, help="Data folder to create.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the images and captions."
-)
-@click.option(
-    "--train", type=click.IntRange(min=2), default=2000, help="Number of training images."
-)
-@click.option("--val", type=click.IntRange(min=1), default=500, help="Number of validation images.")
-def scenes(out: Path, seed: int, train: int, val: int) -> None:
+@click.option("--seed", type=NonNegative, default=0, help="Random seed of the images and captions.")
+@click.option("--train", type=click.IntRange(min=2), default=2000, help="Training images.")
+@click.option("--val", type=Positive, default=500, help="Validation images.")
+def scenes(out: Path, **options: int) -> None:
     """Draw the built-in data set: images of coloured shapes, with captions and features."""
     from xpcap.data.scenes import make_scenes
 
     with stages() as progress:
-        make_scenes(out, seed=seed, train=train, val=val, progress=progress)
-    print_message(f"{train} training and {val} validation images")
+        make_scenes(out, progress=progress, **options)
+    print_message(f"{options['train']} training and {options['val']} validation images")
     print_result(out)
 
 
@@ -46,14 +42,9 @@ def scenes(out: Path, seed: int, train: int, val: int) -> None:
 @click.option("--instances", type=AnyPath, required=True, help="COCO's instances_*.json.")
 @click.option("--out", type=AnyPath, required=True, help="Data folder to create.")
 @click.option(
-    "--vocab",
-    "vocabulary",
-    type=AnyPath,
-    help="Vocabulary file to use, such as coco2014_vocab.json.",
+    "--vocab", "vocabulary", type=AnyPath, help="Vocabulary file, such as coco2014_vocab.json."
 )
-@click.option(
-    "--min-count", type=int, default=5, help="Minimum count of a word, unless --vocab is given."
-)
+@click.option("--min-count", type=int, default=5, help="Minimum count of a word without --vocab.")
 @click.option("--max-words", type=int, default=15, help="Maximum length of training captions.")
 @common.json_option
 def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **options: Any) -> None:
@@ -97,15 +88,12 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     show_default="the folder of CAPTIONS",
 )
 @click.option(
-    "--vocab",
-    "vocabulary",
-    type=AnyPath,
-    help="Vocabulary file to use, such as coco2014_vocab.json.",
+    "--vocab", "vocabulary", type=AnyPath, help="Vocabulary file, such as coco2014_vocab.json."
 )
 @click.option(
     "--min-count",
     type=int,
-    help="Minimum count of a word, unless --vocab is given.",
+    help="Minimum count of a word without --vocab.",
     show_default="5 for 5,000 or more training captions, else 1",
 )
 @click.option("--max-words", type=int, default=20, help="Maximum length of training captions.")
@@ -117,10 +105,7 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be opened.")
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Number of threads that read images.",
-    show_default="one per core",
+    "--workers", type=Positive, help="Threads that read images.", show_default="one per core"
 )
 @common.threads_option
 @common.json_option
@@ -184,7 +169,7 @@ def _print_report(report: BuildReport, max_words: int) -> None:
 
 @data.command()
 @click.argument("folder", type=AnyPath)
-@click.option("--dim", type=click.IntRange(min=1), default=512, help="Number of components.")
+@click.option("--dim", type=Positive, default=512, help="Number of components.")
 @click.option("--whiten", is_flag=True, help="Scale every component to variance 1.")
 @click.option("--replace", is_flag=True, help="Replace existing pca features.")
 @common.compute_options

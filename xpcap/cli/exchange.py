@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, print_message, print_result
+from xpcap.cli._options import AnyPath, choice, print_message, print_result
 
 
 @click.command()
@@ -47,11 +47,10 @@ def export(run: Path, to: str, out: Path | None) -> None:
     help="Data folder that the weights were trained on; not needed for files of `xpcap export --to"
     " torch`.",
 )
-@click.option(
+@choice(
     "--features",
-    type=click.Choice(["auto", "pca", "fc7"]),
-    default="auto",
-    help="Features of --data; auto uses pca if their number matches the weights.",
+    "auto|pca|fc7",
+    "Features of --data; auto uses pca if their number matches the weights.",
 )
 @click.option(
     "--vocab",

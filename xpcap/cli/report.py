@@ -13,11 +13,11 @@ from xpcap.cli import _options as common
 @click.argument("run", type=common.AnyPath)
 @click.argument("run2", type=common.AnyPath, required=False)
 @common.split_option
-@click.option("--beam", type=click.IntRange(min=1), default=3, help="Beam width.")
+@click.option("--beam", type=common.Positive, default=3, help="Beam width.")
 @common.length_penalty_option
 @click.option(
     "--count",
-    type=click.IntRange(min=1),
+    type=common.Positive,
     default=300,
     help="Number of images listed; metrics are of all images.",
 )

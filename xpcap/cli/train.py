@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from xpcap import parallel
 from xpcap.cli import _options as common
-from xpcap.cli._options import AnyPath, print_message
+from xpcap.cli._options import AnyPath, NonNegative, Positive, choice, print_message
 from xpcap.cli._progress import stages, training
 from xpcap.cli._run_options import CHANGEABLE, changed, saved_every, to_options
 
@@ -31,22 +31,14 @@ SHOWN = 8
     metavar="scenes|DIR",
     help="Data folder, or scenes for the built-in set (./scenes for a folder of that name).",
 )
-@click.option(
-    "--features",
-    type=click.Choice(["auto", "pca", "fc7"]),
-    default="auto",
-    help="Image features to use; auto uses pca if the data folder has it.",
+@choice(
+    "--features", "auto|pca|fc7", "Image features to use; auto uses pca if the data folder has it."
 )
 @click.option("--lazy", is_flag=True, help="Read features from disk as needed.")
-@click.option(
-    "--feature-dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    help="Floating-point type of the features in memory.",
-)
+@choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
 @click.option("--cell", default="lstm", metavar="rnn|lstm|gru", help="Recurrent cell.")
-@click.option("--hidden", type=click.IntRange(min=1), default=512, help="Hidden state size.")
-@click.option("--wordvec", type=click.IntRange(min=1), default=256, help="Word vector size.")
+@click.option("--hidden", type=Positive, default=512, help="Hidden state size.")
+@click.option("--wordvec", type=Positive, default=256, help="Word vector size.")
 @click.option("--dropout", type=float, default=0.0, help="Dropout rate, in [0, 1).")
 @click.option(
     "--batch-size",
@@ -60,12 +52,7 @@ SHOWN = 8
 )
 @click.option("--lr", type=float, default=1e-3, help="Initial learning rate.")
 @click.option("--lr-decay", type=float, default=1.0, help="Learning-rate decay factor per epoch.")
-@click.option(
-    "--schedule",
-    type=click.Choice(["constant", "cosine"]),
-    default="cosine",
-    help="Learning-rate schedule; cosine anneals to zero.",
-)
+@choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @click.option(
     "--clip",
     type=float,
@@ -74,21 +61,15 @@ SHOWN = 8
 )
 @click.option("--patience", type=int, help="Stop after N epochs without a better validation loss.")
 @click.option("--max-train", type=int, help="Train on a random subset of N captions.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    default="float32",
-    help="Floating-point type of the parameters.",
-)
-@click.option(
+@choice("--dtype", "float32|float64", "Floating-point type of the parameters.")
+@choice(
     "--precision",
-    type=click.Choice(["float32", "tf32", "bf16"]),
-    default="float32",
-    help="Rounding of the factors of matrix products; tf32 and bf16 need a GPU.",
+    "float32|tf32|bf16",
+    "Rounding of the factors of matrix products; tf32 and bf16 need a GPU.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=NonNegative,
     default=0,
     help="Random seed of parameters, order, dropout and subsets.",
 )
@@ -113,19 +94,14 @@ SHOWN = 8
     callback=lambda context, parameter, value: saved_every(value),
     help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
-@click.option(
-    "--keep", type=click.IntRange(min=0), default=0, help="Number of earlier checkpoints to keep."
-)
-@click.option(
+@click.option("--keep", type=NonNegative, default=0, help="Number of earlier checkpoints to keep.")
+@choice(
     "--on-nan",
-    type=click.Choice(["stop", "skip", "rollback"]),
-    default="stop",
-    help="What to do if a loss or gradient is not finite or a loss explodes: stop, skip the"
+    "stop|skip|rollback",
+    "What to do if a loss or gradient is not finite or a loss explodes: stop, skip the"
     " minibatch, or roll back and halve the learning rate.",
 )
-@click.option(
-    "--on-nan-limit", type=click.IntRange(min=0), default=3, help="Maximum number of recoveries."
-)
+@click.option("--on-nan-limit", type=NonNegative, default=3, help="Maximum number of recoveries.")
 @common.compute_options
 @common.json_option
 def train(
