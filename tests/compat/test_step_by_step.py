@@ -200,17 +200,6 @@ def test_sequence_backward_is_the_numerical_gradient(backend, network, T):
         assert_slope(backend, gradients[f"d{name}"], numerical, name)
 
 
-def test_lstm_backward_at_the_size_of_the_course(backend):
-    draws = CASES["lstm_forward"][0] + " da(5,10,4)"
-    arrays = draw(backend, draws)
-    gradients = run_backward("lstm", arrays)
-    for name in ["a0", "Wf", *(f"b{gate}" for gate in "fico")]:
-        numerical = eval_numerical_gradient_array(
-            lambda _: run_forward("lstm", arrays)[0][:, :, :4], arrays[name], arrays["da"]
-        )
-        assert_slope(backend, gradients[f"d{name}"], numerical, name)
-
-
 @pytest.mark.parametrize("network", ["rnn_cell", "lstm_cell"])
 def test_step_backward_is_the_numerical_gradient(backend, network):
     arrays = small(backend, network)
@@ -260,20 +249,6 @@ def test_lstm_caches_are_those_of_the_course(backend):
         assert rel_error(c_next, ft * c_prev + it * cct) < 1e-12
         assert rel_error(a_next, ot * backend.xp.tanh(c_next)) < 1e-12
         a_before, c_before = a_next, c_next
-
-
-@pytest.mark.parametrize("network", ["rnn", "lstm"])
-def test_sequence_forward_equals_repeated_steps(backend, network):
-    arrays = small(backend, network)
-    *outputs, _ = run_forward(network, arrays)
-    state = [arrays["a0"]] if network == "rnn" else [arrays["a0"], 0 * arrays["a0"]]
-    step = getattr(step_by_step, f"{network}_cell_forward")
-    for t in range(5):
-        *state, y, _ = step(arrays["x"][:, :, t], *state, parameters_of(arrays))
-        assert rel_error(outputs[0][:, :, t], state[0]) < 1e-12
-        assert rel_error(outputs[1][:, :, t], y) < 1e-12
-        assert network == "rnn" or rel_error(outputs[2][:, :, t], state[1]) < 1e-12
-        assert rel_error(y.sum(axis=0), backend.to_device(numpy.ones(2))) < 1e-12
 
 
 @pytest.mark.parametrize("network", INPUTS)

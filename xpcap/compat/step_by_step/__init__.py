@@ -1,9 +1,10 @@
 """The recurrent networks of the course "Building a recurrent network step by step".
 
 DeepLearning.AI, Sequence Models, week 1: features come first, weights stand on the left, biases are
-columns, and the LSTM has one matrix per gate, applied to `a_prev` stacked on `xt`. These functions
-transpose their arguments for `xpcap.layers`, call the layers, and transpose the results. n_x
-inputs, n_a hidden units, n_y classes, m examples, T_x steps.
+columns, and the LSTM has one matrix per gate, applied to `a_prev` stacked on `xt`. The functions of
+a step transpose their arguments for `xpcap.layers`, call the layer, and transpose the results;
+those of a sequence call them for each step. n_x inputs, n_a hidden units, n_y classes, m examples,
+T_x steps.
 
 The gradients of a step are those with respect to `a_next` (and `c_next`) only; none comes through
 `y`. A missing parameter raises a `ConfigurationError`, shapes that do not fit a `ShapeError`.

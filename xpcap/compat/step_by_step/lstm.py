@@ -9,16 +9,13 @@ from xpcap import layers
 from xpcap.backend import Array, Namespace
 from xpcap.compat.step_by_step.layout import (
     Parameters,
-    batch_first,
+    backward_through_time,
     check_arguments,
-    features_first,
     first_steps,
-    packed,
 )
 from xpcap.kernels.pointwise import split_gates
 from xpcap.kernels.softmax import softmax
-from xpcap.layers._sequence import Packing
-from xpcap.layers.lstm import LSTMCache, LSTMStepCache, LSTMUnrolled
+from xpcap.layers.lstm import LSTMStepCache
 
 GATES = "ifoc"
 """Update, forget and output gate and the candidate, in the column order of `xpcap.layers`."""
@@ -106,18 +103,14 @@ def lstm_forward(
     xp = check_arguments(
         "lstm_forward", parameters, LSTM_PARAMETERS, x=(x, "n_x m T_x"), a0=(a0, "n_a m")
     )
-    weights = _lstm_weights(xp, parameters, a0.shape[0])
-    h, cache = layers.lstm_forward(batch_first(x), a0.T, *weights, _lstm_biases(xp, parameters))
-    scores, _ = layers.temporal_affine_forward(h, parameters["Wy"].T, parameters["by"].reshape(-1))
-    run, m = cache.run, x.shape[1]
-    prev_c = xp.concatenate([run.c0, run.c[:-m]])
-    steps = []
-    for t, rows in enumerate(cache.packing.rows):
-        i, f, o, g = (gate.T for gate in split_gates(run.gates[rows], 4))
-        states = (run.h[rows].T, run.c[rows].T, run.prev_h[rows].T, prev_c[rows].T)
-        steps.append(LSTMCellCache(*states, f, i, g, o, x[:, :, t], parameters))
-    c = run.c.reshape(x.shape[2], m, -1).transpose(2, 1, 0).copy()
-    return features_first(h).copy(), features_first(softmax(xp, scores)), c, (steps, x)
+    a, c, steps, probabilities = a0, xp.zeros_like(a0), [], []
+    for t in range(x.shape[2]):
+        a, c, y, cache = lstm_cell_forward(x[:, :, t], a, c, parameters)
+        steps.append(cache)
+        probabilities.append(y)
+    states = [[step.a_next for step in steps], probabilities, [step.c_next for step in steps]]
+    a, y, c = (xp.stack(arrays, axis=2) for arrays in states)
+    return a, y, c, (steps, x)
 
 
 def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
@@ -136,8 +129,9 @@ def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> 
         da_next=(da_next, "n_a m"), dc_next=(dc_next, "n_a m"),
     )  # fmt: skip
     Wx, Wh = _lstm_weights(xp, step.parameters, step.a_next.shape[0])
+    gates = xp.concatenate([step.it, step.ft, step.ot, step.cct]).T
     layer = LSTMStepCache(
-        step.xt.T, step.a_prev.T, step.c_prev.T, Wx, Wh, _gates(xp, step), xp.tanh(step.c_next.T)
+        step.xt.T, step.a_prev.T, step.c_prev.T, Wx, Wh, gates, xp.tanh(step.c_next.T)
     )
     dx, dh, dc, dWx, dWh, db = layers.lstm_step_backward(da_next.T, dc_next.T, layer)
     return {"dxt": dx.T, "da_prev": dh.T, "dc_prev": dc.T, **_lstm_gradients(xp, dWx, dWh, db)}
@@ -163,27 +157,13 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
     dict
         `dx (n_x, m, T)`; `da0 (n_a, m)`; the others as for `lstm_cell_backward`.
     """
-    steps = [LSTMCellCache(*cache) for cache in first_steps("lstm_backward", da, caches)]
-    a0, parameters = steps[0].a_prev, steps[0].parameters
-    xp = check_arguments(
-        "lstm_backward", parameters, LSTM_WEIGHTS,
-        xt=(steps[0].xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
+    steps = first_steps("lstm_backward", da, caches)
+    first = LSTMCellCache(*steps[0])
+    check_arguments(
+        "lstm_backward", first.parameters, LSTM_WEIGHTS,
+        xt=(first.xt, "n_x m"), a0=(first.a_prev, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    c = packed(xp, [step.c_next for step in steps])
-    run = LSTMUnrolled(
-        packed(xp, [step.a_next for step in steps]),
-        packed(xp, [step.a_prev for step in steps]),
-        steps[0].c_prev.T,
-        c,
-        xp.tanh(c),
-        xp.concatenate([_gates(xp, step) for step in steps]),
-    )
-    n_a, m = a0.shape
-    weights = _lstm_weights(xp, parameters, n_a)
-    inputs = packed(xp, [step.xt for step in steps])
-    cache = LSTMCache(inputs, run, *weights, Packing(m, [m] * len(steps)))
-    dx, dh0, dWx, dWh, db = layers.lstm_backward(batch_first(da), cache)
-    return {"dx": features_first(dx), "da0": dh0.T, **_lstm_gradients(xp, dWx, dWh, db)}
+    return backward_through_time(lstm_cell_backward, da, steps, ("da_prev", "dc_prev"))
 
 
 def _lstm_weights(xp: Namespace, parameters: Parameters, n_a: int) -> tuple[Array, Array]:
@@ -194,11 +174,6 @@ def _lstm_weights(xp: Namespace, parameters: Parameters, n_a: int) -> tuple[Arra
 
 def _lstm_biases(xp: Namespace, parameters: Parameters) -> Array:
     return xp.concatenate([parameters[f"b{gate}"].reshape(-1) for gate in GATES])
-
-
-def _gates(xp: Namespace, step: LSTMCellCache) -> Array:
-    """Return the layers' activated gates `(m, 4 n_a)`."""
-    return xp.concatenate([step.it, step.ft, step.ot, step.cct]).T
 
 
 def _lstm_gradients(xp: Namespace, dWx: Array, dWh: Array, db: Array) -> dict[str, Array]:

@@ -9,15 +9,12 @@ from xpcap import layers
 from xpcap.backend import Array
 from xpcap.compat.step_by_step.layout import (
     Parameters,
-    batch_first,
+    backward_through_time,
     check_arguments,
-    features_first,
     first_steps,
-    packed,
 )
 from xpcap.kernels.softmax import softmax
-from xpcap.layers._sequence import Packing
-from xpcap.layers.rnn import RNNCache, RNNStepCache, RNNUnrolled
+from xpcap.layers.rnn import RNNStepCache
 
 RNN_WEIGHTS = {"Wax": "n_a n_x", "Waa": "n_a n_a"}
 RNN_PARAMETERS = {**RNN_WEIGHTS, "Wya": "n_y n_a", "ba": "n_a 1", "by": "n_y 1"}
@@ -84,14 +81,13 @@ def rnn_forward(
     xp = check_arguments(
         "rnn_forward", parameters, RNN_PARAMETERS, x=(x, "n_x m T_x"), a0=(a0, "n_a m")
     )
-    b = parameters["ba"].reshape(-1)
-    h, cache = layers.rnn_forward(batch_first(x), a0.T, *_rnn_weights(parameters), b)
-    scores, _ = layers.temporal_affine_forward(h, parameters["Wya"].T, parameters["by"].reshape(-1))
-    steps = [
-        RNNCellCache(cache.run.h[rows].T, cache.run.prev_h[rows].T, x[:, :, t], parameters)
-        for t, rows in enumerate(cache.packing.rows)
-    ]
-    return features_first(h).copy(), features_first(softmax(xp, scores)), (steps, x)
+    a, steps, probabilities = a0, [], []
+    for t in range(x.shape[2]):
+        a, y, cache = rnn_cell_forward(x[:, :, t], a, parameters)
+        steps.append(cache)
+        probabilities.append(y)
+    a = xp.stack([step.a_next for step in steps], axis=2)
+    return a, xp.stack(probabilities, axis=2), (steps, x)
 
 
 def rnn_cell_backward(da_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
@@ -128,22 +124,13 @@ def rnn_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> di
     dict
         `dx (n_x, m, T)`, `da0 (n_a, m)`; the others as for `rnn_cell_backward`.
     """
-    steps = [RNNCellCache(*cache) for cache in first_steps("rnn_backward", da, caches)]
+    steps = first_steps("rnn_backward", da, caches)
     _, a0, xt, parameters = steps[0]
-    xp = check_arguments(
+    check_arguments(
         "rnn_backward", parameters, RNN_WEIGHTS,
         xt=(xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    cache = RNNCache(
-        packed(xp, [step.xt for step in steps]),
-        RNNUnrolled(
-            packed(xp, [step.a_next for step in steps]), packed(xp, [step.a_prev for step in steps])
-        ),
-        *_rnn_weights(parameters),
-        Packing(a0.shape[1], [a0.shape[1]] * len(steps)),
-    )
-    dx, dh0, dWx, dWh, db = layers.rnn_backward(batch_first(da), cache)
-    return {"dx": features_first(dx), "da0": dh0.T, **_rnn_gradients(dWx, dWh, db)}
+    return backward_through_time(rnn_cell_backward, da, steps)
 
 
 def _rnn_weights(parameters: Parameters) -> tuple[Array, Array]:
