@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -35,17 +35,10 @@ USER_ERROR = 2
 class Commands(click.Group):
     """A group that ends with one line on stderr and exit status 2 if the user made a mistake."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command; in standalone mode, exit with its status."""
         run: Callable[[], Any] = functools.partial(
-            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+            super().main, *args, standalone_mode=False, **extra
         )
         if not standalone_mode:
             return run()

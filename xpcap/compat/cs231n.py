@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy
 
@@ -51,55 +51,27 @@ from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
 from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
 
-__all__ = [
-    "SQUEEZENET_MEAN",
-    "SQUEEZENET_STD",
-    "CaptioningRNN",
-    "CaptioningSolver",
-    "CaptioningTrainer",
-    "adam",
-    "affine_backward",
-    "affine_forward",
-    "affine_relu_backward",
-    "affine_relu_forward",
-    "blur_image",
-    "decode_captions",
-    "deprocess_image",
-    "eval_numerical_gradient",
-    "eval_numerical_gradient_array",
-    "eval_numerical_gradient_blobs",
-    "eval_numerical_gradient_net",
-    "grad_check_sparse",
-    "gru_backward",
-    "gru_forward",
-    "gru_step_backward",
-    "gru_step_forward",
-    "image_from_url",
-    "load_coco_data",
-    "load_image",
-    "lstm_backward",
-    "lstm_forward",
-    "lstm_step_backward",
-    "lstm_step_forward",
-    "preprocess_image",
-    "rel_error",
-    "relu_backward",
-    "relu_forward",
-    "rmsprop",
-    "rnn_backward",
-    "rnn_forward",
-    "rnn_step_backward",
-    "rnn_step_forward",
-    "sample_coco_minibatch",
-    "sgd",
-    "sgd_momentum",
-    "sigmoid",
-    "temporal_affine_backward",
-    "temporal_affine_forward",
-    "temporal_softmax_loss",
-    "word_embedding_backward",
-    "word_embedding_forward",
-]
+__all__ = [  # noqa: RUF022 - by modules of the assignment
+    # rnn_layers, with the GRU
+    "rnn_step_forward", "rnn_step_backward", "rnn_forward", "rnn_backward",
+    "lstm_step_forward", "lstm_step_backward", "lstm_forward", "lstm_backward",
+    "gru_step_forward", "gru_step_backward", "gru_forward", "gru_backward",
+    "word_embedding_forward", "word_embedding_backward", "sigmoid",
+    "temporal_affine_forward", "temporal_affine_backward", "temporal_softmax_loss",
+    # layers, layer_utils
+    "affine_forward", "affine_backward", "relu_forward", "relu_backward",
+    "affine_relu_forward", "affine_relu_backward",
+    # classifiers.rnn, captioning_solver, optim
+    "CaptioningRNN", "CaptioningSolver", "CaptioningTrainer",
+    "sgd", "sgd_momentum", "rmsprop", "adam",
+    # coco_utils, image_utils
+    "load_coco_data", "sample_coco_minibatch", "decode_captions",
+    "SQUEEZENET_MEAN", "SQUEEZENET_STD", "blur_image", "preprocess_image", "deprocess_image",
+    "image_from_url", "load_image",
+    # gradient_check
+    "eval_numerical_gradient", "eval_numerical_gradient_array", "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net", "grad_check_sparse", "rel_error",
+]  # fmt: skip
 
 SQUEEZENET_MEAN = numpy.array([0.485, 0.456, 0.406], dtype=numpy.float32)
 """Mean of red, green and blue, from 0 to 1, subtracted from a SqueezeNet's inputs."""
@@ -116,18 +88,14 @@ def sigmoid(x: Array) -> Array:
     return pointwise.sigmoid(namespace(x), x)
 
 
-class AffineReLUCache(NamedTuple):
-    """The caches of the two layers."""
-
-    affine: AffineCache
-    relu: ReLUCache
+AffineReLUCache: TypeAlias = tuple[AffineCache, ReLUCache]
 
 
 def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineReLUCache]:
     """Apply an affine layer and a ReLU to `x (N, d1, ..., dk)`; `out` is `(N, M)`."""
     a, affine = affine_forward(x, w, b)
     out, relu = relu_forward(a)
-    return out, AffineReLUCache(affine, relu)
+    return out, (affine, relu)
 
 
 def affine_relu_backward(dout: Array, cache: AffineReLUCache) -> AffineGradients:
@@ -207,17 +175,10 @@ def eval_numerical_gradient_blobs(
     return [eval_numerical_gradient_array(written, blob.vals, output.diffs, h) for blob in inputs]
 
 
-class Net(Protocol):
-    """A network whose `forward()` reads its input blobs and writes its output blob."""
-
-    def forward(self) -> Any:
-        """Run the network."""
-
-
 def eval_numerical_gradient_net(
-    net: Net, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
+    net: Any, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
 ) -> list[Array]:
-    """As `eval_numerical_gradient_blobs`, of a network whose `forward()` takes no arguments."""
+    """As `eval_numerical_gradient_blobs`, of a network whose `forward()` reads and writes blobs."""
     return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h)
 
 
