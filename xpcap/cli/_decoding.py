@@ -22,7 +22,7 @@ _OPTIONS = (
     length_penalty_option,
     click.option("--groups", type=int, default=1, help="Number of groups of diverse beam search."),
     click.option(
-        "--diversity", type=float, default=0.5, help="Penalty of words that other groups chose."
+        "--diversity", type=float, default=0.5, help="Penalty for words that other groups chose."
     ),
     click.option("--sample", is_flag=True, help="Sample captions instead of searching."),
     click.option(

@@ -44,8 +44,8 @@ def scenes(out: Path, **options: int) -> None:
 @click.option(
     "--vocab", "vocabulary", type=AnyPath, help="Vocabulary file, such as coco2014_vocab.json."
 )
-@click.option("--min-count", type=int, default=5, help="Minimum count of a word without --vocab.")
-@click.option("--max-words", type=int, default=15, help="Maximum length of training captions.")
+@click.option("--min-count", type=int, default=5, help="Minimum count of a word, without --vocab.")
+@click.option("--max-words", type=int, default=15, help="Maximum words of a training caption.")
 @common.json_option
 def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Build a data folder from COCO's annotation files.
@@ -93,10 +93,10 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
 @click.option(
     "--min-count",
     type=int,
-    help="Minimum count of a word without --vocab.",
+    help="Minimum count of a word, without --vocab.",
     show_default="5 for 5,000 or more training captions, else 1",
 )
-@click.option("--max-words", type=int, default=20, help="Maximum length of training captions.")
+@click.option("--max-words", type=int, default=20, help="Maximum words of a training caption.")
 @click.option(
     "--validation",
     default="val",
