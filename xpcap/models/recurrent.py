@@ -232,7 +232,13 @@ class _Projected:
         W_embed, Wx, b = (self._params[name] for name in ("W_embed", "Wx", "b"))
         xp = namespace(words, Wx)
         if not is_host(xp):
-            return W_embed[words] @ Wx + b, xp.arange(len(words))
+            fast, space = fastest(xp), passing(xp, Wx.dtype)
+            vectors = space.empty("vectors", len(words), W_embed.shape[1])
+            take_rows(fast, W_embed, words, vectors)
+            ax = space.empty("ax", len(words), Wx.shape[1])
+            product(fast, vectors, Wx, ax)  # which a graph can capture
+            ax += b
+            return ax, xp.arange(len(words))
         if self._rows is None:
             self._rows = numpy.empty((len(W_embed), Wx.shape[1]), Wx.dtype)
             self._known = numpy.zeros(len(W_embed), bool)
