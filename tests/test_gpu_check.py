@@ -110,19 +110,17 @@ def test_the_summary_fits_and_shows_the_end_of_failures(log):
 def test_stages_run_from_a_bare_copy_without_the_package(tmp_path):
     """No git, nothing installed but what the package needs, `OUT` names the folder."""
     environment = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHONPATH": ""}
-    words = ["--device", "cpu", "--minutes", "3", "--stage", "agreement", "--stage", "epoch"]
-    words += ["--stage", "kernels"]
+    words = ["--device", "cpu", "--minutes", "8", "--stage", "epoch", "--stage", "kernels"]
     done = subprocess.run(
         [sys.executable, str(TOOL), *words], cwd=tmp_path, env=environment, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (tmp_path / "out").glob("*.json")
-    kernels, agreement, epoch = json.loads(file.read_text())
+    kernels, epoch = json.loads(file.read_text())
     assert kernels["results"]["products in float32"] < 3e-6
-    assert agreement["results"]["lstm float64"] < 1e-9
     assert epoch["results"]["epoch float32"]["steps"] == 8
-    assert "agreement: passed" in done.stdout
+    assert "epoch: passed" in done.stdout
 
 
 def test_a_result_that_is_wrong_fails_its_stage(tmp_path, monkeypatch):
