@@ -212,7 +212,7 @@ def test_bench_as_json(call):
 
 
 def test_bench_under_load_compares_numbers_of_threads(call, monkeypatch):
-    monkeypatch.setattr(threads, "available", lambda: 1)
+    monkeypatch.setattr(threads, "available", lambda: 2)
     result = call("bench", "--rounds", "1", "--cell", "rnn", "--load", "1", "--json")
     assert result.exit_code == 0
     programs = [entry["program"] for entry in json.loads(result.stdout)]

@@ -18,7 +18,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import Batch, EpochBatches, Share
 from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
+from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
@@ -100,7 +100,7 @@ def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, cell, backend
     sizes = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": cell}
     made = {**sizes, "dtype": numpy.float64, "dropout": dropout, "seed": 0}
     loss, gradients = CaptioningRNN(WORDS, **made, backend="cpu").loss(features, captions, 8)
-    packed = PackedLoss(CaptioningRNN(WORDS, **made, backend=backend))
+    packed = Objective(CaptioningRNN(WORDS, **made, backend=backend))
     found_loss, sums = 0.0, {name: numpy.zeros(value.shape) for name, value in gradients.items()}
     order = RNG.permutation(len(lengths))
     for rank in range(4):

@@ -114,15 +114,15 @@ class Products:
         sizes = {
             "images": (size.batch_size, size.features),
             "h0": (size.batch_size, size.hidden),
-            "W_proj": (size.features, size.hidden),
+            "projection": (size.features, size.hidden),
             "vectors": (words, size.wordvec),
             "projected": (words, self._gates),
-            "Wx": (size.wordvec, self._gates),
+            "input": (size.wordvec, self._gates),
             "h": (rows, size.hidden),
             "ah": (rows, self._gates),
-            "Wh": (size.hidden, self._gates),
+            "recurrent": (size.hidden, self._gates),
             "scores": (rows, size.vocabulary),
-            "W_vocab": (size.hidden, size.vocabulary),
+            "vocabulary": (size.hidden, size.vocabulary),
         }
         rng = numpy.random.default_rng(0)
         self._arrays = {
@@ -152,26 +152,26 @@ class Products:
         M, D = packed.packing.total, len(numpy.unique(packed.words))
         steps = packed.packing.rows
 
-        self._product("images", "W_proj", "h0")
-        self._product("vectors", "Wx", "projected", slice(D))
+        self._product("images", "projection", "h0")
+        self._product("vectors", "input", "projected", slice(D))
         for rows in steps:
-            self._product("h", "Wh", "ah", rows)
-        self._product("h", "W_vocab", "scores", slice(M))
-        self._product("scores", "W_vocab", "h", slice(M), transposed="second")
-        self._product("h", "scores", "W_vocab", slice(M), transposed="first")
+            self._product("h", "recurrent", "ah", rows)
+        self._product("h", "vocabulary", "scores", slice(M))
+        self._product("scores", "vocabulary", "h", slice(M), transposed="second")
+        self._product("h", "scores", "vocabulary", slice(M), transposed="first")
         for rows in steps:
-            self._product("ah", "Wh", "h", rows, transposed="second")
-        self._product("h", "ah", "Wh", slice(M), transposed="first")
-        self._product("vectors", "projected", "Wx", slice(D), transposed="first")
-        self._product("projected", "Wx", "vectors", slice(D), transposed="second")
-        self._product("images", "h0", "W_proj", transposed="first")
+            self._product("ah", "recurrent", "h", rows, transposed="second")
+        self._product("h", "ah", "recurrent", slice(M), transposed="first")
+        self._product("vectors", "projected", "input", slice(D), transposed="first")
+        self._product("projected", "input", "vectors", slice(D), transposed="second")
+        self._product("images", "h0", "projection", transposed="first")
 
     def _decode(self) -> None:
-        self._product("images", "W_proj", "h0")
-        self._product("vectors", "Wx", "projected", slice(self._said))
+        self._product("images", "projection", "h0")
+        self._product("vectors", "input", "projected", slice(self._said))
         for going_on in self._decoded:
-            self._product("h", "Wh", "ah", slice(going_on))
-            self._product("h", "W_vocab", "scores", slice(going_on))
+            self._product("h", "recurrent", "ah", slice(going_on))
+            self._product("h", "vocabulary", "scores", slice(going_on))
 
     def _product(
         self, a: str, b: str, out: str, rows: slice = slice(None), transposed: str = ""

@@ -42,7 +42,7 @@ def by_threads(
     call: Callable[[int], object],
     use: Callable[[int], AbstractContextManager[object]] = threads.use_threads,
 ) -> dict[str, Callable[[int], object]]:
-    """Return a call with 1, 2, 4, ... threads, and with all that this process can use.
+    """Return a call with 1, 2, 4, ... threads, fewer than this process can use.
 
     Parameters
     ----------
@@ -61,6 +61,5 @@ def by_threads(
 
         return run
 
-    most = threads.available()
-    numbers = [*(2**k for k in range((most - 1).bit_length())), most]
+    numbers = [2**k for k in range((threads.available() - 1).bit_length())]
     return {f"{name}, {number}": fixed(number) for number in numbers}

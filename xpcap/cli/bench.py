@@ -35,7 +35,7 @@ from xpcap.cli._options import (
 @click.option(
     "--load",
     type=click.IntRange(min=0),
-    help="Keep this many processes busy; on the CPU, also time fixed numbers of threads.",
+    help="Keep this many processes busy; on the CPU, also time fewer threads.",
     show_default=False,
 )
 @click.option(
