@@ -44,7 +44,7 @@ def test_prepare_as_json_names_what_is_broken(call, tmp_path):
     own(tmp_path)
     (tmp_path / "photos" / "4.png").write_bytes(b"x")
     words = ["data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank"]
-    one_line(call(*words), r"photos/4\.png cannot be opened as a picture")
+    one_line(call(*words), r"photos/4\.png cannot be opened as an image")
     result = call(*words, "--skip-broken", "--json", "--workers", "3")
     found = json.loads(result.stdout)
     assert found["built"]["images"] == {"train": 22, "val": 2}

@@ -171,5 +171,5 @@ def test_a_picture_with_a_false_checksum_is_named(tmp_path):
 def test_a_picture_too_large_to_be_opened_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match=r"large\.png cannot be opened as a picture: "):
+    with pytest.raises(DataError, match=r"large\.png cannot be opened as an image: "):
         load_image(tmp_path / "large.png")

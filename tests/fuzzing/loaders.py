@@ -32,7 +32,7 @@ from xpcap.data.extractors import make_extractor, open_extractor
 from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.prepare import prepare
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.data.scenes import make_scenes, read_picture, read_scenes
 from xpcap.data.summary import summarize
 from xpcap.data.vocabulary import Vocabulary
@@ -311,7 +311,7 @@ def load_archive(path):
     out = path.parent / "out"
     out.mkdir()
     try:
-        unpack(path, out, manifest, "coco", say_nothing)
+        unpack(path, out, manifest, "coco", no_progress)
     finally:
         assert {entry.name for entry in out.iterdir()} <= FILES.keys()
         shutil.rmtree(out)

@@ -158,7 +158,7 @@ def prepare(
         report = make_folder(
             captions,
             out,
-            pictures=images,
+            images=images,
             extractor=chosen,
             vocabulary=vocab,
             progress=progress,
