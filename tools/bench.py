@@ -43,7 +43,7 @@ from xpcap.benchmark import (
     processor,
 )
 from xpcap.data.vocabulary import tokenize
-from xpcap.models.captioner import CELLS
+from xpcap.models.recurrent import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5
@@ -71,7 +71,7 @@ def coco_captions(folder: Path, size: Configuration) -> numpy.ndarray:
     return captions
 
 
-class WithoutCompiledKernels:
+class WithNumPyAlone:
     """What `Ours` does with NumPy alone."""
 
     def __init__(self, workload: Workload, backend: Backend) -> None:
@@ -130,7 +130,7 @@ def torch_device(backend: Backend) -> str:
 def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
     """Build a contender by name."""
     if name == "numpy":
-        return WithoutCompiledKernels(workload, backend)
+        return WithNumPyAlone(workload, backend)
     if name == "products":
         return Products(workload, backend.xp)
     if name in ("torch", "torch masked"):

@@ -29,10 +29,11 @@ from xpcap.backend import Backend, open_backend, to_host
 from xpcap.benchmark import CONFIGURATIONS, Configuration, Workload, draw_captions
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, EpochBatches
-from xpcap.kernels import KERNELS, fastest
+from xpcap.kernels import fastest
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 from xpcap.kernels.products import multiplied_in
 from xpcap.models import CaptioningRNN
+from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
 from xpcap.train.step import TrainingStep
@@ -136,7 +137,7 @@ def _find_libraries() -> None:
 
 
 def kernels(backend: Backend) -> None:
-    """Every kernel against its reference, products, captures."""
+    """Every CUDA kernel against its reference, products, captures."""
     from cuda_cases import CASES
 
     xp = fastest(backend.xp)
@@ -168,13 +169,13 @@ def _kernel_is_right(
 
     true, near, ours = cast(numpy.float64), cast(dtype), cast(dtype)
     with numpy.errstate(all="ignore"):
-        KERNELS[name].reference(numpy, **true)
-        KERNELS[name].reference(numpy, **near)
+        OPERATIONS[name].reference(numpy, **true)
+        OPERATIONS[name].reference(numpy, **near)
     arrays = {
         key: backend.to_device(value) if isinstance(value, numpy.ndarray) else value
         for key, value in ours.items()
     }
-    KERNELS[name](xp, **arrays)
+    OPERATIONS[name](xp, **arrays)
     for key, value in near.items():
         if not isinstance(value, numpy.ndarray) or not value.size:
             continue
@@ -195,19 +196,21 @@ def _kernel_is_right(
 
 def _check_recurrences(backend: Backend) -> None:
     """Sequences in one launch against the CPU, where several blocks run at once and where not."""
-    from kernels.test_recurrence import LARGE, SMALL, drawn, unrolled
+    from kernels.test_recurrence import LARGE, SMALL, computed, drawn, even, on_device
 
     sizes = SMALL + (LARGE if backend.device is not None else [])
 
     def worst(cell: str, precision: str) -> float:
         errors = []
         for N, T, H in sizes:
-            arguments, dh = drawn(cell, N, T, H)
-            true = unrolled(open_backend("cpu"), cell, arguments, dh, "float64", N, T)
+            packing = even(N, T)
+            given = drawn(cell, packing, H)
+            true = computed(cell, numpy, given, packing)
             with multiplied_in(precision):
-                ours = unrolled(backend, cell, arguments, dh, "float32", N, T)
-            for found, exact in zip(ours, true, strict=True):
-                errors.append(abs(found - exact).max() / max(1.0, abs(exact).max()))
+                there = on_device(backend, given, "float32")
+                ours = computed(cell, fastest(backend.xp), there, packing)
+            for name, exact in true.items():
+                errors.append(abs(ours[name] - exact).max() / max(1.0, abs(exact).max()))
         return float(numpy.max(errors))  # of which one may be NaN
 
     for cell in ("lstm", "gru", "rnn"):
@@ -259,7 +262,7 @@ def _multiply(backend: Backend, a: Any, b: Any, out: Any, precision: str) -> Non
     if backend.device is None:
         numpy.matmul(a, b, out=out)
         return
-    cublas = open_cublas(backend.xp, backend.device)
+    cublas = open_cublas(fastest(backend.xp), backend.device)
     if cublas is None:
         raise RuntimeError("cuBLAS cannot be found")
     cublas.product(a, b, out, precision)
@@ -512,7 +515,7 @@ def _time_product(backend: Backend, shape: tuple[int, int, int], operands: str) 
 def _multiply_bf16(backend: Backend, a: Any, b: Any, out: Any, narrow: bool) -> None:
     """Multiply as many numbers of bfloat16, whatever their bits are; rows of b are padded to 8."""
     (M, K), N = a.shape, b.shape[1]
-    cublas = open_cublas(backend.xp, backend.device or 0)
+    cublas = open_cublas(fastest(backend.xp), backend.device or 0)
     assert cublas is not None
     cublas._use_current_stream()
     one, zero = ctypes.c_float(1), ctypes.c_float(0)

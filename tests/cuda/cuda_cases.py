@@ -1,4 +1,4 @@
-"""Arguments of the kernels that have a CUDA source, at awkward sizes; floats are float64."""
+"""Arguments of the operations that have a CUDA source, at awkward sizes; floats are float64."""
 
 import functools
 
@@ -12,15 +12,15 @@ def cell_arguments(name, N, H):
     narrow, wide = (N, H), (N, count * H)
     return {
         "rnn_cell": lambda: {
-            "ax": normal(narrow), "ah": normal(wide), "next_h": unwritten(narrow),
+            "gates": normal(narrow), "ah": normal(wide), "h": unwritten(narrow),
         },
         "rnn_cell_gradient": lambda: {
-            "above": normal(narrow), "back": normal(narrow), "next_h": rng.random(narrow),
+            "above": normal(narrow), "back": normal(narrow), "h": rng.random(narrow),
             "da": unwritten(narrow),
         },
         "lstm_cell": lambda: {
             "gates": normal(wide), "ah": normal(wide), "prev_c": normal(narrow),
-            "next_c": unwritten(narrow), "tanh_c": unwritten(narrow), "next_h": unwritten(narrow),
+            "c": unwritten(narrow), "tanh_c": unwritten(narrow), "h": unwritten(narrow),
         },
         "lstm_cell_gradient": lambda: {
             "above": normal(narrow), "back": normal(narrow), "dc": normal(narrow),
@@ -29,7 +29,7 @@ def cell_arguments(name, N, H):
         },
         "gru_cell": lambda: {
             "gates": normal(wide), "ah": normal(wide), "bn": normal(H), "prev_h": normal(narrow),
-            "ah_n": unwritten(narrow), "next_h": unwritten(narrow),
+            "ah_n": unwritten(narrow), "h": unwritten(narrow),
         },
         "gru_cell_gradient": lambda: {
             "above": normal(narrow), "back": normal(narrow), "gates": rng.random(wide),

@@ -1,7 +1,6 @@
 """The CUDA kernels and their launches, compiled for the CPU, against their references."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy
@@ -11,11 +10,13 @@ from guard import counters
 from host_cuda import COMPILER, HostFunction, RawModule, xp
 
 import xpcap.kernels.cuda
-from xpcap.kernels import KERNELS, fastest
+from xpcap.kernels import fastest
+from xpcap.operations import OPERATIONS
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no g++ to compile the CUDA sources for the CPU"
 )
+FAST = fastest(xp)
 FLOATS = [numpy.float32, numpy.float64]
 INDICES = {"softmax_cross_entropy": "targets", "take_rows": "indices", "add_rows": "indices"}
 ALL = [
@@ -49,13 +50,13 @@ def on_device(arguments):
 def launched(name, arguments):
     """Run the kernel by its wrapper; return every array afterwards."""
     arrays = on_device(arguments)
-    KERNELS[name](xp, *arrays.values())
+    OPERATIONS[name](FAST, *arrays.values())
     return {k: xp.asnumpy(v) for k, v in arrays.items() if isinstance(v, xp.ndarray)}
 
 
 def referred(name, arguments):
     with numpy.errstate(all="ignore"):
-        KERNELS[name].reference(numpy, **arguments)
+        OPERATIONS[name].reference(numpy, **arguments)
     return {k: v for k, v in arguments.items() if isinstance(v, numpy.ndarray)}
 
 
@@ -76,10 +77,10 @@ def test_every_source_has_its_kernel_and_its_cases():
     sources = {path.stem: path for path in folder.glob("*.cu")}
     del sources["recurrence"]  # has several kernels: see tests/kernels/test_recurrence.py
     assert set(sources) == set(TYPICAL) == {name for name, _ in CASES}
-    assert all("cupy" in KERNELS[name].overrides for name in sources)
+    assert all("cupy" in OPERATIONS[name].versions for name in sources)
     for path in sources.values():
         first, launch = path.read_text().split("\n")[0], path.read_text().split("extern")[0]
-        made = KERNELS[path.stem].reference
+        made = OPERATIONS[path.stem].reference
         assert first.startswith(f"// Reference: {path.stem}")
         assert first.endswith(f"{made.__module__.replace('.', '/')}.py.")
         assert "\n// Launch: " in launch
@@ -116,7 +117,7 @@ def test_a_launch_neither_waits_nor_allocates(name, arguments, dtype):
     if name == "keep_mask":
         arrays["stream"] = xp.asarray(numpy.array([3], numpy.uint64))
     counters.reset(large_bytes=4097)
-    KERNELS[name](xp, **arrays)
+    OPERATIONS[name](FAST, **arrays)
     assert (counters.synchronizations, counters.large_arrays) == (0, 0)
     assert HostFunction.launches == (2 if name in ("square_sum", "loss_and_norm") else 1)
 
@@ -124,10 +125,10 @@ def test_a_launch_neither_waits_nor_allocates(name, arguments, dtype):
 def test_a_second_launch_looks_nothing_up(monkeypatch):
     """Neither the kernel of its types, nor what its macros stand for."""
     arguments = on_device(cast("lstm_cell", TYPICAL["lstm_cell"], numpy.float32))
-    KERNELS["lstm_cell"](xp, *arguments.values())
+    OPERATIONS["lstm_cell"](FAST, *arguments.values())
     monkeypatch.setattr(RawModule, "get_function", lambda *args: pytest.fail("looked up again"))
     monkeypatch.setattr("xpcap.kernels.cuda.launch._TYPES", {})
-    KERNELS["lstm_cell"](xp, *arguments.values())
+    OPERATIONS["lstm_cell"](FAST, *arguments.values())
     assert HostFunction.launches == 2
 
 
@@ -155,7 +156,7 @@ def test_arrays_that_are_not_contiguous_are_the_references(name, arguments):
             continue
         arrays = on_device(cast(name, arguments, numpy.float64))
         arrays[key] = strided(arguments[key])
-        KERNELS[name](xp, **arrays)
+        OPERATIONS[name](FAST, **arrays)
         assert HostFunction.launches == 0, key
         for other in names:
             ours = xp.asnumpy(arrays[other]).astype(float)
@@ -176,7 +177,7 @@ def test_rows_may_be_padded(name):
     key, values = PADDED[name], TYPICAL[name][PADDED[name]]
     wide = xp.asarray(numpy.pad(values, ((0, 0), (0, 3)), constant_values=numpy.nan))
     arrays[key] = wide[:, : values.shape[1]]
-    KERNELS[name](xp, **arrays)
+    OPERATIONS[name](FAST, **arrays)
     for other, expected in true.items():
         numpy.testing.assert_allclose(xp.asnumpy(arrays[other]), expected, rtol=1e-9, atol=1e-12)
     assert numpy.isnan(xp.asnumpy(wide)[:, values.shape[1] :]).all()
@@ -186,16 +187,16 @@ def test_rows_may_be_padded(name):
 def test_dtypes_that_a_source_does_not_know_are_the_references():
     ax = xp.asarray(numpy.ones((2, 3), numpy.float16))
     out = xp.empty((2, 3), dtype=numpy.float16)
-    KERNELS["rnn_cell"](xp, ax, ax, out)
+    OPERATIONS["rnn_cell"](FAST, ax, ax, out)
     assert float(out[1, 2]) == pytest.approx(math.tanh(2), rel=1e-3)
     places = xp.asarray(numpy.array([1, 0], numpy.int16))
     rows = xp.empty((2, 3), dtype=numpy.float32)
-    KERNELS["take_rows"](xp, xp.asarray(numpy.ones((2, 3), numpy.float32)), places, rows)
+    OPERATIONS["take_rows"](FAST, xp.asarray(numpy.ones((2, 3), numpy.float32)), places, rows)
     assert float(rows.sum()) == 6
     mask = xp.asarray(numpy.zeros(100, bool))
-    KERNELS["keep_mask"](xp, 30_000, 1, numpy.uint64(2), mask)
+    OPERATIONS["keep_mask"](FAST, 30_000, 1, numpy.uint64(2), mask)
     with pytest.raises(TypeError, match="floating dtypes mixed"):
-        KERNELS["rnn_cell"](xp, ax.astype("f4"), ax.astype("f8"), out)
+        OPERATIONS["rnn_cell"](FAST, ax.astype("f4"), ax.astype("f8"), out)
     assert HostFunction.launches == 0
 
 
@@ -205,7 +206,7 @@ def test_rows_of_any_dtype_are_taken(dtype, index):
     table = numpy.random.default_rng(1).integers(0, 2, size=(6, 131)).astype(dtype)
     indices = numpy.array([5, 0, 0, 3], index)
     out = xp.asarray(numpy.zeros((4, 131), dtype))
-    KERNELS["take_rows"](xp, xp.asarray(table), xp.asarray(indices), out)
+    OPERATIONS["take_rows"](FAST, xp.asarray(table), xp.asarray(indices), out)
     numpy.testing.assert_array_equal(xp.asnumpy(out), table[indices])
     assert HostFunction.launches == 1
 
@@ -214,13 +215,13 @@ def test_indices_outside_a_table_reach_no_other_memory():
     table = numpy.arange(6.0).reshape(3, 2)
     indices = xp.asarray(numpy.array([-1, 3, 2**40]))
     out = xp.asarray(numpy.zeros((3, 2)))
-    KERNELS["take_rows"](xp, xp.asarray(table), indices, out)
+    OPERATIONS["take_rows"](FAST, xp.asarray(table), indices, out)
     numpy.testing.assert_array_equal(xp.asnumpy(out), table[[0, 2, 2]])
-    KERNELS["add_rows"](xp, indices, xp.asarray(table), out)
+    OPERATIONS["add_rows"](FAST, indices, xp.asarray(table), out)
     assert float(abs(out).max()) == 0
     scores, scale = xp.asarray(numpy.zeros((3, 2))), xp.asarray(numpy.ones(3))
     losses, bias = xp.asarray(numpy.zeros(3)), xp.asarray(numpy.zeros(2))
-    KERNELS["softmax_cross_entropy"](xp, scores, bias, indices, scale, losses)
+    OPERATIONS["softmax_cross_entropy"](FAST, scores, bias, indices, scale, losses)
     assert numpy.isnan(xp.asnumpy(losses)).all()
 
 
@@ -234,7 +235,7 @@ def test_scores_that_are_not_finite_show_in_the_loss():
             "scores": scores, "bias": numpy.zeros(300), "targets": numpy.zeros(4, numpy.int32),
             "scale": numpy.full(4, scale), "losses": numpy.full(4, 9.0),
         })  # fmt: skip
-        KERNELS["softmax_cross_entropy"](xp, **arrays)
+        OPERATIONS["softmax_cross_entropy"](FAST, **arrays)
         losses = xp.asnumpy(arrays["losses"])
         assert numpy.isnan(losses[:3]).all() == bool(scale)
         assert losses[3] == pytest.approx(scale * math.log(299))
@@ -248,10 +249,10 @@ def test_a_mask_is_the_same_from_a_number_and_from_memory(stream, first):
     masks = []
     for which in (stream, xp.asarray(numpy.array([stream], numpy.uint64))):
         memory = xp.asarray(numpy.zeros(1100, bool))
-        KERNELS["keep_mask"](xp, 30_000, 5, which, memory[first : first + 1050])
+        OPERATIONS["keep_mask"](FAST, 30_000, 5, which, memory[first : first + 1050])
         masks.append(xp.asnumpy(memory))
     expected = numpy.zeros(1050, bool)
-    KERNELS["keep_mask"].reference(numpy, 30_000, 5, stream, expected)
+    OPERATIONS["keep_mask"].reference(numpy, 30_000, 5, stream, expected)
     for mask in masks:
         numpy.testing.assert_array_equal(mask[first : first + 1050], expected)
         assert not mask[:first].any()
@@ -264,21 +265,23 @@ def test_what_changes_a_step_is_read_from_memory():
     mask = xp.asarray(numpy.zeros(160, bool))
     seen = []
     for _ in range(3):
-        KERNELS["next_batch"](xp, **batch)
-        KERNELS["keep_mask"](xp, 30_000, 5, batch["streams"][:1], mask)
+        OPERATIONS["next_batch"](FAST, **batch)
+        OPERATIONS["keep_mask"](FAST, 30_000, 5, batch["streams"][:1], mask)
         seen.append((batch["position"].tolist(), batch["settings"].tolist(), mask.tolist()))
     assert [position for position, _, _ in seen] == [[k, 2**33 + k] for k in (2, 3, 4)]
     table = TYPICAL["next_batch"]["table"].astype(numpy.float32)
     assert [settings for _, settings, _ in seen] == table[[1, 2, 2]].tolist()
     for step, (_, _, drawn) in enumerate(seen, start=2**33 + 1):
         expected = numpy.zeros(160, bool)
-        KERNELS["keep_mask"].reference(numpy, 30_000, 5, 2 * step, expected)
+        OPERATIONS["keep_mask"].reference(numpy, 30_000, 5, 2 * step, expected)
         assert drawn == expected.tolist()
 
 
-def test_fastest_registers_them_for_cupy_only():
-    assert fastest(xp) is xp
-    assert "xpcap.kernels.cuda" in sys.modules
+def test_they_run_where_they_are_asked_for():
+    arguments = on_device(cast("lstm_cell", TYPICAL["lstm_cell"], numpy.float32))
+    OPERATIONS["lstm_cell"](xp, **arguments)
+    assert HostFunction.launches == 0
+    assert FAST.versions == ("cupy",)
 
 
 def compiled(text, name):

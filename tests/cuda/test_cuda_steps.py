@@ -12,7 +12,6 @@ import pytest
 from cuda_cases import TYPICAL
 from kernels.test_cublas import Library
 from tiny import make_tiny
-from xpcap.models.packed import PackedLoss
 
 import xpcap.kernels.cuda  # registers what is tested here
 import xpcap.kernels.products
@@ -21,10 +20,12 @@ from xpcap.benchmark import Configuration, Workload
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import BackendError, ShapeError
-from xpcap.kernels import KERNELS, cublas
+from xpcap.kernels import cublas
 from xpcap.kernels.cuda.launch import Source
 from xpcap.kernels.graphs import Repeated
 from xpcap.models import CaptioningRNN
+from xpcap.models.objective import Objective
+from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
 
@@ -82,7 +83,7 @@ def test_steps_through_the_kernels_are_those_of_numpy(
     dataset = open_dataset(make_tiny(tmp_path / "tiny"))
     loss, params, _ = train(dataset, CPU, cell, dropout, steps=3)
     for name in TYPICAL:
-        monkeypatch.setattr(KERNELS[name], "reference", fail)
+        monkeypatch.setattr(OPERATIONS[name], "reference", fail)
     found_loss, found, waits = train(dataset, rehearsal, cell, dropout, steps=3)
     assert found_loss == pytest.approx(loss, rel=1e-10)
     for name, value in params.items():
@@ -140,10 +141,10 @@ def test_packed_batches_run_through_the_kernels(tmp_path, rehearsal, monkeypatch
         )  # fmt: skip
         features = backend.to_device(batch.features, "float64")
         into = {name: backend.xp.zeros_like(value) for name, value in model.params.items()}
-        losses.append(float(PackedLoss(model).loss(features, batch.captions, 0, into)))
+        losses.append(float(Objective(model).loss(features, batch.captions, 0, into)))
         gradients.append({name: to_host(value) for name, value in into.items()})
         for name in TYPICAL:
-            monkeypatch.setattr(KERNELS[name], "reference", fail)
+            monkeypatch.setattr(OPERATIONS[name], "reference", fail)
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     for name, value in gradients[0].items():
         numpy.testing.assert_allclose(gradients[1][name], value, rtol=1e-10, atol=1e-13)

@@ -9,7 +9,9 @@ import pytest
 from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels import products
 from xpcap.kernels.cublas import WORKSPACE_BYTES, CuBLAS, _gemm_layout, gemm_layout
-from xpcap.kernels.products import check_precision, multiplied_in, product
+from xpcap.kernels.products import check_precision, multiplied_in
+from xpcap.layers.affine import product
+from xpcap.operations import Accelerated
 
 RNG = numpy.random.default_rng(0)
 
@@ -133,7 +135,7 @@ def test_products_of_all_layouts(M, K, N, of_a, of_b, of_out, dtype):
 
 @pytest.mark.parametrize(("precision", "compute"), [("float32", 68), ("tf32", 77), ("bf16", 75)])
 def test_the_precision_asked_for(precision, compute, monkeypatch):
-    library, xp = Library(), namespace()
+    library, xp = Library(), Accelerated(namespace(), ("cupy",))
     cublas = CuBLAS(library, xp)
     monkeypatch.setattr(products, "open_cublas", lambda xp, device: cublas)
     a = matrix(3, 3, "whole", numpy.float32)
@@ -205,11 +207,12 @@ def test_other_layouts_and_dtypes_are_left_to_cupy():
 
 def test_without_the_library_cupy_multiplies(monkeypatch):
     monkeypatch.setattr(products, "open_cublas", lambda xp, device: None)
+    xp = Accelerated(namespace(), ("cupy",))
     a, out = (DeviceArray(numpy.eye(3)) for _ in range(2))
-    product(namespace(), a, a, out)
+    product(xp, a, a, out)
     numpy.testing.assert_array_equal(out.values, numpy.eye(3))
     with multiplied_in("tf32"), pytest.raises(BackendError, match="'tf32' needs cuBLAS"):
-        product(namespace(), a, a, out)
+        product(xp, a, a, out)
 
 
 def test_errors_of_cublas_are_told():

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from xpcap.backend import to_host
-from xpcap.kernels.random import keep_mask, philox
+from xpcap.layers.random import keep_mask, philox
 
 # The known answers of Random123, file kat_vectors, philox4x64 with 10 rounds.
 KNOWN = [

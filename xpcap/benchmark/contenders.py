@@ -10,6 +10,7 @@ import numpy
 from xpcap.backend import CPU, Array, Backend, is_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
+from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
 from xpcap.layers.affine import product
 from xpcap.models import CaptioningRNN
@@ -105,7 +106,7 @@ class Products:
 
     def __init__(self, workload: Workload, xp: Any) -> None:
         self._workload = workload
-        self._xp = xp
+        self._xp = xp = fastest(xp)
         size, gates = workload.configuration, len(workload.model("cpu").cell.gates)
         self._gates = gates * size.hidden
         rows = size.batch_size * size.steps

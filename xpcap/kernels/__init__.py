@@ -32,7 +32,8 @@ def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
     if not is_host(xp):
         importlib.import_module("xpcap.kernels.cuda")
         return Accelerated(xp, ("cupy",))
-    importlib.import_module("xpcap.kernels.in_place")
+    for module in ("in_place", "random", "top", "updates"):
+        importlib.import_module(f"xpcap.kernels.{module}")
     if compiled:
         try:
             importlib.import_module("xpcap.kernels.compiled")

@@ -7,8 +7,6 @@ Philox4x64-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as eas
 
 from __future__ import annotations
 
-import numpy
-
 from xpcap.backend import Array, Namespace
 from xpcap.operations import operation
 
@@ -45,7 +43,7 @@ def philox(xp: Namespace, start: int, count: int, seed: int, stream: int | Array
     array
         `(count, 4)` uint64.
     """
-    counter = xp.arange(count, dtype=numpy.uint64) + start
+    counter = xp.arange(count, dtype=xp.uint64) + start
     zeros = xp.zeros_like(counter)
     words = [counter, zeros + (stream & _WORD), zeros, zeros]
     key = [seed & _WORD, 0]

@@ -405,8 +405,8 @@ def _advance(
     ah: Array,
     state: Sequence[Array],
     weights: Weights,
-    words: Array,
-    parents: Array,
+    words: Array | None,
+    parents: Array | None,
     next_state: Sequence[Array],
 ) -> None:
     """Take one step of R hypotheses, several of which may share a word or a parent.
@@ -420,13 +420,18 @@ def _advance(
     weights
         The further biases of the cell.
     words, parents
-        `(R,)`: the rows of `ax`, and of `ah` and `state`, of each hypothesis.
+        `(R,)`: the rows of `ax`, and of `ah` and `state`, of each hypothesis. None: each has its
+        own, and `ax` is changed.
     next_state
         `(R, H)`, written.
     """
-    arrays = {**weights, "gates": ax[words], "ah": ah[parents]}
+
+    def rows(array: Array, which: Array | None) -> Array:
+        return array if which is None else array[which]
+
+    arrays = {**weights, "gates": rows(ax, words), "ah": rows(ah, parents)}
     for name, before, after in zip(cell.states, state, next_state, strict=True):
-        arrays |= {f"prev_{name}": before[parents], name: after}
+        arrays |= {f"prev_{name}": rows(before, parents), name: after}
     for name in cell.kept:
         arrays[name] = xp.empty_like(next_state[0])
     cell.step(xp, arrays)

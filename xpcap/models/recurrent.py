@@ -192,15 +192,12 @@ class CaptioningRNN(CaptionModel):
         """Take one step of the cell; see `CaptionModel.advance`."""
         xp = namespace(words, *state)
         ax, which = context(words)
-        if parents is None:
-            parents = xp.arange(len(words))
-        elif is_host(xp):  # hypotheses that share a parent share its product
+        if parents is not None and is_host(xp):  # who share a parent share its product
             some, parents = numpy.unique(parents, return_inverse=True)
             if len(some) < len(state[0]):
                 state = tuple(part[some] for part in state)
-        else:
-            state = tuple(part[parents] for part in state)
-            parents = xp.arange(len(words))
+        elif parents is not None:
+            state, parents = tuple(part[parents] for part in state), None
         Wh = self.params["Wh"]
         ah = passing(xp, Wh.dtype).empty("ah", len(state[0]), Wh.shape[1])
         fast = fastest(xp)
@@ -227,12 +224,15 @@ class _Projected:
         self._rows: Array = None
         self._known: Array = None
 
-    def __call__(self, words: Array) -> tuple[Array, Array]:
-        """Return projected words `(D, kH)`, and the row of each word `(R,)`."""
+    def __call__(self, words: Array) -> tuple[Array, Array | None]:
+        """Return projected words `(D, kH)`, and the row of each word `(R,)`; None: its own."""
         W_embed, Wx, b = (self._params[name] for name in ("W_embed", "Wx", "b"))
         xp = namespace(words, Wx)
         if not is_host(xp):
-            return W_embed[words] @ Wx + b, xp.arange(len(words))
+            ax = xp.empty((len(words), Wx.shape[1]), dtype=Wx.dtype)
+            product(fastest(xp), W_embed[words], Wx, ax)  # which a graph can capture
+            ax += b
+            return ax, None
         if self._rows is None:
             self._rows = numpy.empty((len(W_embed), Wx.shape[1]), Wx.dtype)
             self._known = numpy.zeros(len(W_embed), bool)

@@ -1,4 +1,4 @@
-// Reference: add_rows in xpcap/kernels/scatter.py.
+// Reference: add_rows in xpcap/layers/embedding.py.
 // indices (M,) of INDEX; rows (M, D); out (size, D), a row beginning `stride` elements after the one
 // before.
 // Launch: (size, ceil(D / 256)) blocks of 256 threads, one thread an element of out.

@@ -1,4 +1,4 @@
-// Reference: column_sum in xpcap/kernels/sums.py.
+// Reference: column_sum in xpcap/layers/affine.py.
 // rows (M, D), a row beginning `stride` elements after the one before; out (D,).
 // Launch: column_sum: ceil(D / 8) blocks of 512 threads, a block for 8 columns (32 bytes of float: a
 //         sector); column_sum_of_wide_rows: ceil(D / 32) blocks of 512 threads, for 32 columns.

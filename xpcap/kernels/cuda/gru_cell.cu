@@ -1,4 +1,4 @@
-// Reference: gru_cell in xpcap/kernels/pointwise.py.
+// Reference: gru_cell in xpcap/layers/gru.py.
 // gates (N, 3H); ah (N, 3H); bn (H,); prev_h, ah_n, next_h (N, H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 

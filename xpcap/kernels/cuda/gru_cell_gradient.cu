@@ -1,4 +1,4 @@
-// Reference: gru_cell_gradient in xpcap/kernels/pointwise.py.
+// Reference: gru_cell_gradient in xpcap/layers/gru.py.
 // above, back, ah_n, prev_h (N, H); gates, dax, dah (N, 3H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 

@@ -1,4 +1,4 @@
-// Reference: keep_mask, and philox beneath it, in xpcap/kernels/random.py.
+// Reference: keep_mask, and philox beneath it, in xpcap/layers/random.py.
 // out (size,) booleans; stream: a number, or an array (1,), by the macro STREAM.
 // Launch: ceil(size / 4096) blocks of 256 threads, one thread a counter, which is 16 elements.
 

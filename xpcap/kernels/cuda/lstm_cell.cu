@@ -1,4 +1,4 @@
-// Reference: lstm_cell in xpcap/kernels/pointwise.py.
+// Reference: lstm_cell in xpcap/layers/lstm.py.
 // gates (N, 4H); ah (N, 4H); prev_c, next_c, tanh_c, next_h (N, H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 

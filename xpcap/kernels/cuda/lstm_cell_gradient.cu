@@ -1,4 +1,4 @@
-// Reference: lstm_cell_gradient in xpcap/kernels/pointwise.py.
+// Reference: lstm_cell_gradient in xpcap/layers/lstm.py.
 // above, back, dc, prev_c, tanh_c (N, H); gates, da (N, 4H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 

@@ -1,4 +1,4 @@
-// Reference: the recurrences and their gradients in xpcap/kernels/recurrence.py.
+// Reference: Cell.unroll and Cell.unroll_backward in xpcap/layers/recurrence.py.
 //
 // A whole sequence in one launch: T steps of N captions, h Wh and the cell of each step. Weights stay
 // in shared memory. A block has ROWS captions and UNITS hidden units with all their gates; the blocks

@@ -1,4 +1,4 @@
-// Reference: rnn_cell in xpcap/kernels/pointwise.py.
+// Reference: rnn_cell in xpcap/layers/rnn.py.
 // ax, ah, next_h (N, H); ax and next_h may be one array.
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 

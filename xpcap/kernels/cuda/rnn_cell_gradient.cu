@@ -1,4 +1,4 @@
-// Reference: rnn_cell_gradient in xpcap/kernels/pointwise.py.
+// Reference: rnn_cell_gradient in xpcap/layers/rnn.py.
 // above, back, next_h, da (N, H); size = N H.
 // Launch: ceil(size / 256) blocks of 256 threads, one thread an element.
 

@@ -1,4 +1,4 @@
-// Reference: softmax_cross_entropy in xpcap/kernels/softmax.py.
+// Reference: softmax_cross_entropy in xpcap/layers/loss.py.
 // scores (M, V), a row beginning `stride` elements after the one before; bias (V,);
 // targets (M,) of INDEX; scale, losses (M,).
 // Launch: M blocks of 256 threads, one block a row.

@@ -1,4 +1,4 @@
-// Reference: take_rows in xpcap/kernels/scatter.py.
+// Reference: take_rows in xpcap/layers/embedding.py.
 // table (size, D) and out (M, D) of ELEMENT, as wide as their dtype; a row of the table begins
 // `stride` elements after the one before; indices (M,) of INDEX.
 // Launch: (M, ceil(D / 128)) blocks of 128 threads, one thread an element of out.
