@@ -1,4 +1,4 @@
-"""How fast a training step, a loss and greedy decoding are, beside their matrix products alone."""
+"""Timing of training steps, losses and greedy decoding, and of their matrix products alone."""
 
 from xpcap.benchmark.contenders import Ours, Products
 from xpcap.benchmark.load import busy_processes, by_threads

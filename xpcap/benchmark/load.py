@@ -24,7 +24,7 @@ while os.getppid() == int(sys.argv[1]):
 def busy_processes(count: int, nice: int = 0) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Keep `count` processes of niceness `nice` busy inside the context.
 
-    They are killed at its end; if this process is killed, they end within a fraction of a second.
+    They are killed at its end; if this process is killed, they exit within a fraction of a second.
     """
     command = [sys.executable, "-S", "-c", _SPIN, str(os.getpid()), str(nice)]
     with contextlib.ExitStack() as stack:
@@ -44,14 +44,8 @@ def by_threads(
 ) -> dict[str, Callable[[int], object]]:
     """Return a call with 1, 2, 4, ... threads, fewer than this process can use.
 
-    Parameters
-    ----------
-    name
-        Name of the call; with N threads it becomes `name, N`.
-    call
-        Called with the number of a batch.
-    use
-        Returns a context in which a number of threads is used.
+    With N threads, `name` becomes `name, N`. `call` is called with the number of a batch; `use`
+    returns a context in which a number of threads is used.
     """
 
     def fixed(number: int) -> Callable[[int], object]:
