@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy
@@ -266,12 +265,7 @@ class use_backend:
     def __enter__(self) -> Backend:
         return self.backend
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         global _default
         _default = self._previous
-        self._device.__exit__(kind, error, trace)
+        self._device.__exit__(*error)

@@ -47,11 +47,7 @@ def eval_numerical_gradient(
     array
         Of `x`'s shape, float64, on its device.
     """
-
-    def slope(plus: Any, minus: Any) -> float:
-        return (float(plus) - float(minus)) / (2 * h)
-
-    return _differentiate(f, x, h, slope, verbose)
+    return _differentiate(f, x, h, lambda plus, minus: float(plus) - float(minus), verbose)
 
 
 def eval_numerical_gradient_array(
@@ -62,19 +58,15 @@ def eval_numerical_gradient_array(
     `df`, of the shape of `f(x)`, is the gradient of some loss with respect to `f(x)`; `x`, `h` and
     the result are as for `eval_numerical_gradient`.
     """
-
-    def slope(plus: Array, minus: Array) -> float:
-        return float(((plus - minus) * df).sum()) / (2 * h)
-
-    return _differentiate(f, x, h, slope, verbose=False)
+    return _differentiate(f, x, h, lambda plus, minus: float(((plus - minus) * df).sum()))
 
 
 def _differentiate(
     f: Callable[[Array], Any],
     x: Array,
     h: float,
-    slope: Callable[[Any, Any], float],
-    verbose: bool,
+    difference: Callable[[Any, Any], float],
+    verbose: bool = False,
 ) -> Array:
     gradient = numpy.zeros(x.shape)
     for index in numpy.ndindex(*x.shape):
@@ -84,7 +76,7 @@ def _differentiate(
         x[index] = old - h
         minus = _detached(f(x), x)
         x[index] = old
-        gradient[index] = slope(plus, minus)
+        gradient[index] = difference(plus, minus) / (2 * h)
         if verbose:
             print(index, gradient[index])
     return namespace(x).asarray(gradient)

@@ -12,19 +12,14 @@ State = tuple[Array, ...]
 
 
 class Captioner(Protocol):
-    """A model that scores the next word of each hypothesis, word by word."""
+    """A model that scores the next word of each hypothesis, word by word.
 
-    @property
-    def null(self) -> int:
-        """The index of `<NULL>`."""
+    `null`, `start_word` and `end` are the indices of `<NULL>`, `<START>` and `<END>`.
+    """
 
-    @property
-    def start_word(self) -> int | None:
-        """The index of `<START>`."""
-
-    @property
-    def end(self) -> int | None:
-        """The index of `<END>`."""
+    null: int
+    start_word: int | None
+    end: int | None
 
     def start(self, features: Array) -> tuple[Any, State]:
         """Return a context, and the state of N images before the first word."""

@@ -115,43 +115,21 @@ def as_tuple(gradients: Any) -> tuple[Any, ...]:
 
 
 def captioner_gradients(
-    backend: Backend,
-    cell_type: str,
-    dropout: float,
-    *,
-    N: int,
-    T: int,
-    input_dim: int,
-    wordvec_dim: int,
-    hidden_dim: int,
-    h: float,
+    backend: Backend, cell_type: str, dropout: float, *, N: int, T: int, h: float, **sizes: int
 ) -> dict[str, tuple[Array, Array]]:
-    """Compute all gradients of a captioner, by central differences and by its backward pass.
+    """Return the numerical gradient of each parameter of a captioner, and the captioner's own.
 
-    Parameters
-    ----------
-    backend, cell_type, dropout, input_dim, wordvec_dim, hidden_dim
-        As for `CaptioningRNN`.
-    N, T
-        Number of captions, and of words per caption with `<START>`.
-    h
-        Step of the differences.
-
-    Returns
-    -------
-    dict
-        The numerical gradient and the captioner's own, by parameter.
+    `N` captions have `T` words with `<START>`; `h` is the step of the differences, and `sizes` are
+    those of `CaptioningRNN`.
     """
     rng = numpy.random.default_rng(0)
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
-    model = CaptioningRNN(
-        words, input_dim, wordvec_dim, hidden_dim, cell_type, numpy.float64,
-        dropout=dropout, seed=0, backend=backend,
-    )  # fmt: skip
+    options = {"dtype": numpy.float64, "dropout": dropout, "seed": 0, "backend": backend}
+    model = CaptioningRNN(words, cell_type=cell_type, **sizes, **options)  # type: ignore[arg-type]
     for name, value in model.params.items():
         spread = math.sqrt(value.shape[0]) if value.ndim == 2 else 1.0
         model.params[name] = backend.to_device(rng.standard_normal(value.shape) / spread)
-    features = backend.to_device(rng.standard_normal((N, input_dim)))
+    features = backend.to_device(rng.standard_normal((N, sizes["input_dim"])))
     captions = backend.to_device(rng.integers(len(words), size=(N, T)))
     _, gradients = model.loss(features, captions)
 
