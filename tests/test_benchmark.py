@@ -16,9 +16,9 @@ from xpcap.backend import CPU
 from xpcap.benchmark import (
     CONFIGURATIONS,
     Configuration,
-    Figures,
     Ours,
     Products,
+    Times,
     Workload,
     contenders,
     draw_captions,
@@ -138,11 +138,11 @@ def test_the_order_of_turns_rotates():
 
 
 def test_medians_quartiles_and_ratios():
-    one, other = Figures((1.0, 2.0, 3.0)), Figures((2.0, 2.0, 9.0))
+    one, other = Times((1.0, 2.0, 3.0)), Times((2.0, 2.0, 9.0))
     assert one.median == 2.0
     assert one.quartiles == (1.5, 2.5)
     assert other.over(one) == 2.0
-    assert Figures((4.0,)).quartiles == (4.0, 4.0)
+    assert Times((4.0,)).quartiles == (4.0, 4.0)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])

@@ -32,7 +32,7 @@ from xpcap.data.extractors import make_extractor, open_extractor
 from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.prepare import prepare
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.data.scenes import make_scenes, read_picture, read_scenes
 from xpcap.data.summary import summarize
 from xpcap.data.vocabulary import Vocabulary
@@ -41,7 +41,7 @@ from xpcap.exchange import export_run, import_run
 from xpcap.files import read_json
 from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
-from xpcap.report.pictures import picture_of, shown
+from xpcap.report.images import open_image, view
 from xpcap.run_folder import BEST, HISTORY, LAST, open_run
 from xpcap.train.history import read_history
 from xpcap.train.showing import caption_split
@@ -104,7 +104,7 @@ def chunked(folder, name):
 def load_shown(path):
     dataset = open_dataset(path.parent, "fc7", lazy=True)
     for row in range(2):
-        shown(dataset, "val", row, picture_of(dataset, "val", row))
+        view(dataset, "val", row, open_image(dataset, "val", row))
     for split in dataset.splits.values():
         split.features.close()
 
@@ -311,7 +311,7 @@ def load_archive(path):
     out = path.parent / "out"
     out.mkdir()
     try:
-        unpack(path, out, manifest, "coco", say_nothing)
+        unpack(path, out, manifest, "coco", no_progress)
     finally:
         assert {entry.name for entry in out.iterdir()} <= FILES.keys()
         shutil.rmtree(out)

@@ -356,24 +356,26 @@ def subnormal(values):
 @pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
 @pytest.mark.parametrize("cell", CELLS)
 def test_recurrences_leave_no_subnormal_number(backend, cell, dtype):
-    """But for the gradient of the first state, which is a product's."""
-    cell, rng, H, packing = CELLS[cell], numpy.random.default_rng(1), 4, even(6, 3)
-    extremes = [0.3, 30, 88, 100, 700, 800, 2.0 ** (numpy.finfo(dtype).minexp + 20)]
+    """But in products: h Wh, and the gradient of the first state."""
+    cell, rng, packing, H = CELLS[cell], numpy.random.default_rng(1), even(40, 3), 16
+    tiny = [2.0 ** (numpy.finfo(dtype).minexp + k) for k in (1, 4, 20)]
 
-    def extreme(*shape):
-        values = rng.choice(extremes, shape) * rng.choice([-1, 1], shape)
-        return backend.to_device((values * rng.uniform(0.9, 1.1, shape)).astype(dtype))
+    def some(values, *shape):
+        signs = rng.choice([-1, 1], shape) * rng.uniform(1, 1.9, shape)
+        return backend.to_device((rng.choice(values, shape) * signs).astype(dtype))
 
-    weights = {"Wh": backend.to_device(rng.standard_normal((H, len(cell.gates) * H)).astype(dtype))}
-    weights |= {name: extreme(H) for name in cell.biases}
+    weights = {"Wh": some([0.1], H, len(cell.gates) * H)}
+    weights |= {name: some([0.3, 14], H) for name in cell.biases}
     for xp in (backend.xp, fastest(backend.xp)):
-        space = Workspace(xp, dtype)
-        start = [extreme(6, H) / 800 for _ in cell.states]
-        gates, dh = (extreme(packing.total, H * k) for k in (len(cell.gates), 1))
+        start = [some([0.3, 0], 40, H), *(some(tiny, 40, H) for _ in cell.states[1:])]
+        gates = some([0.3, 8, 14, 88, *tiny], packing.total, len(cell.gates) * H)
+        dh, space = some([1, *tiny], packing.total, H), Workspace(xp, dtype)
         run = unroll(cell, gates, None, start, weights, packing, space)
         dax, dah, _ = unroll_backward(cell, dh, run, weights, packing, space)
-        for array in (run.gates, run.h, *run.more.values(), dax, dah):
-            assert not subnormal(to_host(array)).any()
+        further = {name: run.more[name] for name in (*cell.states[1:], *cell.kept)}
+        arrays = {"gates": run.gates, "h": run.h, **further, "dax": dax, "dah": dah}
+        for name, array in arrays.items():
+            assert not subnormal(to_host(array)).any(), name
 
 
 HYPOTHESES = {

@@ -3,17 +3,17 @@
 from xpcap.benchmark.contenders import Ours, Products
 from xpcap.benchmark.load import busy_processes, by_threads
 from xpcap.benchmark.machine import processor
-from xpcap.benchmark.timing import Figures, Result, interleave
+from xpcap.benchmark.timing import Result, Times, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
 __all__ = [
     "CONFIGURATIONS",
     "TASKS",
     "Configuration",
-    "Figures",
     "Ours",
     "Products",
     "Result",
+    "Times",
     "Workload",
     "busy_processes",
     "by_threads",

@@ -12,7 +12,7 @@ SETTLE = 0.05  # seconds for the threads of the previous program to fall asleep
 
 
 @dataclass(frozen=True)
-class Figures:
+class Times:
     """Seconds per call: the median of each round."""
 
     rounds: tuple[float, ...]
@@ -30,7 +30,7 @@ class Figures:
         low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
         return low, high
 
-    def over(self, other: Figures) -> float:
+    def over(self, other: Times) -> float:
         """The median of the rounds' ratios to `other`."""
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(ours / theirs for ours, theirs in pairs)
@@ -45,17 +45,17 @@ class Result:
     task: str
     program: str
     batch_size: int
-    figures: Figures
-    reference: Figures
+    times: Times
+    reference: Times
 
     def line(self) -> str:
         """Format milliseconds, quartiles, captions per second, and the ratio to the reference."""
-        low, high = (1e3 * q for q in self.figures.quartiles)
+        low, high = (1e3 * q for q in self.times.quartiles)
         return (
-            f"  {self.program:<11} {1e3 * self.figures.median:9.2f} ms"
+            f"  {self.program:<11} {1e3 * self.times.median:9.2f} ms"
             f"  ({low:.2f} to {high:.2f})".ljust(22)
-            + f" {self.batch_size / self.figures.median:9.0f} captions/s"
-            + f"  x {self.figures.over(self.reference):.2f}"
+            + f" {self.batch_size / self.times.median:9.0f} captions/s"
+            + f"  x {self.times.over(self.reference):.2f}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class Result:
             "cell": self.cell,
             "task": self.task,
             "program": self.program,
-            "ms": 1e3 * self.figures.median,
-            "quartiles_ms": [1e3 * q for q in self.figures.quartiles],
-            "captions_per_second": self.batch_size / self.figures.median,
-            "times_xpcap": self.figures.over(self.reference),
+            "ms": 1e3 * self.times.median,
+            "quartiles_ms": [1e3 * q for q in self.times.quartiles],
+            "captions_per_second": self.batch_size / self.times.median,
+            "times_xpcap": self.times.over(self.reference),
         }
 
 
@@ -77,7 +77,7 @@ def interleave(
     rounds: int,
     calls: int,
     synchronize: Callable[[], None] = lambda: None,
-) -> dict[str, Figures]:
+) -> dict[str, Times]:
     """Time functions in turn, so that other load on the machine affects all of them alike.
 
     Parameters
@@ -105,4 +105,4 @@ def interleave(
                 synchronize()
                 taken.append(time.perf_counter() - start)
             times[name].append(statistics.median(taken))
-    return {name: Figures(tuple(values)) for name, values in times.items()}
+    return {name: Times(tuple(values)) for name, values in times.items()}

@@ -56,8 +56,7 @@ def draw_captions(
     lengths = numpy.minimum(8 + rng.negative_binomial(6, 6 / 8.2, count), steps - 1)
     captions = numpy.full((count, steps + 1), NULL, numpy.int32)
     captions[:, 0] = START
-    places = numpy.arange(1, steps + 1)
-    inside = places[None, :] <= lengths[:, None]
+    inside = numpy.arange(1, steps + 1) <= lengths[:, None]
     captions[:, 1:][inside] = UNK + rng.choice(len(p), int(inside.sum()), p=p)
     captions[numpy.arange(count), lengths + 1] = END
     return captions

@@ -32,8 +32,7 @@ def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
     if not is_host(xp):
         importlib.import_module("xpcap.kernels.cuda")
         return Accelerated(xp, ("cupy",))
-    for module in ("in_place", "random", "top", "updates"):
-        importlib.import_module(f"xpcap.kernels.{module}")
+    importlib.import_module("xpcap.kernels.in_place")
     if compiled:
         try:
             importlib.import_module("xpcap.kernels.compiled")

@@ -539,10 +539,9 @@ def _advancing(cell: Cell) -> Callable[[Callable[..., Any]], None]:
             parents: Array | None,
             next_state: Sequence[Array],
         ) -> None:
-            own = numpy.arange(len(next_state[0])) if words is None or parents is None else None
-            given = {"ax": ax, "ah": ah, **weights}
-            given |= {"words": own if words is None else words}
-            given |= {"parents": own if parents is None else parents}
+            own = numpy.arange(len(next_state[0]))
+            given = {**weights, "ax": ax, "words": own if words is None else words}
+            given |= {"ah": ah, "parents": own if parents is None else parents}
             for name, before, after in zip(cell.states, state, next_state, strict=True):
                 given |= {f"prev_{name}": before, f"next_{name}": after}
             arrays = [given[name] for name in names]

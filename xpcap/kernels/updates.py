@@ -174,11 +174,13 @@ def _in_chunks(rule: Operation[Any, None]) -> None:
     """Let NumPy update as many elements at a time as stay in a core's cache."""
 
     @functools.wraps(rule.reference)
-    def update(xp: Namespace, w: Array, *others: Any, **settings: float) -> None:
+    def update(xp: Namespace, w: Array, *others: Any, **named: Any) -> None:
+        def cut(x: Any, first: int) -> Any:
+            return x[first : first + _CHUNK] if getattr(x, "shape", ()) == w.shape else x
+
         for first in range(0, len(w), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            arrays = (x[part] if getattr(x, "shape", ()) == w.shape else x for x in (w, *others))
-            rule.reference(xp, *arrays, **settings)
+            arrays = (cut(x, first) for x in (w, *others))
+            rule.reference(xp, *arrays, **{name: cut(x, first) for name, x in named.items()})
 
     rule.version("numpy")(update)
 

@@ -229,8 +229,11 @@ class _Projected:
         W_embed, Wx, b = (self._params[name] for name in ("W_embed", "Wx", "b"))
         xp = namespace(words, Wx)
         if not is_host(xp):
-            ax = xp.empty((len(words), Wx.shape[1]), dtype=Wx.dtype)
-            product(fastest(xp), W_embed[words], Wx, ax)  # which a graph can capture
+            fast, space = fastest(xp), passing(xp, Wx.dtype)
+            vectors = space.empty("vectors", len(words), W_embed.shape[1])
+            take_rows(fast, W_embed, words, vectors)
+            ax = space.empty("ax", len(words), Wx.shape[1])
+            product(fast, vectors, Wx, ax)  # which a graph can capture
             ax += b
             return ax, None
         if self._rows is None:

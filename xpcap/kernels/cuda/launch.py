@@ -110,15 +110,15 @@ def open_source(
 def cuda_version(
     made: Operation[Any, None], padded: str = "", **types: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let the decorated function run a kernel on CuPy wherever its source knows the arrays.
+    """Let the decorated function launch a kernel on CuPy wherever its source knows the arrays.
 
-    The source is the file of the kernel's name. Where a parameter's dtype is not one that the
+    The source is the file of the operation's name. Where a parameter's dtype is not one that the
     macro knows, or an array is not contiguous, the reference runs.
 
     Parameters
     ----------
     made
-        The kernel.
+        The operation.
     padded
         Parameters that are matrices whose rows may lie further apart than they are long; all other
         arrays are contiguous.
