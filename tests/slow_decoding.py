@@ -1,4 +1,4 @@
-"""Decoding written out with plain loops: every caption, and a beam search one caption at a time."""
+"""Oracle of decoding in plain loops: exhaustive search, and beam search of one image."""
 
 import math
 
@@ -8,7 +8,7 @@ NULL, START, END, UNK = range(4)
 
 
 def next_log_probs(model, words, features):
-    """Of every next word after `words`, by running the model from the start."""
+    """Return the log-probabilities of all next words, with the model run from the start."""
     context, state = model.start(features[None])
     scores = None
     for word in [START, *words]:
@@ -18,7 +18,7 @@ def next_log_probs(model, words, features):
 
 
 def allowed(words, word, limits):
-    """Whether a word may come next, had it nowhere else to go."""
+    """Whether a word may come next, apart from a forced `<END>`."""
     if word in limits.banned:
         return False
     if len(words) >= limits.max_length:
@@ -27,35 +27,35 @@ def allowed(words, word, limits):
         return len(words) >= limits.min_length
     n = limits.no_repeat_ngram
     after = [*words, word]
-    said = [tuple(after[k : k + n]) for k in range(len(after) - n + 1)]
-    return not n or len(set(said)) == len(said)
+    ngrams = [tuple(after[k : k + n]) for k in range(len(after) - n + 1)]
+    return not n or len(set(ngrams)) == len(ngrams)
 
 
 def choices(words, size, limits):
-    """The words that may come next; `<END>` if none may."""
+    """Return the words that may come next; `<END>` if there are none."""
     return [word for word in range(size) if allowed(words, word, limits)] or [END]
 
 
 def every_caption(model, features, beam):
-    """All captions that may be, with score and log-probabilities, the best first."""
+    """Return all allowed captions with scores and log-probabilities, best first."""
     found = []
 
-    def go(words, log_probs):
+    def extend(words, log_probs):
         following = next_log_probs(model, words, features)
         for word in choices(words, len(following), beam.constraints):
-            said, now = [*words, word], [*log_probs, following[word]]
+            caption, values = [*words, word], [*log_probs, following[word]]
             if word == END:
-                found.append((sum(now) / beam.penalty(len(said)), said, now))
+                found.append((sum(values) / beam.penalty(len(caption)), caption, values))
             else:
-                go(said, now)
+                extend(caption, values)
 
-    go([], [])
+    extend([], [])
     return sorted(found, key=lambda entry: -entry[0])
 
 
 def slow_beam(model, features, beam):
-    """Groups one after the other at each step; what is ended keeps its place."""
-    places = beam.width // beam.groups
+    """Search group by group at each step; finished captions keep their slots."""
+    slots = beam.width // beam.groups
     live = [[(0.0, [], [])] for _ in range(beam.groups)]
     ended = [[] for _ in range(beam.groups)]
     for _ in range(beam.constraints.max_length + 1):
@@ -65,11 +65,11 @@ def slow_beam(model, features, beam):
             for total, words, log_probs in live[group]:
                 following = next_log_probs(model, words, features)
                 for word in choices(words, len(following), beam.constraints):
-                    worth = total + following[word] - beam.diversity * chosen.get(word, 0)
+                    value = total + following[word] - beam.diversity * chosen.get(word, 0)
                     new = (total + following[word], [*words, word], [*log_probs, following[word]])
-                    candidates.append((worth, new))
+                    candidates.append((value, new))
             candidates.sort(key=lambda entry: -entry[0])
-            kept = [new for _, new in candidates[: places - len(ended[group])]]
+            kept = [new for _, new in candidates[: slots - len(ended[group])]]
             for _, words, _ in kept:
                 chosen[words[-1]] = chosen.get(words[-1], 0) + 1
             for total, words, log_probs in kept:

@@ -1,4 +1,4 @@
-"""Small captioners whose words differ much in likelihood, and what they say."""
+"""Small captioners with very different word probabilities, and their captions."""
 
 import numpy
 from slow_decoding import END, NULL, START, UNK
@@ -13,7 +13,7 @@ SHORT = Constraints(max_length=3, banned=BANNED)
 
 
 def model_of(cell="lstm", backend=CPU, seed=0, end=0.0):
-    """Weights so large that words differ much in likelihood."""
+    """Make a captioner with weights so large that word probabilities differ much."""
     vocabulary = {word: k for k, word in enumerate(WORDS)}
     model = CaptioningRNN(vocabulary, 5, 4, 6, cell, dtype=numpy.float64, seed=seed, backend="cpu")
     model.params = {name: 3 * value for name, value in model.params.items()}
@@ -28,7 +28,7 @@ def some_features(count=4, seed=1):
 
 
 def captions(decoded, n):
-    """Of image n: words up to `<END>`, as many as there are."""
+    """Return the captions of image n, each up to `<END>`."""
     words, scores = to_host(decoded.words[n]), to_host(decoded.scores[n])
     return [
         [int(word) for word in row if word != NULL]

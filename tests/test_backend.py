@@ -16,7 +16,6 @@ import xpcap
 import xpcap.backend
 from xpcap.backend import (
     CPU,
-    Backend,
     as_backend,
     default_backend,
     is_host,
@@ -25,14 +24,12 @@ from xpcap.backend import (
     to_host,
     use_backend,
 )
-from xpcap.errors import BackendError, XpcapError
+from xpcap.errors import BackendError
 
-no_gpu = pytest.mark.skipif(
-    open_backend("auto").name != "cpu", reason="a GPU is there; the test is of its absence"
-)
+no_gpu = pytest.mark.skipif(open_backend("auto").name != "cpu", reason="there is a GPU")
 
 
-def test_namespace(backend):
+def test_namespace_of_arrays_and_scalars(backend):
     x = backend.xp.ones(3)
     assert namespace(x) is backend.xp
     assert namespace(x, 2.0, None, x, True, numpy.float32(1)) is backend.xp
@@ -48,23 +45,18 @@ def test_mixed_arrays_name_both_libraries():
 
 
 @pytest.mark.parametrize("value", [[1.0], "text", (1,), object()])
-def test_what_is_no_array(value):
+def test_namespace_refuses_other_objects(value):
     with pytest.raises(BackendError, match=f"got {type(value).__name__}"):
         namespace(numpy.ones(1), value)
 
 
 @pytest.mark.parametrize("values", [(), (1.0, None), (numpy.float64(1),)])
-def test_only_scalars(values):
+def test_namespace_needs_an_array(values):
     with pytest.raises(BackendError, match="only scalars"):
         namespace(*values)
 
 
-def test_backend_errors_are_type_errors():
-    assert issubclass(BackendError, XpcapError)
-    assert issubclass(BackendError, TypeError)
-
-
-def test_there_and_back(backend):
+def test_transfer_to_the_device_and_back(backend):
     x = numpy.arange(6.0).reshape(2, 3)
     there = backend.to_device(x)
     assert namespace(there) is backend.xp
@@ -103,7 +95,7 @@ def test_open_cpu():
 
 
 @pytest.mark.parametrize("spec", ["", "cuda", "gpu:", "gpu:x", "gpu:-1", "cpu:0", "GPU"])
-def test_unknown_devices(spec):
+def test_unknown_devices_are_refused(spec):
     with pytest.raises(BackendError, match=r"is unknown; expected auto, cpu, gpu or gpu:K"):
         open_backend(spec)
 
@@ -117,20 +109,20 @@ def test_open_gpu(gpu):
 
 @no_gpu
 @pytest.mark.parametrize("spec", ["gpu", "gpu:1"])
-def test_a_gpu_that_is_not_there_is_an_error(spec):
+def test_a_missing_gpu_is_an_error(spec):
     with pytest.raises(BackendError, match=f"device '{spec}'.*(install it with|driver or GPU)"):
         open_backend(spec)
 
 
 @no_gpu
-def test_auto_falls_back_and_says_why():
+def test_auto_falls_back_to_the_cpu_with_a_reason():
     backend = open_backend("auto")
     assert backend.xp is numpy
     assert "device 'gpu'" in backend.remark
 
 
 @no_gpu
-def test_where_a_gpu_is_required_its_absence_is_a_failure(monkeypatch, request):
+def test_a_required_gpu_that_is_missing_fails_the_test(monkeypatch, request):
     monkeypatch.setenv("XPCAP_REQUIRE_GPU", "1")
     with pytest.raises(pytest.fail.Exception, match="XPCAP_REQUIRE_GPU=1, but device 'gpu'"):
         request.getfixturevalue("gpu")
@@ -191,19 +183,11 @@ def test_the_first_default_is_the_cpu():
     assert as_backend(None) is CPU
 
 
-def test_the_environment_names_the_default(monkeypatch):
+def test_the_environment_variable_sets_the_default(monkeypatch):
     monkeypatch.setenv("XPCAP_DEVICE", "nowhere")
     with pytest.raises(BackendError, match="nowhere"):
         default_backend()
     monkeypatch.setenv("XPCAP_DEVICE", "")
-    assert default_backend() is CPU
-
-
-def test_use_backend_from_now_on():
-    guard = open_guard()
-    use_backend(guard)
-    assert default_backend() is guard
-    use_backend("cpu")
     assert default_backend() is CPU
 
 
@@ -231,23 +215,11 @@ def test_an_unknown_backend_changes_nothing():
     assert default_backend() is guard
 
 
-def test_as_backend():
-    guard = open_guard()
-    assert as_backend(guard) is guard
-    assert as_backend("cpu") is CPU
-
-
 def test_new_models_go_to_the_default_backend(backend):
     with use_backend(backend):
         model = xpcap.CaptioningRNN({"<NULL>": 0, "cat": 1}, 2, 2, 2, seed=0)
     assert model.backend is backend
     assert namespace(*model.params.values()) is backend.xp
-
-
-def test_backends_cannot_be_changed():
-    with pytest.raises(AttributeError):
-        CPU.name = "gpu"
-    assert Backend("cpu", numpy) == CPU
 
 
 WITHOUT_NCCL = """
@@ -280,7 +252,7 @@ assert gpu.to_host(array).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @needs_mpi
-def test_nccl_takes_the_calls_of_one_rank(gpu, tmp_path):
+def test_nccl_calls_of_one_rank(gpu, tmp_path):
     with warnings.catch_warnings(action="ignore"):
         nccl = importlib.import_module("cupy.cuda.nccl")
     if not nccl.available:

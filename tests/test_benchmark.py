@@ -1,4 +1,4 @@
-"""What the benchmark times is what it says; times themselves are not tested."""
+"""What the benchmark computes; times themselves are not tested."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, word
     ("vocabulary", "count", "distinct"),
     [(1004, 100, 311), (1004, 128, 360), (1004, 512, 678), (10_000, 128, 460), (10_000, 512, 1071)],
 )
-def test_captions_are_like_those_of_coco(vocabulary, count, distinct):
+def test_generated_captions_have_the_statistics_of_coco(vocabulary, count, distinct):
     """The numbers of different words were counted in val2017's captions of at most 15 words."""
     rng = numpy.random.default_rng(0)
     batches = [draw_captions(count, vocabulary, 16, rng) for _ in range(20)]
@@ -52,28 +52,27 @@ def test_captions_are_like_those_of_coco(vocabulary, count, distinct):
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_decoded_captions_have_the_lengths_of_the_data(cell):
     workload = Workload(SMALL, cell)
-    said = Ours(workload, CPU).decode(0)
-    assert said.shape == (20, MAX_LENGTH)
+    tokens = Ours(workload, CPU).decode(0)
+    assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
-    numpy.testing.assert_array_equal((said != NULL).sum(axis=1), expected)
+    numpy.testing.assert_array_equal((tokens != NULL).sum(axis=1), expected)
 
 
 @pytest.mark.parametrize(
     ("config", "cell"),
     [("seed", "rnn"), ("seed", "lstm"), ("seed", "gru"), ("full", "lstm"), ("bigvocab", "lstm")],
 )
-def test_the_model_that_is_trained_is_an_ordinary_one(config, cell):
-    """Its first loss is near that of a guess among all words, and steps bring it down."""
+def test_the_trained_model_starts_near_the_uniform_loss_and_improves(config, cell):
     workload = Workload(CONFIGURATIONS[config], cell)
     ours = Ours(workload, CPU)
-    assert float(ours.loss(0)) == pytest.approx(workload.loss_of_guessing(0), rel=0.05)
+    assert float(ours.loss(0)) == pytest.approx(workload.uniform_loss(0), rel=0.05)
     ours.decode(0)
     ours.train(0)
     ours.train(1)
-    assert float(ours.loss(0)) < workload.loss_of_guessing(0)
+    assert float(ours.loss(0)) < workload.uniform_loss(0)
 
 
-def test_batches_go_round():
+def test_batches_are_disjoint_and_cyclic():
     workload = Workload(SMALL, "rnn")
     seen = numpy.concatenate([workload.rows(k) for k in range(len(workload.split) // 20)])
     assert len(numpy.unique(seen)) == len(seen)
@@ -82,7 +81,7 @@ def test_batches_go_round():
 
 @pytest.mark.parametrize("task", ["train", "loss", "decode"])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_every_program_does_every_task(cell, task):
+def test_every_program_runs_every_task(cell, task):
     workload = Workload(SMALL, cell)
     for program in (Ours(workload, CPU), Products(workload, numpy)):
         getattr(program, task)(0)
@@ -127,7 +126,7 @@ def test_products_on_a_gpu_are_replayed_without_python(gpu, monkeypatch):
         assert len(calls) == 2 * launched > 0
 
 
-def test_turns_are_taken_in_changing_order():
+def test_the_order_of_turns_rotates():
     calls = []
     programs = {name: lambda k, name=name: calls.append((name, k)) for name in "ab"}
     figures = interleave(programs, rounds=2, calls=2, synchronize=lambda: None)
@@ -138,7 +137,7 @@ def test_turns_are_taken_in_changing_order():
     assert [len(times.rounds) for times in figures.values()] == [2, 2]
 
 
-def test_figures():
+def test_medians_quartiles_and_ratios():
     one, other = Times((1.0, 2.0, 3.0)), Times((2.0, 2.0, 9.0))
     assert one.median == 2.0
     assert one.quartiles == (1.5, 2.5)
@@ -146,14 +145,8 @@ def test_figures():
     assert Times((4.0,)).quartiles == (4.0, 4.0)
 
 
-def test_named_sizes():
-    assert {name: c.vocabulary for name, c in CONFIGURATIONS.items()} == {
-        "seed": 1004, "full": 1004, "bigvocab": 10_000
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_the_peer_in_pytorch_computes_the_same(cell):
+def test_the_pytorch_program_computes_the_same(cell):
     pytest.importorskip("torch")
     import bench
 
@@ -161,7 +154,7 @@ def test_the_peer_in_pytorch_computes_the_same(cell):
         assert bench.compare(Workload(SMALL, cell), CPU, masked) < 1e-8
 
 
-def test_a_peer_that_computes_something_else_is_found(monkeypatch):
+def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):
     torch = pytest.importorskip("torch")
     import bench
     import torch_peer
@@ -203,7 +196,7 @@ def bench(monkeypatch):
 WORDS = ["--config", "seed", "--cell", "rnn", "--rounds", "1", "--calls", "1"]
 
 
-def test_a_contender_that_fails_leaves_the_others(bench, monkeypatch, tmp_path):
+def test_a_failing_program_does_not_stop_the_others(bench, monkeypatch, tmp_path):
     """When it is made, when it first works, and when it is asked for its memory."""
     file = tmp_path / "figures.json"
 
@@ -257,7 +250,7 @@ def test_load_compares_numbers_of_threads(bench, monkeypatch, tmp_path):
     assert (found["load"], found["nice"]) == (1, 3)
 
 
-def test_it_starts_from_a_bare_checkout(tmp_path):
+def test_the_tool_runs_from_a_bare_checkout(tmp_path):
     """It runs the package beside it, whatever is installed."""
     root = Path(__file__).resolve().parent.parent
     (tmp_path / "tools").mkdir()

@@ -24,14 +24,14 @@ def test_rel_error():
     assert math.isnan(rel_error(numpy.array([math.nan]), numpy.array([1.0])))
 
 
-def test_rel_error_across_devices(backend):
+def test_rel_error_of_arrays_on_different_devices(backend):
     x = numpy.array([1.0, 2.0])
     assert rel_error(backend.to_device(x), x) == 0.0
     assert rel_error(backend.to_device(x), backend.to_device(3 * x)) == 0.5
 
 
-def test_numerical_gradient_of_a_number(backend):
-    """The gradient of sum x^3 + x_0 is 3 x^2 (and 1 more at the first place)."""
+def test_numerical_gradient_of_a_scalar_function(backend):
+    """The gradient of sum x^3 + x_0 is 3 x^2, and 1 more for x_0."""
     x = numpy.array([[1.0, -2.0], [0.5, 3.0]])
     expected = 3 * x**2
     expected[0, 0] += 1
@@ -42,7 +42,7 @@ def test_numerical_gradient_of_a_number(backend):
     numpy.testing.assert_array_equal(to_host(device), x)
 
 
-def test_numerical_gradient_of_an_array(backend):
+def test_numerical_gradient_of_an_array_function(backend):
     x, df = numpy.array([1.0, -2.0, 0.5]), numpy.array([10.0, 1.0, -3.0])
     gradient = eval_numerical_gradient_array(
         lambda x: x**2, backend.to_device(x), backend.to_device(df)
@@ -51,15 +51,15 @@ def test_numerical_gradient_of_an_array(backend):
 
 
 @pytest.mark.parametrize("f", [lambda x: x, lambda x: x.reshape(3, 1), lambda x: x[:]])
-def test_functions_that_return_their_argument(f, backend):
-    """What f returns may be x or a view of it, which moves when x is moved back."""
+def test_numerical_gradient_of_functions_that_return_their_argument(f, backend):
+    """The result of f may be x or a view of it, which changes when x is restored."""
     x = backend.to_device(numpy.array([1.0, 2.0, 3.0]))
     df = backend.xp.ones(f(x).shape)
     gradient = eval_numerical_gradient_array(f, x, df)
     numpy.testing.assert_allclose(to_host(gradient), numpy.ones(3), rtol=1e-9)
 
 
-def test_the_step_is_h():
+def test_the_step_of_differences_is_h():
     """The central difference of x^3 at 0 is h^2."""
     x = numpy.zeros(1)
     for h in (1e-1, 1e-2):
@@ -75,7 +75,7 @@ def test_verbose_prints_each_slope(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_right_gradients_pass_and_arguments_stay(backend):
+def test_right_gradients_pass_and_arguments_are_not_changed(backend):
     rng = numpy.random.default_rng(0)
     host = {name: rng.standard_normal(shape) for name, shape in
             {"x": (3, 4), "w": (4, 2), "b": (2,)}.items()}  # fmt: skip
@@ -106,7 +106,7 @@ def test_every_wrong_gradient_is_caught(case):
             assert max(errors.values(), default=0.0) < case.limit
 
 
-def test_a_lost_output_is_caught():
+def test_a_backward_pass_that_ignores_an_output_is_caught():
     """An LSTM step whose backward pass forgets dnext_c."""
     case = next(case for case in LAYERS if case.name == "lstm_step")
     arguments = case.make_args(numpy.random.default_rng(12), SMALL)

@@ -1,4 +1,4 @@
-"""Memory that is the same at every step."""
+"""Reuse of memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_one_name_is_one_memory_as_long_as_it_fits():
+def test_a_name_reuses_its_memory_if_the_array_fits():
     space = Workspace(numpy, numpy.float32)
     large = space.empty("a", 4, 5)
     assert large.shape == (4, 5)
@@ -27,13 +27,13 @@ def test_one_name_is_one_memory_as_long_as_it_fits():
     assert (space.zeros("c", 3) == 0).all()
 
 
-def test_memory_is_laid_out_for_the_most_rows():
+def test_memory_is_allocated_for_the_largest_first_dimension():
     space = Workspace(numpy, numpy.float32)
     few = space.empty("a", 2, 3, most=10)
     assert numpy.shares_memory(space.empty("a", 10, 3), few)
 
 
-def test_a_thread_gets_its_own_again_and_no_other():
+def test_temporary_workspaces_are_per_thread_and_dtype():
     mine = passing(numpy, numpy.float32)
     assert passing(numpy, "float32") is mine
     assert passing(numpy, numpy.float64) is not mine
@@ -46,13 +46,13 @@ def test_a_thread_gets_its_own_again_and_no_other():
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_threads_that_decode_with_one_model_do_not_disturb_each_other(cell):
-    model, how = model_of(cell), Beam(width=4, n_best=4)
+def test_threads_can_decode_with_one_model_at_once(cell):
+    model, beam = model_of(cell), Beam(width=4, n_best=4)
     features = [some_features(50, seed) for seed in range(8)]
-    expected = [beam_search(model, images, how) for images in features]
+    expected = [beam_search(model, images, beam) for images in features]
     with ThreadPoolExecutor(8) as threads:
         for _ in range(5):
-            found = threads.map(lambda images: beam_search(model, images, how), features)
+            found = threads.map(lambda images: beam_search(model, images, beam), features)
             for these, those in zip(found, expected, strict=True):
                 numpy.testing.assert_array_equal(these.words, those.words)
                 numpy.testing.assert_array_equal(these.log_probs, those.log_probs)

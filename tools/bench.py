@@ -117,7 +117,7 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
 
 def check_first_loss(workload: Workload, backend: Backend) -> None:
     """Check that the model to train is an ordinary one, whose first loss is near ln V per word."""
-    loss, expected = float(Ours(workload, backend).loss(0)), workload.loss_of_guessing(0)
+    loss, expected = float(Ours(workload, backend).loss(0)), workload.uniform_loss(0)
     if not abs(loss - expected) < 0.05 * expected:
         raise SystemExit(f"the first loss is {loss:.2f} nats per caption, not about {expected:.2f}")
 

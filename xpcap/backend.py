@@ -1,9 +1,9 @@
-"""Where arrays live: NumPy on the CPU or CuPy on a GPU, behind one array namespace `xp`.
+"""Backends: NumPy on the CPU or CuPy on a GPU, behind one array namespace `xp`.
 
-Layers call `namespace(x, W, ...)` once and compute with what they get; they never name a library.
-`Backend` objects exist only at the edges, where data are handed over, parameters are created and
-files are written. Random numbers are always drawn on the host, so that a seed means the same
-on every device; hence a `Backend` has no generator of its own.
+Layers call `namespace(x, W, ...)` once and compute with the result; they never name a library.
+`Backend` objects exist only at the edges, where data are transferred, parameters are created and
+files are written. Random numbers are always drawn on the host, so that a seed has the same meaning
+on every device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy
@@ -22,19 +21,19 @@ import numpy
 from xpcap.errors import BackendError
 
 Array: TypeAlias = Any
-"""An n-dimensional array of NumPy or CuPy; no static type names both."""
+"""A NumPy or CuPy array; no static type covers both."""
 
 Namespace: TypeAlias = Any
-"""The module `numpy` or `cupy`, or anything that behaves like it."""
+"""The module `numpy` or `cupy`, or one that behaves like it."""
 
 
 def _library(array: Array) -> Namespace | None:
-    """Return the namespace an object belongs to, or None for a scalar, which fits any of them."""
+    """Return the namespace of an array, or None for a scalar."""
     if isinstance(array, numpy.ndarray):
         return numpy
     if array is None or isinstance(array, (numbers.Number, numpy.generic)):
         return None
-    cupy = sys.modules.get("cupy")  # an array of a library that was not imported cannot exist
+    cupy = sys.modules.get("cupy")  # without the import there are no arrays of it
     if cupy is not None and isinstance(array, cupy.ndarray):
         return cupy
     if hasattr(array, "__array_namespace__"):
@@ -43,22 +42,12 @@ def _library(array: Array) -> Namespace | None:
 
 
 def namespace(*arrays: Array) -> Namespace:
-    """Return the array namespace that all `arrays` belong to.
-
-    Parameters
-    ----------
-    *arrays
-        Arrays of any shape and dtype; Python and NumPy scalars and None are ignored.
-
-    Returns
-    -------
-    module
-        `numpy` or `cupy`.
+    """Return the array namespace of `arrays`, `numpy` or `cupy`; scalars and None are ignored.
 
     Raises
     ------
     BackendError
-        If two libraries are mixed, an argument is no array, or all are scalars.
+        If two libraries are mixed, an argument is not an array, or all are scalars.
     """
     found: Namespace | None = None
     for array in arrays:
@@ -77,12 +66,12 @@ def namespace(*arrays: Array) -> Namespace:
 
 
 def is_host(xp: Namespace) -> bool:
-    """Whether values can be read without waiting for a device, as bounds checks need."""
+    """Whether arrays are in host memory, where reading values does not wait for a device."""
     return getattr(xp, "xp", xp) is numpy
 
 
 def to_host(array: Array) -> Array:
-    """Return `array` as a NumPy array; a NumPy array or a scalar is returned as it is."""
+    """Return `array` as a NumPy array; NumPy arrays and scalars are returned as they are."""
     xp = _library(array)
     return array if xp is None or is_host(xp) else xp.asnumpy(array)
 
@@ -96,11 +85,11 @@ class Backend:
     name
         `"cpu"` or `"gpu:K"`.
     xp
-        The namespace, `numpy` or `cupy`.
+        `numpy` or `cupy`.
     device
-        The GPU's number, or None on the CPU.
+        Number of the GPU, or None on the CPU.
     remark
-        Why this one was taken, where `auto` had to decide; else empty.
+        Why `auto` chose the CPU; else empty.
     """
 
     name: str
@@ -109,7 +98,7 @@ class Backend:
     remark: str = ""
 
     def to_device(self, array: Array, dtype: Any = None) -> Array:
-        """Return `array`, of whatever backend, as this backend's array."""
+        """Return `array`, of any backend, as an array of this backend."""
         if _library(array) not in (None, self.xp):
             array = to_host(array)
         with self.activate():
@@ -120,26 +109,20 @@ class Backend:
         return to_host(array)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that was asked of it."""
+        """Wait for the device to finish."""
         if self.device is not None:
             self.xp.cuda.Device(self.device).synchronize()
 
     def free_memory(self) -> int:
-        """Return how many bytes of a GPU's memory are free."""
+        """Return the number of free bytes of GPU memory."""
         with self.activate():
             return int(self.xp.cuda.runtime.memGetInfo()[0])
 
     def collective(self, rank: int, size: int) -> Any:
-        """Return NCCL's communicator of several processes' GPUs, begun by MPI; None on the CPU.
-
-        Raises
-        ------
-        BackendError
-            If NCCL is missing, or cannot connect the GPUs, as where two processes share one.
-        """
+        """Return the NCCL communicator of several processes, set up by MPI; None on the CPU."""
         if self.device is None:
             return None
-        with warnings.catch_warnings(action="ignore"):  # CuPy's, of many lines, if it is missing
+        with warnings.catch_warnings(action="ignore"):  # of CuPy, if NCCL is missing
             from cupy.cuda import nccl
         if not nccl.available:
             raise BackendError(
@@ -151,14 +134,14 @@ class Backend:
 
             with self.activate():
                 return distributed.init_process_group(size, rank, use_mpi=True)
-        except Exception as error:  # CuPy's own error class exists only where it could be imported
+        except Exception as error:  # CuPy's error classes cannot be imported here
             raise BackendError(
                 f"NCCL cannot connect {self.name} to the other ranks' GPUs ({_first_line(error)});"
                 " expected one of its own for each rank"
             ) from error
 
     def activate(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context inside which this backend's device is the current one."""
+        """Return a context in which this backend's device is the current one."""
         if self.device is None:
             return contextlib.nullcontext()
         return self.xp.cuda.Device(self.device)  # type: ignore[no-any-return]
@@ -167,7 +150,7 @@ class Backend:
 CPU = Backend("cpu", numpy)
 
 
-def _open_gpu(spec: str, number: int | None, place: int) -> Backend:
+def _open_gpu(spec: str, number: int | None, process: int) -> Backend:
     try:
         import cupy
     except ImportError as error:
@@ -179,13 +162,13 @@ def _open_gpu(spec: str, number: int | None, place: int) -> Backend:
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CuPy's own error class exists only where it could be imported
+    except Exception as error:  # CuPy's error class
         raise BackendError(
             f"device '{spec}': CuPy is installed, but no NVIDIA driver or GPU answers"
             f" ({_first_line(error)})"
         ) from error
     if number is None:
-        number = place % max(count, 1)
+        number = process % max(count, 1)
     if number >= count:
         raise BackendError(f"device '{spec}': this machine has {count} GPU(s), numbered from 0")
     backend = Backend(f"gpu:{number}", cupy, number)
@@ -206,32 +189,31 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def open_backend(spec: str = "auto", place: int = 0) -> Backend:
+def open_backend(spec: str = "auto", process: int = 0) -> Backend:
     """Open a device by name.
 
     Parameters
     ----------
     spec
-        `"cpu"`, `"gpu"` (the first), `"gpu:K"` or `"auto"` (a GPU where one answers, else the
-        CPU, with the reason in `Backend.remark`).
-    place
-        Of several processes on this machine, which one asks: `"gpu"` and `"auto"` give each
-        another GPU, as long as there are any.
+        `"cpu"`, `"gpu"` (the first), `"gpu:K"` or `"auto"` (a GPU if there is one, else the CPU,
+        with the reason in `Backend.remark`).
+    process
+        Index of this process on this machine: `"gpu"` and `"auto"` distribute processes over the
+        GPUs.
 
     Raises
     ------
     BackendError
-        If the name is unknown, or the GPU cannot be had: it says what is missing and never falls
-        back by itself.
+        If the name is unknown, or the GPU is unavailable; only `"auto"` falls back to the CPU.
     """
     kind, _, number = spec.partition(":")
     if spec == "cpu":
         return CPU
     if spec == "gpu" or (kind == "gpu" and number.isdecimal()):
-        return _open_gpu(spec, int(number) if number else None, place)
+        return _open_gpu(spec, int(number) if number else None, process)
     if spec == "auto":
         try:
-            return _open_gpu("gpu", None, place)
+            return _open_gpu("gpu", None, process)
         except BackendError as error:
             return Backend("cpu", numpy, remark=str(error))
     raise BackendError(f"device '{spec}' is unknown; expected auto, cpu, gpu or gpu:K")
@@ -241,7 +223,7 @@ _default: Backend | None = None
 
 
 def default_backend() -> Backend:
-    """Return where new models and data go: as `use_backend` says, or `XPCAP_DEVICE`, or the CPU."""
+    """Return the backend of `use_backend`, else that of `XPCAP_DEVICE`, else the CPU."""
     global _default
     if _default is None:
         _default = open_backend(os.environ.get("XPCAP_DEVICE") or "cpu")
@@ -249,16 +231,16 @@ def default_backend() -> Backend:
 
 
 def as_backend(backend: Backend | str | None) -> Backend:
-    """Return a `Backend` from one, from a device name, or the default one from None."""
+    """Return a `Backend`, given one, a device name, or None for the default one."""
     if backend is None:
         return default_backend()
     return open_backend(backend) if isinstance(backend, str) else backend
 
 
 class use_backend:
-    """Choose where new models and data go, from now on or inside a `with` block.
+    """Set the backend of new models and data, from now on or inside a `with` block.
 
-    The choice belongs to the process, not to a thread.
+    It is set for the process, not per thread.
 
     Parameters
     ----------
@@ -283,12 +265,7 @@ class use_backend:
     def __enter__(self) -> Backend:
         return self.backend
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         global _default
         _default = self._previous
-        self._device.__exit__(kind, error, trace)
+        self._device.__exit__(*error)

@@ -1,7 +1,7 @@
-"""Numerical gradients: trust in a backward pass comes from comparing it with its forward pass.
+"""Gradient checks: a backward pass is compared with differences of its forward pass.
 
-Central differences, (f(x + h) - f(x - h)) / 2h, are right to order h^2; use float64. The functions
-take arrays of either library and know nothing of xpcap's layers, so that they can judge any code.
+Central differences, (f(x + h) - f(x - h)) / 2h, are accurate to order h^2; use float64. The
+functions take NumPy or CuPy arrays and do not depend on xpcap's layers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,7 @@ from xpcap.errors import ShapeError
 def rel_error(x: Array, y: Array) -> float:
     """Return the largest relative difference, max |x - y| / max(1e-8, |x| + |y|).
 
-    Parameters
-    ----------
-    x, y
-        Arrays of one shape, on any device, or numbers.
-
-    Raises
-    ------
-    ShapeError
-        If they have two shapes.
+    `x` and `y` are arrays of one shape, on any device, or numbers.
     """
     x, y = to_host(x), to_host(y)
     if numpy.shape(x) != numpy.shape(y):
@@ -37,65 +29,44 @@ def rel_error(x: Array, y: Array) -> float:
 def eval_numerical_gradient(
     f: Callable[[Array], Any], x: Array, verbose: bool = True, h: float = 1e-5
 ) -> Array:
-    """Return the numerical gradient of a function with one number as its value.
+    """Return the numerical gradient of a scalar function.
 
     Parameters
     ----------
     f
-        Takes `x` and returns a number (a 0-d array will do).
+        Takes `x` and returns a number or a 0-d array.
     x
-        Where to differentiate; its elements are moved in place by `h` and put back.
+        Where to differentiate; its elements are changed in place by `h` and restored.
     verbose
         Print each element's index and slope.
     h
-        The step.
+        Step of the differences.
 
     Returns
     -------
     array
         Of `x`'s shape, float64, on its device.
     """
-
-    def slope(plus: Any, minus: Any) -> float:
-        return (float(plus) - float(minus)) / (2 * h)
-
-    return _differentiate(f, x, h, slope, verbose)
+    return _differentiate(f, x, h, lambda plus, minus: float(plus) - float(minus), verbose)
 
 
 def eval_numerical_gradient_array(
     f: Callable[[Array], Array], x: Array, df: Array, h: float = 1e-5
 ) -> Array:
-    """Return the numerical gradient of sum(f(x) df), for a function with an array as its value.
+    """Return the numerical gradient of sum(f(x) df) for a function that returns an array.
 
-    Parameters
-    ----------
-    f
-        Takes `x` and returns an array.
-    x
-        Where to differentiate; its elements are moved in place by `h` and put back.
-    df
-        The gradient of some loss with respect to `f(x)`, of the same shape.
-    h
-        The step.
-
-    Returns
-    -------
-    array
-        Of `x`'s shape, float64, on its device.
+    `df`, of the shape of `f(x)`, is the gradient of some loss with respect to `f(x)`; `x`, `h` and
+    the result are as for `eval_numerical_gradient`.
     """
-
-    def slope(plus: Array, minus: Array) -> float:
-        return float(((plus - minus) * df).sum()) / (2 * h)
-
-    return _differentiate(f, x, h, slope, verbose=False)
+    return _differentiate(f, x, h, lambda plus, minus: float(((plus - minus) * df).sum()))
 
 
 def _differentiate(
     f: Callable[[Array], Any],
     x: Array,
     h: float,
-    slope: Callable[[Any, Any], float],
-    verbose: bool,
+    difference: Callable[[Any, Any], float],
+    verbose: bool = False,
 ) -> Array:
     gradient = numpy.zeros(x.shape)
     for index in numpy.ndindex(*x.shape):
@@ -105,14 +76,14 @@ def _differentiate(
         x[index] = old - h
         minus = _detached(f(x), x)
         x[index] = old
-        gradient[index] = slope(plus, minus)
+        gradient[index] = difference(plus, minus) / (2 * h)
         if verbose:
             print(index, gradient[index])
     return namespace(x).asarray(gradient)
 
 
 def _detached(value: Any, x: Array) -> Any:
-    """Copy `f(x)` if it is `x` itself, which is about to be moved again."""
+    """Copy `f(x)` if it is `x` or a view of it, which is about to change."""
     return value.copy() if value is x or getattr(value, "base", None) is x else value
 
 
@@ -129,23 +100,23 @@ def gradcheck(
     Parameters
     ----------
     forward
-        Takes `arguments` by name; returns one or more arrays and then a cache.
+        Takes `arguments` by name; returns one or more arrays and a cache.
     backward
-        Takes a gradient for each of those arrays and the cache; returns the gradients of the
-        differentiable arguments in their order (or one array, if there is one).
+        Takes a gradient for each array and the cache; returns the gradients of the differentiable
+        arguments in order (or a single array).
     arguments
-        Float64 arrays, and whatever else `forward` takes.
+        Float64 arrays, and other arguments of `forward`.
     differentiable
         The names of those with a gradient.
     seed
-        Of the random gradients that come from above.
+        Random seed of the gradients from above.
     h
-        The step of the differences.
+        Step of the differences.
 
     Returns
     -------
     dict
-        For each differentiable argument the relative error, by `rel_error`.
+        The `rel_error` of each differentiable argument.
 
     Examples
     --------
@@ -181,23 +152,10 @@ def gradcheck(
 def directional_error(
     f: Callable[[Array], Any], x: Array, gradient: Array, seed: int = 0, h: float = 1e-6
 ) -> float:
-    """Compare a gradient with the slope of `f` in one random direction; cheap at any size.
+    """Compare the gradient of a scalar function at `x` with its slope in one random direction.
 
-    Parameters
-    ----------
-    f
-        Takes an array like `x` and returns a number.
-    x, gradient
-        Where, and the gradient there, of one shape, float64.
-    seed
-        Of the direction, which has length 1.
-    h
-        The step.
-
-    Returns
-    -------
-    float
-        |numerical - gradient · direction| relative to the gradient's norm.
+    Cheap at any size. Returns |slope - gradient · direction| relative to the gradient's norm, for a
+    direction of length 1, drawn with `seed`, and steps of `h`.
     """
     direction = _random_like(x, seed)
     direction /= float((direction * direction).sum()) ** 0.5

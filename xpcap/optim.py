@@ -1,8 +1,9 @@
 """Update rules, gradient clipping and learning-rate schedules.
 
-Each rule is a function `rule(w, dw, config) -> (next_w, config)`: `config` holds its settings and
-what it remembers, and is filled with defaults where it is silent; neither `w` nor `dw` is changed.
-`Optimizer` runs the same rule in place, on all parameters at once.
+Each rule is a function `rule(w, dw, config) -> (next_w, config)` of a parameter and its gradient,
+of one shape, neither of which it changes. `config` holds its settings and its state; defaults and
+zeros are filled in, and the same dict is returned with the new state. `Optimizer` runs the same
+rules in place, on all parameters at once.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ Config: TypeAlias = dict[str, Any]
 
 
 class Rule(NamedTuple):
-    """An update rule: a kernel, and what it needs beside parameters and gradients.
+    """An update rule: an operation, the names of its state arrays (`memory`) and its settings.
 
-    `memory` names the arrays that it remembers, `defaults` its settings. Of these `learning_rate`
-    may change from step to step; the others are the kernel's keywords.
+    `learning_rate` may change from step to step; the other settings are keywords of the operation.
     """
 
     update: Operation[Any, None]
@@ -54,20 +54,14 @@ RULES = {
 
 
 def find_rule(name: str) -> Rule:
-    """Return the update rule of that name.
-
-    Raises
-    ------
-    ConfigurationError
-        It names the rules there are.
-    """
+    """Return the update rule of that name."""
     if name not in RULES:
         raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
     return RULES[name]
 
 
 def _settings(config: Config, rate: float, t: int) -> list[float]:
-    """Return what a rule's kernel is told of step `t`, counted from 1: scale, rate, corrections."""
+    """Return the numbers of step `t >= 1`: scale 1, rate, and Adam's bias corrections."""
     settings = [1.0, rate]
     if "beta1" in config:
         settings += [1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
@@ -75,7 +69,7 @@ def _settings(config: Config, rate: float, t: int) -> list[float]:
 
 
 def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
-    """Change `w (P,)` and what `config` remembers in place."""
+    """Update `w (P,)` and the state in `config` in place."""
     keywords = {key: config[key] for key in rule.defaults if key != "learning_rate"}
     memory = [config[name] for name in rule.memory]
 
@@ -89,7 +83,7 @@ def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, setti
 
 
 def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
-    """Take one step of a rule and change neither `w` nor `dw`, nor what was remembered before."""
+    """Take one step of a rule without changing `w`, `dw` or the arrays of the old state."""
     rule, xp = RULES[name], namespace(w, dw)
     config = {} if config is None else config
     for key, value in rule.defaults.items():
@@ -109,19 +103,9 @@ def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array,
 
 
 def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
-    """Take a step down the gradient: w - rate dw.
+    """Gradient descent: w - rate dw.
 
-    Parameters
-    ----------
-    w, dw
-        A parameter and its gradient, of one shape.
-    config
-        `learning_rate` (0.01).
-
-    Returns
-    -------
-    next_w, config
-        The new parameter, and the same config.
+    Settings: `learning_rate` (0.01).
     """
     return _next("sgd", w, dw, config)
 
@@ -129,17 +113,7 @@ def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Confi
 def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
     """Gradient descent with momentum: v' = momentum v - rate dw; w + v'.
 
-    Parameters
-    ----------
-    w, dw
-        A parameter and its gradient, of one shape.
-    config
-        `learning_rate` (0.01), `momentum` (0.9), `velocity` (zeros).
-
-    Returns
-    -------
-    next_w, config
-        The new parameter, and the config with the new velocity.
+    Settings: `learning_rate` (0.01), `momentum` (0.9); state: `velocity`.
     """
     return _next("sgd_momentum", w, dw, config)
 
@@ -149,17 +123,7 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
 
     s' = decay s + (1 - decay) dw^2; w - rate dw / (sqrt(s') + epsilon).
 
-    Parameters
-    ----------
-    w, dw
-        A parameter and its gradient, of one shape.
-    config
-        `learning_rate` (0.01), `decay_rate` (0.99), `epsilon` (1e-8), `cache` (s, zeros).
-
-    Returns
-    -------
-    next_w, config
-        The new parameter, and the config with the new cache.
+    Settings: `learning_rate` (0.01), `decay_rate` (0.99), `epsilon` (1e-8); state: `cache`, s.
     """
     return _next("rmsprop", w, dw, config)
 
@@ -170,18 +134,8 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
     m' = b1 m + (1 - b1) dw; v' = b2 v + (1 - b2) dw^2; t' = t + 1;
     w - rate (m' / (1 - b1^t')) / (sqrt(v' / (1 - b2^t')) + epsilon).
 
-    Parameters
-    ----------
-    w, dw
-        A parameter and its gradient, of one shape.
-    config
-        `learning_rate` (0.001), `beta1` (0.9), `beta2` (0.999), `epsilon` (1e-8), `weight_decay`
-        (0, see `adamw`), `m`, `v` (zeros), `t` (0).
-
-    Returns
-    -------
-    next_w, config
-        The new parameter, and the config with the new moments and count.
+    Settings: `learning_rate` (0.001), `beta1` (0.9), `beta2` (0.999), `epsilon` (1e-8),
+    `weight_decay` (0, see `adamw`); state: `m`, `v`, `t`.
     """
     return _next("adam", w, dw, config)
 
@@ -189,45 +143,28 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
 def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
 
-    As `adam`, and `rate weight_decay w` is subtracted beside it.
-
-    Parameters
-    ----------
-    w, dw
-        A parameter and its gradient, of one shape.
-    config
-        As for `adam`, and `weight_decay` (0.01).
-
-    Returns
-    -------
-    next_w, config
-        The new parameter, and the config with the new moments and count.
+    As `adam`, less rate weight_decay w; `weight_decay` is 0.01 by default.
     """
     return _next("adamw", w, dw, config)
 
 
 class Optimizer:
-    """One update rule for all parameters, side by side in one array.
+    """One update rule for all parameters, stored in one array.
 
     Parameters
     ----------
     rule
-        The name of an update rule.
+        Name of an update rule.
     **settings
-        What its config starts from: `beta1=0.8`, say.
+        Initial settings, such as `beta1=0.8`.
 
     Attributes
     ----------
     learning_rate
-        Before a schedule's factor: `settings`' or the rule's own default.
+        The learning rate, without a schedule's factor.
     config
-        The rule's settings, the number `t` of steps taken and, after the first, what it remembers:
-        arrays `(P,)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the rule is unknown, or the learning rate not a finite positive number.
+        Settings, the number `t` of steps taken and, after the first, the optimizer state: arrays
+        `(P,)`.
     """
 
     def __init__(self, rule: str, **settings: Any) -> None:
@@ -243,29 +180,29 @@ class Optimizer:
 
     @property
     def memory(self) -> dict[str, Array]:
-        """The arrays `(P,)` that the rule remembers; empty before the first step."""
+        """The arrays `(P,)` of the optimizer state; empty before the first step."""
         return {name: self.config[name] for name in self._rule.memory if name in self.config}
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The rule's settings and its count of steps: `config` without what it remembers."""
+        """Settings and the number of steps: `config` without `memory`."""
         return {name: value for name, value in self.config.items() if name not in self.memory}
 
     def update(
         self, xp: Namespace, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0
     ) -> None:
-        """Replace every parameter by its next value.
+        """Take one step.
 
         Parameters
         ----------
         xp
-            The array namespace, which chooses the kernel.
+            Array namespace, which chooses the kernel.
         w, dw
             All parameters and their gradients, `(P,)` each; `w` is changed in place.
         factor
-            What a schedule multiplies the learning rate by in this step.
+            Factor of a schedule for the learning rate.
         scale
-            What clipping multiplies the gradients by: a number or an array of no axes.
+            Factor of clipping for the gradients: a number or a 0-d array.
         """
         self.count(factor)
         settings = xp.asarray(numpy.array(self.settings(self.config["t"], factor), w.dtype))
@@ -273,31 +210,18 @@ class Optimizer:
         self.apply(xp, w, dw, settings)
 
     def settings(self, t: int, factor: float) -> list[float]:
-        """Return what changes from step to step: scale 1, learning rate, and Adam's corrections.
-
-        Parameters
-        ----------
-        t
-            The number of the step, from 1.
-        factor
-            What a schedule multiplies the learning rate by.
-        """
+        """Return the numbers of step `t >= 1`: scale 1, rate, and Adam's bias corrections."""
         return _settings(self.config, self.learning_rate * float(factor), t)
 
     def count(self, factor: float) -> None:
-        """Note in `config` that a step is taken, and its learning rate."""
+        """Record a step and its learning rate in `config`."""
         self.config["t"] += 1
         self.config["learning_rate"] = self.learning_rate * float(factor)
 
     def apply(self, xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
-        """Replace every parameter by its next value, as `update` does.
+        """Update the parameters as `update` does, with its `settings` on the device.
 
-        Parameters
-        ----------
-        xp, w, dw
-            As for `update`.
-        settings
-            Of `settings`, on the device, its first number being what clipping asks for.
+        Their first number is the factor of clipping.
         """
         for name in self._rule.memory:
             if name not in self.config:
@@ -308,19 +232,9 @@ class Optimizer:
 def clip_by_global_norm(
     gradients: dict[str, Array], max_norm: float
 ) -> tuple[dict[str, Array], Array]:
-    """Shrink all gradients together so that their joint norm is at most `max_norm`.
+    """Return gradients, all scaled by min(1, max_norm / norm), and their joint norm before.
 
-    Parameters
-    ----------
-    gradients
-        By name, of any shapes.
-    max_norm
-        The largest norm allowed, positive.
-
-    Returns
-    -------
-    clipped, norm
-        New arrays (all scaled by min(1, max_norm / norm)), and the norm before, a 0-d array.
+    The norm is a 0-d array.
     """
     xp = namespace(*gradients.values())
     norm = xp.sqrt(sum((g * g).sum() for g in gradients.values()))
@@ -331,26 +245,12 @@ def clip_by_global_norm(
 def cosine(progress: float) -> float:
     """Return the factor of a cosine schedule (Loshchilov and Hutter, ICLR 2017), without restarts.
 
-    Parameters
-    ----------
-    progress
-        The share of all steps already taken, 0 to 1.
-
-    Returns
-    -------
-    float
-        From 1 down to 0: (1 + cos(pi progress)) / 2.
+    It is (1 + cos(pi progress)) / 2, for a share `progress` of all steps from 0 to 1.
     """
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Check that a setting is a finite positive number.
-
-    Raises
-    ------
-    ConfigurationError
-        It names the setting and the value.
-    """
+    """Raise `ConfigurationError` unless a setting is a finite positive number."""
     if not (isinstance(value, (int, float, numpy.floating)) and math.isfinite(value) and value > 0):
         raise ConfigurationError(f"{name} must be a finite positive number, got {value}")

@@ -1,4 +1,4 @@
-"""Arrays that are the same memory at every step: no page faults on a CPU, no allocator on a GPU."""
+"""Workspaces: memory that is reused from step to step, without page faults or allocations."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from xpcap.backend import Array, Namespace, is_host
 
 
 def row_multiple(xp: Namespace) -> int:
-    """Return the number of elements at whose multiples rows of matrices should begin.
+    """Return the alignment of matrix rows, in elements.
 
-    On a GPU 8, or 16 bytes of half precision: its fast products need that alignment. Elsewhere 1.
+    8 on a GPU, or 16 bytes of half precision, as its fast products need; 1 elsewhere.
     """
     return 1 if is_host(xp) else 8
 
 
 def round_up(number: int, multiple: int) -> int:
-    """Return the least multiple that is not less than the number."""
+    """Round a number up to a multiple."""
     return -(-number // multiple) * multiple
 
 
 class Workspace:
-    """Arrays by name, allocated where they are first asked for.
-
-    Who makes a new one for each call gets fresh memory; who keeps it gets the same memory again,
-    with whatever was left in it.
+    """Arrays by name, allocated at their first use and then reused, with their old content.
 
     Parameters
     ----------
     xp
-        The array namespace.
+        Array namespace.
     dtype
-        Of the arrays, where nothing else is asked for.
+        Default dtype of the arrays.
     """
 
     def __init__(self, xp: Namespace, dtype: Any) -> None:
@@ -44,18 +41,18 @@ class Workspace:
         self._memory: dict[str, Array] = {}
 
     def empty(self, name: str, *shape: int, most: int | None = None, dtype: Any = None) -> Array:
-        """Return the array of that name, of undefined content.
+        """Return the array of that name, uninitialized.
 
         Parameters
         ----------
         name
-            Of the array; one name, one memory.
+            Identifies the memory.
         *shape
-            Whatever fits into the memory of the first call needs no new one.
+            If it does not fit into that memory, new memory is allocated.
         most
-            The largest first size that memory is laid out for, if it varies from call to call.
+            The largest first dimension to allocate for, if it varies from call to call.
         dtype
-            Another than the workspace's.
+            If not that of the workspace.
         """
         size, dtype = math.prod(shape), self.dtype if dtype is None else numpy.dtype(dtype)
         memory = self._memory.get(name)
@@ -66,23 +63,23 @@ class Workspace:
         return memory[:size].reshape(shape)
 
     def zeros(self, name: str, *shape: int) -> Array:
-        """Return the array of that name, filled with zeros."""
+        """Return the array of that name, set to zero."""
         array = self.empty(name, *shape)
         array[...] = 0
         return array
 
 
-_of_threads = threading.local()
+_thread_local = threading.local()
 
 
 def passing(xp: Namespace, dtype: Any) -> Workspace:
-    """Return a workspace for what a function needs until it returns, the same at its next call.
+    """Return a workspace for temporary arrays of a function, reused at its next call.
 
-    On the CPU each thread has one of each dtype and keeps it, because the pages of large arrays are
-    given back to the system when they are freed and cost a fault each to get again. On a GPU, where
-    freed memory stays at hand, it is a new one.
+    On the CPU, each thread keeps one per dtype: large arrays that are freed return their pages to
+    the system, and each page costs a fault when it is allocated again. On a GPU, whose memory pool
+    keeps freed memory, it is a new one.
     """
     if not is_host(xp):
         return Workspace(xp, dtype)
-    mine: dict[str, Workspace] = _of_threads.__dict__.setdefault("workspaces", {})
+    mine: dict[str, Workspace] = _thread_local.__dict__.setdefault("workspaces", {})
     return mine.setdefault(numpy.dtype(dtype).name, Workspace(numpy, dtype))

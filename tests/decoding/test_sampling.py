@@ -9,7 +9,7 @@ from xpcap.decoding.sampling import _draw
 from xpcap.errors import ConfigurationError
 
 
-def test_captions_are_drawn_as_often_as_they_are_likely():
+def test_captions_are_sampled_with_their_probabilities():
     model, features = model_of(), some_features(1)
     count, limits = 20_000, Constraints(max_length=2, banned=BANNED)
     decoded = sample(model, features, Sampling(count, constraints=limits))
@@ -28,7 +28,7 @@ def test_captions_are_drawn_as_often_as_they_are_likely():
     assert total == pytest.approx(1)
 
 
-def test_log_probs_are_the_models_whatever_the_draw():
+def test_log_probs_are_without_temperature_and_truncation():
     model, features = model_of(), some_features(3)
     decoded = sample(model, features, Sampling(5, 0.3, top_k=3, constraints=SHORT))
     for n in range(3):
@@ -41,7 +41,7 @@ def test_log_probs_are_the_models_whatever_the_draw():
         assert (numpy.diff(decoded.scores[n]) <= 0).all()
 
 
-def test_a_seed_says_the_same_on_every_backend_and_for_every_number_of_images(backend):
+def test_samples_depend_on_the_seed_not_on_backend_or_batch(backend):
     features = some_features(8)
     expected = sample(model_of(), features, Sampling(3, seed=5, constraints=SHORT))
     model = model_of("lstm", backend)
@@ -53,7 +53,7 @@ def test_a_seed_says_the_same_on_every_backend_and_for_every_number_of_images(ba
     assert (to_host(other.words) != expected.words).any()
 
 
-def test_images_drawn_for_in_parts_say_what_they_say_together(backend):
+def test_samples_of_parts_are_those_of_the_whole(backend):
     model, same = model_of("lstm", backend), numpy.repeat(some_features(1), 7, axis=0)
     features, sampling = backend.to_device(same), Sampling(2, seed=5, constraints=SHORT)
     together = to_host(sample(model, features, sampling).words)
@@ -62,7 +62,7 @@ def test_images_drawn_for_in_parts_say_what_they_say_together(backend):
     assert (together[:3] != together[3:6]).any()
 
 
-def test_the_coldest_draw_is_greedy(backend):
+def test_the_most_conservative_sampling_is_greedy(backend):
     model, features = model_of("gru", backend), backend.to_device(some_features(9))
     greedy = beam_search(model, features, Beam(1, constraints=SHORT))
     for sampling in (
@@ -92,29 +92,29 @@ PROBS = numpy.array([0.1, 0.4, 0.05, 0.25, 0.2])
         (Sampling(top_k=3, top_p=0.7), numpy.array([0, 0.4, 0, 0.25, 0]) / 0.65),
     ],
 )
-def test_the_words_that_are_drawn_among(sampling, expected):
-    """Draws spread evenly over 0..1 hit each word as often as its probability says."""
+def test_temperature_top_k_and_top_p_truncate_the_distribution(sampling, expected):
+    """Evenly spaced draws select each word in proportion to its probability."""
     count = 10_000
-    draws = (numpy.arange(count) + 0.5) / count
+    uniform = (numpy.arange(count) + 0.5) / count
     log_probs = numpy.repeat(numpy.log(PROBS)[None], count, axis=0)
-    found = numpy.bincount(_draw(numpy, log_probs, draws, sampling), minlength=5) / count
+    found = numpy.bincount(_draw(numpy, log_probs, uniform, sampling), minlength=5) / count
     numpy.testing.assert_allclose(found, expected, atol=2 / count)
 
 
-def test_a_draw_just_below_one_takes_a_word_that_may_come():
+def test_rounding_does_not_select_impossible_words():
     log_probs = numpy.array([[0.0, -numpy.inf, -40.0]], numpy.float32)
-    draws = numpy.array([numpy.nextafter(1.0, 0.0)])
-    assert _draw(numpy, log_probs, draws, Sampling())[0] in (0, 2)
+    uniform = numpy.array([numpy.nextafter(1.0, 0.0)])
+    assert _draw(numpy, log_probs, uniform, Sampling())[0] in (0, 2)
 
 
-def test_constraints_hold_for_draws_too():
+def test_constraints_hold_for_samples():
     limits = Constraints(min_length=2, max_length=4, no_repeat_ngram=1, banned=BANNED)
     decoded = sample(model_of(), some_features(10), Sampling(20, 3.0, constraints=limits))
     for n in range(10):
         for words in captions(decoded, n):
             assert words[-1] == END
             assert len(set(words)) == len(words)
-            assert 3 <= len(words) <= 4  # there are three words to say
+            assert 3 <= len(words) <= 4  # only three words are allowed
             assert not {NULL, START, UNK} & set(words)
 
 
@@ -129,12 +129,12 @@ def test_constraints_hold_for_draws_too():
         ({"top_p": 1.1}, "top-p must be in"),
     ],
 )
-def test_what_cannot_be_used(options, message):
+def test_invalid_sampling_options_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         Sampling(**options)
 
 
-def test_an_ensemble_averages_probabilities(backend):
+def test_an_ensemble_averages_the_probabilities_of_its_members(backend):
     models = [
         model_of("lstm", backend, 0),
         model_of("gru", backend, 3),
@@ -155,7 +155,7 @@ def test_an_ensemble_averages_probabilities(backend):
         numpy.testing.assert_allclose(numpy.exp(to_host(scores[n])), expected, rtol=1e-9)
 
 
-def test_an_ensemble_of_one_searches_as_its_member():
+def test_beam_search_with_an_ensemble_of_one_is_that_of_its_member():
     model, features = model_of(), some_features(6)
     beam = Beam(3, 3, constraints=SHORT)
     alone, together = (beam_search(m, features, beam) for m in (model, Ensemble([model])))
@@ -163,7 +163,7 @@ def test_an_ensemble_of_one_searches_as_its_member():
     numpy.testing.assert_allclose(alone.scores, together.scores, atol=1e-12)
 
 
-def test_ensembles_that_cannot_be():
+def test_invalid_ensembles_are_refused():
     with pytest.raises(ConfigurationError, match="an ensemble of 0 captioners"):
         Ensemble([])
     other = model_of()

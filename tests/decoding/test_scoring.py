@@ -1,10 +1,10 @@
 import numpy
 import pytest
 from slow_decoding import END, NULL, START, next_log_probs
-from talkers import SHORT, model_of, some_features
+from talkers import model_of, some_features
 
 from xpcap.backend import CPU, to_host
-from xpcap.decoding import Beam, Ensemble, beam_search, score_captions
+from xpcap.decoding import Ensemble, score_captions
 from xpcap.errors import ShapeError
 
 CAPTIONS = numpy.array(
@@ -20,7 +20,7 @@ CAPTIONS = numpy.array(
 
 
 def slow_scores(models, features):
-    """Of every word by itself, each model run from the start: the logarithm of the mean."""
+    """Return the log of the mean probability of each word, each model run from the start."""
     found = numpy.zeros((len(CAPTIONS), CAPTIONS.shape[1] - 1))
     for n, (_, *words) in enumerate(CAPTIONS.tolist()):
         for t, word in enumerate(words):
@@ -34,7 +34,7 @@ def slow_scores(models, features):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_every_word_is_as_likely_as_by_itself(backend, cell):
+def test_log_probabilities_equal_those_of_single_steps(backend, cell):
     features = some_features(5)
     found = score_captions(
         model_of(cell, backend), backend.to_device(features), backend.to_device(CAPTIONS)
@@ -44,7 +44,7 @@ def test_every_word_is_as_likely_as_by_itself(backend, cell):
     assert (to_host(found) == 0).tolist() == (CAPTIONS[:, 1:] == NULL).tolist()
 
 
-def test_an_ensembles_words_are_as_likely_as_its_members_find_them_on_average(backend):
+def test_an_ensemble_scores_by_mean_probability(backend):
     features, seeds = some_features(5), (0, 3)
     together = Ensemble([model_of("lstm", backend, seed) for seed in seeds])
     found = score_captions(together, backend.to_device(features), backend.to_device(CAPTIONS))
@@ -52,21 +52,13 @@ def test_an_ensembles_words_are_as_likely_as_its_members_find_them_on_average(ba
     numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
 
 
-def test_the_sum_is_the_loss():
+def test_log_probabilities_sum_to_the_loss():
     model, features = model_of(), some_features(5)
     whole = -score_captions(model, features, CAPTIONS).sum() / len(CAPTIONS)
     assert whole == pytest.approx(float(model.evaluate(features, CAPTIONS)))
 
 
-def test_captions_that_were_found_are_as_likely_as_was_said():
-    model, features = model_of(), some_features(5)
-    decoded = beam_search(model, features, Beam(1, constraints=SHORT))
-    captions = numpy.concatenate([numpy.full((5, 1), START), decoded.words[:, 0]], axis=1)
-    found = score_captions(model, features, captions)
-    numpy.testing.assert_allclose(found, decoded.log_probs[:, 0], atol=1e-12)
-
-
 @pytest.mark.parametrize("captions", [CAPTIONS[0], CAPTIONS[:, :1], CAPTIONS[:3]])
-def test_captions_that_do_not_fit(captions):
+def test_captions_of_wrong_shape_are_refused(captions):
     with pytest.raises(ShapeError, match=r"expected captions \(N, T\+1\) with T > 0 for features"):
         score_captions(model_of(), some_features(5), captions)

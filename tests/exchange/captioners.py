@@ -1,4 +1,4 @@
-"""Captioners of random weights, and what PyTorch's layers compute, in plain loops."""
+"""Captioners with random weights, and the computation of PyTorch's layers in plain loops."""
 
 import numpy
 

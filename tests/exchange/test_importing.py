@@ -1,6 +1,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -15,7 +16,7 @@ from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, XpcapError
 from xpcap.exchange import FORMATS, export_run, import_run, to_torch
-from xpcap.exchange.contents import Contents, contents_of, write_run
+from xpcap.exchange.contents import Contents, write_run
 from xpcap.models import CaptioningRNN
 from xpcap.run_folder import open_run
 
@@ -71,7 +72,7 @@ def same(run, other):
 
 @pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
 @every_cell
-def test_our_own_files_need_nothing_else(cell, dtype, tiny, tmp_path):
+def test_exported_state_dicts_are_imported_bit_for_bit(cell, dtype, tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run", cell, dtype)
     export_run(run, "torch", tmp_path / "a.safetensors")
     again = import_run(tmp_path / "a.safetensors", tmp_path / "again")
@@ -86,7 +87,7 @@ def test_our_own_files_need_nothing_else(cell, dtype, tiny, tmp_path):
 
 
 @every_cell
-def test_the_courses_file_needs_a_data_folder(cell, tiny, tmp_path):
+def test_exported_npz_is_imported_bit_for_bit(cell, tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run", cell)
     export_run(run, "npz", tmp_path / "a.npz")
     again = import_run(tmp_path / "a.npz", tmp_path / "again", tiny)
@@ -95,8 +96,7 @@ def test_the_courses_file_needs_a_data_folder(cell, tiny, tmp_path):
 
 
 @every_cell
-def test_a_state_dict_from_elsewhere(cell, tmp_path):
-    """Of these words, as there is no data folder."""
+def test_state_dict_of_another_program_is_imported(cell, tmp_path):
     state, features, captions = random_state(cell), images(), sentences()
     save_file(state, tmp_path / "a.safetensors")
     model = captioner(cell)
@@ -109,7 +109,7 @@ def test_a_state_dict_from_elsewhere(cell, tmp_path):
     assert len(run.caption(features)) == 3
 
 
-def test_half_precision_becomes_single_before_biases_are_added(tmp_path):
+def test_half_precision_is_converted_before_biases_are_added(tmp_path):
     state = random_state("lstm", dtype=numpy.float16)
     save_file(state, tmp_path / "a.safetensors")
     Vocabulary(captioner("lstm").idx_to_word.values()).write(tmp_path / "vocab.json")
@@ -121,7 +121,7 @@ def test_half_precision_becomes_single_before_biases_are_added(tmp_path):
 
 
 def reduced(tiny, scale=1.0):
-    """Add reduced features to a data folder, and say how they were made."""
+    """Add PCA features and their transform to a data folder."""
     description = json.loads((tiny / layout.DESCRIPTION).read_text())
     description["extractor"] = {"name": "filter-bank", "version": 1}
     (tiny / layout.DESCRIPTION).write_text(json.dumps(description))
@@ -133,7 +133,7 @@ def reduced(tiny, scale=1.0):
     return {"kind": "pca", "extractor": description["extractor"]}
 
 
-def test_how_features_are_reduced_goes_with_the_weights(tiny, tmp_path):
+def test_pca_transform_is_exported_and_imported(tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run", **reduced(tiny))
     export_run(run, "torch", tmp_path / "a.safetensors")
     again = import_run(tmp_path / "a.safetensors", tmp_path / "again")
@@ -153,7 +153,7 @@ def test_how_features_are_reduced_goes_with_the_weights(tiny, tmp_path):
     assert not (tmp_path / "fourth").exists()
 
 
-def test_which_features_of_a_data_folder(tiny, tmp_path):
+def test_choice_of_features_of_a_data_folder(tiny, tmp_path):
     reduced(tiny)
     for dim, features, kind in ((D, "auto", "fc7"), (K, "auto", "pca"), (D, "fc7", "fc7")):
         model, _ = model_for(tiny, dim=dim)
@@ -171,7 +171,7 @@ def test_which_features_of_a_data_folder(tiny, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_who_has_words_must_have_the_same(tiny, tmp_path):
+def test_vocabularies_of_all_sources_must_agree(tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run")
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
     export_run(run, "torch", ours)
@@ -190,7 +190,7 @@ def test_who_has_words_must_have_the_same(tiny, tmp_path):
         DataError, match=r"coco2014_vocab\.json has other words than .*others\.json"
     ):
         import_run(theirs, out, tiny, vocab=others)
-    with pytest.raises(DataError, match=r"theirs\.safetensors: beside .* for 16 words"):
+    with pytest.raises(DataError, match=r"theirs\.safetensors: besides .* for 16 words"):
         import_run(theirs, out, vocab=more)
     export_run(run, "npz", tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"a\.npz has weights of 15 words; expected 16 as the voc"):
@@ -200,15 +200,12 @@ def test_who_has_words_must_have_the_same(tiny, tmp_path):
     with pytest.raises(ConfigurationError, match="takes features of the kind fc7, not pca"):
         import_run(ours, out, features="pca")
     assert not out.exists()
-    same(run, import_run(ours, out, tiny, words_file(tmp_path, words)))
+    equal = tmp_path / "equal.json"
+    Vocabulary(words).write(equal)
+    same(run, import_run(ours, out, tiny, equal))
 
 
-def words_file(folder, words):
-    Vocabulary(words).write(folder / "same.json")
-    return folder / "same.json"
-
-
-def test_what_is_there_already_is_not_touched(tiny, tmp_path):
+def test_existing_folders_are_not_overwritten(tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run")
     export_run(run, "torch", tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="run holds another run; expected a new name"):
@@ -220,7 +217,7 @@ def test_what_is_there_already_is_not_touched(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [numpy.nan, numpy.inf])
-def test_numbers_that_are_none(bad, tiny, tmp_path):
+def test_non_finite_weights_are_refused(bad, tiny, tmp_path):
     model, _ = model_for(tiny)
     model.params["Wh"][2, 3] = bad
     save_file(to_torch(model.params), tmp_path / "a.safetensors")
@@ -231,7 +228,7 @@ def test_numbers_that_are_none(bad, tiny, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_layers_of_no_size(tiny, tmp_path):
+def test_empty_layers_are_refused(tiny, tmp_path):
     state = to_torch(model_for(tiny)[0].params)
     state["projection.weight"] = state["projection.weight"][:, :0].copy()
     del state["projection.bias"]
@@ -240,7 +237,7 @@ def test_layers_of_no_size(tiny, tmp_path):
         import_run(tmp_path / "a.safetensors", tmp_path / "out", tiny)
 
 
-def test_biases_whose_sum_is_too_large(tiny, tmp_path):
+def test_overflowing_bias_sums_are_refused(tiny, tmp_path):
     state = to_torch(model_for(tiny)[0].params)
     for part in ("ih", "hh"):
         state[f"recurrent.bias_{part}_l0"][:] = 3e38
@@ -250,13 +247,13 @@ def test_biases_whose_sum_is_too_large(tiny, tmp_path):
 
 
 def hostile(words, **changes):
-    """Change parts of the text of a file of ours; a name with a dot is a part of a part."""
+    """Change entries of a valid description; `a__b` is entry b of entry a."""
     text = {
         "format": 1, "vocabulary": words,
         "config": {"model": {}, "data": {"folder": "x", "kind": "fc7"}},
     }  # fmt: skip
-    for place, value in changes.items():
-        *path, name = place.split("__")
+    for key, value in changes.items():
+        *path, name = key.split("__")
         part = text
         for step in path:
             part = part[step]
@@ -274,7 +271,7 @@ WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog", "sits"]
         ({"vocabulary": WORDS[::-1]}, "does not begin with <NULL>"),
         ({"vocabulary": "a cat"}, "'vocabulary': expected a list of words"),
         ({"vocabulary": [*WORDS, 1]}, "'vocabulary': expected a list of words"),
-        ({"vocabulary": WORDS[:5]}, "beside its recurrent layer .* for 5 words"),
+        ({"vocabulary": WORDS[:5]}, "besides its recurrent layer .* for 5 words"),
         ({"config__data": {}}, "expected 'data' with 'kind' .* and 'folder'"),
         ({"config__data__kind": "raw"}, "expected 'data' with 'kind'"),
         ({"config__data__folder": 5}, "expected 'data' with 'kind'"),
@@ -285,7 +282,7 @@ WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog", "sits"]
         ({"config__data": {"folder": "x", "kind": "pca", "extractor": {"name": "y"}}}, r"pca\.h5"),
     ],
 )
-def test_hostile_texts_are_one_line_and_leave_no_folder(changes, message, tmp_path):
+def test_hostile_descriptions_are_refused_in_one_line(changes, message, tmp_path):
     path = tmp_path / "a.safetensors"
     state = random_state("lstm")
     save_file(state, path, hostile(WORDS))
@@ -299,7 +296,7 @@ def test_hostile_texts_are_one_line_and_leave_no_folder(changes, message, tmp_pa
     assert sorted(child.name for child in tmp_path.iterdir()) == ["a.safetensors", "good"]
 
 
-def test_sizes_are_those_of_the_weights_whatever_the_text_says(tmp_path):
+def test_sizes_of_the_weights_override_the_description(tmp_path):
     path = tmp_path / "a.safetensors"
     changes = {f"config__model__{name}": 10**9 for name in ("input_dim", "hidden_dim")}
     save_file(random_state("gru"), path, hostile(WORDS, **changes))
@@ -307,7 +304,7 @@ def test_sizes_are_those_of_the_weights_whatever_the_text_says(tmp_path):
     assert run.config["model"]["hidden_dim"] == 6
 
 
-def test_a_reduction_that_does_not_fit(tmp_path):
+def test_inconsistent_pca_transforms_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     data = {"folder": "x", "kind": "pca", "extractor": {"name": "filter-bank"}}
     good = {
@@ -332,7 +329,7 @@ def test_a_reduction_that_does_not_fit(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_something_else(tiny, tmp_path):
+def test_files_of_other_formats_are_refused(tiny, tmp_path):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("archive/data.pkl", b"cos\nsystem\n")
@@ -355,7 +352,7 @@ def test_files_that_are_something_else(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_disk_that_fills_up_leaves_nothing(to, tiny, tmp_path, monkeypatch):
+def test_full_disk_leaves_no_files(to, tiny, tmp_path, monkeypatch):
     if to == "onnx":
         pytest.importorskip("onnx", reason="an ONNX file needs onnx (the extra export)")
     run = run_for(tiny, tmp_path / "run")
@@ -374,7 +371,7 @@ def test_a_disk_that_fills_up_leaves_nothing(to, tiny, tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_onnx_file_never_says_unk_as_caption_does(tiny, tmp_path):
+def test_onnx_graph_bans_unk_as_caption_does(tiny, tmp_path):
     pytest.importorskip("onnx", reason="an ONNX file needs onnx (the extra export)")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
     run = run_for(tiny, tmp_path / "run")
@@ -387,15 +384,21 @@ def test_an_onnx_file_never_says_unk_as_caption_does(tiny, tmp_path):
     numpy.testing.assert_array_equal(words, run.decode(features).words[:, 0, : words.shape[1]])
 
 
-def test_an_unknown_format(tiny, tmp_path):
+def test_unknown_formats_are_refused(tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run")
     with pytest.raises(ConfigurationError, match="format 'keras' is unknown; expected torch, npz"):
         export_run(run, "keras", tmp_path / "a")
 
 
-def test_what_is_exported_is_the_best_epoch_on_the_host(tiny, tmp_path):
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_converters_refuse_other_cells_and_families(to, tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run")
-    found = contents_of(run)
-    assert found.config == {name: run.config[name] for name in ("model", "data")}
-    for name, value in run.model.params.items():
-        numpy.testing.assert_array_equal(found.params[name], value)
+    for changes, what in (
+        ({"cell_type": "mgu"}, "the cell 'mgu'"),
+        ({"family": "transformer"}, "the family 'transformer'"),
+    ):
+        other = replace(run, config={**run.config, "model": {**run.config["model"], **changes}})
+        with pytest.raises(ConfigurationError, match=f"{what} has no conversion to {to}; expected"):
+            export_run(other, to, tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+        export_run(other, "npz", tmp_path / "a.npz")

@@ -37,29 +37,23 @@ def softmax_log(scores):
     return shifted - numpy.log(numpy.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-@pytest.mark.parametrize("seed", range(4))
 @every_cell
-def test_it_says_what_the_model_says(cell, seed):
-    model, features = captioner(cell, seed, scale=1.5), images(40)
-    expected = model.sample(features, max_length=12)
-    found = run(greedy_graph(contents(model), 12), features)
-    assert found["words"].dtype == numpy.int64
-    numpy.testing.assert_array_equal(padded(found["words"], 12), expected)
-
-
-def test_some_of_those_captions_end_and_some_do_not():
-    """Otherwise the test above would not show what happens after <END>."""
-    ended = [
-        (captioner(cell, seed, scale=1.5).sample(images(40), 12) == END).any(axis=1)
-        for cell in CELLS
-        for seed in range(4)
-    ]
-    assert 0.1 < numpy.mean(ended) < 0.9
+def test_graph_generates_the_captions_of_the_model(cell):
+    """Captions of which some end before the last word and some do not."""
+    ended = []
+    for seed in range(4):
+        model, features = captioner(cell, seed, scale=1.5), images(40)
+        expected = model.sample(features, max_length=12)
+        found = run(greedy_graph(contents(model), 12), features)
+        assert found["words"].dtype == numpy.int64
+        numpy.testing.assert_array_equal(padded(found["words"], 12), expected)
+        ended.append((expected == END).any(axis=1))
+    assert 0 < numpy.mean(ended) < 1
 
 
 @every_cell
-def test_scores_and_log_probabilities(cell):
-    """Fed with its own words, the model scores all words as the graph does."""
+def test_scores_and_log_probabilities_are_those_of_the_model(cell):
+    """The model is fed with the words of the graph."""
     model, features, T = captioner(cell, scale=0.6), images(5), 8
     graph = greedy_graph(contents(model), T, [END])  # so that no caption ends
     loop = next(node for node in graph.graph.node if node.op_type == "Loop")
@@ -82,7 +76,7 @@ def test_scores_and_log_probabilities(cell):
 
 
 @every_cell
-def test_banned_words_are_not_said(cell):
+def test_banned_words_are_not_generated(cell):
     model, features = captioner(cell, scale=1.5), images(40)
     free = run(greedy_graph(contents(model), 12), features)["words"]
     assert numpy.isin(free, [START, UNK]).any()
@@ -92,7 +86,7 @@ def test_banned_words_are_not_said(cell):
     numpy.testing.assert_array_equal(padded(found, 12), model.sample(features, 12))
 
 
-def test_after_end_all_is_null_and_certain():
+def test_captions_are_padded_after_end():
     model = captioner("rnn")
     model.params = {name: numpy.zeros_like(value) for name, value in model.params.items()}
     model.params["b_vocab"][END] = 1
@@ -108,7 +102,7 @@ def test_after_end_all_is_null_and_certain():
 
 
 @every_cell
-def test_any_number_of_images(cell):
+def test_number_of_images_is_dynamic(cell):
     graph = greedy_graph(contents(captioner(cell)))
     onnx.checker.check_model(graph, full_check=True)
     for count in (0, 1, 7):
@@ -120,14 +114,14 @@ def test_any_number_of_images(cell):
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["N", D]
 
 
-def test_a_model_in_double_precision():
+def test_double_precision_is_converted():
     model = captioner("gru", dtype=numpy.float64, scale=1.5)
     found = run(greedy_graph(contents(model), 12), images(10))["words"]
     expected = model.sample(images(10).astype(numpy.float64), 12)
     numpy.testing.assert_array_equal(padded(found, 12), expected)
 
 
-def test_features_are_reduced_where_it_is_known_how():
+def test_graph_includes_the_pca_transform():
     draw = numpy.random.default_rng(3).standard_normal
     reduction = PCA(1e5 + draw(9), draw((D, 9)), numpy.ones(D))
     model, features = captioner("lstm", scale=1.5), (1e5 + draw((20, 9))).astype(numpy.float32)
@@ -136,7 +130,7 @@ def test_features_are_reduced_where_it_is_known_how():
     numpy.testing.assert_array_equal(padded(found, 12), model.sample(reduced, 12))
 
 
-def test_the_words_are_in_the_file(tmp_path):
+def test_metadata_hold_vocabulary_and_configuration(tmp_path):
     model = captioner("gru")
     write_onnx(tmp_path / "a.onnx", contents(model), [NULL])
     session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
@@ -149,13 +143,13 @@ def test_the_words_are_in_the_file(tmp_path):
     assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == 17
 
 
-def test_files_larger_than_onnx_allows(tmp_path, monkeypatch):
+def test_models_beyond_the_onnx_size_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "_LARGEST", 400)
     with pytest.raises(DataError, match=r"the captioner has \d+ bytes; expected less than 400"):
         write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")))
 
 
-def test_without_onnx_the_extra_is_named(monkeypatch):
+def test_missing_onnx_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[export\]'"):
         greedy_graph(contents(captioner("rnn")))

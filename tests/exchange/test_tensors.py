@@ -5,14 +5,11 @@ import numpy
 import pytest
 from captioners import CELLS, WORDS, captioner, contents
 
-from xpcap.data.pca import PCA
 from xpcap.errors import DataError
 from xpcap.exchange import to_torch
 from xpcap.exchange.tensors import read_safetensors, split_transform, write_safetensors
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
-RNG = numpy.random.default_rng(0)
-REDUCTION = PCA(RNG.standard_normal(9), RNG.standard_normal((5, 9)), RNG.random(5))
 
 
 def laid_out(entries, metadata=None):
@@ -42,7 +39,7 @@ def parsed(content):
 
 
 @every_cell
-def test_a_file_is_the_state_dict_and_a_text(cell, tmp_path):
+def test_file_holds_the_state_dict_and_the_description(cell, tmp_path):
     model = captioner(cell)
     write_safetensors(tmp_path / "a.safetensors", contents(model))
     metadata, arrays = parsed((tmp_path / "a.safetensors").read_bytes())
@@ -56,41 +53,27 @@ def test_a_file_is_the_state_dict_and_a_text(cell, tmp_path):
     assert text["config"]["data"] == {"folder": "nowhere", "kind": "fc7"}
 
 
-def test_what_was_written_is_read(tmp_path):
-    model = captioner("gru", dtype=numpy.float64)
-    write_safetensors(tmp_path / "a.safetensors", contents(model, REDUCTION))
-    tensors, said = read_safetensors(tmp_path / "a.safetensors")
-    state, transform = split_transform(tensors)
-    for name, value in to_torch(model.params).items():
-        numpy.testing.assert_array_equal(state.pop(name), value, strict=True)
-    assert not state
-    assert transform.equals(REDUCTION)
-    assert said.vocabulary.idx_to_word == WORDS
-    assert said.model["hidden_dim"] == 6
-    assert said.data["kind"] == "pca"
-
-
-def test_files_of_others_say_nothing(tmp_path):
+def test_files_of_other_programs_have_no_description(tmp_path):
     path = tmp_path / "a.safetensors"
     half = numpy.array([1.5, -2], "<f2")
     for metadata in (None, {"format": "pt"}):
         path.write_bytes(laid_out({"a": ("F16", (2, 1), half.tobytes())}, metadata))
-        tensors, said = read_safetensors(path)
-        assert said is None
+        tensors, described = read_safetensors(path)
+        assert described is None
         numpy.testing.assert_array_equal(tensors["a"], half[:, None], strict=True)
         assert split_transform(tensors)[1] is None
 
 
 @pytest.mark.parametrize("kind", ["BF16", "I64", "U8", "BOOL", "F8_E4M3", "none"])
-def test_numbers_of_other_kinds_are_refused(kind, tmp_path):
+def test_unsupported_dtypes_are_refused(kind, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(laid_out({"net.a": (kind, (2,), bytes(16))}))
-    message = rf"'net\.a' is of the kind '{kind}'; expected F64, F32, F16 \(in PyTorch: tensor\.f"
+    message = rf"'net\.a' is of dtype '{kind}'; expected F64, F32, F16 \(in PyTorch: tensor\.f"
     with pytest.raises(DataError, match=message):
         read_safetensors(path)
 
 
-def test_files_that_are_damaged(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     whole = laid_out({"a": ("F32", (3,), bytes(12))}, {"a": "b"})
     enormous = laid_out({"a": ("F32", (2**40, 2**40), bytes(12))})
@@ -118,21 +101,21 @@ def test_files_that_are_damaged(tmp_path):
     assert read_safetensors(path)[0]["a"].shape == (3,)
 
 
-def test_every_damage_is_one_line(tmp_path):
+def test_every_corrupted_header_is_refused_in_one_line(tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, contents(captioner("rnn")))
     whole = path.read_bytes()
     header = struct.unpack("<Q", whole[:8])[0]
     refused = 0
-    for place in range(0, header, 5):
+    for position in range(0, header, 5):
         broken = bytearray(whole)
-        broken[place] ^= 0x11
+        broken[position] ^= 0x11
         path.write_bytes(broken)
         try:
             read_safetensors(path)
         except DataError as error:
             refused += 1
-            assert "\n" not in str(error)  # noqa: PT017 - some letters are of no consequence
+            assert "\n" not in str(error)  # noqa: PT017 - some bytes do not matter
     assert refused > 50
 
 
@@ -149,7 +132,7 @@ GOOD = {"format": 1, "vocabulary": WORDS, "config": {"model": {}, "data": {}}}
         json.dumps({**GOOD, "config": 1}),
     ],
 )  # fmt: skip
-def test_texts_that_are_none_of_ours(text, tmp_path):
+def test_invalid_descriptions_are_refused(text, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(laid_out({}, {"xpcap": json.dumps(GOOD)}))
     assert read_safetensors(path)[1].vocabulary.idx_to_word == WORDS
@@ -160,7 +143,7 @@ def test_texts_that_are_none_of_ours(text, tmp_path):
         read_safetensors(path)
 
 
-def test_against_the_library_for_pytorch(tmp_path):
+def test_exchange_with_the_safetensors_library_of_pytorch(tmp_path):
     torch = pytest.importorskip("torch", reason="reads with PyTorch, which is not installed")
     library = pytest.importorskip("safetensors.torch")
     write_safetensors(tmp_path / "a.safetensors", contents(captioner("gru")))
@@ -170,6 +153,6 @@ def test_against_the_library_for_pytorch(tmp_path):
     for name, value in expected.items():
         numpy.testing.assert_array_equal(found[name].numpy(), value, strict=True)
     library.save_file({"a": torch.ones(2, 3).half()}, tmp_path / "b.safetensors")
-    tensors, said = read_safetensors(tmp_path / "b.safetensors")
-    assert said is None
+    tensors, described = read_safetensors(tmp_path / "b.safetensors")
+    assert described is None
     numpy.testing.assert_array_equal(tensors["a"], numpy.ones((2, 3), "f2"), strict=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy
 
 from xpcap.backend import Backend
+from xpcap.benchmark.clock import add_clock, clock_feature, set_vocabulary_bias
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
 from xpcap.models import CaptioningRNN
@@ -55,8 +56,7 @@ def draw_captions(
     lengths = numpy.minimum(8 + rng.negative_binomial(6, 6 / 8.2, count), steps - 1)
     captions = numpy.full((count, steps + 1), NULL, numpy.int32)
     captions[:, 0] = START
-    places = numpy.arange(1, steps + 1)
-    inside = places[None, :] <= lengths[:, None]
+    inside = numpy.arange(1, steps + 1) <= lengths[:, None]
     captions[:, 1:][inside] = UNK + rng.choice(len(p), int(inside.sum()), p=p)
     captions[numpy.arange(count), lengths + 1] = END
     return captions
@@ -114,7 +114,7 @@ class Workload:
         """Return the number of batches, all of N captions."""
         return len(self.split) // self.configuration.batch_size
 
-    def loss_of_guessing(self, k: int) -> float:
+    def uniform_loss(self, k: int) -> float:
         """Return the k-th batch's loss, in nats per caption, for uniform word probabilities."""
         words = numpy.count_nonzero(self.split.captions[self.rows(k), 1:] != NULL)
         return words * math.log(self.configuration.vocabulary) / self.configuration.batch_size
@@ -138,13 +138,8 @@ class Workload:
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
         model = self._initialized()
-        frequencies = _frequencies(self.configuration.vocabulary)
-        bias = _FREQUENCY_WEIGHT * numpy.log(
-            numpy.maximum(frequencies, frequencies[frequencies > 0].min())
-        )
-        model.params["b_vocab"][UNK:] = bias - bias.max()
-        model.params["b_vocab"][[NULL, START]] = -_WEIGHT
-        _let_captions_end(model)
+        set_vocabulary_bias(model, _frequencies(self.configuration.vocabulary))
+        add_clock(model)
         return _moved(model, backend, dtype)
 
     def _initialized(self) -> CaptioningRNN:
@@ -162,7 +157,7 @@ class Workload:
         N = self.configuration.batch_size
         features = numpy.array(self.split.features[:N])
         lengths = (self.split.captions[:N, 1:] != NULL).sum(axis=1) - 1
-        features[:, 0] = [_first_state(self.cell, int(length)) for length in lengths]
+        features[:, 0] = [clock_feature(self.cell, int(length)) for length in lengths]
         return features
 
 
@@ -170,38 +165,3 @@ def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> Caption
     """Move a model to a backend, and convert its parameters to a dtype."""
     model.params = {name: value.astype(dtype) for name, value in model.params.items()}
     return model.to(backend)
-
-
-_FREQUENCY_WEIGHT = 0.05
-_GROWTH, _THRESHOLD, _WEIGHT = 1.25, 0.3, 1000.0
-
-
-def _let_captions_end(model: CaptioningRNN) -> None:
-    """Make hidden unit 0 a clock, so that an untrained model generates `<END>` in time.
-
-    Feature 0 sets it, and each step maps h to tanh(1.25 h) (an LSTM to the tanh of that), without
-    input from other units. Above 0.3 it makes `<END>` more probable than all words.
-    """
-    p, H = model.params, model.params["Wh"].shape[0]
-    own, closed, open_ = {"rnn": (0, [], []), "gru": (2, [1], [0]), "lstm": (3, [1], [0, 2])}[
-        model.cell_type
-    ]
-    for block in range(p["Wh"].shape[1] // H):
-        p["Wh"][:, block * H] = p["Wx"][:, block * H] = p["b"][block * H] = 0
-    p["Wh"][0, own * H] = _GROWTH
-    for blocks, bias in ((closed, -20.0), (open_, 20.0)):
-        for block in blocks:
-            p["b"][block * H] = bias
-    p["W_proj"][:, 0] = 0
-    p["W_proj"][0, 0] = 1
-    p["W_vocab"][0] = 0
-    p["W_vocab"][0, END] = _WEIGHT
-    p["b_vocab"][END] = -_WEIGHT * _THRESHOLD
-
-
-def _first_state(cell: str, length: int) -> float:
-    """Return the start of the clock for which `<END>` comes after `length` words."""
-    h = 1.1 * _THRESHOLD
-    for _ in range(length + 1):
-        h = math.atanh(math.atanh(h) if cell == "lstm" else h) / _GROWTH
-    return h

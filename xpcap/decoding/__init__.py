@@ -1,4 +1,4 @@
-"""Captions from a trained model: which word comes next, and which captions are the best."""
+"""Decoding: beam search, sampling and scoring with any captioner."""
 
 from xpcap.decoding.beam import Beam, beam_search
 from xpcap.decoding.captioner import Captioner, Decoded

@@ -1,18 +1,19 @@
-"""Beam search: the few most likely beginnings of each caption are continued, word by word.
+"""Beam search: the K most probable hypotheses of each image are extended word by word.
 
-A beam has K places. At each step every live beginning is continued by every word, and the K best of
-all that are kept. A caption that ends keeps its place, so that fewer go on; what can no longer be
-among those asked for is dropped. Batched over images, with one row for each live beginning.
+A beam has K slots. At each step every active hypothesis is extended by every word, and the K best
+extensions are kept. A finished caption keeps its slot, so that fewer hypotheses stay active; those
+that can no longer be among the captions asked for are dropped. Images are searched together, with
+one row for each active hypothesis.
 
-Scores are log-probabilities divided by a penalty of the length L, `<END>` counted:
+Scores are log-probabilities divided by a penalty of the length L, `<END>` included:
 
     none        1
     average     L
     gnmt        ((5 + L) / 6)^α      (Wu et al., "Google's neural machine translation system", 2016)
 
-With groups, a beam is G beams of K / G places that look at each other: at each step a group finds
-a word worth less, by `diversity`, for each time that a group before it has chosen it at this step
-(Vijayakumar et al., "Diverse beam search", 2016). Scores are without that.
+With groups, a beam consists of G beams of K / G slots. At each step, a group scores a word lower by
+`diversity` for each time that an earlier group has chosen it at this step (Vijayakumar et al.,
+"Diverse beam search", 2016). The scores of captions do not include that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.decoding.captioner import Captioner, Decoded, check_words
+from xpcap.decoding.captioner import Captioner, Decoded, start_and_end
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import fastest
@@ -34,27 +35,22 @@ PENALTIES = ("none", "average", "gnmt")
 
 @dataclass(frozen=True)
 class Beam:
-    """How to search.
+    """Options of beam search.
 
     Parameters
     ----------
     width
-        K, how many places.
+        K, the number of slots.
     n_best
-        How many captions of each image are wanted.
+        Captions per image.
     length_penalty
         `"none"`, `"average"` or `"gnmt"`.
     alpha
-        The exponent of the last.
+        Exponent of the last.
     groups, diversity
-        Into how many the places are divided, and what a word loses for each group that chose it.
+        Number of groups, and the penalty of a word for each group that has chosen it.
     constraints
-        What no caption may be.
-
-    Raises
-    ------
-    ConfigurationError
-        If a value cannot be used.
+        Which captions may be generated.
     """
 
     width: int = 3
@@ -68,7 +64,7 @@ class Beam:
     def __post_init__(self) -> None:
         if not 1 <= self.n_best <= self.width:
             raise ConfigurationError(
-                f"{self.n_best} captions of a beam of {self.width} cannot be;"
+                f"{self.n_best} captions of a beam of {self.width} cannot be generated;"
                 " expected 1 <= n-best <= width"
             )
         if self.length_penalty not in PENALTIES:
@@ -86,7 +82,7 @@ class Beam:
             )
 
     def penalty(self, length: int) -> float:
-        """Return what the log-probability of a caption of `length` words is divided by."""
+        """Return the divisor of the log-probability of a caption of `length` words."""
         if self.length_penalty == "none":
             return 1.0
         if self.length_penalty == "average":
@@ -95,26 +91,21 @@ class Beam:
 
 
 def beam_search(model: Captioner, features: Array, beam: Beam) -> Decoded:
-    """Find the most likely captions of images.
+    """Find the most probable captions of images.
 
     Parameters
     ----------
     model
-        What is asked for the likelihood of words.
+        Any captioner with `<START>` and `<END>`.
     features
         `(N, D)` floating, where the model is.
     beam
-        How to search.
+        Options.
 
     Returns
     -------
     Decoded
-        `beam.n_best` captions of each image; T is `max_length + 1`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the vocabulary has no `<START>` or no `<END>`.
+        `beam.n_best` captions per image; T is `max_length + 1`.
     """
     search = _Search(model, features, beam)
     for t in range(beam.constraints.max_length + 1):
@@ -126,120 +117,110 @@ def beam_search(model: Captioner, features: Array, beam: Beam) -> Decoded:
 class _Search:
     """The state of a search.
 
-    A beam is one group of one image; group by group, B = groups · N beams of K / groups places:
+    Groups are searched as beams of their own: B = groups · N beams of K / groups slots, group by
+    group.
 
-        totals      (B, K)      log-probability of the beginning in each place; -inf: none
-        said        (B, K, T)   its words
-        log_probs   (B, K, T)   theirs
-        row         (B, K)      its row in the model's state
-        best_...    (B, K, ...) captions that have ended, in the order of ending
-        ended       (B,)        how many
+        totals        (B, K)        log-probability of the active hypothesis in each slot, or -inf
+        tokens        (B, K, T)     its words
+        log_probs     (B, K, T)     their log-probabilities
+        row           (B, K)        its row in the model's state
+        finished      Decoded       captions that have ended, (B, K, T), in order of ending
+        count         (B,)          their number
     """
 
     def __init__(self, model: Captioner, features: Array, beam: Beam) -> None:
         self.model, self.beam = model, beam
-        self.start_word, self.end = check_words(model)
-        self.images, self.places = len(features), beam.width // beam.groups
+        self.start_word, self.end = start_and_end(model)
+        self.images, self.slots = len(features), beam.width // beam.groups
         self.context, self.state = model.start(features)
         xp = self.xp = namespace(*self.state)
-        dtype, K = self.state[0].dtype, self.places
+        dtype, K = self.state[0].dtype, self.slots
         B, T = beam.groups * self.images, beam.constraints.max_length + 1
         self.totals = xp.full((B, K), -xp.inf, dtype=dtype)
-        self.totals[:, 0] = 0
-        self.said = xp.full((B, K, T), model.null, dtype=numpy.int32)
+        self.tokens = xp.full((B, K, T), model.null, dtype=numpy.int32)
         self.log_probs = xp.zeros((B, K, T), dtype=dtype)
+        self.finished = Decoded(self.tokens.copy(), self.log_probs.copy(), self.totals.copy())
+        self.count = xp.zeros(B, dtype=numpy.int64)
         self.row = xp.zeros((B, K), dtype=numpy.int64)
+        self.totals[:, 0] = 0
         self.row[:, 0] = xp.arange(B) % self.images
-        self.best_scores = xp.full((B, K), -xp.inf, dtype=dtype)
-        self.best_said, self.best_log_probs = self.said.copy(), self.log_probs.copy()
-        self.ended = xp.zeros(B, dtype=numpy.int64)
 
     def advance(self, t: int) -> bool:
-        """Say the word at place t of every live beginning; tell whether any is left."""
+        """Extend all active hypotheses by word t; return whether there were any."""
         xp, beam = self.xp, self.beam
-        of, place = xp.nonzero(self.totals > -xp.inf)
+        of, slot = xp.nonzero(self.totals > -xp.inf)
         if not len(of):
             return False
-        said = self.said[of, place, :t]
-        words = said[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
-        scores, self.state = self.model.step(words, self.row[of, place], self.state, self.context)
+        tokens = self.tokens[of, slot, :t]
+        words = tokens[:, -1] if t else xp.full(len(of), self.start_word, dtype=numpy.int32)
+        scores, self.state = self.model.step(words, self.row[of, slot], self.state, self.context)
         normalizer = log_normalizer(fastest(xp), scores)
-        beam.constraints.apply(xp, scores, said, self.end)
-        self.row[of, place] = xp.arange(len(of))
+        beam.constraints.apply(xp, scores, tokens, self.end)
+        self.row[of, slot] = xp.arange(len(of))
         chosen = xp.zeros((self.images, scores.shape[1] * (beam.groups > 1)), dtype=scores.dtype)
         ends = to_host(xp.searchsorted(of, xp.arange(beam.groups + 1) * self.images)).tolist()
         for group, here in enumerate(map(slice, ends, ends[1:])):
-            inside = slice(group * self.images, (group + 1) * self.images)
-            totals = self.totals[of[here], place[here]] - normalizer[here]
-            places = (of[here] - inside.start) * self.places + place[here]
-            worth = scores[here]
+            beams = slice(group * self.images, (group + 1) * self.images)
+            totals = self.totals[of[here], slot[here]] - normalizer[here]
+            slots = (of[here] - beams.start) * self.slots + slot[here]
+            values = scores[here]
             if beam.groups > 1:
-                worth = worth - beam.diversity * chosen[of[here] - inside.start]
-            found = best_continuations(fastest(xp), worth, totals, places, self.images, self.places)
-            self._continue(t, inside, *found, scores, normalizer, chosen)
+                values = values - beam.diversity * chosen[of[here] - beams.start]
+            found = best_continuations(fastest(xp), values, totals, slots, self.images, self.slots)
+            self._extend(t, beams, *found, scores, normalizer, chosen)
         return True
 
-    def _continue(
+    def _extend(
         self,
         t: int,
-        inside: slice,
-        value: Array,
+        group: slice,
+        values: Array,
         parent: Array,
         words: Array,
         scores: Array,
         normalizer: Array,
         chosen: Array,
     ) -> None:
-        """Go on with the best continuations of a group's beams, `(N, K / groups)` each."""
-        xp, beam, K = self.xp, self.beam, self.places
-        beams = xp.arange(inside.start, inside.stop)[:, None]
-        row = xp.where(value > -xp.inf, self.row[beams, parent], 0)
+        """Replace the hypotheses of a group's beams by their best extensions, `(N, K / groups)`."""
+        xp, beam, K = self.xp, self.beam, self.slots
+        beams = xp.arange(group.start, group.stop)[:, None]
+        row = xp.where(values > -xp.inf, self.row[beams, parent], 0)
         last = scores[row, words] - normalizer[row]
-        # those that ended keep their places
-        kept = (value > -xp.inf) & (xp.arange(K) < K - self.ended[inside][:, None])
+        # finished captions keep their slots
+        kept = (values > -xp.inf) & (xp.arange(K) < K - self.count[group][:, None])
         totals = self.totals[beams, parent] + last
-        said, spoken = self.said[beams, parent], self.log_probs[beams, parent]
-        said[:, :, t], spoken[:, :, t] = words, last
+        tokens, log_probs = self.tokens[beams, parent], self.log_probs[beams, parent]
+        tokens[:, :, t], log_probs[:, :, t] = words, last
         if beam.groups > 1:
             image, rank = xp.nonzero(kept)
             for k in range(K):
                 these = image[rank == k]
                 chosen[these, words[these, k]] += 1
-        self._end(inside, kept & (words == self.end), totals, said, spoken, t)
-        alive = kept & (words != self.end)
+        ends = words == self.end
+        scored = Decoded(tokens, log_probs, totals / beam.penalty(t + 1))
+        self._finish(group, kept & ends, scored)
         wanted = min(beam.n_best, K)
-        worst = -xp.sort(-self.best_scores[inside], axis=1)[:, wanted - 1 : wanted]
+        worst = -xp.sort(-self.finished.scores[group], axis=1)[:, wanted - 1 : wanted]
         reachable = totals / beam.penalty(beam.constraints.max_length + 1) >= worst
-        self.totals[inside] = xp.where(alive & reachable, totals, -xp.inf)
-        self.said[inside], self.log_probs[inside] = said, spoken
-        self.row[inside] = self.row[beams, parent]
+        self.totals[group] = xp.where(kept & ~ends & reachable, totals, -xp.inf)
+        self.tokens[group], self.log_probs[group] = tokens, log_probs
+        self.row[group] = self.row[beams, parent]
 
-    def _end(
-        self, inside: slice, ending: Array, totals: Array, said: Array, spoken: Array, t: int
-    ) -> None:
-        """Put captions that end with the word at place t beside those that ended before."""
+    def _finish(self, group: slice, ends: Array, captions: Decoded) -> None:
+        """Store the captions that end at this step after those that ended before."""
         xp = self.xp
-        slots = self.ended[inside][:, None] + xp.cumsum(ending, axis=1) - 1
-        image, rank = xp.nonzero(ending)
-        to = image + inside.start, slots[image, rank]
-        self.best_scores[to] = totals[image, rank] / self.beam.penalty(t + 1)
-        self.best_said[to] = said[image, rank]
-        self.best_log_probs[to] = spoken[image, rank]
-        self.ended[inside] += ending.sum(axis=1)
+        position = self.count[group][:, None] + xp.cumsum(ends, axis=1) - 1
+        image, rank = xp.nonzero(ends)
+        to = image + group.start, position[image, rank]
+        for stored, part in zip(self.finished, captions, strict=True):
+            stored[to] = part[image, rank]
+        self.count[group] += ends.sum(axis=1)
 
     def result(self) -> Decoded:
         """Return the best captions of each image, over all its groups."""
-        xp, beam, K = self.xp, self.beam, self.places
 
         def by_image(array: Array) -> Array:
-            parts = array.reshape(beam.groups, self.images, K, *array.shape[2:])
-            return xp.concatenate(list(parts), axis=1)
+            parts = array.reshape(self.beam.groups, self.images, self.slots, *array.shape[2:])
+            return self.xp.concatenate(list(parts), axis=1)
 
-        scores = by_image(self.best_scores)
-        order = xp.argsort(-scores, axis=1, kind="stable")[:, : beam.n_best]
-        image = xp.arange(self.images)[:, None]
-        return Decoded(
-            by_image(self.best_said)[image, order],
-            by_image(self.best_log_probs)[image, order],
-            scores[image, order],
-        )
+        return Decoded(*map(by_image, self.finished)).best(self.beam.n_best)

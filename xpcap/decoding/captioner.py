@@ -1,51 +1,40 @@
-"""What decoding needs of a captioner, and what it gives back."""
+"""What decoding needs of a captioner, and what it returns."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from xpcap.backend import Array
+from xpcap.backend import Array, namespace
 from xpcap.errors import ConfigurationError
 
 State = tuple[Array, ...]
-"""Arrays with a row for each caption."""
+"""Arrays with one row per hypothesis."""
 
 
 class Captioner(Protocol):
-    """What says, word after word, how likely every next word is."""
+    """A model that scores the next word of each hypothesis, word by word.
 
-    @property
-    def null(self) -> int:
-        """The index of `<NULL>`."""
+    `null`, `start_word` and `end` are the indices of `<NULL>`, `<START>` and `<END>`.
+    """
 
-    @property
-    def start_word(self) -> int | None:
-        """The index of `<START>`."""
-
-    @property
-    def end(self) -> int | None:
-        """The index of `<END>`."""
+    null: int
+    start_word: int | None
+    end: int | None
 
     def start(self, features: Array) -> tuple[Any, State]:
-        """Return a context, and the state before the first word of N images."""
+        """Return a context, and the state of N images before the first word."""
 
     def step(
         self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
-        """Feed words `(R,)` to the hypotheses in some rows of the state, or in all of them.
+        """Feed one word to each of R hypotheses; return scores `(R, V)` and the new state.
 
-        Returns scores `(R, V)` of the next words, and the new state, of R rows.
+        `parents (R,)` are the rows of `state` that the words `(R,)` follow; None means all rows.
         """
 
 
-def check_words(model: Captioner) -> tuple[int, int]:
-    """Return the indices of `<START>` and `<END>`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the vocabulary has no such word.
-    """
+def start_and_end(model: Captioner) -> tuple[int, int]:
+    """Return the indices of `<START>` and `<END>`; `ConfigurationError` if there are none."""
     if model.start_word is None or model.end is None:
         raise ConfigurationError(
             "the vocabulary lacks <START> or <END>, with which captions begin and end"
@@ -54,19 +43,27 @@ def check_words(model: Captioner) -> tuple[int, int]:
 
 
 class Decoded(NamedTuple):
-    """Captions of N images, B each, the best first.
+    """The captions of N images, B per image, best first.
 
     Attributes
     ----------
     words
-        Indices `(N, B, T)` int32, `<NULL>` after `<END>`; nothing but `<NULL>` where there is no
-        further caption.
+        Token indices `(N, B, T)` int32, `<NULL>` after `<END>`; all `<NULL>` in rows without a
+        caption.
     log_probs
-        Of each word given those before, `(N, B, T)`, in nats; 0 after `<END>`.
+        The log-probability of each token given the tokens before it, `(N, B, T)`, in nats; 0 after
+        `<END>`.
     scores
-        What they are sorted by, `(N, B)`; minus infinity where there is no further caption.
+        What captions are sorted by, `(N, B)`; minus infinity in rows without a caption.
     """
 
     words: Array
     log_probs: Array
     scores: Array
+
+    def best(self, count: int) -> Decoded:
+        """Return the `count` captions of each image with the highest scores, best first."""
+        xp = namespace(self.scores)
+        order = xp.argsort(-self.scores, axis=1, kind="stable")[:, :count]
+        image = xp.arange(len(order))[:, None]
+        return Decoded(*(part[image, order] for part in self))

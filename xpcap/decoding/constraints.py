@@ -1,4 +1,4 @@
-"""Which words may come next."""
+"""Constraints on captions: which words may come next."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from xpcap.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Constraints:
-    """What no caption may be.
+    """Constraints on generated captions.
 
-    A caption that can only go on against them ends instead, whatever its length.
+    A caption that no word may continue ends, whatever its length.
 
     Parameters
     ----------
     min_length, max_length
-        How many words it has, `<END>` not counted.
+        Number of words, without `<END>`.
     no_repeat_ngram
-        No so many words in a row occur twice; 0 lets them.
+        Size of n-grams that may not repeat; 0 disables.
     banned
-        Indices of words that are never said.
-
-    Raises
-    ------
-    ConfigurationError
-        If a number cannot be used.
+        Indices of words that are never generated.
     """
 
     min_length: int = 0
@@ -38,48 +33,48 @@ class Constraints:
     def __post_init__(self) -> None:
         if not 0 <= self.min_length <= self.max_length:
             raise ConfigurationError(
-                f"captions of {self.min_length} to {self.max_length} words cannot be;"
+                f"captions of {self.min_length} to {self.max_length} words cannot be generated;"
                 " expected 0 <= min-length <= max-length"
             )
         if self.no_repeat_ngram < 0:
             raise ConfigurationError(f"no-repeat-ngram must be >= 0, got {self.no_repeat_ngram}")
 
-    def apply(self, xp: Namespace, log_probs: Array, said: Array, end: int) -> None:
+    def apply(self, xp: Namespace, log_probs: Array, tokens: Array, end: int) -> None:
         """Set the log-probabilities of words that may not come next to minus infinity, in place.
 
         Parameters
         ----------
         xp
-            The array namespace.
+            Array namespace.
         log_probs
-            `(R, V)`.
-        said
-            The words before, `(R, t)`.
+            Scores or log-probabilities of the next words, `(R, V)`.
+        tokens
+            The words so far, `(R, t)`.
         end
-            The index of `<END>`.
+            Index of `<END>`.
         """
-        length, words = said.shape[1], log_probs.shape[1]
+        length, vocabulary = tokens.shape[1], log_probs.shape[1]
         ending = log_probs[:, end].copy()
         if length >= self.max_length:
             log_probs[...] = -xp.inf
         else:
             for word in self.banned:
                 log_probs[:, word] = -xp.inf
-            self._ban_repetitions(xp, log_probs, said)
+            self._ban_repetitions(xp, log_probs, tokens)
             if length < self.min_length:
                 log_probs[:, end] = -xp.inf
-        if length < self.max_length and len({*self.banned, end}) + length < words:
+        if length < self.max_length and len({*self.banned, end}) + length < vocabulary:
             return  # some word is left
         stuck = log_probs.max(axis=1) == -xp.inf
         log_probs[:, end] = xp.where(stuck, ending, log_probs[:, end])
 
-    def _ban_repetitions(self, xp: Namespace, log_probs: Array, said: Array) -> None:
-        n, length = self.no_repeat_ngram, said.shape[1]
+    def _ban_repetitions(self, xp: Namespace, log_probs: Array, tokens: Array) -> None:
+        n, length = self.no_repeat_ngram, tokens.shape[1]
         if not n or length < n:
             return
-        rows = xp.arange(len(said))
-        last = said[:, length - n + 1 :]
+        rows = xp.arange(len(tokens))
+        last = tokens[:, length - n + 1 :]
         for first in range(length - n + 1):
-            again = (said[:, first : first + n - 1] == last).all(axis=1)
-            word = said[:, first + n - 1]
-            log_probs[rows, word] = xp.where(again, -xp.inf, log_probs[rows, word])
+            repeated = (tokens[:, first : first + n - 1] == last).all(axis=1)
+            word = tokens[:, first + n - 1]
+            log_probs[rows, word] = xp.where(repeated, -xp.inf, log_probs[rows, word])

@@ -1,4 +1,4 @@
-"""Several captioners that decide together."""
+"""Ensembles: several captioners that decode together."""
 
 from __future__ import annotations
 
@@ -14,39 +14,34 @@ from xpcap.layers.loss import log_softmax
 
 
 class Ensemble:
-    """A captioner whose probability of a word is the average of its members'.
+    """A captioner whose word probabilities are the mean of its members'.
 
     Parameters
     ----------
     members
-        Captioners of the same words, on one device, that take the same features.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is none, or they disagree about the marks' indices.
+        Captioners with the same vocabulary and features, on one device.
     """
 
     def __init__(self, members: Sequence[Captioner]) -> None:
-        marks = {(member.null, member.start_word, member.end) for member in members}
-        if len(marks) != 1:
+        tokens = {(member.null, member.start_word, member.end) for member in members}
+        if len(tokens) != 1:
             raise ConfigurationError(
                 f"an ensemble of {len(members)} captioners whose <NULL>, <START> and <END> are"
-                f" {sorted(marks, key=str)}; expected at least one, and all alike"
+                f" {sorted(tokens, key=str)}; expected at least one, and all alike"
             )
         self.members = members
-        ((self.null, self.start_word, self.end),) = marks
+        ((self.null, self.start_word, self.end),) = tokens
 
     def start(self, features: Array) -> tuple[Any, State]:
-        """Return the members' contexts, and their first states one after the other."""
-        begun = [member.start(features) for member in self.members]
-        context = [(inner, len(state)) for inner, state in begun]
-        return context, tuple(part for _, state in begun for part in state)
+        """Return the members' contexts and concatenated first states."""
+        started = [member.start(features) for member in self.members]
+        context = [(inner, len(state)) for inner, state in started]
+        return context, tuple(part for _, state in started for part in state)
 
     def step(
         self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
-        """Feed a word to each hypothesis; scores are the logarithm of the average probability."""
+        """Feed one word to each hypothesis; scores are the logarithm of the mean probability."""
         xp = namespace(words, *state)
         log_probs, new, first = [], list[Array](), 0
         for member, (inner, size) in zip(self.members, context, strict=True):

@@ -1,4 +1,4 @@
-"""Captions drawn at random, word by word, from what the model believes."""
+"""Sampling: captions drawn word by word from the model's distribution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.decoding.captioner import Captioner, Decoded, check_words
+from xpcap.decoding.captioner import Captioner, Decoded, start_and_end
 from xpcap.decoding.constraints import Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.layers.loss import log_softmax, softmax
@@ -15,28 +15,23 @@ from xpcap.layers.loss import log_softmax, softmax
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw.
+    """Options of sampling.
 
     Parameters
     ----------
     count
-        How many captions of each image.
+        Captions per image.
     temperature
-        Scores are divided by it: below 1 likely words become likelier, above 1 less so.
+        Divides scores; lower is more conservative.
     top_k
-        Draw among so many likeliest words only; 0 takes all.
+        Sample from the k most probable words; 0 takes all.
     top_p
-        Draw among the fewest likeliest words that have this probability together (Holtzman et
-        al., "The curious case of neural text degeneration", 2020).
+        Sample from the smallest set of words with this total probability (Holtzman et al., "The
+        curious case of neural text degeneration", 2020).
     seed
-        Of the draws.
+        Random seed.
     constraints
-        What no caption may be.
-
-    Raises
-    ------
-    ConfigurationError
-        If a value cannot be used.
+        Which captions may be generated.
     """
 
     count: int = 1
@@ -59,68 +54,56 @@ class Sampling:
 
 
 def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0) -> Decoded:
-    """Draw captions of images.
+    """Sample captions of images.
 
-    An image's draws depend on its place among all images and on how it is drawn, on nothing else.
+    The captions of an image depend on its index among all images, not on the other images.
 
     Parameters
     ----------
     model
-        What is asked for the likelihood of words.
+        Any captioner with `<START>` and `<END>`.
     features
         `(N, D)` floating, where the model is.
     sampling
-        How to draw.
+        Options.
     first
-        The place of the first of these images among all, where they are captioned in parts.
+        The index of the first image among all, if they are captioned in parts.
 
     Returns
     -------
     Decoded
-        `sampling.count` captions of each image, the likeliest first; T is `max_length + 1`.
-        Log-probabilities are the model's own, whatever the temperature and the choice.
-
-    Raises
-    ------
-    ConfigurationError
-        If the vocabulary has no `<START>` or no `<END>`.
+        `sampling.count` captions per image, most probable first; T is `max_length + 1`.
+        Log-probabilities are those of the model, without temperature and truncation.
     """
-    start, end = check_words(model)
+    start, end = start_and_end(model)
     context, state = model.start(features)
     xp, dtype = namespace(*state), state[0].dtype
     N, B, T = len(features), sampling.count, sampling.constraints.max_length + 1
-    generator = numpy.random.PCG64(sampling.seed).advance(first * B * T)  # a step a draw
-    draws = xp.asarray(numpy.random.Generator(generator).random((N * B, T)))
-    images = xp.repeat(xp.arange(N), B)
-    said = xp.full((N * B, T), model.null, dtype=numpy.int32)
-    spoken = xp.zeros((N * B, T), dtype=dtype)
-    rows = xp.arange(N * B)  # of the captions that go on
-    parents = images  # the rows of the state that they follow
+    generator = numpy.random.PCG64(sampling.seed).advance(first * B * T)  # one step per draw
+    uniform = xp.asarray(numpy.random.Generator(generator).random((N * B, T)))
+    tokens = xp.full((N * B, T), model.null, dtype=numpy.int32)
+    token_log_probs = xp.zeros((N * B, T), dtype=dtype)
+    rows = xp.arange(N * B)  # active captions
+    parents = xp.repeat(xp.arange(N), B)  # their rows in the state
     words = xp.full(N * B, start, dtype=numpy.int32)
     for t in range(T):
         scores, state = model.step(words, parents, state, context)
         log_probs = log_softmax(xp, scores)
-        may = log_probs.copy()
-        sampling.constraints.apply(xp, may, said[rows, :t], end)
-        words = _draw(xp, may, draws[rows, t], sampling).astype(numpy.int32)
-        said[rows, t] = words
-        spoken[rows, t] = log_probs[xp.arange(len(rows)), words]
-        goes_on = xp.nonzero(words != end)[0]
-        if not len(goes_on):
+        allowed = log_probs.copy()
+        sampling.constraints.apply(xp, allowed, tokens[rows, :t], end)
+        words = _draw(xp, allowed, uniform[rows, t], sampling).astype(numpy.int32)
+        tokens[rows, t] = words
+        token_log_probs[rows, t] = log_probs[xp.arange(len(rows)), words]
+        active = xp.nonzero(words != end)[0]
+        if not len(active):
             break
-        rows, words, parents = rows[goes_on], words[goes_on], goes_on
-    totals = spoken.sum(axis=1).reshape(N, B)
-    order = xp.argsort(-totals, axis=1, kind="stable")
-    image = xp.arange(N)[:, None]
-    return Decoded(
-        said.reshape(N, B, T)[image, order],
-        spoken.reshape(N, B, T)[image, order],
-        totals[image, order],
-    )
+        rows, words, parents = rows[active], words[active], active
+    token_log_probs = token_log_probs.reshape(N, B, T)
+    return Decoded(tokens.reshape(N, B, T), token_log_probs, token_log_probs.sum(axis=2)).best(B)
 
 
-def _draw(xp: Namespace, log_probs: Array, draws: Array, sampling: Sampling) -> Array:
-    """Draw a word of each row: the first, likeliest words first, whose sum exceeds the draw."""
+def _draw(xp: Namespace, log_probs: Array, uniform: Array, sampling: Sampling) -> Array:
+    """Invert each row's cumulative distribution, most probable word first, at `uniform (R,)`."""
     order = xp.argsort(-log_probs, axis=1, kind="stable")
     ordered = xp.take_along_axis(log_probs, order, axis=1) / sampling.temperature
     if sampling.top_k:
@@ -129,7 +112,7 @@ def _draw(xp: Namespace, log_probs: Array, draws: Array, sampling: Sampling) -> 
     before = xp.cumsum(probs, axis=1) - probs
     probs = xp.where(before < sampling.top_p, probs, 0)
     sums = xp.cumsum(probs, axis=1)
-    places = (sums <= draws[:, None] * sums[:, -1:]).sum(axis=1)
-    # rounding may place a draw behind the last word that has any probability
-    places = xp.minimum(places, (probs > 0).sum(axis=1) - 1)
-    return order[xp.arange(len(order)), places]
+    ranks = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=1)
+    # rounding may lead past the last word with a probability
+    ranks = xp.minimum(ranks, (probs > 0).sum(axis=1) - 1)
+    return order[xp.arange(len(order)), ranks]

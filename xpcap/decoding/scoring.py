@@ -1,4 +1,4 @@
-"""How likely given captions are."""
+"""Log-probabilities of given captions."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from xpcap.layers.loss import log_softmax
 
 
 def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
-    """Return how likely each word of given captions is after the image and the words before it.
+    """Return the log-probability of each word of given captions, given the words before it.
 
     Parameters
     ----------
     model
-        What is asked for the likelihood of words.
+        Any captioner.
     features
-        `(N, D)` floating, one image a caption, where the model is.
+        `(N, D)` floating, one image per caption, where the model is.
     captions
         Word indices `(N, T+1)`, `<START>` first, `<NULL>` after `<END>`.
 
     Returns
     -------
     array
-        Log-probabilities `(N, T)` of all words but the first, in nats; 0 where that is `<NULL>`.
-
-    Raises
-    ------
-    ShapeError
-        If the captions are not a row an image.
+        `(N, T)` for all words but the first, in nats; 0 for `<NULL>`.
     """
     if captions.ndim != 2 or captions.shape[1] < 2 or len(captions) != len(features):
         raise ShapeError(
@@ -40,13 +35,13 @@ def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
     targets = captions[:, 1:]
     counted = targets != model.null
     found = xp.zeros(targets.shape, dtype=state[0].dtype)
-    rows = xp.arange(len(captions))  # of the captions that go on
+    rows = xp.arange(len(captions))  # active captions
     for t in range(targets.shape[1]):
-        goes_on = xp.nonzero(counted[rows, t:].any(axis=1))[0]
-        if not len(goes_on):
+        active = xp.nonzero(counted[rows, t:].any(axis=1))[0]
+        if not len(active):
             break
-        rows = rows[goes_on]
-        scores, state = model.step(captions[rows, t], goes_on, state, context)
+        rows = rows[active]
+        scores, state = model.step(captions[rows, t], active, state, context)
         log_probs = log_softmax(xp, scores)[xp.arange(len(rows)), targets[rows, t]]
         found[rows, t] = xp.where(counted[rows, t], log_probs, 0)
     return found

@@ -1,4 +1,4 @@
-"""Weights from and to elsewhere: PyTorch's layers, the course's dict of parameters, ONNX."""
+"""Export and import of weights: PyTorch's layers, the course's dict of parameters, ONNX."""
 
 from xpcap.exchange.exporting import FORMATS, export_run
 from xpcap.exchange.importing import import_run

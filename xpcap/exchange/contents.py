@@ -1,4 +1,4 @@
-"""What goes from one place to another; the only part that knows how a run folder is filled."""
+"""The contents of a converted run: the same for every format."""
 
 from __future__ import annotations
 
@@ -22,18 +22,10 @@ FORMAT, TEXT = 1, "xpcap"
 
 @dataclass(frozen=True)
 class Contents:
-    """A captioner, wherever it comes from.
+    """A captioner: its parameters by name, on the host, and what belongs to them.
 
-    Parameters
-    ----------
-    params
-        By name, as in `CaptioningRNN.params`, on the host.
-    vocabulary
-        Its words.
-    config
-        `model` and `data`, as in a run's checkpoints.
-    transform
-        How features of its extractor are reduced, if they are.
+    `config` has `model` and `data` as in a run's checkpoints; `transform` reduces the features of
+    its extractor, if they are reduced.
     """
 
     params: Mapping[str, numpy.ndarray]
@@ -43,26 +35,14 @@ class Contents:
 
 
 def contents_of(run: Run) -> Contents:
-    """Return what a run consists of.
-
-    Raises
-    ------
-    DataError
-        If its transform cannot be read.
-    """
+    """Return the contents of a run."""
     params = {name: to_host(value) for name, value in run.model.params.items()}
     config = {name: run.config[name] for name in ("model", "data")}
     return Contents(params, run.vocabulary, config, run.transform)
 
 
 def write_run(folder: Path, contents: Contents) -> None:
-    """Make a run folder, a new name, with an empty history.
-
-    Raises
-    ------
-    XpcapError
-        If it cannot be made.
-    """
+    """Make a new run folder with an empty history."""
     state = State(contents.params)
     best = Checkpoint(contents.config, contents.vocabulary, state, written_by("cpu"))
     create_run(folder, {BEST: best}, contents.transform)

@@ -1,4 +1,4 @@
-"""The course's dict of parameters as an `.npz` file; its LSTM has our order of gates, i, f, o, g.
+"""The course's dict of parameters as an `.npz` file, with our order of an LSTM's gates.
 
     model.params = dict(numpy.load("captioner.npz"))
 
@@ -11,7 +11,8 @@ import zipfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy
 from numpy.lib import format as npy
@@ -22,32 +23,19 @@ from xpcap.files import explained, new_file
 
 _ENDING = ".npy"
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_SWELLING = 20  # weights can hardly be compressed; zeros are, by a factor of a thousand
-
-
-class _Header(NamedTuple):
-    """What is known of an array that is not read yet."""
-
-    shape: tuple[int, ...]
-    dtype: numpy.dtype[Any]
+_LARGEST_RATIO = 20  # weights hardly compress; zeros do, a thousandfold
 
 
 def write_npz(path: Path, params: Mapping[str, numpy.ndarray]) -> None:
-    """Write parameters under their names.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
-    """
+    """Write parameters under their names."""
     with new_file(path) as temporary, open(temporary, "wb") as file:
         numpy.savez(file, allow_pickle=False, **params)
 
 
 def read_npz(path: Path) -> dict[str, numpy.ndarray]:
-    """Read parameters from a file that nobody vouches for.
+    """Read parameters from an untrusted file.
 
-    Names and shapes are checked before any number is read, so that a small file cannot fill the
+    Names and shapes are checked before any array is read, so that a small file cannot exhaust
     memory.
 
     Raises
@@ -62,22 +50,22 @@ def read_npz(path: Path) -> dict[str, numpy.ndarray]:
     with file:
         headers = _headers(path, file)
         sizes_of(str(path), headers)
-        claimed = sum(prod(shape) * dtype.itemsize for shape, dtype in headers.values())
-        if claimed > _SWELLING * path.stat().st_size:
+        claimed = sum(prod(h.shape) * h.dtype.itemsize for h in headers.values())
+        if claimed > _LARGEST_RATIO * path.stat().st_size:
             raise DataError(
-                f"{path} would swell to {claimed} bytes, over {_SWELLING} times its size; expected"
-                f" weights: {shown(headers)}"
+                f"{path} would expand to {claimed} bytes, over {_LARGEST_RATIO} times its size;"
+                f" expected weights: {shown(headers)}"
             )
         file.seek(0)
         try:
             with numpy.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in headers}
-        except Exception as error:  # zip files fail in many ways where bytes make no sense
+        except Exception as error:  # zip readers raise many kinds of errors
             raise DataError(f"{path} is damaged: its arrays cannot be read") from error
 
 
-def _headers(path: Path, file: IO[bytes]) -> dict[str, _Header]:
-    """Read the names, shapes and dtypes of all arrays."""
+def _headers(path: Path, file: IO[bytes]) -> dict[str, Any]:
+    """Read the names of all arrays, with their `shape` and `dtype`."""
     headers = {}
     try:
         with zipfile.ZipFile(file) as archive:
@@ -86,10 +74,11 @@ def _headers(path: Path, file: IO[bytes]) -> dict[str, _Header]:
                 for name in names:
                     with archive.open(name) as member:
                         shape, _, dtype = _HEADERS[npy.read_magic(member)](member)
-                    headers[name.removesuffix(_ENDING)] = _Header(shape, dtype)
+                    header = SimpleNamespace(shape=shape, dtype=dtype)
+                    headers[name.removesuffix(_ENDING)] = header
                 return headers
-    except Exception as error:  # zip and array headers fail in many ways
-        raise DataError(f"{path} is damaged: it is no whole .npz file") from error
+    except Exception as error:  # and so do readers of headers
+        raise DataError(f"{path} is damaged: it is not a whole .npz file") from error
     raise DataError(
         f"{path} is a zip file, but not one of NumPy's arrays; expected one of"
         " safetensors.torch.save_file (not of torch.save), or of numpy.savez"

@@ -1,4 +1,4 @@
-"""A run, written for others to use."""
+"""Export of a run to a file for other programs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from xpcap.errors import ConfigurationError
 from xpcap.exchange.contents import contents_of
 from xpcap.exchange.course import write_npz
 from xpcap.exchange.onnx_graph import write_onnx
+from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
 from xpcap.run_folder import Run, unsaid
 
 FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
-"""What a run can be exported to, and how the names of such files end."""
+"""Export formats, and the extensions of their files."""
 
 
 def export_run(run: Run, to: str, path: Path) -> None:
-    """Write a run's captioner into a file, which is replaced if it is there.
+    """Write a run's captioner to a file, which is replaced if it exists.
 
     Parameters
     ----------
@@ -24,24 +25,31 @@ def export_run(run: Run, to: str, path: Path) -> None:
         An open run.
     to
         `"torch"`: a state dict of PyTorch's layers, in safetensors, with words and configuration;
-        `"npz"`: the course's dict of parameters; `"onnx"`: a graph that captions as `xpcap caption`
-        does, greedily and without `<UNK>`.
+        `"npz"`: the course's dict of parameters, of any model; `"onnx"`: a graph that captions as
+        `xpcap caption` does, greedily and without `<UNK>`.
     path
         The file.
 
     Raises
     ------
     ConfigurationError
-        If `to` is unknown, or a library is missing.
+        If the format is unknown or cannot express the model, or a library is missing.
     DataError
         If the file cannot be written.
     """
     if to not in FORMATS:
         raise ConfigurationError(f"format '{to}' is unknown; expected {', '.join(FORMATS)}")
     contents = contents_of(run)
+    if to == "npz":
+        return write_npz(path, contents.params)
+    model = contents.config["model"]
+    family, cell = model.get("family", "recurrent"), model.get("cell_type")
+    if family != "recurrent" or cell not in GATES:
+        what = f"the cell '{cell}'" if family == "recurrent" else f"the family '{family}'"
+        raise ConfigurationError(
+            f"{what} has no conversion to {to}; expected a recurrent model with {', '.join(GATES)},"
+            " or the format npz"
+        )
     if to == "torch":
-        write_safetensors(path, contents)
-    elif to == "npz":
-        write_npz(path, contents.params)
-    else:
-        write_onnx(path, contents, unsaid(contents.vocabulary))
+        return write_safetensors(path, contents)
+    return write_onnx(path, contents, unsaid(contents.vocabulary))

@@ -1,4 +1,4 @@
-"""A run made of weights from elsewhere."""
+"""Import of weights of other programs as a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
 from xpcap.exchange.course import read_npz
-from xpcap.exchange.parameters import NAMES, alike, sizes_of
-from xpcap.exchange.tensors import Said, read_safetensors, split_transform
+from xpcap.exchange.parameters import NAMES, sizes_of, unified
+from xpcap.exchange.tensors import Description, read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import explained, new_folder
 from xpcap.run_folder import Run, check_new_run, open_run
 from xpcap.train.showing import open_data
 
-_ZIP = b"PK"  # with which an .npz begins
+_ZIP = b"PK"  # the first bytes of an .npz file
 
 
 def import_run(
@@ -32,57 +32,49 @@ def import_run(
     vocab: Path | None = None,
     features: str = "auto",
 ) -> Run:
-    """Make a run folder of a file of weights: a state dict in safetensors, or the course's `.npz`.
+    """Make a run folder from a file of weights, and open it on the CPU.
+
+    If the weights cannot be imported, no folder is left.
 
     Parameters
     ----------
     file
-        Of `export_run`, or from elsewhere.
+        A state dict in safetensors, or the course's `.npz`.
     out
-        The run folder, a new name.
+        The new run folder.
     data
         The data folder that the weights were trained on; state dicts of `export_run` name theirs.
     vocab
-        The words, like `coco2014_vocab.json`, if neither the file nor `data` has them.
+        A file like `coco2014_vocab.json`, if neither `file` nor `data` has the words.
     features
-        Which ones of `data`: `"pca"`, `"fc7"`, or `"auto"`: pca if there are as many as the weights
-        take, else fc7.
-
-    Returns
-    -------
-    Run
-        Open, on the CPU.
-
-    Raises
-    ------
-    XpcapError
-        One line that names what is wrong; no folder is left then.
+        Which features of `data`: `"pca"`, `"fc7"`, or `"auto"`: pca if their number is that of the
+        weights, else fc7.
     """
     check_new_run(out)
     with explained(file, "read"), open(file, "rb") as opened:
         zipped = opened.read(len(_ZIP)) == _ZIP
-    tensors, said = (read_npz(file), None) if zipped else read_safetensors(file)
-    vocabulary = _vocabulary(file, said, data, vocab)
+    tensors, described = (read_npz(file), None) if zipped else read_safetensors(file)
+    vocabulary = _vocabulary(file, described, data, vocab)
     tensors, transform = split_transform(tensors)
-    params = _parameters(file, alike(str(file), tensors), len(vocabulary))
-    sizes = sizes_of(str(file), params)
-    if sizes.words != len(vocabulary):
+    params = _parameters(file, unified(str(file), tensors), len(vocabulary))
+    words, sizes = sizes_of(str(file), params)
+    if words != len(vocabulary):
         raise DataError(
-            f"{file} has weights of {sizes.words} words; expected {len(vocabulary)} as the"
-            " vocabulary has"
+            f"{file} has weights of {words} words; expected {len(vocabulary)} as the vocabulary has"
         )
-    if said is None:
-        origin, transform = _origin(data, features, sizes.input_dim)
+    if described is None:
+        origin, transform = _origin(data, features, sizes["input_dim"])
     else:
-        origin = said.data if data is None else {**said.data, "folder": str(data.resolve())}
+        folder = {} if data is None else {"folder": str(data.resolve())}
+        origin = {**described.data, **folder}
         if features not in ("auto", kind := origin.get("kind")):
             raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
     config = {
         "model": {
             "dropout": 0.0,
             "seed": 0,
-            **({} if said is None else said.model),
-            **sizes.model(),
+            **({} if described is None else described.model),
+            **sizes,
             "dtype": str(params["W_proj"].dtype),
         },
         "data": origin,
@@ -98,9 +90,11 @@ def import_run(
     return replace(run, folder=out)
 
 
-def _vocabulary(file: Path, said: Said | None, data: Path | None, vocab: Path | None) -> Vocabulary:
-    """Take the words from where they are; all who have some must have the same."""
-    found = {} if said is None else {file: said.vocabulary}
+def _vocabulary(
+    file: Path, described: Description | None, data: Path | None, vocab: Path | None
+) -> Vocabulary:
+    """Return the words of all sources that have any; they must be the same."""
+    found = {} if described is None else {file: described.vocabulary}
     for path in (vocab, data and data / layout.VOCABULARY):
         if path is not None:
             found[path] = Vocabulary.read(path)
@@ -119,17 +113,17 @@ def _vocabulary(file: Path, said: Said | None, data: Path | None, vocab: Path | 
 def _parameters(
     file: Path, tensors: dict[str, numpy.ndarray], words: int
 ) -> dict[str, numpy.ndarray]:
-    """Return parameters, converted if they are not under their own names."""
+    """Return parameters under our names, converted if they are a state dict."""
     if set(NAMES) <= set(tensors):
         return tensors
     try:
-        return alike(str(file), from_torch(tensors, words))
+        return unified(str(file), from_torch(tensors, words))
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
 
 
 def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any], PCA | None]:
-    """Return what a run's configuration says of its data, and how its features are reduced."""
+    """Return the `data` of a run's configuration, and the transform of its features."""
     if data is None:
         return {"folder": "(no data folder)", "kind": "fc7"}, None
     dataset = _opened(data, features, dim)
@@ -154,7 +148,7 @@ def _opened(data: Path, features: str, dim: int) -> Dataset:
 
 
 def _check_features(run: Run, data: Path | None) -> None:
-    """Check that a run's features can be had: those of its data folder, those of new pictures."""
+    """Check that the features of the data folder and of new images fit the model."""
     if data is not None:
         open_data(run)
     transform, dim = run.transform, run.config["model"]["input_dim"]

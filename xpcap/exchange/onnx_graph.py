@@ -1,7 +1,7 @@
-"""A captioner as one ONNX graph that says whole captions: features in, words out.
+"""A recurrent captioner as one ONNX graph: features in, whole captions out.
 
-The step is written in plain operators, in our order of gates; the loop over words is ONNX's `Loop`,
-which ends when the last caption has.
+The step of each cell is written in elementary operators, in our order of gates. ONNX's `Loop` over
+words ends when all captions have.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 30
 
-_OPSET, _IR_VERSION = 17, 8  # those of the year 2022, which every runtime reads
+_OPSET, _IR_VERSION = 17, 8  # of 2022, which all runtimes read
 _LARGEST = 2**31  # bytes of an ONNX file
 _FLOATS, _INTEGERS, _BOOLEANS = 1, 7, 9  # TensorProto's float32, int64 and bool
 
 Operation: TypeAlias = tuple[Any, ...]
-"""An operator, its inputs, its outputs, and perhaps its attributes."""
+"""An operator, its inputs, its outputs, and optionally its attributes."""
 
-_MARKS = {"end": END, "null": NULL}
-_HALVES: list[Operation] = [
+_TOKENS = {"end": END, "null": NULL}
+_PRODUCTS: list[Operation] = [
     ("Gather", "W_embed word", "x"),
     ("Gemm", "x Wx b", "ax"),
     ("MatMul", "h Wh", "ah"),
@@ -74,27 +74,19 @@ _CHOICE: list[Operation] = [
     ("LogSoftmax", "scores", "log_softmax", {"axis": 1}),
     ("Add", "log_softmax mask", "log_allowed"),
     ("ReduceMax", "log_allowed", "log_best", {"axes": [1], "keepdims": 0}),
-    ("Where", "going_on best null", "said"),
-    ("Where", "going_on log_best zero", "log_prob"),
+    ("Where", "active best null", "token"),
+    ("Where", "active log_best zero", "log_prob"),
     ("Equal", "best end", "ends"),
-    ("Not", "ends", "goes_on"),
-    ("And", "going_on goes_on", "still_going_on"),
-    ("Cast", "still_going_on", "ones", {"to": _INTEGERS}),
-    ("ReduceSum", "ones", "still", {"keepdims": 0}),
-    ("Cast", "still", "any", {"to": _BOOLEANS}),
+    ("Not", "ends", "continues"),
+    ("And", "active continues", "next_active"),
+    ("Cast", "next_active", "ones", {"to": _INTEGERS}),
+    ("ReduceSum", "ones", "count_active", {"keepdims": 0}),
+    ("Cast", "count_active", "any_active", {"to": _BOOLEANS}),
 ]
 
 
 def write_onnx(path: Path, contents: Contents, banned: Sequence[int] = ()) -> None:
-    """Write the graph of `greedy_graph`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the package onnx is missing.
-    DataError
-        If the file cannot be written, or the captioner is larger than ONNX allows.
-    """
+    """Write the graph of `greedy_graph`."""
     content = greedy_graph(contents, MAX_LENGTH, banned).SerializeToString()
     with new_file(path) as temporary, explained(path, "write"):
         temporary.write_bytes(content)
@@ -103,21 +95,21 @@ def write_onnx(path: Path, contents: Contents, banned: Sequence[int] = ()) -> No
 def greedy_graph(
     contents: Contents, max_length: int = MAX_LENGTH, banned: Sequence[int] = ()
 ) -> onnx.ModelProto:
-    """Build a graph, all in float32, that captions greedily: always the most likely next word.
+    """Build a float32 graph that captions greedily: always the most probable next word.
 
-    Its input is `features (N, D)`, as the captioner's extractor gives them; if it is known how they
-    are reduced, the graph does that. Its outputs are `words (N, T)` int64, T being the length of
-    the longest caption, after `<END>` all `<NULL>`; and `log_probs (N, T)` in nats, after `<END>`
-    all 0. Its metadata have the text `description`.
+    Its input is `features (N, D)` as the extractor computes them; the graph includes the transform
+    of `contents`. Its outputs are `words (N, T)` int64, where T is the length of the longest
+    caption, `<NULL>` after `<END>`; and `log_probs (N, T)` in nats, 0 after `<END>`. Its metadata
+    have the text `description`.
 
     Parameters
     ----------
     contents
-        The captioner.
+        A recurrent captioner.
     max_length
-        How many words at most, `<END>` included.
+        Maximum number of words, with `<END>`.
     banned
-        Indices of words that are never said.
+        Indices of words that are never generated.
 
     Raises
     ------
@@ -133,32 +125,32 @@ def greedy_graph(
             "an ONNX file needs onnx, which is not installed; expected the extra 'export'"
             " (pip install 'xpcap[export]')"
         ) from error
-    cell, place = contents.config["model"]["cell_type"], contents.vocabulary.word_to_idx
+    cell, index = contents.config["model"]["cell_type"], contents.vocabulary.word_to_idx
     D, H = contents.params["W_proj"].shape
-    mask = numpy.zeros(len(place))
+    mask = numpy.zeros(len(index))
     mask[list(banned)] = -numpy.inf
     constants = {**contents.params, "mask": mask, "zero": numpy.zeros(())}
     operations: list[Operation] = []
     if contents.transform is not None:
         pca = contents.transform
         D = len(pca.mean)
-        near = pca.mean.astype(numpy.float32)  # as PCA.transform does
-        constants |= {"mean": near, "components": pca.components}
-        constants["minus_rest"] = (near - pca.mean) @ pca.components.T
+        rounded = pca.mean.astype(numpy.float32)  # as PCA.transform does
+        constants |= {"mean": rounded, "components": pca.components}
+        constants["remainder"] = (rounded - pca.mean) @ pca.components.T
         operations = [
             ("Sub", "features mean", "centred"),
-            ("Gemm", "centred components minus_rest", "reduced", {"transB": 1}),
+            ("Gemm", "centred components remainder", "reduced", {"transB": 1}),
         ]
     size = sum(4 * value.size for value in constants.values())
     if size >= _LARGEST:
         raise DataError(f"the captioner has {size} bytes; expected less than {_LARGEST} for ONNX")
     states = ["h", "c"] if cell == "lstm" else ["h"]
-    carried = ["word", "going_on", *states]
+    carried = ["word", "active", *states]
     operations += [
         ("Gemm", f"{'reduced' if operations else 'features'} W_proj b_proj", "first_h"),
         ("Shape", "features", "count", {"start": 0, "end": 1}),
-        ("ConstantOfShape", "count", "first_word", _filled(place[START])),
-        ("ConstantOfShape", "count", "first_going_on", _filled(True)),
+        ("ConstantOfShape", "count", "first_word", _filled(index[START])),
+        ("ConstantOfShape", "count", "first_active", _filled(True)),
         ("Shape", "first_h", "shape"),
         ("ConstantOfShape", "shape", "first_c", _filled(numpy.float32(0))),
         (
@@ -177,7 +169,7 @@ def greedy_graph(
         [*_values(["words"], _INTEGERS, "N", "T"), *_values(["log_probs"], _FLOATS, "N", "T")],
         [
             *(_constant(name, value.astype(numpy.float32)) for name, value in constants.items()),
-            *(_constant(name, numpy.array(place[mark])) for name, mark in _MARKS.items()),
+            *(_constant(name, numpy.array(index[token])) for name, token in _TOKENS.items()),
             _constant("max_length", numpy.array(max_length)),
             _constant("true", numpy.array(True)),
         ],
@@ -194,25 +186,25 @@ def greedy_graph(
 
 
 def _step(cell: str, H: int, states: Sequence[str]) -> onnx.GraphProto:
-    """Build the body of the loop: one word of every caption."""
+    """Build the body of the loop: one word of each caption."""
     from onnx import helper
 
     return helper.make_graph(
-        _nodes([*_HALVES, *_CELLS[cell], *_CHOICE]),
+        _nodes([*_PRODUCTS, *_CELLS[cell], *_CHOICE]),
         "step",
         [
             *_values(["t"], _INTEGERS),
             *_values(["go"], _BOOLEANS),
             *_values(["word"], _INTEGERS, "N"),
-            *_values(["going_on"], _BOOLEANS, "N"),
+            *_values(["active"], _BOOLEANS, "N"),
             *_values(states, _FLOATS, "N", H),
         ],
         [
-            *_values(["any"], _BOOLEANS),
+            *_values(["any_active"], _BOOLEANS),
             *_values(["best"], _INTEGERS, "N"),
-            *_values(["still_going_on"], _BOOLEANS, "N"),
+            *_values(["next_active"], _BOOLEANS, "N"),
             *_values([f"next_{state}" for state in states], _FLOATS, "N", H),
-            *_values(["said"], _INTEGERS, "N"),
+            *_values(["token"], _INTEGERS, "N"),
             *_values(["log_prob"], _FLOATS, "N"),
         ],
     )

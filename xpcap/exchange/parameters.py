@@ -1,60 +1,42 @@
-"""Parameters that come from elsewhere: which sizes they have, and whether they fit together."""
+"""Parameters of recurrent captioners from other programs: their sizes, and whether they fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy
 
 from xpcap.errors import DataError
 from xpcap.layers._checks import check_shapes
 
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+"""The cells that other programs have too, and the number of their gates."""
+
 NAMES = ("W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab")
 
 _SHOWN = 12  # arrays of a file, in a message
 
 
-class Shaped(Protocol):
-    """An array, or the header of one that is not read yet."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of each axis."""
-
-    @property
-    def dtype(self) -> Any:
-        """The kind of its numbers."""
-
-
-class Sizes(NamedTuple):
-    """What the shapes of parameters say; all but `words`, V, are arguments of `CaptioningRNN`."""
-
-    words: int
-    input_dim: int
-    wordvec_dim: int
-    hidden_dim: int
-    cell_type: str
-
-    def model(self) -> dict[str, Any]:
-        """Return the arguments of `CaptioningRNN`."""
-        return {name: value for name, value in self._asdict().items() if name != "words"}
-
-
-def sizes_of(source: str, params: Mapping[str, Shaped]) -> Sizes:
-    """Check the names, kinds and shapes of parameters, and return the captioner's sizes.
+def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Check the names, dtypes and shapes of parameters, and derive the captioner's sizes.
 
     Parameters
     ----------
     source
         Where they come from, for messages.
     params
-        Under the names of `CaptioningRNN.params`.
+        Arrays, or their headers (`shape`, `dtype`), under the names of `CaptioningRNN.params`.
+
+    Returns
+    -------
+    words, sizes
+        V; and `input_dim`, `wordvec_dim`, `hidden_dim` and `cell_type` of `CaptioningRNN`.
 
     Raises
     ------
     DataError
-        If a name is missing or unknown, or an array is empty or not of floating numbers.
+        If a name is missing or unknown, or an array is empty or not floating.
     ShapeError
         If shapes do not fit together.
     """
@@ -69,12 +51,8 @@ def sizes_of(source: str, params: Mapping[str, Shaped]) -> Sizes:
                 f"{source}: '{name}' is {value.dtype} of shape {tuple(value.shape)}; expected"
                 " floating numbers"
             )
-    cell, gates = "lstm", 4
-    if gru:
-        cell, gates = "gru", 3
-    elif params["b"].shape == params["b_proj"].shape:
-        cell, gates = "rnn", 1
-    wide = "H" if gates == 1 else f"{gates}H"
+    cell = "gru" if gru else "rnn" if params["b"].shape == params["b_proj"].shape else "lstm"
+    wide = "H" if GATES[cell] == 1 else f"{GATES[cell]}H"
     layouts = {
         "b_proj": "H", "W_proj": "D H", "W_embed": "V W",
         "Wx": f"W {wide}", "Wh": f"H {wide}", "b": wide, "bn": "H",
@@ -82,20 +60,18 @@ def sizes_of(source: str, params: Mapping[str, Shaped]) -> Sizes:
     }  # fmt: skip
     arrays = {name: (params[name], layout) for name, layout in layouts.items() if name in params}
     found = check_shapes(source, **arrays)
-    return Sizes(found["V"], found["D"], found["W"], found["H"], cell)
+    sizes = {"input_dim": found["D"], "wordvec_dim": found["W"], "hidden_dim": found["H"]}
+    return found["V"], {**sizes, "cell_type": cell}
 
 
-def alike(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
-    """Return parameters in one dtype: float64 if one is wider than float32, else float32.
+def unified(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
+    """Convert parameters to one dtype: float64 if one is wider than float32, else float32.
 
-    Raises
-    ------
-    DataError
-        If one holds NaN or infinite numbers.
+    Raises `DataError` if one holds NaN or infinite numbers.
     """
     wide = any(value.dtype.itemsize > 4 for value in params.values())
     dtype = numpy.float64 if wide else numpy.float32
-    with numpy.errstate(over="ignore"):  # of long doubles; they are infinite then
+    with numpy.errstate(over="ignore"):  # long doubles may overflow to infinity
         same = {name: numpy.ascontiguousarray(value, dtype) for name, value in params.items()}
     for name, value in same.items():
         if not numpy.isfinite(value).all():
@@ -103,8 +79,8 @@ def alike(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.n
     return same
 
 
-def shown(arrays: Mapping[str, Shaped]) -> str:
-    """Name arrays and their shapes in one line, however many there are."""
+def shown(arrays: Mapping[str, Any]) -> str:
+    """Name some arrays and their shapes in one line."""
     some = [f"{name!r:.60} {tuple(value.shape)}" for name, value in list(arrays.items())[:_SHOWN]]
     more = [f"{len(arrays) - _SHOWN} more"] if len(arrays) > _SHOWN else []
     return ", ".join([*some, *more]) or "nothing"

@@ -1,8 +1,8 @@
-"""Files of safetensors: a state dict and, in files that xpcap wrote, what else a run needs.
+"""Safetensors files: a state dict and, in files that xpcap wrote, everything else a run needs.
 
-Such a file has one text, `xpcap`, an object in JSON: `format`; `vocabulary`, the list of words; and
-`config` with `model` and `data` as in a run's `config.json`. Where features are reduced, three more
-tensors, `pca.mean`, `pca.components` and `pca.explained_variance`, say how.
+Such a file has one metadata text, `xpcap`, a JSON object: `format`; `vocabulary`, the list of
+words; and `config` with `model` and `data` as in a run's checkpoints. A transform of features is
+stored in three more tensors, `pca.mean`, `pca.components` and `pca.explained_variance`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from xpcap.exchange.contents import FORMAT, TEXT, Contents, description
 from xpcap.exchange.torch_layout import to_torch
 from xpcap.files import explained, new_file
 
-_REDUCTION = "pca."
+_TRANSFORM = "pca."
 _FLOATING = ("F64", "F32", "F16")
 _LONG = 8  # bytes of the length of the header
 
 
-class Said(NamedTuple):
-    """What a file of ours says of itself: its words, and the two parts of its configuration."""
+class Description(NamedTuple):
+    """The text of a file that xpcap wrote: its words, and the two parts of its configuration."""
 
     vocabulary: Vocabulary
     model: dict[str, Any]
@@ -36,35 +36,24 @@ class Said(NamedTuple):
 
 
 def write_safetensors(path: Path, contents: Contents) -> None:
-    """Write a captioner as the state dict of PyTorch's layers, with all that a run needs.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
-    """
+    """Write a captioner as the state dict of PyTorch's layers, with everything a run needs."""
     tensors = to_torch(contents.params)
     if contents.transform is not None:
         for name, value in vars(contents.transform).items():
-            tensors[f"{_REDUCTION}{name}"] = numpy.ascontiguousarray(value)
+            tensors[f"{_TRANSFORM}{name}"] = numpy.ascontiguousarray(value)
     content = save(tensors, {TEXT: description(contents)})
     with new_file(path) as temporary, explained(path, "write"):
         temporary.write_bytes(content)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Said | None]:
-    """Read a file that nobody vouches for.
-
-    Returns
-    -------
-    tensors, said
-        By name; and what `description` wrote, or None if xpcap did not write the file.
+def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Description | None]:
+    """Read the tensors of an untrusted file, and its description if xpcap wrote the file.
 
     Raises
     ------
     DataError
-        If the file is damaged, holds other than floating numbers of 16, 32 or 64 bits, or a text of
-        xpcap's that is none.
+        If the file is damaged, has tensors of other dtypes than 16, 32 or 64 bit floats, or an
+        invalid description.
     """
     with explained(path, "read"):
         content = path.read_bytes()
@@ -74,7 +63,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Said | None]
         kinds = {name: entry["dtype"] for name, entry in header.items()}
         known = all(kind in _FLOATING for kind in kinds.values())
         tensors = load(content) if known else {}
-    except Exception as error:  # what is wrong with a header has many forms
+    except Exception as error:  # a damaged header raises many kinds of errors
         raise DataError(
             f"{path} is not a whole safetensors file, nor an .npz file; expected one of"
             " safetensors.torch.save_file (not of torch.save), or of numpy.savez"
@@ -82,7 +71,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Said | None]
     for name, kind in kinds.items():
         if kind not in _FLOATING:
             raise DataError(
-                f"{path}: {name!r:.60} is of the kind {kind!r:.20}; expected"
+                f"{path}: {name!r:.60} is of dtype {kind!r:.20}; expected"
                 f" {', '.join(_FLOATING)} (in PyTorch: tensor.float())"
             )
     return tensors, None if text is None else _parsed(path, text)
@@ -91,15 +80,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Said | None]
 def split_transform(
     tensors: Mapping[str, numpy.ndarray],
 ) -> tuple[dict[str, numpy.ndarray], PCA | None]:
-    """Take the transform, if there is one, from among the tensors of a file."""
-    names = [f"{_REDUCTION}{name}" for name in PCA.__dataclass_fields__]
+    """Separate the tensors of the transform, if there is one, from the others."""
+    names = [f"{_TRANSFORM}{name}" for name in PCA.__dataclass_fields__]
     if not all(name in tensors for name in names):
         return dict(tensors), None
     state = {name: value for name, value in tensors.items() if name not in names}
     return state, PCA(*(tensors[name] for name in names))
 
 
-def _parsed(path: Path, text: str) -> Said:
+def _parsed(path: Path, text: str) -> Description:
     try:
         content = json.loads(text)
         words, config = content["vocabulary"], content["config"]
@@ -112,4 +101,4 @@ def _parsed(path: Path, text: str) -> Said:
             f"{path}: expected its text '{TEXT}' to be one of xpcap export: JSON of format"
             f" {FORMAT} with 'vocabulary', and 'config' with 'model' and 'data'"
         )
-    return Said(Vocabulary.checked(words, f"{path}: 'vocabulary'"), model, data)
+    return Description(Vocabulary.checked(words, f"{path}: 'vocabulary'"), model, data)

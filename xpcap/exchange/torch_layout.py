@@ -6,10 +6,10 @@
     vocabulary    nn.Linear(H, V)             W_vocabᵀ, b_vocab
 
 PyTorch's linear maps are x Wᵀ, so matrices are transposed. The order of its gates is r, z, n in a
-GRU, as ours, and i, f, g, o in an LSTM, where ours is i, f, o, g. It adds two biases, b_ih + b_hh:
-one is enough for all gates but n of a GRU, n = tanh(x Wx_n + b_ih_n + r (h Wh_n + b_hh_n)), where
-b_hh_n is our `bn`. So b is written to b_ih beside zeros, which changes no bit; of two that are not
-zero the sum is taken, rounded once to their dtype. (Documentation of `torch.nn.LSTM`, `GRU`.)
+GRU, as ours, and i, f, g, o in an LSTM, where ours is i, f, o, g. It has two biases, b_ih + b_hh.
+One is enough except for gate n of a GRU, n = tanh(x Wx_n + b_ih_n + r (h Wh_n + b_hh_n)), where
+b_hh_n is our `bn`. So b is exported as b_ih, with zeros in b_hh, which changes no bit; on import,
+b is their sum, rounded once. (Documentation of `torch.nn.LSTM`, `GRU`.)
 """
 
 from __future__ import annotations
@@ -21,37 +21,21 @@ from collections.abc import Mapping
 import numpy
 
 from xpcap.errors import DataError
-from xpcap.exchange.parameters import shown
-from xpcap.models.recurrent import CELLS
+from xpcap.exchange.parameters import GATES, shown, sizes_of
 
 PROJECTION, EMBEDDING, RECURRENT, VOCABULARY = "projection", "embedding", "recurrent", "vocabulary"
 
-_CELL_OF = {len(cell.gates): name for name, cell in CELLS.items()}
+_CELL_OF = {gates: cell for cell, gates in GATES.items()}
 _RECURRENT = re.compile(r"(.*\.)?((weight|bias)_(ih|hh|hr))(_l\d+)?(_reverse)?", re.DOTALL)
 _OTHER = re.compile(r"(.*)\.(weight|bias)", re.DOTALL)
-_WANTED = (
-    "expected one nn.LSTM, nn.GRU or nn.RNN of one layer and one direction, without projections:"
-    " weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0"
-)
 
 Tensors = Mapping[str, numpy.ndarray]
 
 
 def to_torch(params: Tensors) -> dict[str, numpy.ndarray]:
-    """Convert parameters to a state dict.
-
-    Parameters
-    ----------
-    params
-        As `CaptioningRNN.params`, on the host.
-
-    Returns
-    -------
-    dict
-        Arrays by the names in this module's docstring, such as `recurrent.weight_ih_l0`.
-    """
-    H, width = params["Wh"].shape
-    cell = _CELL_OF[width // H]
+    """Convert `CaptioningRNN.params`, on the host, to a state dict with the names above."""
+    _, sizes = sizes_of("the model", params)
+    H, cell = sizes["hidden_dim"], sizes["cell_type"]
     bias_hh = numpy.zeros_like(params["b"])
     if cell == "gru":
         bias_hh[2 * H :] = params["bn"]
@@ -70,28 +54,23 @@ def to_torch(params: Tensors) -> dict[str, numpy.ndarray]:
 
 
 def from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray]:
-    """Convert a state dict to parameters, whatever its layers are called.
+    """Convert a state dict, with layers of any names, to `CaptioningRNN.params`.
 
-    The recurrent layer is known by the names in it, the others by their shapes; where these leave a
-    choice, they must be called as `to_torch` does. Layers without bias have a bias of zeros here.
-    Whether an nn.RNN had tanh, as ours, or relu, a state dict does not say.
+    The recurrent layer is found by the names of its parts, the others by their shapes; if these are
+    ambiguous, they must have the names of `to_torch`. Missing biases become zeros. An nn.RNN is
+    assumed to use tanh, since a state dict does not tell.
 
     Parameters
     ----------
     state
-        Arrays of floating numbers.
+        Floating-point arrays by name.
     words
         V, the size of the vocabulary.
-
-    Returns
-    -------
-    dict
-        As `CaptioningRNN.params`.
 
     Raises
     ------
     DataError
-        If the layers are others than those of a captioner; what was found is named.
+        If the layers are not those of a captioner.
     """
     found = {name: match for name in state if (match := _RECURRENT.fullmatch(name))}
     recurrent = _recurrent({name: state[name] for name in found}, found)
@@ -109,7 +88,7 @@ def from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray]:
 
 
 def _reordered(rows: numpy.ndarray, cell: str) -> numpy.ndarray:
-    """Change `(G H, ...)` from our order of gates to PyTorch's, or back: o and g change places."""
+    """Convert `(G H, ...)` from our order of gates to PyTorch's, or back: swap o and g."""
     if cell != "lstm":
         return rows
     i, f, o, g = numpy.split(rows, 4)
@@ -117,7 +96,7 @@ def _reordered(rows: numpy.ndarray, cell: str) -> numpy.ndarray:
 
 
 def _recurrent(tensors: Tensors, matches: Mapping[str, re.Match[str]]) -> dict[str, numpy.ndarray]:
-    """Convert the recurrent layer."""
+    """Convert the recurrent layer to `Wx`, `Wh`, `b` and, for a GRU, `bn`."""
     parts = {match[2]: tensors[name] for name, match in matches.items()}
     weights, biases = {"weight_ih", "weight_hh"}, {"bias_ih", "bias_hh"}
     if (
@@ -164,7 +143,7 @@ def _recurrent(tensors: Tensors, matches: Mapping[str, re.Match[str]]) -> dict[s
 
 
 def _others(tensors: Tensors, W: int, H: int, words: int) -> list[dict[str, numpy.ndarray]]:
-    """Find projection, embedding and vocabulary: each its `weight`, and perhaps its `bias`."""
+    """Find projection, embedding and vocabulary: the `weight` of each, and its `bias` if any."""
     layers: dict[str, dict[str, numpy.ndarray]] = {}
     for name, value in tensors.items():
         match = _OTHER.fullmatch(name)
@@ -185,16 +164,16 @@ def _others(tensors: Tensors, W: int, H: int, words: int) -> list[dict[str, nump
     fitting = [names for names in orders if fits(names)] if len(layers) == 3 else []
     if len(fitting) != 1:
         raise DataError(
-            f"beside its recurrent layer it has {shown(tensors)}; expected the weights of an"
+            f"besides its recurrent layer it has {shown(tensors)}; expected the weights of an"
             f" nn.Embedding ({words}, {W}) for {words} words, of an nn.Linear ({H}, D) from the"
             f" features to the first hidden state, and of an nn.Linear ({words}, {H}) to the words"
-            + (f"; as shapes leave a choice, called {', '.join(ours)}" if fitting else "")
+            + (f"; as shapes are ambiguous, called {', '.join(ours)}" if fitting else "")
         )
     return [layers[name] for name in fitting[0]]
 
 
 def _is_linear(layer: Tensors, size: int) -> bool:
-    """Tell whether a layer is an nn.Linear, with a bias or without, that gives `size` numbers."""
+    """Whether a layer is an nn.Linear with `size` outputs."""
     weight = layer.get("weight")
     return (
         weight is not None

@@ -1,4 +1,4 @@
-"""Proving an installation: every layer's gradients and the worked cases, on any device."""
+"""Self-check of an installation: gradients of all layers and worked cases, on any device."""
 
 from __future__ import annotations
 
@@ -27,18 +27,7 @@ GRADIENT_LIMIT = 1e-7
 
 
 def run(backend: Backend) -> list[Check]:
-    """Check gradients, worked cases and agreement with NumPy on a backend, in float64.
-
-    Parameters
-    ----------
-    backend
-        What is checked.
-
-    Returns
-    -------
-    list of Check
-        Every comparison; all should have `passed`.
-    """
+    """Check gradients, worked cases and agreement with NumPy on a backend, in float64."""
     with backend.activate():
         return [
             *_layer_gradients(backend),
@@ -58,7 +47,7 @@ def _layer_gradients(backend: Backend) -> Iterator[Check]:
 
 
 def _captioner_gradients(backend: Backend) -> Iterator[Check]:
-    """Check whole captioners; relative to each parameter's largest gradient, for some are tiny."""
+    """Check whole captioners, relative to the largest gradient, as some elements are tiny."""
     for cell_type in CELLS:
         for dropout in (0.0, 0.25):
             pairs = captioner_gradients(

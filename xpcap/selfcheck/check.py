@@ -1,4 +1,4 @@
-"""One comparison of the self-check, and the measures it uses."""
+"""One comparison of the self-check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xpcap.backend import Array, to_host
 
 
 class Check(NamedTuple):
-    """What was compared, how far apart the two were, and how far they may be."""
+    """What was compared, the error, and its limit."""
 
     name: str
     error: float
@@ -25,10 +25,7 @@ class Check(NamedTuple):
 def scaled_difference(ours: Array, expected: Array) -> float:
     """Return the largest difference of two arrays relative to the largest expected value.
 
-    Parameters
-    ----------
-    ours, expected
-        Arrays of one shape, each on any device, or numbers.
+    Each may be on any device, or a number; for different shapes the result is infinite.
     """
     ours, expected = numpy.asarray(to_host(ours)), numpy.asarray(to_host(expected))
     if ours.shape != expected.shape:

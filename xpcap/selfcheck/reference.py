@@ -1,4 +1,4 @@
-"""The worked cases of the captioning system: numbers that other implementations arrived at."""
+"""The worked cases of the captioning system: results of other implementations."""
 
 from __future__ import annotations
 
@@ -28,24 +28,13 @@ SEED = 9  # no gradient of these draws is so close to zero that its relative err
 
 
 def load_cases() -> dict[str, Any]:
-    """Read the worked cases: `reference_cases.json` says in itself what its fields mean."""
+    """Read the worked cases from `reference_cases.json`, which documents its own fields."""
     text = resources.files("xpcap.selfcheck").joinpath("reference_cases.json").read_text("utf-8")
     return json.loads(text)  # type: ignore[no-any-return]
 
 
 def reference_checks(backend: Backend) -> Iterator[Check]:
-    """Run every worked case on a backend.
-
-    Parameters
-    ----------
-    backend
-        Where it is computed.
-
-    Yields
-    ------
-    Check
-        One for each output, gradient or loss that the cases hold.
-    """
+    """Check every output, gradient and loss of the worked cases on a backend."""
     cases = load_cases()
     for function in FORWARD:
         yield from _forward(backend, function, cases[function])
@@ -77,7 +66,7 @@ def _forward(backend: Backend, function: str, case: dict[str, Any]) -> Iterator[
 
 
 def _expected_loss(backend: Backend, number: int, check: dict[str, Any]) -> Check:
-    """Check the loss of nearly equal scores: log(V) for each step that counts, on average."""
+    """Check the loss of nearly equal scores: log(V) per step with a true mask, on average."""
     rng = numpy.random.default_rng(number)
     N, T, V = check["N"], check["T"], check["V"]
     x = backend.to_device(0.001 * rng.standard_normal((N, T, V)))
@@ -89,7 +78,7 @@ def _expected_loss(backend: Backend, number: int, check: dict[str, Any]) -> Chec
 
 
 def _captioner_loss(backend: Backend, case: dict[str, Any]) -> Check:
-    """Check the loss of a captioner made in float32 whose parameters are replaced by float64."""
+    """Check the loss of a float32 captioner whose parameters are replaced by float64."""
     words = case["word_to_idx"]
     model = CaptioningRNN(
         words, case["input_dim"], case["wordvec_dim"], case["hidden_dim"], "rnn",
