@@ -19,11 +19,11 @@ from tiny import make_tiny
 
 from xpcap import parallel
 from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint
 from xpcap.cli import main
 from xpcap.cli import train as cli_train
 from xpcap.errors import ConfigurationError
 from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, part_of, share_out
+from xpcap.runs.checkpoint import read_checkpoint
 
 NAMES = [
     "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",

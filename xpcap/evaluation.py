@@ -19,7 +19,7 @@ from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, evaluate_captions
 from xpcap.parallel import by_first, share_out
-from xpcap.run_folder import BATCH, Run
+from xpcap.runs import BATCH, Run
 
 PERPLEXITY = "perplexity"
 

@@ -12,6 +12,7 @@ import pytest
 from cuda_cases import TYPICAL
 from kernels.test_cublas import Library
 from tiny import make_tiny
+from xpcap.models.packed import PackedLoss
 
 import xpcap.kernels.cuda  # registers what is tested here
 import xpcap.kernels.products
@@ -24,7 +25,6 @@ from xpcap.kernels import KERNELS, cublas
 from xpcap.kernels.cuda.launch import Source
 from xpcap.kernels.graphs import Repeated
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer
 from xpcap.train.resident import ResidentStep
 

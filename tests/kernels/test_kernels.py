@@ -7,18 +7,18 @@ import sys
 import numpy
 import pytest
 from guard import open_guard
+from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
+from xpcap.kernels.scatter import add_rows
+from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
+from xpcap.layers._sequence import Packing
 
 from xpcap import kernels
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, fastest, kernel
 from xpcap.kernels.batches import next_batch
-from xpcap.kernels.pointwise import rnn_cell, sigmoid, split_gates
 from xpcap.kernels.products import product
-from xpcap.kernels.scatter import add_rows
-from xpcap.kernels.softmax import log_normalizer, softmax, softmax_cross_entropy
 from xpcap.kernels.top import best_continuations, top
 from xpcap.kernels.updates import loss_and_norm
-from xpcap.layers._sequence import Packing
 from xpcap.selfcheck.cases import on_device
 from xpcap.selfcheck.check import scaled_difference
 

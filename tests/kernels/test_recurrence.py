@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+from xpcap.layers._sequence import Packing
+from xpcap.models.captioner import CELLS
 
 import xpcap.kernels.cuda.recurrence as fused
 from xpcap.backend import CPU, to_host
 from xpcap.kernels import KERNELS, blas, fastest
 from xpcap.kernels.products import multiplied_in
-from xpcap.layers._sequence import Packing
-from xpcap.models.captioner import CELLS
 from xpcap.workspace import Workspace
 
 # N, T, H; with more than 16 hidden units several blocks have to run at once, which a GPU alone can

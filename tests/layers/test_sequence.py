@@ -2,10 +2,10 @@
 
 import numpy
 import pytest
-
-from xpcap.backend import to_host
 from xpcap.layers._sequence import Packing
 from xpcap.models.captioner import CELLS
+
+from xpcap.backend import to_host
 from xpcap.workspace import Workspace
 
 N, T, H = 3, 4, 5

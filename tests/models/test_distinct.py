@@ -1,8 +1,8 @@
 import numpy
 import pytest
+from xpcap.models.distinct import distinct
 
 from xpcap.backend import to_host
-from xpcap.models.distinct import distinct
 
 
 def test_each_is_there_once_on_the_host():

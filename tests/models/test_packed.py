@@ -3,13 +3,13 @@
 import numpy
 import pytest
 from guard import counters, open_guard
+from xpcap.layers._sequence import Packing
+from xpcap.models.packed import PackedCaptions, PackedLoss, pack_captions
 
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
-from xpcap.layers._sequence import Packing
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedCaptions, PackedLoss, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.step import TrainingStep
 

@@ -10,9 +10,9 @@ from runs import SMALL, STEPS, at, begin, content, resume, same
 from tiny import make_tiny
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import DataError, DivergedError
-from xpcap.run_folder import BEST, HISTORY, LAST, open_run
+from xpcap.runs import BEST, HISTORY, LAST, open_run
+from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train import Schedule
 from xpcap.train.history import read_history
 from xpcap.train.options import RunOptions

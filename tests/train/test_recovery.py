@@ -14,13 +14,13 @@ from tiny import make_tiny
 import xpcap.train.history
 import xpcap.train.run
 from xpcap.backend import Backend, to_host
-from xpcap.checkpoint import read_checkpoint
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError, DivergedError, Stopped
 from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, clip_by_global_norm
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
+from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train import Figures, Trainer
 from xpcap.train.history import read_history
 from xpcap.train.recovery import OnNaN

@@ -14,10 +14,10 @@ from tiny import make_tiny
 
 import xpcap.train.run
 from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train.history import read_history
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saving
@@ -256,7 +256,7 @@ def test_other_words_and_features_are_refused(tiny, stopped, tmp_path):
             rows = file["features"][:]
             del file["features"]
             file["features"] = numpy.hstack([rows, rows])
-    with pytest.raises(DataError, match="wide has 14 features an image; expected 7"):
+    with pytest.raises(DataError, match="wide has 14 features per image; expected 7"):
         resume(stopped, data=tmp_path / "wide")
 
 

@@ -5,14 +5,14 @@ import pytest
 from tiny import make_tiny
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, DivergedError, XpcapError
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
+from xpcap.runs.captions import caption_images, caption_split
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train import Schedule, evaluate
 from xpcap.train.options import RunOptions
 from xpcap.train.run import train_run
-from xpcap.train.showing import caption_pictures, caption_split
 
 OPTIONS = {"hidden": 16, "wordvec": 8, "batch_size": 10, "lr": 0.02}
 
@@ -65,7 +65,7 @@ def test_a_moved_data_set_is_named(tiny, tmp_path):
 def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
     run(tiny, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"cannot compute from a picture \(given away\)"):
-        caption_pictures(open_run(tmp_path / "run"), [tmp_path / "a.png"])
+        caption_images(open_run(tmp_path / "run"), [tmp_path / "a.png"])
 
 
 @pytest.mark.parametrize(

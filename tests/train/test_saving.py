@@ -13,10 +13,10 @@ from runs import STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
 import xpcap.train.saving
-from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import new_file
-from xpcap.run_folder import BEST, HISTORY, LAST, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, locked, open_run
+from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train.history import read_history
 from xpcap.train.saving import Saving
 

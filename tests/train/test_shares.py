@@ -11,15 +11,15 @@ import numpy
 import pytest
 from mpi import ThreadRanks, together
 from tiny import make_tiny
+from xpcap.models.packed import PackedLoss
 
 from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import Batch, EpochBatches, Share
 from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.models import CaptioningRNN
-from xpcap.models.packed import PackedLoss
 from xpcap.optim import Optimizer
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
 from xpcap.train.recovery import OnNaN

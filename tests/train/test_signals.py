@@ -12,8 +12,8 @@ from processes import ended, starting, wait_for
 from runs import begin, content, resume, same, stopping
 from tiny import make_tiny
 
-from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import Stopped
+from xpcap.runs.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 

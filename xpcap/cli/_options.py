@@ -16,7 +16,7 @@ from xpcap.errors import ConfigurationError, printable
 if TYPE_CHECKING:
     from xpcap.backend import Backend
     from xpcap.parallel import Ranks
-    from xpcap.run_folder import Run
+    from xpcap.runs import Run
 
 device_option = click.option(
     "--device",
@@ -116,7 +116,7 @@ def join_others(backend: Backend) -> Ranks:
 
 def open_runs(runs: Sequence[Path], device: str) -> Run:
     """Open runs that decide together, for all the processes that `mpirun` has started."""
-    from xpcap.run_folder import ensemble, open_run
+    from xpcap.runs import ensemble, open_run
 
     backend = open_device(device)
     ranks = join_others(backend)

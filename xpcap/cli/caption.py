@@ -67,7 +67,7 @@ def caption(
     be captioned by runs whose features xpcap computes from pixels. --json adds to each caption the
     log-probability of every word.
     """
-    from xpcap.train.showing import caption_pictures, caption_split
+    from xpcap.runs.captions import caption_images, caption_split
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
@@ -76,7 +76,7 @@ def caption(
     opened = open_runs(runs, device)
     how = make_decoder(opened.vocabulary, options, n_best)
     if images:
-        shown = caption_pictures(opened, images, weights, how)
+        shown = caption_images(opened, images, weights, how)
     else:
         shown = caption_split(opened, split, count, data, how)
     if as_json:

@@ -42,7 +42,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
-    from xpcap.run_folder import HISTORY, is_run
+    from xpcap.runs import HISTORY, is_run
     from xpcap.train.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY

@@ -56,7 +56,7 @@ def evaluate(
     this split's references. Perplexity is that of people's captions, as far as they are encoded.
     """
     from xpcap.evaluation import DEFAULT, evaluate_run, write_images, write_results
-    from xpcap.train.showing import open_data
+    from xpcap.runs.dataset import open_data
 
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
     opened = open_runs(runs, device)

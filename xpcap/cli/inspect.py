@@ -20,8 +20,8 @@ def inspect(path: Path, as_json: bool) -> None:
     What wrote it, how far training is, the model, its data and options, how many words it knows,
     and the type and shape of every array. Anything but a whole checkpoint is refused.
     """
-    from xpcap.checkpoint import read_checkpoint
-    from xpcap.run_folder import checkpoint_of
+    from xpcap.runs import checkpoint_of
+    from xpcap.runs.checkpoint import read_checkpoint
 
     file = checkpoint_of(path)
     found = _contents(file, read_checkpoint(file))
@@ -40,7 +40,7 @@ def inspect(path: Path, as_json: bool) -> None:
 def _contents(file: Path, checkpoint: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from xpcap.checkpoint import FORMAT, named_arrays
+    from xpcap.runs.checkpoint import FORMAT, named_arrays
 
     state = checkpoint.state
     return {

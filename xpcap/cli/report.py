@@ -50,12 +50,12 @@ def report(
     """
     from xpcap.decoding import Beam, Constraints
     from xpcap.report import check, gather, write_report
-    from xpcap.run_folder import open_run, unsaid
+    from xpcap.runs import banned_tokens, open_run
 
     check()
     backend = open_device(device)
     runs = [open_run(folder, backend) for folder in (run, run2) if folder is not None]
-    banned = unsaid(runs[0].vocabulary)
+    banned = banned_tokens(runs[0].vocabulary)
     how = Beam(width=beam, length_penalty=length_penalty, constraints=Constraints(banned=banned))
     page = out or run / PAGE
     write_report(page, gather(runs, split, how, data, count))

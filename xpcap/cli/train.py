@@ -162,9 +162,9 @@ def train(
     validation loss and eight validation captions beside people's own. Ctrl-C ends it after a step,
     and --resume RUN goes on from there as if it had never stopped.
     """  # fmt: skip
-    from xpcap.run_folder import Run, check_new_run
+    from xpcap.runs import Run, check_new_run
+    from xpcap.runs.captions import caption_dataset
     from xpcap.train.run import Conduct, resume_run, train_run
-    from xpcap.train.showing import caption_dataset
 
     conduct = Conduct(options.pop("tensorboard"), warn=talk)
     if resume is not None:

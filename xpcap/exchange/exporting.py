@@ -9,7 +9,7 @@ from xpcap.exchange.contents import contents_of
 from xpcap.exchange.course import write_npz
 from xpcap.exchange.onnx_graph import write_onnx
 from xpcap.exchange.tensors import write_safetensors
-from xpcap.run_folder import Run, unsaid
+from xpcap.runs import Run, banned_tokens
 
 FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
 """What a run can be exported to, and how the names of such files end."""
@@ -44,4 +44,4 @@ def export_run(run: Run, to: str, path: Path) -> None:
     elif to == "npz":
         write_npz(path, contents.params)
     else:
-        write_onnx(path, contents, unsaid(contents.vocabulary))
+        write_onnx(path, contents, banned_tokens(contents.vocabulary))

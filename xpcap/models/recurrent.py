@@ -119,6 +119,11 @@ class CaptioningRNN(CaptionModel):
         others = {name: shape for name, shape in shapes.items() if name != "W_embed"}
         return {"W_embed": vectors, **super().initial(others, rng)}
 
+    def scale_features(self, scale: float) -> None:
+        """Divide `W_proj` by the root mean square of the features, so that h0 has unit variance."""
+        with self.backend.activate():
+            self.params["W_proj"] /= scale
+
     def forward(
         self, features: Array, batch: PackedBatch, space: Workspace
     ) -> tuple[Array, _Cache]:

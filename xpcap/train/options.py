@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy
-
-from xpcap.data.dataset import Dataset, Split
+from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import check_cell
 from xpcap.optim import check_positive, find_rule
+from xpcap.runs.dataset import fingerprint
 from xpcap.train.recovery import OnNaN
 from xpcap.train.saving import Saving
 from xpcap.train.trainer import Schedule
 
-_COMPARED = 100  # images
 _MODEL = {
     "wordvec": "wordvec_dim",
     "hidden": "hidden_dim",
@@ -100,7 +97,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     dataset, options
         What it is trained on, and how; the batch size is known.
     feature_scale
-        What its initial `W_proj` was divided by.
+        Root mean square of the features, see `scale_features`.
     """
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
@@ -136,26 +133,3 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
         return RunOptions(**training, **model)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
-
-
-def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Return, by name, what tells splits from others: captions, and features of some images."""
-    found = {}
-    for name, split in splits.items():
-        rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
-        found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
-        found[f"features of '{name}'"] = _digest([split.features[rows]])
-    return found
-
-
-def fingerprint(splits: Mapping[str, Split]) -> str:
-    """Return a number, in hexadecimal, that tells captions and their images from all others."""
-    both = splits["train"], splits["val"]
-    return _digest(array for split in both for array in (split.captions, split.image_idxs))
-
-
-def _digest(arrays: Iterable[numpy.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(numpy.ascontiguousarray(array).data)
-    return digest.hexdigest()

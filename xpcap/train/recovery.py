@@ -17,14 +17,14 @@ from typing import Any
 import numpy
 
 from xpcap.backend import namespace, to_host
-from xpcap.checkpoint import State
 from xpcap.data.minibatch import Batch, gather
 from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import explained, new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
 from xpcap.parallel import Ranks
-from xpcap.run_folder import REPORT
+from xpcap.runs import REPORT
+from xpcap.runs.checkpoint import TrainingState
 from xpcap.train.trainer import StepFigures, Trainer, WentWrong, fetch, wrong_with
 
 POLICIES = ("stop", "skip", "rollback")
@@ -85,7 +85,7 @@ class Recovery:
         self._warn = warn
         self._ranks = ranks
         self._unseen: list[tuple[int, float, StepFigures]] = []
-        self._well: State | None = None
+        self._well: TrainingState | None = None
 
     def follow(self, trainer: Trainer) -> None:
         """Watch all that a trainer does from now on, until `check` is called."""
@@ -192,7 +192,7 @@ class Recovery:
         )
 
 
-def _copied(trainer: Trainer) -> State:
+def _copied(trainer: Trainer) -> TrainingState:
     """Return a trainer's state, which changes no more."""
     state = trainer.state()
     return replace(
@@ -215,7 +215,7 @@ def _whole(batch: Batch, ranks: Ranks) -> Batch:
     return Batch(captions, features, rows)
 
 
-def _is_finite(state: State) -> bool:
+def _is_finite(state: TrainingState) -> bool:
     """Whether all numbers of a state are finite; it waits for the device once."""
     arrays = [*state.parameters.values()]
     for by_name in state.memory.values():

@@ -21,7 +21,7 @@ from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
 from xpcap.kernels.updates import loss_and_norm
 from xpcap.layers.recurrence import Packing
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import PackedBatch
 from xpcap.optim import Optimizer
 from xpcap.train.shared import SharedLoss
@@ -46,7 +46,7 @@ class ResidentStep(TrainingStep):
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         optimizer: Optimizer,
         split: Split,
         batch_size: int,
@@ -56,7 +56,7 @@ class ResidentStep(TrainingStep):
         super().__init__(model, optimizer, clip_norm, precision)
         backend, xp = model.backend, self.packed.xp
         N, T = batch_size, split.captions.shape[1] - 1
-        dtype = model.params["W_proj"].dtype
+        dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         self._captions = backend.to_device(split.captions, numpy.int32)
         self._image_idxs = backend.to_device(split.image_idxs, numpy.int32)
         with backend.activate():

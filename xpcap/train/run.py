@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 
 from xpcap import threads
 from xpcap.backend import Backend
-from xpcap.checkpoint import Checkpoint, State, read_checkpoint, written_by
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
@@ -23,22 +22,18 @@ from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.files import explained
 from xpcap.kernels.products import check_precision
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
 from xpcap.parallel import Alone, Ranks, check_alike
-from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
+from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
+from xpcap.runs.dataset import check_data, fingerprint, fingerprints
+from xpcap.runs.opening import make_model
 from xpcap.train.history import History
-from xpcap.train.options import (
-    RunOptions,
-    configuration,
-    fingerprint,
-    fingerprints,
-    options_of,
-)
+from xpcap.train.options import RunOptions, configuration, options_of
 from xpcap.train.recovery import Recovery
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saver
-from xpcap.train.showing import check_data
 from xpcap.train.signals import heard
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
@@ -47,6 +42,14 @@ from xpcap.train.trainer import Trainer, WentWrong
 
 BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000
+
+
+@runtime_checkable
+class ScalesFeatures(Protocol):
+    """A model that adapts its initial parameters to the scale of the features."""
+
+    def scale_features(self, scale: float) -> None:
+        """Take features as if they were divided by their root mean square, `scale`."""
 
 
 def say_nothing(message: str) -> None:
@@ -121,13 +124,13 @@ def train_run(
     )
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
     try:
-        model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+        model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
         raise ConfigurationError(
             f"a model with {config['model']} cannot be made: {error}"
         ) from error
-    with backend.activate():
-        model.params["W_proj"] /= config["training"]["feature_scale"]
+    if isinstance(model, ScalesFeatures):
+        model.scale_features(config["training"]["feature_scale"])
     _check_alike(conduct, config, dataset)
     trainer = _trainer(model, dataset, options, ranks)
     begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
@@ -210,7 +213,7 @@ def resume_run(
     return trainer, dataset
 
 
-def _restore(folder: Path, trainer: Trainer, last: State, rule: str) -> None:
+def _restore(folder: Path, trainer: Trainer, last: TrainingState, rule: str) -> None:
     """Let a trainer go on from the last checkpoint, and know the best epoch so far.
 
     That may be one which the last checkpoint does not know of yet: it was written before it, and
@@ -225,7 +228,7 @@ def _restore(folder: Path, trainer: Trainer, last: State, rule: str) -> None:
             f" on from, which {BEST} is not"
         )
     trainer.restore(last)
-    best = read_checkpoint(folder / BEST).state if (folder / BEST).exists() else State({})
+    best = read_checkpoint(folder / BEST).state if (folder / BEST).exists() else TrainingState({})
     if best.progress.best_epoch < last.progress.best_epoch:
         raise CheckpointError(
             f"{folder / BEST} is not of epoch {last.progress.best_epoch}, the best so far as"
@@ -285,7 +288,7 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
     return dataset
 
 
-def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
+def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
@@ -352,7 +355,7 @@ def _run(trainer: Trainer, recovery: Recovery, history: History) -> None:
 
 def _place(
     split: Split,
-    model: CaptioningRNN,
+    model: CaptionModel,
     optimizer: Optimizer,
     options: RunOptions,
     size: int,
@@ -382,11 +385,7 @@ def _some_of(split: Split) -> Split:
 
 
 def _feature_scale(split: Split) -> float:
-    """Return the root mean square of a split's features, or 1 if they are all zero.
-
-    The initial `W_proj`, N(0, 1) / sqrt(D), gives h0 unit variance if features have mean square 1.
-    Whatever their unit is, dividing it by their scale does that too.
-    """
+    """Return the root mean square of a split's features, or 1 if they are all zero."""
     features = split.features[split.image_idxs].astype(numpy.float64)
     return float(numpy.sqrt((features**2).mean())) or 1.0
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xpcap.checkpoint import Checkpoint, State, write_checkpoint
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import explained, new_file
 from xpcap.parallel import Ranks
-from xpcap.run_folder import BEST, EARLIER, LAST
+from xpcap.runs import BEST, EARLIER, LAST
+from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
 from xpcap.train.history import History
 from xpcap.train.signals import Heard
 from xpcap.train.trainer import Trainer
@@ -95,7 +95,7 @@ class Saver:
         self._ranks = ranks
         self._time = time.monotonic()
         self._failed = False
-        self._best: State | None = None  # of the best epoch, until it is written
+        self._best: TrainingState | None = None  # of the best epoch, until it is written
 
     def follow(self, trainer: Trainer) -> None:
         """Save whatever a trainer does from now on."""
@@ -162,7 +162,7 @@ class Saver:
             self._best = None
         return self._best is None
 
-    def _write(self, name: str, state: State) -> bool:
+    def _write(self, name: str, state: TrainingState) -> bool:
         if self._ranks.rank:
             return True
         progress = replace(state.progress, history=self._history.length)

@@ -13,7 +13,7 @@ import numpy
 from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
 from xpcap.data.minibatch import Batch, Share, count_words, deal
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 
 
@@ -26,7 +26,7 @@ class SharedLoss(Objective):
         As for `Objective`.
     """
 
-    def __init__(self, model: CaptioningRNN) -> None:
+    def __init__(self, model: CaptionModel) -> None:
         super().__init__(model)
         self._parts: list[Objective] = [self]
         self._gradients: list[dict[str, Array]] = []

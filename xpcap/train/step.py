@@ -17,7 +17,7 @@ from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
 from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import clip_scale, square_sum
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer
 from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
@@ -61,7 +61,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         optimizer: Optimizer,
         clip_norm: float | None = None,
         precision: str = "float32",

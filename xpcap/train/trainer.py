@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
 from xpcap.errors import ConfigurationError, DivergedError
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer, check_positive, cosine
 from xpcap.parallel import Alone, Ranks
+from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
@@ -148,7 +148,7 @@ class Figures:
         return math.exp(min(self.loss, 700.0))
 
 
-def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
+def evaluate(model: CaptionModel, batches: Batches) -> Figures:
     """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
     return _measure(SharedLoss(model), batches, Alone(), lambda: None)
 
@@ -208,7 +208,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         batches: Batches,
         optimizer: Optimizer,
         schedule: Schedule,
@@ -267,13 +267,13 @@ class Trainer:
             self._tell("epoch")
         self._tell("end")
 
-    def state(self) -> State:
+    def state(self) -> TrainingState:
         """Return where training is: views of the parameters and of what the rule remembers.
 
         Of several ranks, all have to ask together.
         """
         parameters, memory = self.training_step.state()
-        progress = Progress(
+        progress = TrainingProgress(
             step=self.step,
             epoch=self.epoch,
             best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
@@ -281,9 +281,9 @@ class Trainer:
             rate_scale=self.rate_scale,
             recoveries=self.recoveries,
         )
-        return State(parameters, memory, self.optimizer.numbers, progress)
+        return TrainingState(parameters, memory, self.optimizer.numbers, progress)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Go to where `state` is, in the middle of an epoch or not; `best_params` stay."""
         progress = state.progress
         self.training_step.restore(state.parameters, state.memory, state.optimizer)
@@ -292,7 +292,7 @@ class Trainer:
         self.best_epoch = progress.best_epoch
         self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
 
-    def remember_best(self, state: State) -> None:
+    def remember_best(self, state: TrainingState) -> None:
         """Take the best epoch's parameters and its loss from elsewhere."""
         to_device = self.model.backend.to_device
         self.best_params = {name: to_device(value) for name, value in state.parameters.items()}
