@@ -36,17 +36,17 @@ from pathlib import Path
 
 import click
 import numpy
+from xpcap.train.replicas import InCommon, Separate, replicate
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.backend import CPU
 from xpcap.benchmark.timing import Figures, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.minibatch import EpochBatches
+from xpcap.distributed import Alone, Ranks
 from xpcap.kernels import fastest
 from xpcap.kernels.updates import square_sum
 from xpcap.optim import Optimizer
-from xpcap.parallel import Alone, Ranks
-from xpcap.train.replicas import InCommon, Separate, replicate
 from xpcap.train.step import TrainingStep
 
 SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are exchanged
@@ -313,9 +313,9 @@ def main(
     configs: tuple[str, ...], cell: str, rounds: int, calls: int, json_file: Path | None
 ) -> None:
     """Print times of steps and exchanges, the model's fit and what it predicts."""
-    if not parallel.launched():
+    if not distributed.launched():
         raise SystemExit(start_ranks())
-    ranks = parallel.join(CPU)
+    ranks = distributed.join(CPU)
     results = []
     for name in configs or ("full", "bigvocab"):
         workload = Workload(CONFIGURATIONS[name], cell)

@@ -76,14 +76,11 @@ class Stopped(XpcapError):
         What was done, and how to go on.
     signal
         Its number.
-    at_once
-        Whether there was no time for that: the last checkpoint is of before.
     """
 
-    def __init__(self, message: str, signal: int, at_once: bool = False) -> None:
+    def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
-        self.at_once = at_once
 
 
 class DivergedError(XpcapError, ArithmeticError):

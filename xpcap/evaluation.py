@@ -14,11 +14,11 @@ import numpy
 from xpcap.data.dataset import Dataset, Split
 from xpcap.data.vocabulary import SPECIAL, plain
 from xpcap.decoding import Beam, Sampling
+from xpcap.distributed import by_first, share_out
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, evaluate_captions
-from xpcap.parallel import by_first, share_out
 from xpcap.runs import BATCH, Run
 
 PERPLEXITY = "perplexity"

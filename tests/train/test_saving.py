@@ -19,6 +19,7 @@ from xpcap.runs import BEST, HISTORY, LAST, locked, open_run
 from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train.history import read_history
 from xpcap.train.saving import Saving
+from xpcap.train.trainer import Priority
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_every_so_many_minutes(tiny, tmp_path, monkeypatch):
         now[0] += 60
 
     def watch(trainer):
-        trainer._callbacks["step"].insert(0, pass_time)
+        trainer.on("step", pass_time, Priority.CHECK)
 
     found = written(monkeypatch)
     begin(tiny, tmp_path / "run", saving=Saving(minutes=1.5), watch=watch)
@@ -263,7 +264,7 @@ def test_errors_from_some_moment_on_lose_only_what_follows(tiny, tmp_path, disk,
     for moment in [*moments(disk, tiny, tmp_path)][:-12:5]:
         run, warned = tmp_path / f"run-{moment}", []
         disk.count, disk.act = 0, fail
-        message = r"the end of training could not be saved; xpcap train --resume \S+ goes on from"
+        message = "the end of training could not be saved; the run can be resumed from the"
         with pytest.raises(DataError, match=message):
             begin(tiny, run, warn=warned, **OFTEN)
         disk.act = lambda count: None
@@ -283,7 +284,7 @@ def test_a_signal_that_cannot_be_obeyed_with_a_checkpoint_says_so(tiny, tmp_path
         at("step", 7, lambda t: monkeypatch.setattr(Path, "write_bytes", refused))(trainer)
         stopping(count=7)(trainer)
 
-    message = "stopped after step 7, which could not be saved; xpcap .* goes on from the checkp"
+    message = "stopped after step 7; it could not be saved; the run can be resumed from the check"
     with monkeypatch.context(), pytest.raises(Stopped, match=message):
         begin(tiny, run, watch=watch, warn=warned)
     assert len(warned) == 1

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 import xpcap
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.cli._options import refuse_ranks
 from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
@@ -49,7 +49,7 @@ class Commands(click.Group):
         )
         if not standalone_mode:
             return run()
-        if parallel.rank():
+        if distributed.rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results come from the first process
         try:
             with ended_by_signals():
@@ -60,9 +60,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
         except Stopped as stop:
-            if stop.at_once:
-                _end(str(stop), SIGNALLED + stop.signal)
-            if not parallel.rank():  # all others have stopped at the same step
+            if not distributed.rank():  # all others have stopped at the same step
                 _say(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
@@ -82,20 +80,20 @@ class Commands(click.Group):
             _end(f"not enough memory: {error}", USER_ERROR)
         except Exception:
             traceback.print_exc()
-            parallel.end_all(1)
+            distributed.end_all(1)
             sys.exit(1)
         sys.exit(result if isinstance(result, int) else 0)
 
 
 def _say(message: str) -> None:
-    who = f"rank {parallel.rank()}: " if parallel.launched() else ""
+    who = f"rank {distributed.rank()}: " if distributed.launched() else ""
     click.echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
 
 
 def _end(message: str, status: int) -> NoReturn:
-    parallel.wait_for_first()
+    distributed.wait_for_first()
     _say(message)
-    parallel.end_all(status)
+    distributed.end_all(status)
     sys.exit(status)
 
 

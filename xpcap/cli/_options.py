@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from xpcap.backend import Backend
-    from xpcap.parallel import Ranks
+    from xpcap.distributed import Ranks
     from xpcap.runs import Run
 
 device_option = click.option(
@@ -58,7 +58,7 @@ def talk(message: str) -> None:
 
     Of several processes the first one speaks.
     """
-    if not parallel.rank():
+    if not distributed.rank():
         click.echo(printable(message), err=True)
 
 
@@ -77,7 +77,7 @@ def refuse_ranks(*others: str) -> None:
     """
     context = click.get_current_context()
     name = context.invoked_subcommand
-    if parallel.launched() and name not in others:
+    if distributed.launched() and name not in others:
         raise ConfigurationError(
             f"'{context.info_name} {name}' is the work of one process; expected no mpirun"
         )
@@ -87,7 +87,7 @@ def open_device(name: str) -> Any:
     """Open a device for the rest of the command; say which, and why where `auto` chose."""
     from xpcap.backend import open_backend
 
-    backend = open_backend(name, parallel.local_rank())
+    backend = open_backend(name, distributed.local_rank())
     click.get_current_context().with_resource(backend.activate())
     talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend
@@ -103,14 +103,14 @@ def join_others(backend: Backend) -> Ranks:
     ConfigurationError
         If one was started with another option, which is named.
     """
-    ranks = parallel.join(backend)
+    ranks = distributed.join(backend)
     context = click.get_current_context()
     options = {
         parameter.opts[0]: context.params[parameter.name]
         for parameter in context.command.params
         if parameter.name in context.params and parameter.name != "device"
     }
-    parallel.check_alike(ranks, {"commands": context.info_name, **options})
+    distributed.check_alike(ranks, {"commands": context.info_name, **options})
     return ranks
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from xpcap.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from xpcap.train.options import RunOptions
@@ -45,7 +48,11 @@ def to_options(said: Mapping[str, Any]) -> RunOptions:
     steps, minutes = said.pop("save_every")
     saving = Saving(steps, minutes, said.pop("keep"))
     on_nan = OnNaN(said.pop("on_nan"), said.pop("on_nan_limit"))
-    return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **said)
+    try:
+        return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **said)
+    except ConfigurationError as error:  # it begins with the name of the argument
+        message = re.sub(r"^\w+(?= must be)", lambda name: _option(name[0]), str(error))
+        raise ConfigurationError(message) from error
 
 
 def to_words(options: RunOptions) -> dict[str, Any]:

@@ -155,11 +155,11 @@ def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def _best(found: Curves) -> str:
-    from xpcap.train import Figures
+    from xpcap.train.trainer import perplexity_of
 
     assert found.best is not None
-    figures = Figures(float(found.val_loss[found.best]))
+    loss = float(found.val_loss[found.best])
     return (
         f"best epoch {found.epoch_number[found.best]} of {len(found.epoch_number)}:"
-        f" loss {figures.loss:.4f}, perplexity {figures.perplexity:.2f}"
+        f" loss {loss:.4f}, perplexity {perplexity_of(loss):.2f}"
     )

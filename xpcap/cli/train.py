@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.cli._options import (
     AnyPath,
     device_option,
@@ -27,9 +29,10 @@ from xpcap.cli._options import (
 )
 from xpcap.cli._progress import stages, training
 from xpcap.cli._run_options import changed, saved_every, to_options
+from xpcap.errors import DivergedError, Stopped
 
 if TYPE_CHECKING:
-    from xpcap.parallel import Ranks
+    from xpcap.distributed import Ranks
     from xpcap.train.trainer import Trainer
 
 SHOWN = 8
@@ -164,34 +167,34 @@ def train(
     """  # fmt: skip
     from xpcap.runs import Run, check_new_run
     from xpcap.runs.captions import caption_dataset
-    from xpcap.train.run import Conduct, resume_run, train_run
+    from xpcap.train.run import RunContext, resume_run, train_run
 
-    conduct = Conduct(options.pop("tensorboard"), warn=talk)
+    context = RunContext(options.pop("tensorboard"), warn=talk)
     if resume is not None:
         if _given("out"):
             raise click.UsageError("--out does not go with --resume, which goes on in its folder")
         anew = {name: value for name, value in options.items() if _given(name)}
         backend = open_device(device)
-        conduct = replace(conduct, ranks=join_others(backend))
-        moved = _data_folder(data, conduct.ranks) if _given("data") else None
-        with training() as watch:
-            conduct = replace(conduct, watch=None if parallel.rank() else _told(watch, resume))
+        context = replace(context, ranks=join_others(backend))
+        moved = _data_folder(data, context.ranks) if _given("data") else None
+        with training() as watch, _hints(resume):
+            context = replace(context, watch=None if distributed.rank() else _told(watch, resume))
             change = functools.partial(changed, given=anew)
-            trainer, dataset = resume_run(resume, backend, change, moved, conduct)
+            trainer, dataset = resume_run(resume, backend, change, moved, context)
         out = resume
     else:
         chosen = to_options(options)
         if out is not None:
             check_new_run(out)
         backend = open_device(device)
-        conduct = replace(conduct, ranks=join_others(backend))
-        folder = _data_folder(data, conduct.ranks)
+        context = replace(context, ranks=join_others(backend))
+        folder = _data_folder(data, context.ranks)
         name = f"{folder.name}-{chosen.cell}"
-        out = out or parallel.by_first(conduct.ranks, lambda: _next_run(Path("runs"), name))
+        out = out or distributed.by_first(context.ranks, lambda: _next_run(Path("runs"), name))
         talk(f"data: {folder}; run: {out}")
-        with training() as watch:
-            conduct = replace(conduct, watch=None if parallel.rank() else watch)
-            trainer, dataset = train_run(folder, out, chosen, backend, conduct)
+        with training() as watch, _hints(out):
+            context = replace(context, watch=None if distributed.rank() else watch)
+            trainer, dataset = train_run(folder, out, chosen, backend, context)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
     shown = caption_dataset(run, dataset, "val", SHOWN)
     if as_json:
@@ -203,6 +206,18 @@ def train(
             f"validation loss {figures['val_loss']:.4f} nats a word, perplexity"
             f" {figures['val_perplexity']:.2f} (epoch {figures['epoch']}); run: {out}"
         )
+
+
+@contextlib.contextmanager
+def _hints(run: Path) -> Iterator[None]:
+    """Add to errors of training the command and the options that would help."""
+    resume = shlex.join(["xpcap", "train", "--resume", str(run)])
+    try:
+        yield
+    except Stopped as stop:
+        raise Stopped(f"{stop}: {resume}", stop.signal) from stop
+    except DivergedError as error:
+        raise DivergedError(f"{error} (--lr, --on-nan)") from error
 
 
 def _given(name: str) -> bool:
@@ -226,7 +241,7 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
             with stages() as progress:
                 make_scenes(folder, progress=progress)
 
-    parallel.in_turn(ranks, make)
+    distributed.in_turn(ranks, make)
     return folder
 
 
@@ -246,12 +261,11 @@ def _next_run(parent: Path, name: str) -> Path:
 
 
 def _figures(trainer: Trainer) -> dict[str, Any]:
-    from xpcap.train import Figures
+    from xpcap.train.trainer import perplexity_of
 
-    best = Figures(trainer.best_loss)
     return {
         "epoch": trainer.best_epoch,
         "steps": trainer.step,
-        "val_loss": best.loss,
-        "val_perplexity": best.perplexity,
+        "val_loss": trainer.best_loss,
+        "val_perplexity": perplexity_of(trainer.best_loss),
     }

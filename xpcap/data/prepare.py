@@ -22,9 +22,9 @@ from xpcap.data.extractors import Extractor
 from xpcap.data.folder import SplitContents, write_contents, write_features
 from xpcap.data.progress import Progress, say_nothing
 from xpcap.data.vocabulary import Vocabulary, tokenize_any
+from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, new_folder
-from xpcap.parallel import Alone, Ranks
 
 VALIDATION_EVERY = 10
 _OTHER = {"val": "test", "test": "val"}

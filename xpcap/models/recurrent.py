@@ -105,6 +105,7 @@ class CaptioningRNN(CaptionModel):
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
         """Return the shapes of `W_proj (D, H)`, `W_embed (V, W)`, the cell's weights and so on."""
+        check_cell(sizes["cell_type"])
         D, W, H = (sizes[name] for name in ("input_dim", "wordvec_dim", "hidden_dim"))
         cell = CELLS[sizes["cell_type"]].shapes(W, H)
         weights = {name: cell.pop(name) for name in ("Wx", "Wh", "b")}

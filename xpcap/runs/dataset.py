@@ -11,8 +11,8 @@ import numpy
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.pca import PCA
+from xpcap.distributed import check_alike
 from xpcap.errors import DataError
-from xpcap.parallel import check_alike
 from xpcap.runs.run import Run, extractor_of
 
 _COMPARED = 100  # images

@@ -70,7 +70,9 @@ def build_model(path: Path, checkpoint: Checkpoint) -> CaptionModel:
     try:
         family, sizes, _ = _parts(config["model"])
         shapes = family.shapes(len(checkpoint.vocabulary), **sizes)
-    except (XpcapError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path}: 'model' lacks {error}") from error
+    except (XpcapError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: 'model' cannot be built: {error}") from error
     for name in {**shapes, **parameters}:
         found = parameters[name].shape if name in parameters else None

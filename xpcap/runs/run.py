@@ -28,9 +28,9 @@ from xpcap.decoding import (
     sample,
     score_captions,
 )
+from xpcap.distributed import Alone, Ranks, share_out
 from xpcap.errors import CheckpointError
 from xpcap.models import CaptionModel
-from xpcap.parallel import Alone, Ranks, share_out
 from xpcap.runs.folder import TRANSFORM
 
 BATCH = 256

@@ -1,4 +1,4 @@
-"""What a run is made of, and how that is written down in its configuration and read back."""
+"""The options of a run, and its configuration, in which they are stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODEL = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is made of, besides its data and its place.
+    """The options of a run.
 
     Parameters
     ----------
@@ -38,26 +38,26 @@ class RunOptions:
     feature_dtype
         `"float32"` or `"float16"`.
     max_train
-        Train on so many captions, drawn at random; None takes all.
+        Number of training captions, drawn at random; None takes all.
     cell, hidden, wordvec, dropout, dtype
         Of the model, see `CaptioningRNN`.
     batch_size
-        Captions a step; None is 128, or all of them where there are fewer.
+        Captions per step; None is 128, or all if there are fewer.
     rule, lr
         The update rule and its learning rate.
     precision
         Of matrix products, see `TrainingStep`.
     schedule, saving, on_nan
-        How long it is trained, when it is saved, and what is done when numbers go wrong.
+        When to stop, when to save, and what to do when training diverges.
     seed
-        Of initial parameters, dropout, order and draws.
+        Of initial parameters, dropout, order and sampling.
     threads
-        CPU threads that share each batch; None is as many as `use_threads` says.
+        CPU threads that share each batch; None is the number of `use_threads`.
 
     Raises
     ------
     ConfigurationError
-        If an option has a value that cannot be used, whatever the data.
+        If an option is invalid for any data set.
     """
 
     features: str = "auto"
@@ -83,21 +83,21 @@ class RunOptions:
         check_cell(self.cell)
         check_rate(self.dropout)
         find_rule(self.rule)
-        check_positive("--lr", self.lr)
-        for name, value in (("--batch-size", self.batch_size), ("--max-train", self.max_train)):
+        check_positive("lr", self.lr)
+        for name, value in (("batch_size", self.batch_size), ("max_train", self.max_train)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:
-    """Return what a run's checkpoints say of it.
+    """Return the configuration of a run.
 
     Parameters
     ----------
     dataset, options
-        What it is trained on, and how; the batch size is known.
+        The data, and the options with a batch size.
     feature_scale
-        Root mean square of the features, see `scale_features`.
+        Root mean square of the features, see `ScalesFeatures`.
     """
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
@@ -116,13 +116,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
 
 
 def options_of(config: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a run was begun with.
-
-    Raises
-    ------
-    CheckpointError
-        If they are not there: the run was not made by training.
-    """
+    """Return the options of a run, or raise `CheckpointError` if it was not made by training."""
     try:
         training = dict(config["training"])
         del training["feature_scale"]
