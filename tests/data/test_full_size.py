@@ -75,7 +75,8 @@ def test_it_trains_from_the_file_as_from_memory(folder, tmp_path):
         def watch(trainer):
             trainer.on("step", lambda trainer: found.append(float(trainer.loss)))
 
-        trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, RunContext(watch=watch))
+        context = RunContext(watch=watch)
+        trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, context)
         assert isinstance(trainer.batches, PrefetchedBatches) == lazy
         assert isinstance(trainer.validation["val"], PrefetchedBatches) == lazy
         return [*found, trainer.best_loss]
