@@ -9,7 +9,7 @@ import pytest
 
 from xpcap.data import download
 from xpcap.data.archive import Expected
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
 
 FILES = {
@@ -74,7 +74,7 @@ class Site:
         request.wfile.write(body[:cut])
 
 
-def get(site, out, progress=say_nothing):
+def get(site, out, progress=no_progress):
     download.download_archive(out, site.address, EXPECTED, progress)
 
 

@@ -9,10 +9,10 @@ NULL, START, END, UNK = range(4)
 
 def next_log_probs(model, words, features):
     """Of every next word after `words`, by running the model from the start."""
-    state = model.start(features[None])
+    context, state = model.start(features[None])
     scores = None
     for word in [START, *words]:
-        scores, state = model.step(numpy.array([word]), state)
+        scores, state = model.step(numpy.array([word]), None, state, context)
     top = scores[0].max()
     return scores[0] - top - math.log(sum(math.exp(s - top) for s in scores[0]))
 

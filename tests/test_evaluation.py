@@ -27,7 +27,7 @@ CAPTIONS = numpy.array(
 )
 
 
-def test_perplexity_of_all_captions_and_of_each_images(backend, monkeypatch):
+def test_perplexity_of_the_split_and_of_each_image(backend, monkeypatch):
     monkeypatch.setattr("xpcap.evaluation.BATCH", 3)
     features, owners = some_features(4), numpy.array([2, 0, 2, 3], numpy.int32)
     run = Run(Path("run"), {}, Vocabulary(WORDS), model_of("lstm", backend))
@@ -43,10 +43,10 @@ def test_perplexity_of_all_captions_and_of_each_images(backend, monkeypatch):
     assert found.corpus == pytest.approx(math.exp(-sum(every) / len(every)))
     for image, log_probs in by_image.items():
         assert found.images[image] == pytest.approx(math.exp(-sum(log_probs) / len(log_probs)))
-    assert numpy.isnan(found.images[1])  # nothing was said of it
+    assert numpy.isnan(found.images[1])  # it has no caption
 
 
-def test_perplexity_of_what_cannot_be_is_finite():
+def test_perplexity_of_an_impossible_caption_is_finite():
     model = model_of()
     model.params["b_vocab"][END] = -1e4
     run = Run(Path("run"), {}, Vocabulary(WORDS), model)
@@ -54,7 +54,7 @@ def test_perplexity_of_what_cannot_be_is_finite():
     assert perplexity(run, split).corpus == pytest.approx(math.exp(700))
 
 
-def test_an_image_has_its_own_perplexity_or_none_without_encoded_captions(tmp_path):
+def test_an_image_without_encoded_captions_has_no_perplexity(tmp_path):
     path = make_tiny(tmp_path / "tiny") / "references.json"
     references = json.loads(path.read_text())
     references["val"][2]["captions"] = []

@@ -57,7 +57,7 @@ def test_a_file_is_opened_or_refused_in_one_line(name, child, tmp_path):
 def test_no_number_is_read_from_another_place(name, how, tmp_path):
     path = LOADERS[name].make(tmp_path.resolve())
     moved(path, how)
-    with pytest.raises(DataError, match=r"is a link|has its numbers in other places"):
+    with pytest.raises(DataError, match=r"is a link|is stored in another file"):
         LOADERS[name].load(path)
 
 

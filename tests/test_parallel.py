@@ -201,7 +201,7 @@ def test_commands_that_share_nothing_out_refuse_ranks(monkeypatch):
         if words in shared:
             assert main([*words, "--help"], standalone_mode=False) == 0
         else:
-            with pytest.raises(ConfigurationError, match=f"{words[-1]}' is the work of one"):
+            with pytest.raises(ConfigurationError, match=f"{words[-1]}' runs in one process"):
                 main(list(words), standalone_mode=False)
 
 

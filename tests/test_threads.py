@@ -145,6 +145,24 @@ def test_the_number_is_set_inside_a_block_and_restored_after_it():
     assert blas_threads() == before
 
 
+def test_callers_in_several_threads_have_settings_of_their_own():
+    inside, meeting = [], threading.Barrier(2, timeout=60)
+
+    def call(number):
+        with threads.shared_among(number):
+            meeting.wait()
+            inside.append(threads.number() == number)
+            meeting.wait()
+        meeting.wait()
+        return threads.number()
+
+    with ThreadPoolExecutor(2) as callers:
+        after = list(callers.map(call, (2, 3)))
+    assert inside == [True, True]
+    assert after == [1, 1]
+    assert threads.number() == 1
+
+
 def test_the_environment_sets_the_number(monkeypatch):
     threads._default.cache_clear()
     monkeypatch.setenv("XPCAP_THREADS", "3")
@@ -293,8 +311,8 @@ def test_a_resumed_run_uses_its_own_number_of_threads(tmp_path, monkeypatch):
     def longer(options):
         return replace(options, schedule=Schedule(epochs=2))
 
-    with use_threads("auto") as auto:
-        auto.number = 1
+    monkeypatch.setattr(threads, "available", lambda: 1)
+    with use_threads("auto"):
         resume_run(run, CPU, longer)
     assert losses(run) == losses(whole)
     assert open_run(run, CPU).config["training"]["threads"] == 2

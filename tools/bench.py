@@ -149,11 +149,13 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Give PyTorch this number of threads."""
+    """Give PyTorch this number of threads inside the context."""
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(number)
     yield
+    torch.set_num_threads(before)
 
 
 def contenders_on(backend: Backend) -> list[str]:
@@ -240,7 +242,7 @@ def versions() -> dict[str, str]:
 @click.option(
     "--load",
     type=click.IntRange(min=0),
-    help="Keep this many processes busy; on the CPU, compare auto with fixed numbers of threads.",
+    help="Keep this many processes busy; on the CPU, compare numbers of threads.",
 )
 @click.option(
     "--nice", type=click.IntRange(0, 19), default=0, help="Niceness of the busy processes."
@@ -320,7 +322,7 @@ def main(
                 if compare_threads:
                     calls_of |= by_threads("xpcap", calls_of["xpcap"])
                     for name in [n for n in calls_of if n.startswith("torch")]:
-                        calls_of |= by_threads(name, calls_of.pop(name), torch_threads)
+                        calls_of |= by_threads(name, calls_of[name], torch_threads)
                 figures = interleave(calls_of, rounds, calls, backend.synchronize)
             print(title)
             for name, times in figures.items():

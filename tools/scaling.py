@@ -37,7 +37,7 @@ import numpy
 
 from xpcap import distributed
 from xpcap.backend import CPU
-from xpcap.benchmark.timing import Figures, interleave
+from xpcap.benchmark.timing import Times, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.minibatch import EpochBatches
 from xpcap.distributed import Alone, Ranks
@@ -115,7 +115,7 @@ def summed(ranks: Ranks, size: int) -> Callable[[int], None]:
 
 def measure(
     workload: Workload, ranks: Ranks, rounds: int, calls: int
-) -> tuple[dict[str, Figures], dict[int, Figures], int]:
+) -> tuple[dict[str, Times], dict[int, Times], int]:
     """Time steps, and messages by their bytes; return the bytes of a gradient too."""
     alone = Alone()
     own, size = ranks.rank, ranks.size
@@ -134,7 +134,7 @@ def measure(
     }
     figures = interleave(contenders, rounds, calls, meet)
     for name in map(str, sizes):
-        figures[name] = Figures(tuple(t / SUMS for t in figures[name].rounds))
+        figures[name] = Times(tuple(t / SUMS for t in figures[name].rounds))
     return figures, {4 * size: figures.pop(str(size)) for size in sizes}, 4 * elements
 
 
@@ -187,12 +187,12 @@ def vocabulary_part(size: Configuration, gates: int, words: float, distinct: flo
     return [H * V / parameters, (2 * recurrent + 2 * inputs + images) / products]
 
 
-def spread(figures: Figures, other: Figures) -> list[float]:
+def spread(figures: Times, other: Times) -> list[float]:
     """Return how many times as fast, round by round, in order."""
     return sorted(o / f for f, o in zip(figures.rounds, other.rounds, strict=True))
 
 
-def report(name: str, workload: Workload, steps: dict[str, Figures], exchanges: dict[int, Figures],
+def report(name: str, workload: Workload, steps: dict[str, Times], exchanges: dict[int, Times],
            gradient: int) -> dict[str, object]:  # fmt: skip
     """Print what was measured, the fit and the predictions; return them."""
     size = workload.configuration

@@ -1,7 +1,7 @@
-"""The errors that xpcap raises on purpose: each says in one line what is wrong.
+"""The errors that xpcap raises on purpose, each with a one-line message.
 
-The command line prints the line and exits with 2. A library user catches `XpcapError`, or the
-built-in exception that the kind also is.
+The command line prints the message and exits with 2. A library user catches `XpcapError`, or the
+built-in exception that the class also derives from.
 """
 
 from __future__ import annotations
@@ -10,35 +10,33 @@ import re
 import sys
 
 LONGEST = 2000  # characters of a message
-_OBEYED = re.compile(
-    "[\x00-\x1f\x7f-\x9f"  # controls, the line feed and the tab among them
-    "\u2028-\u202e\u2066-\u2069"  # ends of lines, and turns of the direction of writing
-    "\ud800-\udfff]"  # halves of characters, which no encoding has
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters, including line feed and tab
+    "\u2028-\u202e\u2066-\u2069"  # line separators and bidirectional controls
+    "\ud800-\udfff]"  # lone surrogates, which cannot be encoded
 )
 
 
 def printable(text: str) -> str:
-    r"""Return a text as one line that a terminal shows and does not obey.
+    r"""Escape control characters, so that a terminal shows a text as one line.
 
-    What moves a cursor, changes colours or the direction of writing, or cannot be encoded is
-    escaped as Python does it.
+    Bidirectional controls and lone surrogates are escaped too, in Python's notation.
 
     Examples
     --------
     >>> print(printable("a cat\x1b[2J\n"))
     a cat\x1b[2J\n
     """
-    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class XpcapError(Exception):
-    """Anything xpcap refuses, whatever the kind: its message is one line, and `printable`.
+    """Base class of all errors raised on purpose; the message is one line and `printable`.
 
     Parameters
     ----------
     message
-        What is wrong, and what was expected. It may quote files; of one that is very long, both
-        ends are kept.
+        What is wrong, and what was expected; a long one is cut in the middle to 2,000 characters.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -48,15 +46,15 @@ class XpcapError(Exception):
 
 
 class BackendError(XpcapError, TypeError):
-    """Arrays of two libraries were mixed, or a device is not there."""
+    """Arrays of two libraries are mixed, or a device is not available."""
 
 
 class ShapeError(XpcapError, ValueError):
-    """Array shapes or index ranges do not fit together."""
+    """Array shapes or index ranges do not match."""
 
 
 class DataError(XpcapError, ValueError):
-    """A file or a data set is missing, truncated or holds something else than it should."""
+    """A file or a data set is missing, truncated or has unexpected contents."""
 
 
 class CheckpointError(XpcapError, ValueError):
@@ -64,18 +62,18 @@ class CheckpointError(XpcapError, ValueError):
 
 
 class ConfigurationError(XpcapError, ValueError):
-    """An option has a value that xpcap does not know or cannot use."""
+    """An option has an unknown or unusable value."""
 
 
 class Stopped(XpcapError):
-    """Training was asked to stop, by a signal, and has written down where it is.
+    """Training was stopped by a signal and has written a checkpoint.
 
     Parameters
     ----------
     message
-        What was done, and how to go on.
+        What was saved, and how to resume.
     signal
-        Its number.
+        Signal number.
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -84,13 +82,13 @@ class Stopped(XpcapError):
 
 
 class DivergedError(XpcapError, ArithmeticError):
-    """Training went wrong: a loss is no longer a finite number."""
+    """Training diverged: a loss is not finite or explodes."""
 
 
 def is_handled(*kinds: type[BaseException]) -> bool:
-    """Whether an exception of these kinds is on its way: in a `finally`, an `except`, or beneath.
+    """Return whether an exception of these classes is being handled, or is in its context.
 
-    In a signal's handler this tells of the code that was interrupted.
+    In a signal handler this is about the interrupted code.
     """
     error = sys.exception()
     while error is not None and not isinstance(error, kinds):

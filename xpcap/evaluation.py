@@ -1,4 +1,4 @@
-"""How well a run describes the images of a split: captions, metrics, and COCO's results file."""
+"""Metrics of a run's captions on a split, and COCO's results file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from xpcap.data.dataset import Dataset, Split
 from xpcap.data.vocabulary import SPECIAL, plain
 from xpcap.decoding import Beam, Sampling
 from xpcap.distributed import by_first, share_out
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
 from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
-from xpcap.metrics import Score, Scores, evaluate_captions
+from xpcap.metrics import Score, Scores, check_names, evaluate_captions
 from xpcap.runs import BATCH, Run
 
 PERPLEXITY = "perplexity"
@@ -27,20 +27,20 @@ METRICS = (*OF_CAPTIONS, PERPLEXITY)
 """The names that `evaluate_run` knows: those of `xpcap.metrics`, and `perplexity`."""
 
 DEFAULT = tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
-"""Those that need no Java."""
+"""The metrics that need no Java."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run says of a split, and how good that is.
+    """A run's captions of a split, and their metrics.
 
     Parameters
     ----------
     images
-        For each image `image` (its address), `id`, `caption`, `references`, and its value by
-        metric; its perplexity is None if none of its captions is among the encoded ones.
+        For each image `image` (its address), `id`, `caption`, `references`, and its value of each
+        metric; its perplexity is None if it has no encoded caption.
     scores
-        The metrics.
+        The metrics of all images.
     """
 
     images: Sequence[dict[str, Any]]
@@ -54,27 +54,22 @@ def evaluate_run(
     how: Beam | Sampling,
     metrics: Sequence[str] = DEFAULT,
 ) -> Evaluation:
-    """Caption every image of a split that somebody described, and compare with what was said.
+    """Caption the images of a split that have references, and compute the metrics.
 
     Parameters
     ----------
     run, dataset, split
-        Who captions, and which images.
+        What captions, and which images.
     how
-        How captions are found; the best of each image counts.
+        The decoding; the best caption of each image counts.
     metrics
-        Names of `METRICS`, in capitals or not.
-
-    Raises
-    ------
-    DataError
-        If no image of the split has a reference, or files of the data set are damaged.
-    ConfigurationError
-        If a metric is unknown, or cannot be computed here.
+        Names of `METRICS`, case-insensitive.
     """
-    names = _known(metrics)
+    by_lower = {name.lower(): name for name in METRICS}
+    names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
+    check_names(names, (), (), METRICS)
     references = dataset.references(split)
-    rows = [row for row, said in enumerate(references) if said]
+    rows = [row for row, sentences in enumerate(references) if sentences]
     if not rows:
         raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
     part = dataset.splits[split]
@@ -87,7 +82,7 @@ def evaluate_run(
             captions,
             known,
             [name for name in names if name != PERPLEXITY],
-            training_captions=[said for image in trained for said in image],
+            training_captions=[sentence for image in trained for sentence in image],
             vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
         ),
     )
@@ -113,27 +108,14 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _known(names: Sequence[str]) -> list[str]:
-    """Return the names as `METRICS` writes them, each once."""
-    by_lower = {name.lower(): name for name in METRICS}
-    for name in names:
-        if name.lower() not in by_lower:
-            raise ConfigurationError(
-                f"metric '{name}' is unknown; expected one of {', '.join(METRICS)}"
-            )
-    return list(dict.fromkeys(by_lower[name.lower()] for name in names))
-
-
 def perplexity(run: Run, split: Split) -> Score:
-    """Measure how well a run foresees a split's encoded captions, `<END>` and `<UNK>` counted.
-
-    e^(nats a word): among how many equally likely words it hesitates. Training's validation loss
-    is the logarithm of it.
+    """Compute e^(nats per word) of a split's encoded captions, `<END>` and `<UNK>` counted.
 
     Returns
     -------
     Score
-        Of all captions together, and of those of each image of the split; NaN where it has none.
+        For all captions together, the exponential of the validation loss; and for each image of the
+        split, NaN if it has no captions.
     """
 
     def work(rows: slice) -> numpy.ndarray:
@@ -155,13 +137,7 @@ def perplexity(run: Run, split: Split) -> Score:
 
 
 def write_results(path: Path, evaluation: Evaluation) -> None:
-    """Write captions in COCO's results format, for its own tools: `image_id` and `caption`.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
-    """
+    """Write the captions in COCO's results format, `image_id` and `caption`, for its own tools."""
     results = [
         {"image_id": image["id"], "caption": image["caption"]} for image in evaluation.images
     ]
@@ -169,13 +145,7 @@ def write_results(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_images(path: Path, evaluation: Evaluation) -> None:
-    """Write an object an image, as lines of JSON.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
-    """
+    """Write one JSON object per image and line."""
     _write(path, "".join(json.dumps(image) + "\n" for image in evaluation.images))
 
 

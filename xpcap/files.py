@@ -1,4 +1,4 @@
-"""Files and folders: written so that they are whole or not there, read within bounds."""
+"""Files and folders: written atomically, read within limits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import IO, Any
 
 from xpcap.errors import DataError
 
-LARGE, SMALL = 2**30, 2**26  # bytes of a file of text that are read, at most
-UNSUSPICIOUS, SWELLING = 2**26, 100  # bytes of memory; and how many for a byte of a file
+LARGE, SMALL = 2**30, 2**26  # largest text files that are read, in bytes
+UNSUSPICIOUS, SWELLING = 2**26, 100  # bytes of memory; bytes of memory per byte of a file
 
 
 @contextlib.contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an operating-system error inside the block into a `DataError` that names `path`.
+    """Turn an `OSError` inside the block into a `DataError` that names `path`.
 
     Parameters
     ----------
     path
-        What was being read or written.
+        File or folder that is read or written.
     doing
-        The verb of the message: `"write"`, `"read"`.
+        Verb of the message: `"write"`, `"read"`.
     """
     try:
         yield
@@ -40,30 +40,18 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 
 def check_plain(path: Path) -> None:
-    """Check that a plain file is at a path: no folder, and no device or pipe, which may never end.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
+    """Raise a `DataError` unless `path` is a regular file; a device or pipe may never end."""
     with explained(path, "read"):
         try:
             plain = stat.S_ISREG(path.stat().st_mode)
         except ValueError as error:
-            raise DataError(f"{path} is no name that a file can have") from error
+            raise DataError(f"{path} is not a valid file name") from error
     if not plain:
         raise DataError(f"{path} is not a plain file")
 
 
 def read_bytes(path: Path, most: int = LARGE) -> bytes:
-    """Read a plain file of at most `most` bytes.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or is larger.
-    """
+    """Read a regular file, or raise a `DataError` if it has more than `most` bytes."""
     check_plain(path)
     with explained(path, "read"), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -73,13 +61,7 @@ def read_bytes(path: Path, most: int = LARGE) -> bytes:
 
 
 def read_json(path: Path, most: int = LARGE) -> Any:
-    """Read a JSON file of at most `most` bytes.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, is larger, or is not JSON.
-    """
+    """Read a JSON file, or raise a `DataError` if it is invalid or has more than `most` bytes."""
     content = read_bytes(path, most)
     try:
         return json.loads(content)
@@ -88,7 +70,7 @@ def read_json(path: Path, most: int = LARGE) -> Any:
 
 
 def check_swelling(what: str, size: int, stored: int) -> None:
-    """Check that what a file holds takes 64 MiB of memory, or 100 times its room in the file.
+    """Check that data of `size` bytes takes at most 64 MiB, or 100 times its `stored` bytes.
 
     Raises
     ------
@@ -104,14 +86,14 @@ def check_swelling(what: str, size: int, stored: int) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it, in one step, when the block succeeds.
+    """Yield a temporary path that atomically replaces `path` when the block succeeds.
 
-    Its bytes are on the disk before it does, and its name is after.
+    File and folder are synchronized to disk.
 
     Raises
     ------
     DataError
-        If the folder cannot be written to or is full; `path` then stays as it was.
+        If the folder cannot be written to or is full; `path` is unchanged.
     """
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,21 +108,21 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def append(path: Path, content: bytes, length: int | None = None) -> None:
-    """Add to the end of a file, and wait until that is on the disk; or leave the file as it was.
+    """Append to a file and synchronize it to disk, or leave the file unchanged.
 
     Parameters
     ----------
     path
-        The file; made if it is not there.
+        The file; created if missing.
     content
-        What is added.
+        Bytes to append.
     length
-        After how many bytes, what follows being dropped; None is at the end.
+        Truncate the file to this many bytes first; None appends at the end.
 
     Raises
     ------
     DataError
-        If that cannot be done.
+        If the file cannot be written.
     """
     rest = memoryview(content)
     with explained(path, "write"), open(path, "ab", buffering=0, opener=not_through_links) as file:
@@ -159,24 +141,19 @@ def append(path: Path, content: bytes, length: int | None = None) -> None:
 
 
 def not_through_links(path: str, flags: int) -> int:
-    """Open a file, as the `opener` of `open`, unless it is a link, which may lead anywhere."""
+    """Open a file without following a symbolic link, as the `opener` of `open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def remove_parts(folder: Path, name: str) -> None:
-    """Remove what processes that were killed inside `new_file` have left in a folder.
+    """Remove temporary files of `new_file` that killed processes have left in a folder.
 
     Parameters
     ----------
     folder
         Where no other process writes files of that name.
     name
-        Of the files they were writing; it may be a pattern.
-
-    Raises
-    ------
-    DataError
-        If something cannot be removed.
+        Name or glob pattern of the files that were being written.
     """
     with explained(folder, "write"):
         for part in folder.glob(f".{name}.*.part"):
@@ -184,10 +161,7 @@ def remove_parts(folder: Path, name: str) -> None:
 
 
 def synchronize(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk.
-
-    Windows, and some file systems for folders, have no such wait.
-    """
+    """Wait until a file, or a folder's entries, are on disk, where the system supports that."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -227,14 +201,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def lock(file: IO[bytes], path: Path) -> None:
-    """Let no other process lock an open file, called `path`, until it is closed.
+    """Lock an open file, called `path`, against other processes until it is closed.
 
-    On Windows, and on file systems that have no such locks, nothing is done.
+    Does nothing on Windows and on file systems without locks.
 
     Raises
     ------
     DataError
-        If another process holds it.
+        If another process holds the lock.
     """
     try:
         import fcntl
@@ -250,13 +224,7 @@ def lock(file: IO[bytes], path: Path) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Check that a folder can be made: that nothing is there but perhaps an empty one.
-
-    Raises
-    ------
-    DataError
-        If something is.
-    """
+    """Raise a `DataError` unless `path` is missing or an empty folder."""
     with explained(path, "write"):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise DataError(f"{path} exists and is not an empty folder; expected a new name")

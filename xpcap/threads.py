@@ -120,20 +120,32 @@ class use_threads:
 
     def __enter__(self) -> use_threads:
         if not self._active:
-            global _current
-            self._previous, _current = _current, self
+            self._outside = _setting.get()
             self._before = [controller.num_threads for controller in _controllers()]
             self._active = True
+            _setting.set((self.number, self.automatic))
             _limit_blas([self.number] * len(self._before))
         return self
 
     def __exit__(self, *error: object) -> None:
-        global _current
-        self._active, _current = False, self._previous
+        self._active = False
+        _setting.set(self._outside)
         _limit_blas(self._before)
 
 
-_current: use_threads | None = None
+_setting: contextvars.ContextVar[tuple[int, bool] | None]
+_setting = contextvars.ContextVar("threads", default=None)
+
+
+@contextlib.contextmanager
+def shared_among(threads: int) -> Iterator[None]:
+    """Use this number of threads inside the context; BLAS outside of shares is not limited."""
+    outside = _setting.get()
+    _setting.set((threads, False))
+    try:
+        yield
+    finally:
+        _setting.set(outside)
 
 
 def _number(text: str) -> int:
@@ -147,15 +159,15 @@ _default = functools.cache(_number)
 
 def number() -> int:
     """Return the number of threads: of `use_threads`, or of `XPCAP_THREADS`, by default `auto`."""
-    if _current is not None:
-        return _current.number
+    if (setting := _setting.get()) is not None:
+        return setting[0]
     return _default(os.environ.get("XPCAP_THREADS", "auto"))
 
 
 def automatic() -> bool:
     """Return whether the number of threads was left to xpcap."""
-    if _current is not None:
-        return _current.automatic
+    if (setting := _setting.get()) is not None:
+        return setting[1]
     return os.environ.get("XPCAP_THREADS", "auto") == "auto"
 
 

@@ -25,14 +25,14 @@ def trained(call, tmp_path):
 
 
 def slow_captions(beam, rows):
-    """What a beam finds for images of the validation set, one word at a time."""
+    """Beam search for validation images by a slow reference implementation."""
     run = open_run(Path("run"), "cpu")
     run.model.params = {name: value.astype(float) for name, value in run.model.params.items()}
     features = open_dataset(Path("tiny")).splits["val"].features.astype(float)
     return [slow_beam(run.model, features[row], beam) for row in rows], run.vocabulary.idx_to_word
 
 
-def test_several_captions_of_an_image_come_with_their_log_probabilities(trained):
+def test_n_best_captions_have_log_probabilities(trained):
     result = trained("--count", "2", "--beam", "4", "--n-best", "3", "--max-words", "6")
     assert result.exit_code == 0, result.output
     limits = Constraints(max_length=6, banned=BANNED)
@@ -53,18 +53,18 @@ def test_several_captions_of_an_image_come_with_their_log_probabilities(trained)
         assert float(number) == pytest.approx(log_prob, abs=0.006)
 
 
-def test_what_a_beam_does_not_find_is_not_shown(trained):
+def test_empty_beam_slots_are_not_shown(trained):
     words = ["--beam", "4", "--n-best", "4", "--max-words", "0", "--count", "2", "--json"]
     found = json.loads(trained(*words).stdout)
     assert [[caption["caption"] for caption in entry["captions"]] for entry in found] == [[""]] * 2
 
 
-def test_one_caption_comes_without_a_number(trained):
+def test_a_single_caption_has_no_log_probability(trained):
     lines = trained("--count", "1").stdout.splitlines()
     assert re.fullmatch(r"  xpcap   [a-z ]+", lines[1])
 
 
-def test_as_json_every_word_has_its_log_probability(trained):
+def test_json_has_the_log_probability_of_every_word(trained):
     options = ["--beam", "3", "--n-best", "2", "--length-penalty", "average", "--max-words", "6"]
     found = json.loads(trained("--count", "1", "--json", *options).stdout)
     assert list(found[0]) == ["image", "caption", "references", "captions"]
@@ -83,7 +83,7 @@ def test_as_json_every_word_has_its_log_probability(trained):
         assert caption["log_prob"] == pytest.approx(sum(log_probs), rel=1e-4)
 
 
-def test_as_many_draws_as_are_asked_for(trained):
+def test_n_best_samples_depend_on_the_seed_only(trained):
     def drawn(seed):
         words = ["--sample", "--n-best", "5", "--temperature", "2", "--seed", seed, "--json"]
         return json.loads(trained("--count", "3", *words).stdout)
@@ -96,7 +96,7 @@ def test_as_many_draws_as_are_asked_for(trained):
     assert first == drawn(1) != drawn(2)
 
 
-def test_runs_caption_together(trained, call):
+def test_an_ensemble_of_a_run_with_itself_is_the_run(trained, call):
     alone = trained("--count", "12").stdout
     assert call("caption", "run", "run", "--count", "12", "--device", "cpu").stdout == alone
 
@@ -112,9 +112,5 @@ def test_runs_caption_together(trained, call):
         (["a.jpg"], "a.jpg is not a run; expected a folder made by xpcap train"),
     ],
 )
-def test_a_mistake_is_one_line(trained, words, message):
+def test_bad_options_are_one_line(trained, words, message):
     one_line(trained(*words), message)
-
-
-def test_a_run_is_needed(call):
-    one_line(call("caption"), "Missing argument 'RUN...'")

@@ -1,4 +1,4 @@
-"""Curves in the terminal: what is drawn where, and on what screen."""
+"""Curves in the terminal: positions of points, legends, and screens."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ def places(rows, marks):
     return sorted((c, k) for k, row in chart for c, mark in enumerate(row) if mark in marks)
 
 
-def test_points_lie_where_the_axes_say(call, tmp_path, plotext):
+def test_points_match_the_axis_labels(call, tmp_path, plotext):
     write_run(tmp_path / "run")
     result = call("curves", "run")
     assert result.exit_code == 0, result.output
@@ -79,7 +79,7 @@ def test_points_lie_where_the_axes_say(call, tmp_path, plotext):
     assert "\x1b" not in result.stdout
 
 
-def test_the_steep_beginning_may_lie_above(call, tmp_path, plotext):
+def test_steep_first_steps_may_lie_above_the_chart(call, tmp_path, plotext):
     write_run(tmp_path / "run", loss=lambda step: 100.0 if step == 1 else 2.0)
     rows = call("curves", "run").stdout.splitlines()
     labels = [float(row.split("┤")[0]) for row in rows if "┤" in row]
@@ -99,7 +99,7 @@ def test_values_of_any_size_are_drawn(plotext, values):
     assert max(map(len, rows)) == 80
 
 
-def test_charts_are_as_wide_as_their_screen_and_independent(plotext):
+def test_charts_have_the_width_of_their_screen_and_no_state(plotext):
     one = Series("one", numpy.array([10, 20]), numpy.array([1.0, 2.0]), 1, "●")
     other = Series("other", numpy.array([10, 20]), numpy.array([2.0, 1.5]), 2, "▲")
     narrow, wide = (Screen(columns, 40, False, False) for columns in (70, 150))
@@ -110,7 +110,7 @@ def test_charts_are_as_wide_as_their_screen_and_independent(plotext):
 
 
 @pytest.mark.parametrize("count", [1, 59, 60, 61, 121, 1000])
-def test_training_losses_are_means_of_groups(tmp_path, count):
+def test_smoothed_losses_are_means_of_groups(tmp_path, count):
     losses = numpy.random.default_rng(count).uniform(1, 5, count)
     write_run(tmp_path / "run", {}, count, lambda step: losses[step - 1])
     size, step, loss = smoothed(read_history(tmp_path / "run" / "history.jsonl"), 60)
@@ -120,7 +120,7 @@ def test_training_losses_are_means_of_groups(tmp_path, count):
     assert loss.tolist() == pytest.approx([sum(losses[k] for k in g) / len(g) for g in groups])
 
 
-def test_steps_without_a_loss_do_not_count(call, tmp_path, plotext):
+def test_steps_without_a_finite_loss_are_left_out(call, tmp_path, plotext):
     folder = write_run(tmp_path / "run", {}, 6, lambda step: None if step % 2 else float(step))
     size, step, loss = smoothed(read_history(folder / "history.jsonl"), 60)
     assert (size, step.tolist(), loss.tolist()) == (1, [2, 4, 6], [2, 4, 6])
@@ -128,7 +128,7 @@ def test_steps_without_a_loss_do_not_count(call, tmp_path, plotext):
     one_line(call("curves", "none"), "none has no finite loss yet")
 
 
-def test_a_run_that_has_just_begun(call, tmp_path, plotext):
+def test_unfinished_and_missing_histories(call, tmp_path, plotext):
     folder = write_run(tmp_path / "run", {}, 50)
     history = folder / "history.jsonl"
     history.write_text(history.read_text() + '{"step": 51, "ep')
@@ -141,7 +141,7 @@ def test_a_run_that_has_just_begun(call, tmp_path, plotext):
     one_line(call("curves", "run"), "run has no history.jsonl yet; it is written every 50 steps")
 
 
-def test_several_runs_are_named_and_told_apart(call, tmp_path, plotext):
+def test_several_runs_have_names_and_marks(call, tmp_path, plotext):
     write_run(tmp_path / "a" / "run")
     write_run(tmp_path / "b" / "run", {20: 2.5, 40: 1.5})
     write_run(tmp_path / "new", {})
@@ -184,7 +184,7 @@ def test_as_json(call, tmp_path, monkeypatch):
     assert [run["best_epoch"] for run in both] == [2, None]
 
 
-def test_a_mistake_is_one_line(call, tmp_path, monkeypatch):
+def test_bad_arguments_are_one_line(call, tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     one_line(call("curves"), "Missing argument 'RUN...'")
     one_line(call("curves", "nowhere"), "nowhere is not a run; expected a folder made by xpcap")
@@ -195,7 +195,7 @@ def test_a_mistake_is_one_line(call, tmp_path, monkeypatch):
     one_line(call("curves", "run", "--json"), r"run/history\.jsonl, line 1: expected 'step'")
     history.write_text(line(1, 1, loss=2.0))
     monkeypatch.setitem(sys.modules, "plotext", None)
-    one_line(call("curves", "run"), "charts need plotext, .* its extra 'curves', or take --json")
+    one_line(call("curves", "run"), "charts need plotext, .* its extra 'curves', or use --json")
 
 
 def on_a_terminal(columns, *words, **environment):
@@ -231,14 +231,14 @@ def test_a_chart_fits_its_terminal(tmp_path, plotext, columns):
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colours_can_be_refused(tmp_path, plotext, environment):
+def test_no_color_and_dumb_terminals_get_no_colours(tmp_path, plotext, environment):
     write_run(tmp_path / "run")
     printed = on_a_terminal(80, "curves", tmp_path / "run", PYTHONIOENCODING="utf-8", **environment)
     assert "\x1b" not in printed
     assert "★ best epoch 3 of 4" in printed
 
 
-def test_a_screen_without_unicode_gets_ascii(tmp_path, plotext):
+def test_a_terminal_without_unicode_gets_ascii(tmp_path, plotext):
     write_run(tmp_path / "run")
     printed = on_a_terminal(80, "curves", tmp_path / "run", PYTHONIOENCODING="ascii", NO_COLOR="1")
     assert printed.isascii()

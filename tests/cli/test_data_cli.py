@@ -11,14 +11,14 @@ from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 SMALL = ["--hidden", "16", "--wordvec", "8", "--epochs", "2", "--lr", "0.02", "--device", "cpu"]
 
 
-def test_own_pictures_to_a_caption_in_three_commands(call, tmp_path):
+def test_own_images_to_a_caption_in_three_commands(call, tmp_path):
     own(tmp_path)
     Image.new("RGB", (40, 30), "green").save(tmp_path / "new.png")
     result = call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
     assert result.exit_code == 0, result.output
     assert result.stdout == "mine\n"
     assert "train: 23 images, 46 captions" in result.stderr
-    assert "pictures left out: 0 broken, 0 without captions, 0 of another split" in result.stderr
+    assert "images left out: 0 broken, 0 without captions, 0 of another split" in result.stderr
     assert call("train", "--data", "mine", *SMALL).exit_code == 0
     result = call("caption", "runs/mine-lstm-1", "--image", "new.png")
     assert result.exit_code == 0, result.output
@@ -26,7 +26,7 @@ def test_own_pictures_to_a_caption_in_three_commands(call, tmp_path):
     assert result.stdout.splitlines()[1].startswith("  xpcap   ")
 
 
-def test_a_stranger_to_the_run_is_refused(call, tmp_path):
+def test_another_extractor_than_the_runs_is_refused(call, tmp_path):
     own(tmp_path)
     call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
     call("train", "--data", "mine", *SMALL)
@@ -40,11 +40,11 @@ def test_a_stranger_to_the_run_is_refused(call, tmp_path):
     )
 
 
-def test_prepare_as_json_names_what_is_broken(call, tmp_path):
+def test_prepare_names_broken_images(call, tmp_path):
     own(tmp_path)
     (tmp_path / "photos" / "4.png").write_bytes(b"x")
     words = ["data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank"]
-    one_line(call(*words), r"photos/4\.png cannot be opened as a picture")
+    one_line(call(*words), r"photos/4\.png cannot be opened as an image")
     result = call(*words, "--skip-broken", "--json", "--workers", "3")
     found = json.loads(result.stdout)
     assert found["built"]["images"] == {"train": 22, "val": 2}
@@ -55,7 +55,7 @@ def test_prepare_as_json_names_what_is_broken(call, tmp_path):
 def test_prepare_without_features_says_so(call, tmp_path):
     own(tmp_path)
     result = call("data", "prepare", "captions.json", "--out", "mine")
-    assert "features are still to come" in result.stderr
+    assert "features are missing" in result.stderr
     one_line(
         call("data", "prepare", "captions.json", "--out", "other", "--weights", "a.onnx"),
         "--weights, --output and --preprocessing need --extractor",
@@ -110,7 +110,7 @@ def test_a_data_set_of_another_extractor_or_reduction_is_refused(call, tmp_path)
     one_line(call(*caption, "mine"), "has features from .*'version': 2.*; expected those from")
 
 
-def test_checks_come_before_the_features(call, tmp_path):
+def test_captions_and_vocabulary_are_checked_before_features(call, tmp_path):
     own(tmp_path)
     words = ["data", "prepare", "captions.json", "--out", "x", "--extractor", "filter-bank"]
     one_line(call(*words, "--vocab", "none.json"), r"none\.json")
@@ -121,7 +121,7 @@ def test_checks_come_before_the_features(call, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".x")]
 
 
-def test_options_of_pictures_and_of_the_data_set_do_not_mix(call, tmp_path):
+def test_options_of_image_files_and_of_the_data_set_do_not_mix(call, tmp_path):
     own(tmp_path)
     call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
     call("train", "--data", "mine", *SMALL)

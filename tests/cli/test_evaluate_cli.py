@@ -16,7 +16,7 @@ def trained(call, tmp_path):
     return lambda *more: call("evaluate", "run", "--device", "cpu", *more)
 
 
-def test_a_split_is_captioned_and_measured(trained, tmp_path):
+def test_evaluate_prints_metrics_and_writes_images_and_results(trained, tmp_path):
     result = trained("--beam", "3", "--images", "values.jsonl", "--results", "coco.json")
     assert result.exit_code == 0, result.output
     values = dict(line.split() for line in result.stdout.splitlines())
@@ -27,7 +27,7 @@ def test_a_split_is_captioned_and_measured(trained, tmp_path):
     assert len(images) == 12
     mean = sum(image["CIDEr-D"] for image in images) / 12
     assert float(values["CIDEr-D"]) == pytest.approx(mean, abs=1e-4)
-    # each image has 10 words to be foreseen
+    # each image has 10 words
     mean = math.prod(image["perplexity"] for image in images) ** (1 / 12)
     assert float(values["perplexity"]) == pytest.approx(mean, abs=1e-4)
     results = json.loads((tmp_path / "coco.json").read_text())
@@ -35,7 +35,7 @@ def test_a_split_is_captioned_and_measured(trained, tmp_path):
     assert [entry["caption"] for entry in results] == [image["caption"] for image in images]
 
 
-def test_only_images_with_captions_count_and_keep_their_own_numbers(trained, tmp_path):
+def test_images_without_references_are_left_out_and_ids_kept(trained, tmp_path):
     path = tmp_path / "tiny" / "references.json"
     references = json.loads(path.read_text())
     for k, image in enumerate(references["val"]):
@@ -47,7 +47,7 @@ def test_only_images_with_captions_count_and_keep_their_own_numbers(trained, tmp
     assert found == [900, 901, 902, *range(904, 912)]
 
 
-def test_as_json_with_chosen_metrics(trained):
+def test_json_has_the_chosen_metrics_and_the_decoding(trained):
     found = json.loads(trained("--json", "--metrics", " cider-d,Novel, CIDEr-D").stdout)
     assert list(found) == ["images", "decoding", "CIDEr-D", "novel"]
     assert found["images"] == 12
@@ -67,7 +67,7 @@ def test_as_json_with_chosen_metrics(trained):
     }  # fmt: skip
 
 
-def test_perplexity_is_that_of_the_best_epoch(trained, tmp_path):
+def test_perplexity_is_the_exponential_of_the_best_validation_loss(trained, tmp_path):
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     best = min(entry["val_loss"] for entry in map(json.loads, lines) if "val_loss" in entry)
     found = json.loads(trained("--json", "--metrics", "perplexity").stdout)
@@ -75,7 +75,7 @@ def test_perplexity_is_that_of_the_best_epoch(trained, tmp_path):
     assert trained("--metrics", "perplexity").stdout == f"perplexity      {math.exp(best):.4f}\n"
 
 
-def test_runs_decide_together(trained, call):
+def test_an_ensemble_averages_its_runs(trained, call):
     words = ["--data", "tiny", "--epochs", "2", "--device", "cpu", "--cell", "gru", "--seed", "1"]
     assert call("train", *words, "--out", "other", *SMALL).exit_code == 0
 
@@ -89,7 +89,7 @@ def test_runs_decide_together(trained, call):
     assert itself == pytest.approx(one, rel=1e-6)
 
 
-def test_runs_that_differ_do_not_decide_together(trained, call, tmp_path):
+def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_path):
     make_tiny(tmp_path / "fewer", shapes=("circle", "square"))
     words = ["--data", "fewer", "--epochs", "1", "--device", "cpu", *SMALL]
     assert call("train", *words, "--out", "other").exit_code == 0
@@ -113,5 +113,5 @@ def test_runs_that_differ_do_not_decide_together(trained, call, tmp_path):
         (["--images", "none/a/b.jsonl", "--split", "x"], "--split"),
     ],
 )
-def test_a_mistake_is_one_line(trained, words, message):
+def test_bad_options_are_one_line(trained, words, message):
     one_line(trained(*words), message)

@@ -19,7 +19,7 @@ def trained(call, tmp_path):
     return call
 
 
-def said(call, run):
+def captioned(call, run):
     found = call("caption", run, "--json", "--beam", "3", "--device", "cpu")
     assert found.exit_code == 0, found.output
     return json.loads(found.stdout)
@@ -43,7 +43,7 @@ def test_an_imported_run_captions_as_the_trained_one(trained, to, file, more, tm
     assert result.exit_code == 0, result.output
     assert result.stdout == "again\n"
     assert result.stderr == "lstm, hidden 16, word vectors 8, 15 words, 7 features\n"
-    assert said(trained, "again") == said(trained, "run")
+    assert captioned(trained, "again") == captioned(trained, "run")
     assert measured(trained, "again") == measured(trained, "run")
     one_line(trained("curves", "again"), "again has no finite loss yet")
     both = trained("caption", "again", "run", "--json", "--device", "cpu")
@@ -54,7 +54,7 @@ def test_an_imported_run_captions_as_the_trained_one(trained, to, file, more, tm
         assert (tmp_path / "b").read_bytes() == expected
 
 
-def test_an_onnx_file_says_what_caption_says(trained, tmp_path):
+def test_an_onnx_file_captions_as_the_run(trained, tmp_path):
     pytest.importorskip("onnx", reason="an ONNX file needs onnx (the extra export)")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
     assert trained("export", "run", "--to", "onnx").stdout == "run/captioner.onnx\n"
@@ -74,7 +74,7 @@ def test_an_onnx_file_says_what_caption_says(trained, tmp_path):
     numpy.testing.assert_allclose(log_probs.sum(axis=1), expected, rtol=0, atol=1e-4)
 
 
-def test_a_file_that_is_there_is_replaced(trained, tmp_path):
+def test_export_replaces_an_existing_file(trained, tmp_path):
     (tmp_path / "a.npz").write_text("old")
     assert trained("export", "run", "--to", "npz", "--out", "a.npz").exit_code == 0
     with numpy.load(tmp_path / "a.npz") as file:
@@ -97,7 +97,7 @@ def test_a_file_that_is_there_is_replaced(trained, tmp_path):
         (["import", "a.npz", "--out", "b", "--data", "tiny", "--features", "pca"], "no pca feat"),
     ],
 )
-def test_a_mistake_is_one_line(trained, words, message, tmp_path):
+def test_bad_arguments_are_one_line(trained, words, message, tmp_path):
     assert trained("export", "run", "--to", "npz", "--out", "a.npz").exit_code == 0
     one_line(trained(*words), message)
     assert not (tmp_path / "b").exists()

@@ -1,4 +1,4 @@
-"""Every command that writes, on a disk that is really full, and on one that is read only."""
+"""Every command that writes, on a full disk and on a read-only one."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10, "--epochs", 1, "--de
 CPU = ["--device", "cpu"]
 
 
-SAID = {
+ANNOTATIONS = {
     "images": [{"id": k, "coco_url": "http://a/b", "width": 4, "height": 3} for k in range(9)],
     "annotations": [{"image_id": k, "caption": "a dog on a mat"} for k in range(9)],
 }
@@ -34,19 +34,19 @@ REASONS = {"full": "no space left on the device", "read-only": "Read-only file s
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with what the commands read."""
+    """A folder with the inputs of the commands."""
     folder = tmp_path_factory.mktemp("made")
     begin(make_tiny(folder / "tiny"), folder / "run", epochs=1)
     export_run(open_run(folder / "run"), "torch", folder / "weights")
     own(folder, 6)
-    (folder / "said.json").write_text(json.dumps(SAID))
+    (folder / "annotated.json").write_text(json.dumps(ANNOTATIONS))
     (folder / "boxes.json").write_text(json.dumps(BOXES))
     return folder
 
 
 @pytest.fixture(params=REASONS)
 def disk(made, tmp_path, request):
-    """A disk that nothing can be written on, one file there, and what the commands read beside."""
+    """A disk that cannot be written to, with one file, and next to it the commands' inputs."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1M", "none") as folder:
         (folder / "old").write_bytes(b"as it was")
@@ -79,7 +79,7 @@ def contents(folder):
     ],
     ids=lambda part: " ".join(map(str, part)),
 )
-def test_a_file_is_as_it_was(call, disk, reason, words, needs):
+def test_an_existing_file_is_unchanged(call, disk, reason, words, needs):
     if not all(map(importlib.util.find_spec, needs)):
         pytest.skip(f"{', '.join(needs)} is not installed")
     before = contents(disk)
@@ -94,13 +94,13 @@ def test_a_file_is_as_it_was(call, disk, reason, words, needs):
         ["train", "--data", "tiny", *SMALL, "--out"],
         ["import", "weights", "--vocab", "tiny/coco2014_vocab.json", "--out"],
         ["data", "scenes", "--train", 10, "--val", 5, "--out"],
-        ["data", "coco-json", "--captions", "said.json", "--instances", "boxes.json", "--out"],
+        ["data", "coco-json", "--captions", "annotated.json", "--instances", "boxes.json", "--out"],
         ["data", "prepare", "captions.json", "--out"],
         ["data", "prepare", "captions.json", "--extractor", "filter-bank", "--out"],
     ],
     ids=lambda words: " ".join(map(str, words)),
 )
-def test_a_folder_is_not_there(call, disk, reason, words):
+def test_no_new_folder_is_left(call, disk, reason, words):
     before = contents(disk)
     result = call(*words, disk / "new")
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself."""
+"""The contents of a checkpoint, as JSON and as text."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def run(tmp_path):
     return begin(data, tmp_path / "run", CPU, dtype="float64", cell="gru", rule="rmsprop")[0]
 
 
-def test_all_that_the_file_holds_is_shown(call, run, tmp_path):
+def test_json_has_the_metadata_and_arrays_of_the_file(call, run, tmp_path):
     found = json.loads(call("inspect", "run", "--json").stdout)
     path = tmp_path / "run" / "last.safetensors"
     assert found["file"] == "run/last.safetensors"
@@ -43,24 +43,24 @@ def test_all_that_the_file_holds_is_shown(call, run, tmp_path):
     assert found["written_by"]["xpcap"] == xpcap.__version__
 
 
-def test_it_is_shown_to_people_too(call, run):
+def test_text_has_the_metadata_and_arrays_of_the_file(call, run):
     lines = call("inspect", "run").stdout.splitlines()
-    said = {line[:11].strip(): line[12:] for line in lines}
-    assert said["file"] == "run/last.safetensors"
-    assert said["format"] == "2"
-    assert f"xpcap {xpcap.__version__}, python " in said["written by"]
-    assert said["written by"].endswith(", device cpu")
-    assert said["progress"].startswith("step 10, epoch 2, best_loss ")
-    assert "hidden_dim 8, cell_type gru" in said["model"]
-    assert "kind fc7, name tiny, " in said["data"]
-    assert "schedule.epochs 2, " in said["training"]
-    assert said["words"] == "15"
+    shown = {line[:11].strip(): line[12:] for line in lines}
+    assert shown["file"] == "run/last.safetensors"
+    assert shown["format"] == "2"
+    assert f"xpcap {xpcap.__version__}, python " in shown["written by"]
+    assert shown["written by"].endswith(", device cpu")
+    assert shown["progress"].startswith("step 10, epoch 2, best_loss ")
+    assert "hidden_dim 8, cell_type gru" in shown["model"]
+    assert "kind fc7, name tiny, " in shown["data"]
+    assert "schedule.epochs 2, " in shown["training"]
+    assert shown["words"] == "15"
     tables = [" ".join(line.split()) for line in lines]
     assert "parameters.Wh float64 8 × 24 1,536 bytes" in tables
     assert "memory.cache.Wh float64 8 × 24 1,536 bytes" in tables
 
 
-def test_a_file_may_be_named_and_a_run_may_have_the_best_only(call, run, tmp_path):
+def test_a_file_or_a_run_with_only_the_best_checkpoint(call, run, tmp_path):
     best = call("inspect", "run/best.safetensors", "--json").stdout
     names = {array["name"].split(".")[0] for array in json.loads(best)["arrays"]}
     assert names == {"parameters"}
@@ -68,7 +68,7 @@ def test_a_file_may_be_named_and_a_run_may_have_the_best_only(call, run, tmp_pat
     assert call("inspect", "run", "--json").stdout == best
 
 
-def test_anything_else_is_refused_in_one_line(call, run, tmp_path):
+def test_anything_but_a_whole_checkpoint_is_refused(call, run, tmp_path):
     one_line(call("inspect", "tiny"), "tiny is not a run; expected a folder made by xpcap train")
     one_line(call("inspect", "none"), "cannot read none: No such file or directory")
     one_line(call("inspect", "run/history.jsonl"), "history.jsonl is not a whole checkpoint")
@@ -84,7 +84,7 @@ def test_anything_else_is_refused_in_one_line(call, run, tmp_path):
     one_line(call("inspect", "run", "--json"), "has format 3, written by xpcap 0.1.0; expected for")
 
 
-def test_a_text_that_a_terminal_would_obey_is_shown_and_not_obeyed(call, run, tmp_path):
+def test_control_characters_in_the_configuration_are_escaped(call, run, tmp_path):
     path = tmp_path / "run" / "last.safetensors"
     last = read_checkpoint(path)
     config = {**last.config, "note": "\x1b[2Jgone", "\x1b[31m": [1, "\n\x07"]}

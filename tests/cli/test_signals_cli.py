@@ -1,4 +1,4 @@
-"""Signals that come while a command runs, and while its process ends."""
+"""Signals that arrive while a command runs, and while its process exits."""
 
 import os
 import signal
@@ -27,20 +27,20 @@ def start():
         yield start
 
 
-@pytest.mark.parametrize(("number", "status", "said"), BOTH)
-def test_while_scenes_are_drawn_a_signal_leaves_nothing(start, tmp_path, number, status, said):
+@pytest.mark.parametrize(("number", "status", "message"), BOTH)
+def test_a_signal_while_scenes_are_drawn_leaves_no_files(start, tmp_path, number, status, message):
     process = start(tmp_path, "train", "--data", "scenes", "--out", "run")
     cache = cache_folder()
     wait_for(process, lambda: any(cache.glob(".*.part")))
     process.send_signal(number)
     found, out, err = ended(process)
-    assert (found, out, err[-1]) == (status, [], f"xpcap: {said}")
+    assert (found, out, err[-1]) == (status, [], f"xpcap: {message}")
     assert list(cache.iterdir()) == []
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_exception_that_is_lost_is_raised_again(number):
+def test_an_exception_that_c_code_drops_is_raised_again(number):
     """Cython drops errors in what it does first in a module, as in `numpy.random`."""
     lost = []
     with pytest.raises(Signalled) as caught, ended_by_signals():
@@ -55,7 +55,7 @@ def test_an_exception_that_is_lost_is_raised_again(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_cleans_up_is_not_interrupted(number):
+def test_cleanup_is_not_interrupted_again(number):
     done = []
     with pytest.raises(Signalled), ended_by_signals():
         try:
@@ -71,7 +71,7 @@ def test_what_cleans_up_is_not_interrupted(number):
     assert done == [True]
 
 
-def test_a_run_that_has_been_stopped_says_so_whatever_comes_then():
+def test_later_signals_do_not_replace_stopped():
     with pytest.raises(Stopped, match="as it was") as caught, ended_by_signals():
         try:
             raise Stopped("as it was", signal.SIGTERM)
@@ -80,8 +80,8 @@ def test_a_run_that_has_been_stopped_says_so_whatever_comes_then():
     assert caught.value.signal == signal.SIGTERM
 
 
-@pytest.mark.parametrize(("number", "status", "said"), BOTH)
-def test_a_signal_after_the_command_ends_the_process_at_once(number, status, said):
+@pytest.mark.parametrize(("number", "status"), [row[:2] for row in BOTH])
+def test_a_signal_after_the_command_ends_the_process_at_once(number, status):
     code = (
         "import os, time\nfrom xpcap.cli._signals import ended_by_signals\n"
         f"with ended_by_signals(): pass\nos.kill(os.getpid(), {number:d})\ntime.sleep({WITHIN})"
@@ -94,8 +94,8 @@ def test_a_signal_after_the_command_ends_the_process_at_once(number, status, sai
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_signals_without_end_leave_one_line_and_their_status(start, tmp_path):
-    """They come before, while and after the run is stopped, and while the process ends."""
+def test_a_flood_of_signals_leaves_one_line_and_exit_status(start, tmp_path):
+    """Signals arrive before, while and after the run is stopped, and while the process exits."""
     make_tiny(tmp_path / "tiny")
     sizes = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10, "--epochs", 10**6]
     process = start(tmp_path, "train", "--data", "tiny", "--out", "run", *sizes)
@@ -112,7 +112,7 @@ def test_signals_without_end_leave_one_line_and_their_status(start, tmp_path):
     assert ended(again)[0] == 0
 
 
-def test_a_signal_that_was_ignored_stays_so():
+def test_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with ended_by_signals():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -120,7 +120,7 @@ def test_a_signal_that_was_ignored_stays_so():
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_a_thread_hears_no_signals():
+def test_other_threads_leave_handlers_alone():
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def run():

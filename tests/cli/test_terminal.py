@@ -1,4 +1,4 @@
-"""What strangers wrote is shown by every command, and obeyed by no terminal."""
+"""Control characters in untrusted text are escaped by every command."""
 
 import json
 import unicodedata
@@ -21,7 +21,7 @@ SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10, "--epochs", 1, "--de
 
 
 def harmless(result, *shown):
-    """Assert that a command prints lines which hold nothing but text, these texts among it."""
+    """Assert that a command prints no control characters, and some texts."""
     text = result.stdout + result.stderr
     for line in text.split("\n"):
         for character in line:
@@ -40,7 +40,7 @@ def rewritten(path, change):
 
 @pytest.fixture
 def data(tmp_path):
-    """A data folder in which every text is hostile."""
+    """A data folder in which every text has control characters."""
     folder = make_tiny(tmp_path / "data")
     rewritten(folder / layout.DESCRIPTION, lambda _: {"name": HOSTILE, "features": HOSTILE})
     words = list(Vocabulary.read(folder / layout.VOCABULARY).idx_to_word)
@@ -62,7 +62,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def run(call, data):
-    """The name of a run, hostile too."""
+    """The name of a run, with control characters too."""
     result = harmless(call("train", "--data", data, "--out", NAME, *SMALL), f"run: {SHOWN}")
     assert result.exit_code == 0, result.output
     return NAME
@@ -98,22 +98,14 @@ def test_data_info(call, data):
     assert harmless(call("data", "info", data), f"only {SHOWN}").exit_code == 1
 
 
-def test_pictures_and_captions_of_ones_own(call, tmp_path):
+def test_data_prepare(call, tmp_path):
     file, records = own(tmp_path, 6)
     records[0]["captions"] = [HOSTILE]
     records[1]["image"] = NAME
     (tmp_path / NAME).write_bytes(b"no picture")
     file.write_text(json.dumps(records))
-    words = [
-        "data",
-        "prepare",
-        file,
-        "--out",
-        f"made {NAME}",
-        "--extractor",
-        "filter-bank",
-        "--skip-broken",
-    ]
+    words = ["data", "prepare", file, "--out", f"made {NAME}"]
+    words += ["--extractor", "filter-bank", "--skip-broken"]
     result = harmless(call(*words), f"left out: {tmp_path}/{SHOWN} ", f"made {SHOWN}\n")
     assert result.exit_code == 0, result.output
 
@@ -138,7 +130,7 @@ def test_pictures_and_captions_of_ones_own(call, tmp_path):
     ],
     ids=lambda words: " ".join(words).replace(NAME, "NAME"),
 )
-def test_errors(call, words):
+def test_error_messages(call, words):
     result = harmless(call(*words), r"\x1b[2J\x9b31m\u202e")
     assert (result.exit_code, result.stdout) == (2, "")
     assert len([line for line in result.stderr.splitlines() if line.startswith("xpcap: ")]) == 1

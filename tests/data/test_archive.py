@@ -11,7 +11,7 @@ import pytest
 
 from xpcap.data.archive import Expected, read_manifest, unpack, unpacked_size
 from xpcap.data.download import MANIFEST
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
 
 FILES = {"captions.h5": b"many words " * 3000, "vocab.json": b"{}", "empty.txt": b""}
@@ -46,7 +46,7 @@ def unpacked(tmp_path):
     folder = tmp_path / "inner" / "folder"
     folder.mkdir(parents=True)
 
-    def run(content, progress=say_nothing):
+    def run(content, progress=no_progress):
         archive = tmp_path / "archive.zip"
         archive.write_bytes(content)
         try:
@@ -64,10 +64,6 @@ def refused(unpacked, content, message):
     with pytest.raises(DataError, match=message) as caught:
         unpacked(content)
     assert "\n" not in str(caught.value)
-
-
-def test_files_come_out_of_their_folder(unpacked):
-    assert unpacked(zipped(usual())) == FILES
 
 
 def test_files_come_out_of_the_top(unpacked):
@@ -152,7 +148,7 @@ def test_another_kind_of_compression(unpacked):
     refused(
         unpacked,
         with_field(zipped(usual()), "vocab.json", METHOD, struct.pack("<H", zipfile.ZIP_LZMA)),
-        r"vocab\.json .* not compressed by the usual method",
+        r"vocab\.json .* not compressed by deflate",
     )
 
 
@@ -211,12 +207,8 @@ def test_flipped_bits_in_the_compressed_bytes(unpacked):
     [b"", b"<html>Not here</html>", b"PK\x05\x06", zipped(usual())[:-30], zipped(usual())[:50]],
     ids=["empty", "page", "mark", "short", "shorter"],
 )
-def test_no_zip_file(unpacked, content):
+def test_files_that_are_not_zip_archives(unpacked, content):
     refused(unpacked, content, "the archive is not a whole zip file")
-
-
-def test_an_archive_with_nothing_in_it(unpacked):
-    refused(unpacked, zipped([]), r"captions\.h5 0 times")
 
 
 def test_an_archive_that_the_disk_cannot_read(unpacked, monkeypatch):
@@ -232,7 +224,7 @@ def test_no_file_is_overwritten(tmp_path):
     archive.write_bytes(zipped(usual()))
     (tmp_path / "captions.h5").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
-        unpack(archive, tmp_path, EXPECTED, "coco", say_nothing)
+        unpack(archive, tmp_path, EXPECTED, "coco", no_progress)
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -39,7 +39,7 @@ def test_own_json(tmp_path):
     assert read_captions(file, tmp_path / "else")[0].path == tmp_path / "else" / "a.png"
 
 
-def test_a_picture_named_twice_has_all_its_captions(tmp_path):
+def test_an_image_named_twice_has_all_its_captions(tmp_path):
     file = written(
         tmp_path,
         [
@@ -117,16 +117,16 @@ def test_karpathy(tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ([], "c.json", "names no picture"),
+        ([], "c.json", "names no image"),
         ("{", "c.json", "is not JSON"),
         (3, "c.json", "expected a list of objects with 'image'"),
         ({"pictures": []}, "c.json", "expected a list of objects"),
         ([3], "c.json", r"entry 0: expected 'image', a text"),
         ([{"image": "a", "captions": "one"}], "c.json", r"entry 0: expected 'captions', a list"),
         ([{"image": "a", "captions": [1]}], "c.json", r"entry 0: expected 'captions', a list"),
-        ([{"image": " ", "captions": []}], "c.json", "no picture can be called"),
-        ([{"image": "a\nb", "captions": []}], "c.json", "no picture can be called"),
-        ([{"image": "a\0b", "captions": []}], "c.json", "no picture can be called"),
+        ([{"image": " ", "captions": []}], "c.json", "not a valid file name"),
+        ([{"image": "a\nb", "captions": []}], "c.json", "not a valid file name"),
+        ([{"image": "a\0b", "captions": []}], "c.json", "not a valid file name"),
         ([{"image": "a", "captions": [], "split": "dev"}], "c.json", "split is 'dev'; expected tr"),
         ([{"image": "a", "captions": [], "split": []}], "c.json", r"split is \[\]"),
         (
@@ -137,10 +137,10 @@ def test_karpathy(tmp_path):
         ("picture,caption\n", "c.csv", "no column 'image'"),
         ("", "c.csv", "no column 'caption'"),
         ("image,caption\na\n", "c.csv", "line 2: expected 'caption'"),
-        ('image,caption\na,"b\n', "c.csv", "is no CSV file"),
-        ("image,caption\na,b c,d\n", "c.csv", 'line 2 has more fields .* between "quotes"'),
-        ([{"image": "a\u2028b", "captions": []}], "c.json", "no picture can be called"),
-        ('[{"image": "a\\ud800", "captions": []}]', "c.json", "no picture can be called"),
+        ('image,caption\na,"b\n', "c.csv", "is not a CSV file"),
+        ("image,caption\na,b c,d\n", "c.csv", 'line 2 has more fields .* in "quotes"'),
+        ([{"image": "a\u2028b", "captions": []}], "c.json", "not a valid file name"),
+        ('[{"image": "a\\ud800", "captions": []}]', "c.json", "not a valid file name"),
         (
             [
                 {"image": i, "captions": [], "split": s}
@@ -158,12 +158,12 @@ def test_karpathy(tmp_path):
         (
             {"images": [{"id": "1", "file_name": "a"}], "annotations": []},
             "c.json",
-            r"images\[0\]: expected 'id', a whole number",
+            r"images\[0\]: expected 'id', an integer",
         ),
         (
             {"images": [{"id": 1, "file_name": n} for n in "ab"], "annotations": []},
             "c.json",
-            "id 1 is there twice",
+            "id 1 occurs twice",
         ),
         (
             {"images": [], "annotations": [{"image_id": 1, "caption": "a"}]},
@@ -179,7 +179,7 @@ def test_karpathy(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, content, name, message):
+def test_an_invalid_record_is_named(tmp_path, content, name, message):
     with pytest.raises(DataError, match=message) as caught:
         read_captions(written(tmp_path, content, name))
     assert name in str(caught.value)
@@ -188,7 +188,7 @@ def test_what_is_wrong_is_named(tmp_path, content, name, message):
 
 def test_a_file_in_another_encoding(tmp_path):
     (tmp_path / "c.csv").write_bytes("image,caption\na,Größe\n".encode("latin-1"))
-    with pytest.raises(DataError, match="no CSV file in UTF-8"):
+    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
         read_captions(tmp_path / "c.csv")
     with pytest.raises(DataError, match="No such file"):
         read_captions(tmp_path / "none.csv")

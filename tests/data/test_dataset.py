@@ -6,7 +6,7 @@ from tiny import make_tiny
 import xpcap
 from xpcap.data.coco import load_coco_data
 from xpcap.data.dataset import open_dataset
-from xpcap.data.features import LazyFeatures, read_features
+from xpcap.data.features import read_features
 from xpcap.errors import DataError
 
 
@@ -35,7 +35,7 @@ def test_a_folder_opens_with_what_was_written(tiny):
     assert dataset.references("val")[1] == ["a red square", "there is a red square"]
 
 
-def test_references_are_read_back_from_captions_where_they_are_not_stored(tiny):
+def test_references_are_decoded_without_references_json(tiny):
     stored = open_dataset(tiny).references("val")
     (tiny / "references.json").unlink()
     (tiny / "dataset.json").unlink()
@@ -54,7 +54,7 @@ def test_stored_references_are_read_once(tiny):
     assert dataset.image_ids("val") == list(range(12))
 
 
-def test_features_are_chosen_by_name_or_by_what_is_there(tiny):
+def test_the_kind_of_features_is_chosen_or_found(tiny):
     assert open_dataset(tiny, "fc7").kind == "fc7"
     for split in ("train", "val"):
         (tiny / f"{split}2014_vgg16_fc7_pca.h5").unlink()
@@ -63,23 +63,6 @@ def test_features_are_chosen_by_name_or_by_what_is_there(tiny):
         open_dataset(tiny, "pca")
     with pytest.raises(DataError, match="expected auto, pca or fc7"):
         open_dataset(tiny, "resnet")
-
-
-def test_lazy_features_are_those_in_memory(tmp_path):
-    values = numpy.random.default_rng(0).standard_normal((50, 6)).astype("float32")
-    path = tmp_path / "features.h5"
-    replace(path, "features", values)
-    lazy = LazyFeatures(path)
-    rows = numpy.array([7, 3, 3, 49, 0])
-    assert lazy.shape == (50, 6)
-    numpy.testing.assert_array_equal(lazy[rows], values[rows])
-    numpy.testing.assert_array_equal(lazy[2:9], values[2:9])
-    half = read_features(path, "float16")
-    assert half.dtype == numpy.float16
-    numpy.testing.assert_array_equal(half, values.astype("float16"))
-    numpy.testing.assert_array_equal(LazyFeatures(path, "float16")[rows], half[rows])
-    with pytest.raises(DataError, match="feature dtype 'int8' is unknown"):
-        LazyFeatures(path, "int8")
 
 
 def test_large_features_are_read_in_blocks(tmp_path, monkeypatch):
@@ -133,7 +116,7 @@ ROWS = numpy.array([[1, 4, 2], [1, 5, 2]], numpy.int32)
         (FC7, "features", numpy.ones((9, 7)), "has 9 rows, but 'train_image_idxs'"),
         (FC7, "features", numpy.full((24, 7), numpy.nan), "NaN or infinite"),
         (FC7, "features", numpy.full((24, 7), numpy.inf), "NaN or infinite"),
-        (FC7, "features", numpy.ones((24, 8)), "'train': 8, 'val': 7.*expected one size"),
+        (FC7, "features", numpy.ones((24, 8)), "'train': 8, 'val': 7.*expected the same"),
     ],
 )
 def test_a_wrong_key_is_one_line_that_names_it(tiny, file, key, value, message):

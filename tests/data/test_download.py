@@ -20,20 +20,15 @@ from archive_server import (
 
 from xpcap.data import download, fetch
 from xpcap.data.archive import Expected
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
-
-
-def test_an_archive_is_downloaded_and_unpacked(site, out):
-    get(site, out)
-    check_got(out)
-    assert site.ranges == [None]
 
 
 def test_the_command_downloads_coco(site, out, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "read_manifest", lambda path: EXPECTED)
     download.download_coco(out, site.address)
     check_got(out)
+    assert site.ranges == [None]
 
 
 def test_an_empty_folder_is_filled(site, out):
@@ -64,7 +59,7 @@ def test_the_folder_is_named_from_where_one_is(site, out, monkeypatch, tmp_path,
 )
 def test_a_wrong_archive_is_removed(site, out, content, message):
     site.content = content
-    check_refused(site, out, f"zip: .*{message}.*; it is removed, the next try starts anew$")
+    check_refused(site, out, f"zip: .*{message}.*; it is removed, the next call starts over$")
     site.content = ARCHIVE
     get(site, out)
     check_got(out)
@@ -88,7 +83,7 @@ def test_a_disk_that_is_too_full(site, out, monkeypatch):
     disk_with(monkeypatch, 2_400_000_000)
     message = r"data has 2\.40 GB free; http://127.* needs 2\.50 GB"
     with pytest.raises(DataError, match=message) as caught:
-        download.download_archive(out, site.address, big, say_nothing)
+        download.download_archive(out, site.address, big, no_progress)
     assert "\n" not in str(caught.value)
     check_kept(out, 0)
 

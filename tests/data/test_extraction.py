@@ -43,7 +43,7 @@ def expected(count):
 
 
 def rows_of(extraction):
-    return extraction.features(range(len(extraction.pictures)))
+    return extraction.features(range(len(extraction.images)))
 
 
 def hidden(folder):
@@ -51,25 +51,25 @@ def hidden(folder):
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
-def test_rows_in_the_order_of_the_pictures(tmp_path, count):
+def test_rows_in_the_order_of_the_images(tmp_path, count):
     extractor, told = Corner(), []
     extraction = Extraction(extractor, photos(tmp_path, count), tmp_path / "out")
     assert extraction.run(progress=lambda *args: told.append(args)) == []
     numpy.testing.assert_array_equal(rows_of(extraction), expected(count))
     assert rows_of(extraction).dtype == numpy.float32
-    assert told[-1] == ("pictures", count, count)
+    assert told[-1] == ("images", count, count)
     assert sum(extractor.seen) == count
     assert max(extractor.seen) <= 32
     extraction.forget()
     assert not hidden(tmp_path)
 
 
-def test_a_broken_picture_ends_it_by_name_and_the_rest_goes_on_when_it_is_mended(tmp_path):
+def test_extraction_resumes_after_a_broken_image_is_repaired(tmp_path):
     paths = photos(tmp_path, 100)
     whole = paths[70].read_bytes()
     paths[70].write_bytes(whole[:50])
     extraction = Extraction(Corner(), paths, tmp_path / "out")
-    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as an image"):
         extraction.run()
     assert extraction.path.stat().st_size == 64 * 28
     paths[70].write_bytes(whole)
@@ -80,14 +80,14 @@ def test_a_broken_picture_ends_it_by_name_and_the_rest_goes_on_when_it_is_mended
     numpy.testing.assert_array_equal(rows_of(extraction), expected(100))
 
 
-def test_broken_pictures_are_skipped_by_name(tmp_path):
+def test_broken_images_are_skipped_by_name(tmp_path):
     paths = photos(tmp_path, 40)
     paths[3].write_bytes(b"no picture")
     paths[39].unlink()
     extraction = Extraction(Corner(), paths, tmp_path / "out")
     broken = extraction.run(skip_broken=True)
     assert [picture.path for picture in broken] == [paths[3], paths[39]]
-    assert "3.png cannot be opened as a picture" in broken[0].reason
+    assert "3.png cannot be opened as an image" in broken[0].reason
     assert "39.png: No such file" in broken[1].reason
     rows = rows_of(extraction)
     assert numpy.isnan(rows[[3, 39]]).all()
@@ -95,7 +95,7 @@ def test_broken_pictures_are_skipped_by_name(tmp_path):
     numpy.testing.assert_array_equal(rows[kept], expected(40)[kept])
 
 
-def test_nothing_but_broken_pictures(tmp_path):
+def test_all_images_may_be_broken(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(b"")
     extraction = Extraction(Corner(), [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
@@ -113,7 +113,7 @@ class Interrupted(Corner):
         return super().__call__(images)
 
 
-def test_interrupted_it_goes_on_even_after_half_a_row(tmp_path):
+def test_extraction_resumes_after_an_incomplete_row(tmp_path):
     paths = photos(tmp_path, 100)
     with pytest.raises(KeyboardInterrupt):
         Extraction(Interrupted(2), paths, tmp_path / "out").run()
@@ -129,7 +129,7 @@ def test_interrupted_it_goes_on_even_after_half_a_row(tmp_path):
 
 
 @pytest.mark.parametrize("when", [5e8, 4e9])
-def test_a_picture_changed_since_is_done_again_and_those_after_it(tmp_path, when):
+def test_extraction_resumes_at_a_modified_image(tmp_path, when):
     """Whether its new time is earlier, as `mv` and `cp -p` leave it, or later."""
     paths = photos(tmp_path, 64)
     Extraction(Corner(), paths, tmp_path / "out").run()
@@ -144,7 +144,7 @@ def test_a_picture_changed_since_is_done_again_and_those_after_it(tmp_path, when
     numpy.testing.assert_array_equal(rows_of(extraction), wanted)
 
 
-def test_a_picture_skipped_before_ends_a_call_that_skips_none(tmp_path):
+def test_a_skipped_image_is_refused_without_skip_broken(tmp_path):
     paths = photos(tmp_path, 80)
     whole = paths[40].read_bytes()
     paths[40].write_bytes(b"broken")
@@ -159,7 +159,7 @@ def test_a_picture_skipped_before_ends_a_call_that_skips_none(tmp_path):
     numpy.testing.assert_array_equal(rows_of(extraction), expected(80))
 
 
-def test_a_skipped_picture_that_was_mended_is_done(tmp_path):
+def test_a_skipped_image_is_extracted_once_repaired(tmp_path):
     paths = photos(tmp_path, 40)
     whole = paths[7].read_bytes()
     paths[7].write_bytes(b"broken")
@@ -171,7 +171,7 @@ def test_a_skipped_picture_that_was_mended_is_done(tmp_path):
     numpy.testing.assert_array_equal(rows_of(extraction), expected(40))
 
 
-def test_too_long_a_file_is_cut(tmp_path):
+def test_surplus_rows_are_truncated(tmp_path):
     paths = photos(tmp_path, 40)
     extraction = Extraction(Corner(), paths, tmp_path / "out")
     extraction.run()
@@ -181,7 +181,7 @@ def test_too_long_a_file_is_cut(tmp_path):
     assert extraction.path.stat().st_size == 40 * 28
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_concurrent_extractions_are_refused(tmp_path):
     pytest.importorskip("fcntl", reason="locks are of POSIX systems")
     paths = photos(tmp_path, 40)
 
@@ -196,7 +196,7 @@ def test_two_at_once_are_refused(tmp_path):
     numpy.testing.assert_array_equal(rows_of(extraction), expected(40))
 
 
-def test_the_same_names_in_another_folder_are_other_pictures(tmp_path, monkeypatch):
+def test_relative_names_in_another_folder_are_other_images(tmp_path, monkeypatch):
     for name, shift in (("a", 0), ("b", 100)):
         (tmp_path / name).mkdir()
         Image.new("RGB", (5, 4), (shift, 0, 7)).save(tmp_path / name / "0.png")
@@ -208,7 +208,7 @@ def test_the_same_names_in_another_folder_are_other_pictures(tmp_path, monkeypat
         assert rows_of(extraction)[0, 0] == shift
 
 
-def test_forgetting_leaves_the_work_for_other_folders(tmp_path):
+def test_forget_keeps_the_files_of_other_folders(tmp_path):
     paths = photos(tmp_path, 5)
     names = ["pets", "pets.v2", "my[1]", "my1", "a*"]
     all_of_them = [Extraction(Corner(), paths, tmp_path / name) for name in names]
@@ -220,7 +220,7 @@ def test_forgetting_leaves_the_work_for_other_folders(tmp_path):
         assert not extraction.path.exists()
 
 
-def test_an_interruption_does_not_wait_for_all_that_was_begun(tmp_path):
+def test_an_interrupt_cancels_queued_images(tmp_path):
     class Slow(Interrupted):
         opened = 0
 
@@ -236,7 +236,7 @@ def test_an_interruption_does_not_wait_for_all_that_was_begun(tmp_path):
     assert not hidden(tmp_path)  # where nothing is done, nothing is left
 
 
-def test_in_the_folder_one_is_in(tmp_path, monkeypatch):
+def test_extraction_beside_the_current_folder(tmp_path, monkeypatch):
     paths = photos(tmp_path, 3)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -245,7 +245,7 @@ def test_in_the_folder_one_is_in(tmp_path, monkeypatch):
     assert extraction.path.parent == tmp_path
 
 
-def test_a_few_pictures_at_once(tmp_path):
+def test_extract_computes_a_few_images(tmp_path):
     extractor = Corner()
     found = extract(extractor, photos(tmp_path, 70))
     numpy.testing.assert_array_equal(found, expected(70))
@@ -254,7 +254,7 @@ def test_a_few_pictures_at_once(tmp_path):
         extract(extractor, [tmp_path / "none.png"])
 
 
-def test_other_pictures_or_another_extractor_have_a_file_of_their_own(tmp_path):
+def test_other_images_or_extractors_have_their_own_file(tmp_path):
     paths = photos(tmp_path, 40)
     Extraction(Corner(), paths, tmp_path / "out").run()
     Extraction(Corner(), paths[:-1], tmp_path / "out").run()
@@ -279,9 +279,8 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
         Extraction(Bad(), photos(tmp_path, 5), tmp_path / "out").run()
 
 
-def test_threads_open_pictures_as_one_does(tmp_path):
+def test_many_threads_keep_the_order(tmp_path):
     paths = photos(tmp_path, 200)
-    one, many = (Extraction(Corner(), paths, tmp_path / name) for name in ("one", "many"))
-    one.run(workers=1)
-    many.run(workers=16)
-    numpy.testing.assert_array_equal(rows_of(one), rows_of(many))
+    extraction = Extraction(Corner(), paths, tmp_path / "out")
+    extraction.run(workers=16)
+    numpy.testing.assert_array_equal(rows_of(extraction), expected(200))

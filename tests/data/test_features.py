@@ -108,6 +108,7 @@ def test_rows_are_those_that_h5py_reads(name, userblock, tmp_path):
         numpy.testing.assert_array_equal(lazy[rows], expected[rows])
     numpy.testing.assert_array_equal(read_features(path), expected)
     half = expected.astype("float16")
+    numpy.testing.assert_array_equal(read_features(path, "float16"), half)
     numpy.testing.assert_array_equal(LazyFeatures(path, "float16")[::-1], half[::-1])
 
 
@@ -124,7 +125,7 @@ def test_features_may_be_empty(shape, options, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plain", "compressed"])
-def test_a_row_that_is_not_there_is_no_row_of_another_place(name, tmp_path):
+def test_row_indices_out_of_range_raise(name, tmp_path):
     lazy = LazyFeatures(write(tmp_path / "f.h5", {**PLAIN, **BLOCKS}[name]))
     for rows in ([50], [0, -51], 50):
         with pytest.raises(IndexError):
@@ -145,7 +146,7 @@ def test_adjacent_rows_are_read_at_once(tmp_path, monkeypatch):
     numpy.testing.assert_array_equal(lazy[:], VALUES)
 
 
-def test_without_positioned_reads_hdf5_does_it(tmp_path, monkeypatch):
+def test_hdf5_reads_where_preadv_is_missing(tmp_path, monkeypatch):
     monkeypatch.delattr(row_reader.os, "preadv")
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
     numpy.testing.assert_array_equal(lazy[[9, 0]], VALUES[[9, 0]])
@@ -163,7 +164,7 @@ def counted(height, kept, monkeypatch):
     return BlockRows(part, lambda: None, VALUES, height), read
 
 
-def test_the_blocks_used_last_are_kept(monkeypatch):
+def test_recently_used_blocks_are_cached(monkeypatch):
     reader, read = counted(10, 2 * 10 * 24 + 239, monkeypatch)  # not quite three blocks
     for row, expected in [(5, [0]), (15, [0, 1]), (7, [0, 1]), (25, [0, 1, 2]), (9, [0, 1, 2])]:
         numpy.testing.assert_array_equal(reader.read(numpy.array([row])), VALUES[[row]])
@@ -174,7 +175,7 @@ def test_the_blocks_used_last_are_kept(monkeypatch):
     assert reader._block.cache_info().currsize == 2
 
 
-def test_a_block_larger_than_what_is_kept_is_one_block(monkeypatch):
+def test_one_block_is_cached_even_if_large(monkeypatch):
     reader, read = counted(10, 100, monkeypatch)
     reader.read(numpy.array([1, 2, 11]))
     reader.read(numpy.array([12, 13]))
@@ -185,7 +186,7 @@ def test_a_block_larger_than_what_is_kept_is_one_block(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["plain", "compressed"])
-def test_threads_read_side_by_side(name, tmp_path):
+def test_concurrent_reads(name, tmp_path):
     lazy = LazyFeatures(write(tmp_path / "f.h5", {**PLAIN, **BLOCKS}[name]))
 
     def work(seed):
@@ -208,21 +209,27 @@ def one_line(path, rows=slice(None), dtype="float32"):
 
 @pytest.mark.parametrize("name", ["plain", "float64", "chunked", "compressed"])
 @pytest.mark.parametrize("value", [numpy.nan, numpy.inf])
-def test_numbers_that_are_not_finite_are_refused_where_they_are_read(name, value, tmp_path):
+def test_non_finite_features_are_refused_when_read(name, value, tmp_path):
     path = write(tmp_path / "f.h5", {**PLAIN, **BLOCKS}[name])
     with h5py.File(path, "a") as file:
         file["features"][30, 2] = value
-    assert "NaN or infinite numbers (as float32); expected finite ones" in one_line(path, [1, 30])
+    assert "NaN or infinite values (as float32); expected finite ones" in one_line(path, [1, 30])
     with pytest.raises(DataError, match="NaN or infinite"):
         read_features(path)
     numpy.testing.assert_array_equal(LazyFeatures(path)[:30], in_file(path)[:30])
 
 
-def test_numbers_too_large_for_half_precision_are_refused(tmp_path):
+def test_an_unknown_dtype_is_refused(tmp_path):
+    path = write(tmp_path / "f.h5", PLAIN["plain"])
+    with pytest.raises(DataError, match="feature dtype 'int8' is unknown"):
+        LazyFeatures(path, "int8")
+
+
+def test_overflow_in_half_precision_is_refused(tmp_path):
     path = write(tmp_path / "f.h5", PLAIN["plain"])
     with h5py.File(path, "a") as file:
         file["features"][30, 2] = 1e6
-    assert "infinite numbers (as float16)" in one_line(path, [30], "float16")
+    assert "infinite values (as float16)" in one_line(path, [30], "float16")
     assert LazyFeatures(path)[30][2] == 1e6
 
 
@@ -243,7 +250,7 @@ def test_a_file_cut_short_while_it_is_open_is_damaged(tmp_path):
         lazy[[49]]
 
 
-def test_numbers_said_to_lie_behind_the_files_end_are_damaged(tmp_path):
+def test_an_offset_beyond_the_end_of_the_file_is_damaged(tmp_path):
     path = write(tmp_path / "f.h5", PLAIN["plain"])
     with h5py.File(path) as file:
         place = struct.pack("<QQ", file["features"].id.get_offset(), VALUES.nbytes)
@@ -274,7 +281,7 @@ def test_closed_features_cannot_be_read(name, tmp_path):
         lazy[:3]
 
 
-def test_forgotten_features_are_closed(tmp_path):
+def test_garbage_collected_features_are_closed(tmp_path):
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
     file = lazy._reader._file
     del lazy

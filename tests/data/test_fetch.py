@@ -23,6 +23,7 @@ def test_progress_rises_to_the_end(site, out, tells_length):
     site.cuts = [30_000, 10_000] if tells_length else []
     calls = []
     get(site, out, lambda *call: calls.append(call))
+    check_got(out)
     for what, total in (("downloading", SIZE), ("unpacking", UNPACKED)):
         steps = [(done, of) for doing, done, of in calls if doing == what]
         assert steps == sorted(steps)
@@ -34,7 +35,7 @@ def test_progress_rises_to_the_end(site, out, tells_length):
 @pytest.mark.parametrize(
     "cuts", [[1], [SIZE - 1], [30_000], [20_000, 20_000, 1, 5_000], [1] * 12, [0, 0, 7, 0, 0]]
 )
-def test_a_cut_download_goes_on_where_it_was_cut(site, out, cuts):
+def test_a_cut_download_is_resumed_without_repeating_bytes(site, out, cuts):
     site.cuts = list(cuts)
     get(site, out)
     check_got(out)
@@ -82,7 +83,7 @@ def test_a_server_that_always_cuts(site, out):
     assert len(site.ranges) == 2 + len(fetch.PAUSES)  # tries are counted since the last byte
 
 
-def test_the_next_call_goes_on(site, out):
+def test_the_next_call_resumes(site, out):
     site.cuts = [20_000, 0, 0, 0]
     check_refused(site, out, "the connection was cut", kept=20_000)
     get(site, out)
@@ -91,7 +92,7 @@ def test_the_next_call_goes_on(site, out):
     assert site.ranges[-1] == "bytes=20000-"
 
 
-def test_an_interrupted_download_goes_on(site, out):
+def test_an_interrupted_download_is_resumed(site, out):
     site.cuts = [20_000]
     with pytest.raises(KeyboardInterrupt):
         get(site, out, interrupt_at(lambda what, done: done == 20_000))
@@ -148,7 +149,7 @@ def leave_other_part(site, out):
     site.content, site.ranges = archive, []
 
 
-def test_a_part_of_another_version_is_not_gone_on_with(site, out):
+def test_a_part_of_another_version_is_not_resumed(site, out):
     leave_other_part(site, out)
     site.version = {"ETag": '"two"'}
     get(site, out)
@@ -169,7 +170,7 @@ def test_the_file_changes_between_two_tries(site, out):
     check_got(out)
 
 
-def test_a_part_from_another_address_is_not_gone_on_with(site, out):
+def test_a_part_from_another_address_is_not_resumed(site, out):
     leave_other_part(site, out)
     site.address += "?mirror"
     get(site, out)
@@ -192,7 +193,7 @@ def test_a_wrong_address_does_not_cost_the_part(site, out):
 @pytest.mark.parametrize(
     "note", ["", "{", "[]", '{"url": "x"}', '{"url": 1, "version": [], "total": "x"}', "[" * 9999]
 )
-def test_a_part_without_a_note_is_not_gone_on_with(site, out, note):
+def test_a_part_without_a_note_is_not_resumed(site, out, note):
     leave_other_part(site, out)
     out.with_name(".coco.zip.part.json").write_text(note)
     get(site, out)
@@ -200,7 +201,7 @@ def test_a_part_without_a_note_is_not_gone_on_with(site, out, note):
     assert site.ranges == [None]
 
 
-def test_a_part_longer_than_the_whole_is_not_gone_on_with(site, out):
+def test_a_part_longer_than_the_whole_is_not_resumed(site, out):
     leave_other_part(site, out)
     out.with_name(".coco.zip.part").write_bytes(bytes(SIZE + 1))
     get(site, out)
@@ -239,16 +240,10 @@ def test_a_server_without_versions_that_always_cuts(site, out):
     assert len(site.ranges) == 1 + len(fetch.PAUSES)
 
 
-def test_a_server_that_does_not_tell_the_length(site, out):
-    site.tells_length = False
-    get(site, out)
-    check_got(out)
-
-
-def test_a_cut_that_nobody_can_see(site, out):
+def test_a_cut_without_content_length(site, out):
     site.tells_length = False
     site.cuts = [20_000]
-    check_refused(site, out, "not a whole zip file.*; it is removed, the next try starts anew$")
+    check_refused(site, out, "not a whole zip file.*; it is removed, the next call starts over$")
 
 
 def send_chunks(pieces, end=True):
@@ -348,7 +343,7 @@ def test_an_archive_that_is_too_large(site, out, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
-def test_a_server_with_a_hiccup_is_asked_again(site, out, status):
+def test_transient_errors_are_retried(site, out, status):
     site.cuts = [20_000, 0, 0]
     site.instead = [lambda request: site.reply(request, 200, ARCHIVE)] + [
         lambda request: site.reply(request, status)

@@ -45,12 +45,6 @@ def test_keys_shapes_and_types_are_those_of_the_course(folder):
     assert others == {"coco2014_vocab.json", "train2014_urls.txt", "val2014_urls.txt"}
 
 
-def test_it_is_the_whole_set_unless_told_otherwise():
-    sizes = (make_full_size.IMAGES, make_full_size.CAPTIONS)
-    assert sizes == ({"train": 82_783, "val": 40_504}, {"train": 400_135, "val": 195_954})
-    assert make_full_size.scaled(82_783, 1.0) == 82_783
-
-
 def test_every_image_has_captions_and_rows_differ(folder, tmp_path, monkeypatch):
     split = open_dataset(folder).splits["train"]
     counts = numpy.bincount(split.image_idxs, minlength=166)
@@ -64,7 +58,7 @@ def test_every_image_has_captions_and_rows_differ(folder, tmp_path, monkeypatch)
         assert numpy.std(file["features"]) == pytest.approx(1, abs=0.05)
 
 
-def test_it_trains_from_the_file_as_from_memory(folder, tmp_path):
+def test_lazy_training_equals_training_from_memory(folder, tmp_path):
     def losses(lazy):
         options = RunOptions(
             features="fc7", lazy=lazy, hidden=8, wordvec=8, batch_size=100,

@@ -52,7 +52,7 @@ def server():
 
 
 @pytest.mark.parametrize("path", ["/png", "/away"])
-def test_a_picture_is_fetched(server, path):
+def test_an_image_is_fetched(server, path):
     expected = numpy.arange(36, dtype=numpy.uint8).reshape(4, 3, 3)
     numpy.testing.assert_array_equal(image_from_url(server + path), expected)
 
@@ -60,7 +60,7 @@ def test_a_picture_is_fetched(server, path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/text", "cannot be opened as a picture"),
+        ("/text", "cannot be opened as an image"),
         ("/none", "Not Found|404"),
         ("/large", "larger than 1000 bytes"),
         ("/file", "'file:///etc/passwd' is not allowed"),
@@ -68,7 +68,7 @@ def test_a_picture_is_fetched(server, path):
         ("/slow", "timed out"),
     ],
 )
-def test_anything_else_is_one_line(server, path, message):
+def test_failed_fetches_are_one_line(server, path, message):
     with pytest.raises(DataError, match=message) as caught:
         image_from_url(server + path, timeout=0.3, max_bytes=1000)
     assert "\n" not in str(caught.value)
@@ -89,7 +89,7 @@ def test_nobody_answers(url):
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_of_too_many_rows_is_refused_before_it_is_decoded(tmp_path):
+def test_an_image_of_too_many_rows_is_refused_before_it_is_decoded(tmp_path):
     """They are few pixels, but each row takes time."""
     path = tmp_path / "thin.png"
     Image.new("1", (1, LONGEST_SIDE)).save(path)
@@ -99,7 +99,7 @@ def test_a_picture_of_too_many_rows_is_refused_before_it_is_decoded(tmp_path):
         open_picture(path)
 
 
-def test_what_pillow_logs_is_not_printed(tmp_path):
+def test_pillows_logs_are_not_printed(tmp_path):
     """In a process of its own: pytest shows what is logged in this one."""
     path = tmp_path / "odd.tiff"
     Image.new("RGB", (4, 3)).save(path)

@@ -47,7 +47,7 @@ def test_an_epoch_has_every_caption_once(tiny):
     assert batch.words == sum(4 if row % 2 == 0 else 6 for row in batch.rows)
 
 
-def test_without_a_seed_the_order_is_the_files(tiny):
+def test_without_a_seed_the_order_is_that_of_the_file(tiny):
     split = open_dataset(tiny).splits["train"]
     rows = [batch.rows.tolist() for batch in EpochBatches(split, 24).epoch(5)]
     assert rows == [list(range(24)), list(range(24, 48))]

@@ -95,7 +95,7 @@ def test_a_vgg_shaped_network_against_numpy(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
 @pytest.mark.parametrize("batch", ["N", 1, 3])
-def test_any_number_of_pictures_in_batches_of_any_size(tmp_path, count, batch):
+def test_any_number_of_images_in_batches_of_any_size(tmp_path, count, batch):
     W = flat_product(tmp_path / "a.onnx", (batch, 3, 8, 8))
     extractor = OnnxExtractor(tmp_path / "a.onnx", SMALL)
     images = RNG.standard_normal((count, 3, 8, 8), dtype=numpy.float32)
@@ -136,7 +136,7 @@ def mean_of_maps(path, outputs):
     )
 
 
-def test_a_pool_of_one_place_and_the_choice_of_an_output(tmp_path):
+def test_pooled_output_and_choice_of_an_output(tmp_path):
     path = mean_of_maps(tmp_path / "a.onnx", ["flat", "mean", "maps"])
     images = RNG.standard_normal((4, 3, 8, 8), dtype=numpy.float32)
     for output in ("mean", "flat"):
@@ -150,7 +150,7 @@ def test_a_pool_of_one_place_and_the_choice_of_an_output(tmp_path):
         OnnxExtractor(path, SMALL, "maps")
 
 
-def test_what_was_described_is_opened_again_and_nothing_else(tmp_path):
+def test_a_description_opens_the_same_network_only(tmp_path):
     path = tmp_path / "a.onnx"
     flat_product(path)
     extractor = OnnxExtractor(path, SMALL, name="clip-vit")
@@ -162,7 +162,7 @@ def test_what_was_described_is_opened_again_and_nothing_else(tmp_path):
 
     moved = path.rename(tmp_path / "b.onnx")
     with pytest.raises(
-        DataError, match=r"a\.onnx is not there; expected the weights of 'clip-vit'"
+        DataError, match=r"a\.onnx does not exist; expected the weights of 'clip-vit'"
     ):
         open_extractor(description)
     assert open_extractor(description, moved).dim == 5

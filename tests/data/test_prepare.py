@@ -1,6 +1,5 @@
 import json
 
-import h5py
 import numpy
 import pytest
 from own import own
@@ -22,7 +21,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_tenth_picture_is_held_out(tmp_path):
+def test_every_tenth_image_is_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpcap.data.prepare._BLOCK", 4)  # features are written in blocks
     file, _ = own(tmp_path)
     report = prepare(file, tmp_path / "out", extractor=FilterBank())
     dataset = open_dataset(tmp_path / "out")
@@ -42,7 +42,7 @@ def test_every_tenth_picture_is_held_out(tmp_path):
     assert names(tmp_path) == ["captions.json", "out", "photos"]
 
 
-def test_few_pictures_have_one_held_out(tmp_path):
+def test_few_images_have_one_held_out(tmp_path):
     file, _ = own(tmp_path, 2)
     report = prepare(file, tmp_path / "out")
     assert report.built.images == {"train": 1, "val": 1}
@@ -65,7 +65,7 @@ def test_without_an_extractor_there_are_no_features(tmp_path):
     assert "extractor" not in json.loads((tmp_path / "out" / "dataset.json").read_text())
 
 
-def test_addresses_of_coco_where_no_pictures_are_needed(tmp_path):
+def test_urls_are_cocos_without_an_extractor(tmp_path):
     content = {
         "images": [
             {"id": k, "file_name": f"{k}.jpg", "coco_url": f"http://localhost/{k}"}
@@ -80,7 +80,7 @@ def test_addresses_of_coco_where_no_pictures_are_needed(tmp_path):
     assert stored["val"] == [{"id": 9, "captions": ["a thing"]}]
 
 
-def test_what_was_left_out_is_counted(tmp_path):
+def test_images_and_captions_left_out_are_counted(tmp_path):
     file, records = own(tmp_path, 30)
     records[0]["captions"] = []
     records[1]["captions"] = ["...", "one two three four five six", "a red picture"]
@@ -102,7 +102,7 @@ def test_what_was_left_out_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(None, 1), (30, 30)])
-def test_how_often_a_word_must_occur(tmp_path, count, wanted):
+def test_min_count_of_words(tmp_path, count, wanted):
     file, _ = own(tmp_path, 40)
     report = prepare(file, tmp_path / "out", min_count=count)
     assert report.min_count == wanted
@@ -140,18 +140,18 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which is not there$"),
+        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which does not exist$"),
         (lambda r: [i.update(image=i["image"] + "x") for i in r], {}, r"\(and 24 more\)"),
-        (lambda r: r.__delitem__(slice(1, None)), {}, "no picture with a caption for 'train'"),
-        (lambda r: [i.update(captions=[]) for i in r], {}, "no picture with a caption for 'train'"),
-        (lambda r: r[0].update(split="train"), {}, "no picture with a caption for 'val'"),
+        (lambda r: r.__delitem__(slice(1, None)), {}, "no image with a caption for 'train'"),
+        (lambda r: [i.update(captions=[]) for i in r], {}, "no image with a caption for 'train'"),
+        (lambda r: r[0].update(split="train"), {}, "no image with a caption for 'val'"),
         (lambda r: [i.update(captions=["!"]) for i in r], {}, "no caption for 'train'; expected"),
         (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
         (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
         (lambda r: None, {"validation": "dev"}, "'dev' is unknown; expected val or test"),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, change, options, message):
+def test_invalid_input_is_named_and_nothing_is_left(tmp_path, change, options, message):
     file, records = own(tmp_path)
     change(records)
     file.write_text(json.dumps(records))
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, change, options, m
     assert "out" not in names(tmp_path)
 
 
-def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path):
+def test_an_existing_folder_is_refused_before_extraction(tmp_path):
     file, _ = own(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("kept")
@@ -175,12 +175,12 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path):
     assert names(tmp_path / "out") == ["kept.txt"]
 
 
-def test_a_broken_picture_ends_it_and_the_work_done_is_kept(tmp_path):
+def test_a_broken_image_is_refused_and_finished_rows_are_kept(tmp_path):
     file, _ = own(tmp_path, 80)
     broken = tmp_path / "photos" / "70.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"70\.png cannot be opened as a picture"):
+    with pytest.raises(DataError, match=r"70\.png cannot be opened as an image"):
         prepare(file, tmp_path / "out", extractor=FilterBank())
     assert "out" not in names(tmp_path)
     broken.write_bytes(whole)
@@ -190,7 +190,7 @@ def test_a_broken_picture_ends_it_and_the_work_done_is_kept(tmp_path):
     assert names(tmp_path) == ["captions.json", "out", "photos"]
 
 
-def test_own_pictures_become_a_run_that_captions_a_new_one(tmp_path):
+def test_own_images_train_a_run_that_captions_a_new_one(tmp_path):
     file, _ = own(tmp_path, 60, captions=1)
     prepare(file, tmp_path / "out", extractor=FilterBank())
     options = RunOptions(
@@ -202,12 +202,3 @@ def test_own_pictures_become_a_run_that_captions_a_new_one(tmp_path):
         Image.new("RGB", (123, 77), colour).save(tmp_path / "new.png")
         features = run.features_of([tmp_path / "new.png"])
         assert run.caption(features) == [f"a {colour} picture"]
-
-
-def test_features_are_written_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpcap.data.folder._BLOCK", 4)
-    file, _ = own(tmp_path)
-    prepare(file, tmp_path / "out", extractor=FilterBank())
-    with h5py.File(tmp_path / "out" / "train2014_vgg16_fc7.h5") as stored:
-        assert stored["features"].shape == (23, 4096)
-        assert (stored["features"][...] != 0).any(axis=1).all()

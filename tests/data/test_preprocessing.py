@@ -36,7 +36,7 @@ def test_bgr_turns_the_channels_before_mean_and_std():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_whole_picture_is_resized_where_no_shorter_side_is_given(interpolation):
+def test_the_whole_image_is_resized_where_no_shorter_side_is_given(interpolation):
     _, picture = noise(20, 10)
     found = PLAIN.changed({"interpolation": interpolation})(picture)
     how = Image.Resampling[interpolation.upper()]
@@ -86,7 +86,7 @@ def test_presets_are_those_of_torchvision(size, preset):
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (1, 1), (2, 3)])
-def test_a_very_long_picture_takes_no_more_memory_than_another(size):
+def test_a_very_long_image_takes_no_more_memory_than_another(size):
     picture = Image.new("RGB", size, (255, 0, 0))
     found = PRESETS["vgg16-fc7"](picture)
     numpy.testing.assert_allclose(found[0], (1 - 0.485) / 0.229, rtol=1e-6)
@@ -115,7 +115,7 @@ def test_it_goes_through_json():
         ({"mean": [1, 2]}, "mean is .*; expected three numbers"),
         ({"mean": 3}, "mean is 3"),
         ({"std": [1, 2, None]}, "std is"),
-        ({"std": [1, 0, 1]}, "std holds a 0"),
+        ({"std": [1, 0, 1]}, "std has a 0"),
         ({"scale": 10**400}, "scale is 1000"),
         ({"mean": [True, 0, 0]}, "mean is"),
         (["size"], "preprocessing is .*; expected an object"),
@@ -124,6 +124,6 @@ def test_it_goes_through_json():
         (None, "preprocessing is"),
     ],
 )
-def test_values_that_cannot_be_used(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         Preprocessing().changed(changes)

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpcap.data.pca.BLOCK_BYTES", 7 * WIDTH * 4)
+    monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", 7 * WIDTH * 4)
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -70,18 +70,6 @@ def test_the_features_of_both_splits_are_those_of_the_training_set_transformed(
     assert 0 < report.product_seconds < report.seconds
 
 
-def test_it_agrees_with_scikit_learn(folder: Path) -> None:
-    decomposition = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn")
-    theirs = decomposition.PCA(5, whiten=True, svd_solver="full").fit(some_features(60))
-    report = reduce_folder(folder, 5, whiten=True)
-    assert report.explained == pytest.approx(theirs.explained_variance_ratio_.sum(), rel=1e-5)
-    for split, count in (("train", 60), ("val", 25)):
-        found = read_reduced(folder, split)
-        expected = theirs.transform(some_features(count))
-        signs = numpy.sign((found * expected).sum(axis=0))
-        numpy.testing.assert_allclose(found * signs, expected, atol=1e-4)
-
-
 def test_a_data_folder_opens_with_its_new_features(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "tiny")
     assert open_dataset(folder).kind == "fc7"
@@ -104,7 +92,7 @@ def test_features_of_other_formats_are_reduced_too(
     numpy.testing.assert_allclose(read_reduced(folder, "train"), expected, atol=1e-4)
 
 
-def test_every_block_is_told_of(folder: Path) -> None:
+def test_progress_of_every_block(folder: Path) -> None:
     told: dict[str, list[tuple[int, int]]] = {}
     reduce_folder(folder, 5, progress=lambda what, *far: told.setdefault(what, []).append(far))
     assert list(told) == ["covariance", "components", "train features", "val features"]
@@ -113,9 +101,9 @@ def test_every_block_is_told_of(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("there", PCA_FILES)
-def test_what_is_there_is_replaced_only_on_request(folder: Path, there: str) -> None:
+def test_existing_features_need_replace(folder: Path, there: str) -> None:
     (folder / there).write_text("old")
-    with pytest.raises(DataError, match=rf"{there} is there already; expected none") as error:
+    with pytest.raises(DataError, match=rf"{there} already exists; expected none") as error:
         reduce_folder(folder, 5)
     assert "\n" not in str(error.value)
     assert (folder / there).read_text() == "old"
@@ -184,7 +172,7 @@ def test_without_features_of_both_splits_nothing_is_done(folder: Path) -> None:
     with pytest.raises(DataError, match=r"val2014_vgg16_fc7\.h5: No such file"):
         reduce_folder(folder, 5)
     write_features(folder, "val", numpy.zeros((9, 3), numpy.float32))
-    with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected one size"):
+    with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected the same number"):
         reduce_folder(folder, 5)
     assert len(list(folder.iterdir())) == 2
 

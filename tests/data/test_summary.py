@@ -32,7 +32,7 @@ def change(path, key, function):
         file[key][...] = values
 
 
-def test_a_whole_folder(folder):
+def test_summary_of_a_valid_folder(folder):
     told = []
     found = summarize(folder, lambda *args: told.append(args))
     assert found["problems"] == []
@@ -87,7 +87,7 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
             lambda f: (f / "val2014_urls.txt").write_text(
                 (f / "train2014_urls.txt").read_text().split()[0] + "\nelse\n"
             ),
-            "1 pictures are in both splits",
+            "1 images are in both splits",
         ),
         (
             lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.__setitem__(0, 99)),
@@ -99,16 +99,16 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
         ),
         (
             lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(1)),
-            "captions of 'val' hold <START> inside",
+            "captions of 'val' have <START> after the first",
         ),
         (
             lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(0)),
-            "captions of 'val' hold <NULL> before a word",
+            "captions of 'val' have <NULL> before a word",
         ),
         (lambda f: (f / "dataset.json").write_text("[]"), r"dataset\.json: expected an object"),
     ],
 )
-def test_what_is_wrong_is_a_problem_and_the_rest_is_still_told(folder, spoil, problem):
+def test_each_problem_is_listed_and_the_rest_is_summarized(folder, spoil, problem):
     spoil(folder)
     found = summarize(folder)
     (said,) = found["problems"]
@@ -116,21 +116,21 @@ def test_what_is_wrong_is_a_problem_and_the_rest_is_still_told(folder, spoil, pr
     assert set(found["splits"]) == {"train", "val"}
 
 
-def test_features_of_two_kinds_that_do_not_fit(folder):
+def test_features_of_different_sizes_are_problems(folder):
     for name, shape in (("train", (23, 8)), ("val", (2, 7))):
         with h5py.File(folder / f"{name}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = numpy.ones(shape, numpy.float32)
     assert summarize(folder)["problems"] == [
-        "pca features have {'train': 8, 'val': 7} numbers; expected one size"
+        "pca features per image are {'train': 8, 'val': 7}; expected the same number"
     ]
     with h5py.File(folder / "val2014_vgg16_fc7_pca.h5", "w") as file:
         file["features"] = numpy.ones((3, 8), numpy.float32)
     assert summarize(folder)["problems"][0] == (
-        "features of 'val' have {'pca': 3, 'fc7': 2} images; expected as many"
+        "features of 'val' have {'pca': 3, 'fc7': 2} images; expected the same number"
     )
 
 
-def test_an_empty_folder_and_none(tmp_path):
+def test_an_empty_and_a_missing_folder(tmp_path):
     assert len(summarize(tmp_path)["problems"]) == 3
     with pytest.raises(DataError, match="is not a folder"):
         summarize(tmp_path / "none")

@@ -28,7 +28,7 @@ def test_words_are_kept_by_count_the_frequent_first():
     assert vocabulary.idx_to_word == ["<NULL>", "<START>", "<END>", "<UNK>", "b", "a"]
 
 
-def test_encoding_marks_both_ends_and_pads():
+def test_encoding_adds_special_tokens_and_pads():
     vocabulary = Vocabulary(["<NULL>", "<START>", "<END>", "<UNK>", "cat"])
     assert vocabulary.encode(["cat", "dog"], 6).tolist() == [1, 4, 3, 2, 0, 0]
     assert vocabulary.encode(["cat"], 3).tolist() == [1, 4, 2]

@@ -142,10 +142,10 @@ def test_an_ensemble_averages_probabilities(backend):
     ]
     features = some_features(2)
     ensemble = Ensemble(models)
-    state = ensemble.start(backend.to_device(features))
+    context, state = ensemble.start(backend.to_device(features))
     words = backend.to_device(numpy.array([START, START], numpy.int32))
-    scores, state = ensemble.step(words, state)
-    scores, _ = ensemble.step(words * 0 + 5, state)
+    scores, state = ensemble.step(words, None, state, context)
+    scores, _ = ensemble.step(words * 0 + 5, None, state, context)
     for n in range(2):
         alone = [
             numpy.exp(next_log_probs(model_of(cell, seed=seed), [5], features[n]))

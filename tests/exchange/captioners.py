@@ -39,9 +39,9 @@ def sentences(count=3, length=6, seed=2):
 
 def scores_of(model, features, captions):
     """Return the scores `(N, T, V)` after each word, as captioning computes them."""
-    state, scores = model.start(features), []
+    (context, state), scores = model.start(features), []
     for words in captions.T:
-        found, state = model.step(words, state)
+        found, state = model.step(words, None, state, context)
         scores.append(found)
     return numpy.stack(scores, axis=1)
 

@@ -129,9 +129,7 @@ def reduced(tiny, scale=1.0):
     for split in layout.SPLITS:
         full = numpy.zeros((24 if split == "train" else 12, D), numpy.float32)
         content = reduction(scale).transform(full)
-        layout.write_features(
-            tiny / layout.features_file(split, "pca"), range(len(full)), K, content.__getitem__
-        )
+        layout.write_features(tiny / layout.features_file(split, "pca"), (len(full), K), [content])
     return {"kind": "pca", "extractor": description["extractor"]}
 
 

@@ -31,7 +31,7 @@ from xpcap.data.extractors import make_extractor, open_extractor
 from xpcap.data.images import open_picture
 from xpcap.data.pca import PCA
 from xpcap.data.prepare import prepare
-from xpcap.data.progress import say_nothing
+from xpcap.data.progress import no_progress
 from xpcap.data.scenes import make_scenes, read_picture, read_scenes
 from xpcap.data.summary import summarize
 from xpcap.data.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ from xpcap.exchange import export_run, import_run
 from xpcap.files import read_json
 from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
-from xpcap.report.pictures import picture_of, shown
+from xpcap.report.images import open_image, view
 from xpcap.runs import BEST, HISTORY, LAST, open_run
 from xpcap.runs.captions import caption_split
 from xpcap.runs.checkpoint import (
@@ -110,7 +110,7 @@ def chunked(folder, name):
 def load_shown(path):
     dataset = open_dataset(path.parent, "fc7", lazy=True)
     for row in range(2):
-        shown(dataset, "val", row, picture_of(dataset, "val", row))
+        view(dataset, "val", row, open_image(dataset, "val", row))
     for split in dataset.splits.values():
         split.features.close()
 
@@ -318,7 +318,7 @@ def load_archive(path):
     out = path.parent / "out"
     out.mkdir()
     try:
-        unpack(path, out, manifest, "coco", say_nothing)
+        unpack(path, out, manifest, "coco", no_progress)
     finally:
         assert {entry.name for entry in out.iterdir()} <= FILES.keys()
         shutil.rmtree(out)

@@ -2,10 +2,10 @@
 
 import numpy
 import pytest
-from xpcap.layers._sequence import Packing
-from xpcap.models.captioner import CELLS
 
 from xpcap.backend import to_host
+from xpcap.layers.recurrence import Packing, unroll
+from xpcap.models.recurrent import CELLS
 from xpcap.workspace import Workspace
 
 N, T, H = 3, 4, 5
@@ -14,14 +14,13 @@ N, T, H = 3, 4, 5
 def unrolled(cell, backend, packing):
     """Run a cell over random rows, the first N captions' the same in every packing."""
     rng = numpy.random.default_rng(1)
-    width = CELLS[cell].gates * H
-    shapes = [(T * N, width), (width,), (N, H), (H, width)]
-    gates, b, h0, Wh = (rng.standard_normal(shape) for shape in shapes)
-    h0 = numpy.concatenate([h0, numpy.ones((packing.captions - N, H))])
-    biases = [rng.standard_normal(H)] * len(CELLS[cell].weights[3:])
-    arguments = [backend.to_device(value) for value in (gates, b, h0, Wh, *biases)]
+    shapes = {**CELLS[cell].shapes(1, H), "h0": (N, H)}
+    shapes["gates"] = (T * N, *shapes["b"])
+    drawn = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    drawn["h0"] = numpy.concatenate([drawn["h0"], numpy.ones((packing.captions - N, H))])
+    given = {name: backend.to_device(value) for name, value in drawn.items()}
     space = Workspace(backend.xp, numpy.float64)
-    return CELLS[cell].unroll(*arguments, packing, space)
+    return unroll(CELLS[cell], given["gates"], given["b"], (given["h0"],), given, packing, space)
 
 
 @pytest.mark.parametrize("cell", CELLS)

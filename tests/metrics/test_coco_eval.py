@@ -9,12 +9,12 @@ import pytest
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.metrics import evaluate_captions, meteor, spice
 
-SAID = [["a", "fox"], []]
-KNOWN = [[["the", "fox"], ["foxes"]], [["a", "lamp"]]]
+CANDIDATES = [["a", "fox"], []]
+REFERENCES = [[["the", "fox"], ["foxes"]], [["a", "lamp"]]]
 
 
 class Meteor:
-    """What xpcap uses of pycocoevalcap's class: a process that complains, and a lock."""
+    """What xpcap uses of pycocoevalcap's class: a process with a standard error, and a lock."""
 
     made: "Meteor"
 
@@ -64,7 +64,7 @@ class FailingSpice(Spice):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Return a function that lets pycocoevalcap and Java be there, with given classes."""
+    """Return a function that installs a fake pycocoevalcap with given classes, and a fake Java."""
 
     def install(meteor_class, spice_class):
         for name, kind in (("meteor", meteor_class), ("spice", spice_class)):
@@ -78,46 +78,41 @@ def installed(monkeypatch):
     return install
 
 
-def test_values_are_those_of_pycocoevalcap(installed):
+def test_meteor_and_spice_return_the_scores_of_pycocoevalcap(installed):
     installed(Meteor, Spice)
-    score = meteor(SAID, KNOWN)
+    score = meteor(CANDIDATES, REFERENCES)
     assert (score.corpus, score.images.tolist()) == (0.5, [0.25, 0])
-    score = spice(SAID, KNOWN)
+    assert Meteor.made.meteor_p.returncode is not None
+    assert Meteor.made.meteor_p.stderr.closed
+    score = spice(CANDIDATES, REFERENCES)
     assert (score.corpus, score.images.tolist()) == (0.125, [0.25, 0])
     texts = ["A fox!", "?"], [["The fox.", "Foxes"], ["a lamp"]]
     assert evaluate_captions(*texts, ["SPICE", "METEOR"]).corpus == {"SPICE": 0.125, "METEOR": 0.5}
 
 
-def test_the_process_of_meteor_is_ended(installed):
-    installed(Meteor, Spice)
-    meteor(SAID, KNOWN)
-    assert Meteor.made.meteor_p.returncode is not None
-    assert Meteor.made.meteor_p.stderr.closed
-
-
-def test_failures_are_explained_and_leave_nothing_waiting(installed):
+def test_a_failing_scorer_is_explained_and_its_process_ended(installed):
     installed(FailingMeteor, FailingSpice)
-    with pytest.raises(ConfigurationError, match=r"^METEOR: Java failed: no heap$"):
-        meteor(SAID, KNOWN)
+    with pytest.raises(ConfigurationError, match=r"^METEOR: pycocoevalcap failed: no heap$"):
+        meteor(CANDIDATES, REFERENCES)
     assert not Meteor.made.lock.locked()
     assert Meteor.made.meteor_p.returncode is not None
     with pytest.raises(ConfigurationError, match="SPICE: pycocoevalcap failed: Command"):
-        spice(SAID, KNOWN)
+        spice(CANDIDATES, REFERENCES)
     installed(Meteor, OfflineSpice)
     with pytest.raises(ConfigurationError, match="SPICE: pycocoevalcap failed: no network"):
-        spice(SAID, KNOWN)
+        spice(CANDIDATES, REFERENCES)
 
 
 @pytest.mark.parametrize("metric", [meteor, spice])
-def test_what_is_missing_is_named(installed, monkeypatch, metric):
+def test_missing_java_or_pycocoevalcap_is_named(installed, monkeypatch, metric):
     name = metric.__name__
     installed(Meteor, Spice)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigurationError, match=f"{name.upper()} needs Java, and there is no"):
-        metric(SAID, KNOWN)
+        metric(CANDIDATES, REFERENCES)
     monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}.{name}", None)
     with pytest.raises(ConfigurationError, match=f"{name.upper()} needs pycocoevalcap, .*coco-ev"):
-        metric(SAID, KNOWN)
+        metric(CANDIDATES, REFERENCES)
     with pytest.raises(DataError, match="image 0 has no reference"):
         metric([["a"]], [[]])
 

@@ -15,21 +15,21 @@ def test_distinct_n_by_hand():
     assert distinct_n([[], []], 1) == distinct_n([], 2) == 0
 
 
-def test_a_caption_is_new_unless_every_word_is_the_same():
+def test_a_caption_is_novel_unless_every_word_is_the_same():
     score = novel(CAPTIONS, [["a", "b"], ["c", "c"], ("c",)])
     assert score.images.tolist() == [1, 0, 0, 1]
     assert score.corpus == 0.5
     assert novel([["a"]], []).corpus == 1
 
 
-def test_the_share_of_the_vocabulary_that_is_used():
+def test_vocabulary_use_excludes_special_tokens():
     vocabulary = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c", "d", "e"]
     assert vocabulary_use(CAPTIONS, vocabulary) == 3 / 5
     assert vocabulary_use([["<UNK>", "x", "a"]], vocabulary) == 1 / 5
     assert vocabulary_use([], vocabulary) == 0
 
 
-def test_mistakes():
+def test_bad_arguments_are_refused():
     with pytest.raises(ConfigurationError, match="must be at least 1, got 0"):
         distinct_n(CAPTIONS, 0)
     with pytest.raises(DataError, match="the vocabulary has no words"):

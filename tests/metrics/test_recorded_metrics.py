@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from xpcap.metrics import bleu, cider_d, evaluate_captions, rouge_l
+from xpcap.metrics import bleu, cider_d, rouge_l
 
 CASES = json.loads((Path(__file__).parent / "recorded.json").read_text(encoding="utf-8"))["cases"]
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
@@ -14,7 +14,7 @@ EXACT = {"rtol": 0, "atol": 1e-9}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_the_recorded_values(case):
+def test_values_equal_those_recorded_from_pycocoevalcap(case):
     candidates = [sentence.split() for sentence in case["candidates"]]
     references = [[sentence.split() for sentence in known] for known in case["references"]]
     scores = [
@@ -30,15 +30,7 @@ def test_the_recorded_values(case):
         assert score.images.dtype == numpy.float64
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_the_recorded_values_from_text(case):
-    scores = evaluate_captions(case["candidates"], case["references"], NAMES)
-    for name, recorded in case["values"].items():
-        numpy.testing.assert_allclose(scores.images[name], recorded["images"], **EXACT)
-        numpy.testing.assert_allclose(scores.corpus[name], recorded["corpus"], **EXACT)
-
-
-def test_the_recorded_cases_have_what_they_are_to_show():
+def test_the_recorded_cases_contain_the_edge_cases():
     edges = CASES["edges"]
     assert "" in edges["candidates"]
     assert [""] in edges["references"]

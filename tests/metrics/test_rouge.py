@@ -68,16 +68,15 @@ def test_empty_sentences():
     assert value("", "a fox", "") == 1
 
 
-def test_the_corpus_is_the_mean_in_any_order():
-    said = [["a", "b"], [], ["c"]]
-    known = [[["a", "b", "c"]], [["a"]], [["c"], ["d"]]]
-    score = rouge_l(said, known)
-    assert score.corpus == pytest.approx(score.images.mean())
+def test_corpus_rouge_is_the_mean_over_images():
+    candidates = [["a", "b"], [], ["c"]]
+    references = [[["a", "b", "c"]], [["a"]], [["c"], ["d"]]]
+    score = rouge_l(candidates, references)
     assert score.images == pytest.approx([f_measure(1, 2 / 3), 0, 1])
-    numpy.testing.assert_array_equal(rouge_l(said[::-1], known[::-1]).images, score.images[::-1])
+    assert score.corpus == pytest.approx((f_measure(1, 2 / 3) + 0 + 1) / 3)
 
 
-def test_mistakes():
+def test_bad_arguments_are_refused():
     with pytest.raises(DataError, match="no captions to measure"):
         rouge_l([], [])
     with pytest.raises(DataError, match="'a b' is a string"):

@@ -54,9 +54,10 @@ def losses_of(model, features, captions, move=lambda state, t: state):
 
     `move` may change the state after step t; -1 is before the first.
     """
-    state, found = move(model.start(features), -1), []
+    context, first = model.start(features)
+    state, found = move(first, -1), []
     for t in range(captions.shape[1] - 1):
-        state = move(model.step(captions[:, t], state)[1], t)
+        state = move(model.step(captions[:, t], None, state, context)[1], t)
         found.append(cross_entropy(model, state[0], captions[:, t + 1]))
     return numpy.stack(found, axis=1)
 

@@ -3,13 +3,13 @@
 import numpy
 import pytest
 from guard import counters, open_guard
-from xpcap.layers._sequence import Packing
-from xpcap.models.packed import PackedCaptions, PackedLoss, pack_captions
 
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
+from xpcap.layers.recurrence import Packing
 from xpcap.models import CaptioningRNN
+from xpcap.models.objective import Objective, PackedBatch, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.train.step import TrainingStep
 
@@ -65,7 +65,7 @@ def test_it_is_the_plain_loss(name, cell, dropout, backend):
     loss, gradients = model.loss(features, captions, 5)
     where = model_of(cell, dropout, backend)
     found = gradients_of(where)
-    found_loss = PackedLoss(where).loss(backend.to_device(features), captions, 5, found)
+    found_loss = Objective(where).loss(backend.to_device(features), captions, 5, found)
     assert float(found_loss) == pytest.approx(float(loss), rel=1e-12, abs=1e-12)
     for key, gradient in gradients.items():
         numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
@@ -90,7 +90,7 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
     if marked:
         words[numpy.cumsum(captions[:, :0:-1], axis=1)[:, ::-1] == 0] = -1
         assert (words == -1).any()
-    batch = PackedCaptions(
+    batch = PackedBatch(
         Packing(n, [n] * T),
         at(images),
         at(words.T.reshape(-1).copy()),
@@ -100,7 +100,7 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
     )
     found = gradients_of(where)
     streams = (10, 11) if dropout else None
-    losses = PackedLoss(where).compute(at(features), batch, streams, found)
+    losses = Objective(where).compute(at(features), batch, streams, found)
     assert float(losses.sum()) == pytest.approx(float(loss), rel=1e-12)
     for key, gradient in gradients.items():
         numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
@@ -117,7 +117,7 @@ def test_in_single_precision_it_rounds_no_worse_than_the_plain_loss(cell, backen
     _, plain = single.loss(features, captions)
     where = model_of(cell, backend=backend, dtype=numpy.float32)
     found = gradients_of(where)
-    PackedLoss(where).loss(backend.to_device(features), captions, 0, found)
+    Objective(where).loss(backend.to_device(features), captions, 0, found)
     for name, value in true.items():
         limit = 2 * abs(plain[name] - value).max() + 1e-6 * abs(value).max()
         assert abs(to_host(found[name]) - value).max() <= limit, name
@@ -127,7 +127,7 @@ def test_evaluate_is_the_plain_one_without_dropout(backend):
     captions = BATCHES["any lengths"]
     features = RNG.standard_normal((N, D))
     expected = model_of("lstm").evaluate(features, captions)
-    packed = PackedLoss(model_of("lstm", 0.5, backend))
+    packed = Objective(model_of("lstm", 0.5, backend))
     found = packed.evaluate(backend.to_device(features), captions)
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
@@ -135,19 +135,19 @@ def test_evaluate_is_the_plain_one_without_dropout(backend):
 def test_nothing_is_left_of_the_batch_before(backend):
     """Large and small batches in turn give what each gives in fresh memory."""
     model = model_of("gru", 0.3, backend)
-    packed = PackedLoss(model)
+    packed = Objective(model)
     for step, captions in enumerate([*BATCHES.values(), *reversed(BATCHES.values())]):
         features = backend.to_device(RNG.standard_normal((len(captions), D)))
         kept, fresh = gradients_of(model), gradients_of(model)
         packed.loss(features, captions, step, kept)
-        PackedLoss(model).loss(features, captions, step, fresh)
+        Objective(model).loss(features, captions, step, fresh)
         for name, gradient in fresh.items():
             numpy.testing.assert_array_equal(to_host(kept[name]), to_host(gradient))
 
 
 def test_parameters_of_another_dtype_get_memory_of_their_own():
     model = model_of("lstm")
-    packed, captions = PackedLoss(model), BATCHES["any lengths"]
+    packed, captions = Objective(model), BATCHES["any lengths"]
     features = RNG.standard_normal((N, D))
     before = packed.evaluate(features, captions)
     model.params = {name: value.astype(numpy.float32) for name, value in model.params.items()}
@@ -183,13 +183,13 @@ def test_packing_a_batch_written_out():
 )
 def test_captions_that_cannot_be(captions):
     with pytest.raises(ShapeError, match="captions"):
-        PackedLoss(model_of("rnn")).evaluate(numpy.zeros((len(captions), D)), captions)
+        Objective(model_of("rnn")).evaluate(numpy.zeros((len(captions), D)), captions)
 
 
 @pytest.mark.parametrize("shape", [(N - 1, D), (N + 1, D), (N, D + 1), (D,)])
 def test_features_that_do_not_fit(shape):
-    with pytest.raises(ShapeError, match="expected features"):
-        PackedLoss(model_of("rnn")).evaluate(numpy.zeros(shape), BATCHES["any lengths"])
+    with pytest.raises(ShapeError, match="features"):
+        Objective(model_of("rnn")).evaluate(numpy.zeros(shape), BATCHES["any lengths"])
 
 
 def test_words_beyond_the_parameters_are_refused():
@@ -201,7 +201,7 @@ def test_words_beyond_the_parameters_are_refused():
     captions = BATCHES["any lengths"].copy()
     captions[0, 1] = V - 5
     with pytest.raises(ShapeError, match=f"do not all lie in 0..{V - 6}"):
-        PackedLoss(model).evaluate(numpy.zeros((N, D)), captions)
+        Objective(model).evaluate(numpy.zeros((N, D)), captions)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

@@ -10,11 +10,11 @@ from xpcap.data.extractors import FilterBank
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.models import CaptioningRNN
 from xpcap.models.inspection import word_gradients
-from xpcap.report.attribution import LEVELS, spoken_for
+from xpcap.report.attribution import LEVELS, attribute
 from xpcap.runs import Run
 
 WORDS = Vocabulary([*SPECIAL, "a", "red", "ring"])
-SAID = numpy.array([[4, 5, 6, 2], [6, 2, 0, 0]], numpy.int32)
+CAPTIONS = numpy.array([[4, 5, 6, 2], [6, 2, 0, 0]], numpy.int32)
 DRAW = numpy.random.default_rng(0)
 
 
@@ -28,64 +28,64 @@ def strengths(levels):
 
 
 @pytest.fixture
-def pictures():
+def images():
     blank = numpy.full((64, 64, 3), 128, numpy.uint8)
     corner = blank.copy()
     corner[4:20, 40:56] = (230, 20, 20)
     return [Image.fromarray(corner), Image.fromarray(numpy.flip(corner, (0, 1)).copy())]
 
 
-def test_the_regions_of_a_picture_add_up_to_gradient_times_features(pictures):
+def test_attributions_of_regions_sum_to_gradient_times_features(images):
     bank, run = FilterBank(), run_of(4096, FilterBank().describe())
-    features = bank(numpy.stack([bank.prepare(picture) for picture in pictures]))
-    spoken = spoken_for(run, features, SAID, [], pictures)
-    _, gradients = word_gradients(run.model, features, SAID)
+    features = bank(numpy.stack([bank.prepare(image) for image in images]))
+    found = attribute(run, features, CAPTIONS, [], images)
+    _, gradients = word_gradients(run.model, features, CAPTIONS)
     totals = (gradients * features[:, None]).sum(axis=2)
     for n, t in ((0, 0), (0, 3), (1, 1)):
-        assert float(re.search(r"in all ([-+.\d]+)", spoken[n][t].text)[1]) == pytest.approx(
+        assert float(re.search(r"total ([-+.\d]+)", found[n][t].text)[1]) == pytest.approx(
             totals[n, t], abs=0.006
         )
-        levels = strengths(spoken[n][t].levels).reshape(8, 8)
+        levels = strengths(found[n][t].levels).reshape(8, 8)
         assert numpy.abs(levels).max() == 1
-        # there is nothing but the square, in rows 0 to 2 and columns 5 to 6, or the other way round
+        # the image has only a square, in rows 0 to 2 and columns 5 to 6, or flipped
         there = numpy.s_[:3, 4:] if n == 0 else numpy.s_[5:, :4]
         assert numpy.abs(levels[there]).sum() > 0.9 * numpy.abs(levels).sum()
         row, column = numpy.unravel_index(levels.argmax(), levels.shape)
         vertical = ("top", "middle", "bottom")[(0, 0, 0, 1, 1, 2, 2, 2)[row]]
         horizontal = ("left", "middle", "right")[(0, 0, 0, 1, 1, 2, 2, 2)[column]]
-        assert spoken[n][t].text.startswith(f"most from the {vertical} {horizontal};")
+        assert found[n][t].text.startswith(f"strongest at the {vertical} {horizontal};")
 
 
-def test_without_its_picture_nothing_is_said_of_an_image(pictures):
+def test_regions_need_the_image(images):
     run = run_of(4096, FilterBank().describe())
     features = DRAW.standard_normal((2, 4096)).astype(numpy.float32)
-    spoken = spoken_for(run, features, SAID, [], [None, pictures[0]])
-    assert [word.text for word in spoken[0]] == [""] * 4
-    assert spoken[1][0].levels
+    found = attribute(run, features, CAPTIONS, [], [None, images[0]])
+    assert [word.text for word in found[0]] == [""] * 4
+    assert found[1][0].levels
 
 
-def test_boxes_speak_by_their_categories():
+def test_attributions_of_boxes_are_sums_over_categories():
     categories = ["person", "cat", "dog"]
     image = AnnotatedImage(1, "")
     image.boxes = [(1, 0.04, 0.2, 0.3), (3, 0.36, 0.4, 0.4)]
     features = numpy.stack([box_features(image, [1, 2, 3])] * 2).astype(numpy.float32)
     run = run_of(15)
-    spoken = spoken_for(run, features, SAID, categories, [None, None])
-    _, gradients = word_gradients(run.model, features, SAID)
+    found = attribute(run, features, CAPTIONS, categories, [None, None])
+    _, gradients = word_gradients(run.model, features, CAPTIONS)
     for n, t in ((0, 2), (1, 0)):
         values = [
             float(gradients[n, t, 5 * k : 5 * k + 5] @ features[n, 5 * k :][:5]) for k in range(3)
         ]
-        said = dict(re.findall(r"(\w+) ([-+.\d]+)", spoken[n][t].text))
-        assert said == {"person": f"{values[0]:+.2f}", "dog": f"{values[2]:+.2f}"}
-        dog, person = strengths(spoken[n][t].levels)  # the larger box is drawn first
+        totals = dict(re.findall(r"(\w+) ([-+.\d]+)", found[n][t].text))
+        assert totals == {"person": f"{values[0]:+.2f}", "dog": f"{values[2]:+.2f}"}
+        dog, person = strengths(found[n][t].levels)  # the larger box is drawn first
         assert person * values[0] > 0
         assert dog * values[2] > 0
         assert max(abs(dog), abs(person)) == 1
-    assert spoken[1][3].text == ""  # <NULL>
+    assert found[1][3].text == ""  # <NULL>
 
 
-def test_of_other_features_nothing_is_said():
+def test_other_features_have_no_attribution():
     features = numpy.ones((2, 9), numpy.float32)
-    spoken = spoken_for(run_of(9, {"name": "onnx"}), features, SAID, [], [None, None])
-    assert {word.text + word.levels for row in spoken for word in row} == {""}
+    found = attribute(run_of(9, {"name": "onnx"}), features, CAPTIONS, [], [None, None])
+    assert {word.text + word.levels for row in found for word in row} == {""}

@@ -44,7 +44,7 @@ def page(call, runs, tmp_path):
     return tmp_path / "one" / "report.html"
 
 
-def test_a_page_stands_alone_and_is_what_it_should_be(page):
+def test_page_is_self_contained_and_valid(page):
     text = page.read_text()
     found = Page(text)
     names = [tag for tag, _ in found.tags]
@@ -67,7 +67,7 @@ def test_a_page_stands_alone_and_is_what_it_should_be(page):
     assert all(word["type"] == "button" for word in found.all("button"))
 
 
-def test_no_script_but_the_page_s_own_may_run(page):
+def test_only_the_pages_own_script_may_run(page):
     text = page.read_text()
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -76,7 +76,7 @@ def test_no_script_but_the_page_s_own_may_run(page):
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_captions_and_names_are_text(page):
+def test_captions_and_run_names_are_escaped(page):
     text = page.read_text()
     assert "alert(1)" in text
     assert "<script>alert" not in text
@@ -84,8 +84,8 @@ def test_captions_and_names_are_text(page):
     assert any("<b>two" in part for part in Page(text).texts["th"])
 
 
-def test_words_addresses_and_data_sets_are_text(call, tmp_path):
-    """Where they stand in attributes and drawings too; nor are dollars taken for mathematics."""
+def test_words_urls_and_data_set_names_are_escaped(call, tmp_path):
+    """In attributes and plots too, where matplotlib would take dollars for mathematics."""
     data = make_tiny(tmp_path / "tiny")
     word, name = '"><img/src=x/onerror=alert(2)>', "$\\frac{<svg onload=alert(3)>&"
     vocabulary = (data / "coco2014_vocab.json").read_text()
@@ -113,7 +113,7 @@ def test_words_addresses_and_data_sets_are_text(call, tmp_path):
             assert where.startswith(("data:image/", "https://localhost/", "#")), (tag, where)
 
 
-def test_measures_are_those_of_evaluate(call, runs, page):
+def test_metrics_are_those_of_evaluate(call, runs, page):
     text = page.read_text()
     rows = re.findall(r'<tr><th scope="row">([\w-]+)</th>(.*?)</tr>', text)
     shown = {name: re.findall(r">([-+.\d]+)<", cells) for name, cells in rows[:12]}
@@ -127,7 +127,7 @@ def test_measures_are_those_of_evaluate(call, runs, page):
         assert float(difference) == pytest.approx(float(second) - float(first), abs=2e-4)
 
 
-def test_the_page_of_one_run_has_no_second(call, runs, tmp_path):
+def test_page_of_a_single_run(call, runs, tmp_path):
     result = call("report", "one", "--beam", "2", "--count", "5", "--out", "a/b.html")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "a" / "b.html").read_text()
@@ -147,7 +147,7 @@ def test_the_page_of_one_run_has_no_second(call, runs, tmp_path):
         (["one", "other"], "has other images"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_no_page(call, runs, words, message, tmp_path):
+def test_bad_arguments_are_one_line_and_leave_no_page(call, runs, words, message, tmp_path):
     if "other" in words:
         make_tiny(tmp_path / "others", val=7)
         small = ["--hidden", "4", "--wordvec", "4", "--epochs", "1"]
@@ -157,7 +157,7 @@ def test_a_mistake_is_one_line_and_leaves_no_page(call, runs, words, message, tm
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
-def test_a_missing_library_is_named_before_the_work(call, runs, library, monkeypatch):
+def test_a_missing_library_is_named_before_any_work(call, runs, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     one_line(call("report", "one", "--device", "cpu"), r"xpcap\[report\]")
 
@@ -171,7 +171,7 @@ def browser(tmp_path):
 
 @needs_browser
 @pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 390)])
-def test_a_browser_shows_it_without_complaint(browser, page, theme, width):
+def test_page_in_a_browser_has_no_errors(browser, page, theme, width):
     browser.open(page, width, theme=theme)
     paper = browser.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper))) > 380) == (theme == "light")
@@ -183,7 +183,7 @@ def test_a_browser_shows_it_without_complaint(browser, page, theme, width):
 
 
 @needs_browser
-def test_search_and_order(browser, page):
+def test_search_and_sorting(browser, page):
     browser.open(page)
     shown = "[...document.querySelectorAll('#all .card:not([hidden])')]"
     everything = browser.run(f"{shown}.length")
@@ -201,11 +201,11 @@ def test_search_and_order(browser, page):
 
 
 @needs_browser
-def test_a_word_says_how_likely_it_was(browser, page):
+def test_a_chosen_word_shows_its_probability(browser, page):
     browser.open(page)
     browser.run("document.querySelector('.word').click()")
     assert browser.run("document.querySelector('.word').getAttribute('aria-pressed')") == "true"
-    said = browser.run("document.querySelector('.spoken').textContent")
+    said = browser.run("document.querySelector('.attribution').textContent")
     assert re.fullmatch(r"\w+: probability [01]\.\d\d", said)
     browser.run("document.querySelector('.word').click()")
-    assert browser.run("document.querySelector('.spoken').textContent") == ""
+    assert browser.run("document.querySelector('.attribution').textContent") == ""

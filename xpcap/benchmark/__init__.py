@@ -1,19 +1,19 @@
-"""How fast a training step, a loss and greedy decoding are, beside their matrix products alone."""
+"""Timing of training steps, losses and greedy decoding, and of their matrix products alone."""
 
 from xpcap.benchmark.contenders import Ours, Products
 from xpcap.benchmark.load import busy_processes, by_threads
 from xpcap.benchmark.machine import processor
-from xpcap.benchmark.timing import Figures, Result, interleave
+from xpcap.benchmark.timing import Result, Times, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
 __all__ = [
     "CONFIGURATIONS",
     "TASKS",
     "Configuration",
-    "Figures",
     "Ours",
     "Products",
     "Result",
+    "Times",
     "Workload",
     "busy_processes",
     "by_threads",

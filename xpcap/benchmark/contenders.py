@@ -1,4 +1,4 @@
-"""What is timed: our program, and its matrix products alone, below which no program can go."""
+"""What is timed: xpcap, and its matrix products alone, a lower bound for any program."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ class Ours:
 
     Parameters
     ----------
-    workload
-        Sizes and batches.
-    backend
-        Where.
+    workload, backend
+        Sizes and batches, and where to compute.
     dtype
-        Of all floating arrays.
+        That of all floating-point arrays.
     precision
-        Of the training step's products, see `TrainingStep`.
+        That of the training step's products, see `TrainingStep`.
 
     Attributes
     ----------
     gradients
-        By parameter, what `loss` left.
+        The gradients of the last `loss`, by parameter.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Ours:
         self._dtype = dtype
 
     def train(self, k: int) -> None:
-        """Go from a minibatch to updated parameters; on a GPU, from the next one it has there."""
+        """Take a training step on minibatch k; on a GPU, on the next one in device memory."""
         if self._resident is None:
             self._step(self.workload.batch(k), k, 1.0)
         else:
@@ -85,23 +83,16 @@ class Ours:
 
     @functools.cached_property
     def _decoder(self) -> tuple[CaptioningRNN, Array]:
-        """The model to decode with, and features, made when they are needed first."""
+        """The model to decode with, and features."""
         backend, images = self.model.backend, self.workload.images_to_decode()
         model = self.workload.decoding_model(backend, self._dtype)
         return model, backend.to_device(images, self._dtype)
 
 
 class Products:
-    """The matrix products alone, on the rows and words that have to be.
+    """The matrix products alone, on the rows and words that are not padding.
 
-    On a GPU they are those of the first minibatch at each call, replayed as a CUDA graph.
-
-    Parameters
-    ----------
-    workload
-        Sizes and batches.
-    xp
-        Where.
+    On a GPU, every call replays those of the first minibatch as a CUDA graph.
     """
 
     def __init__(self, workload: Workload, xp: Any) -> None:
@@ -114,36 +105,36 @@ class Products:
         sizes = {
             "images": (size.batch_size, size.features),
             "h0": (size.batch_size, size.hidden),
-            "W_proj": (size.features, size.hidden),
+            "projection": (size.features, size.hidden),
             "vectors": (words, size.wordvec),
             "projected": (words, self._gates),
-            "Wx": (size.wordvec, self._gates),
+            "input": (size.wordvec, self._gates),
             "h": (rows, size.hidden),
             "ah": (rows, self._gates),
-            "Wh": (size.hidden, self._gates),
+            "recurrent": (size.hidden, self._gates),
             "scores": (rows, size.vocabulary),
-            "W_vocab": (size.hidden, size.vocabulary),
+            "vocabulary": (size.hidden, size.vocabulary),
         }
         rng = numpy.random.default_rng(0)
         self._arrays = {
             name: xp.asarray(rng.standard_normal(shape, dtype=numpy.float32))
             for name, shape in sizes.items()
         }
-        said = workload.decoding_model(CPU).sample(workload.images_to_decode(), MAX_LENGTH)
-        self._said = len(numpy.unique(said))
-        self._decoded = [int(count) for count in (said != NULL).sum(axis=0) if count]
+        captions = workload.decoding_model(CPU).sample(workload.images_to_decode(), MAX_LENGTH)
+        self._distinct = len(numpy.unique(captions))
+        self._active = [int(count) for count in (captions != NULL).sum(axis=0) if count]
         self._out = {name: xp.empty(shape, numpy.float32) for name, shape in sizes.items()}
         self._training, self._decoding = Repeated(xp, numpy.float32), Repeated(xp, numpy.float32)
 
     def train(self, k: int) -> None:
-        """Do the products of the k-th minibatch's training step."""
+        """Compute the products of the k-th minibatch's training step."""
         batch = k if is_host(self._xp) else 0
         self._training(lambda: self._train(batch))
 
     loss = train
 
     def decode(self, k: int) -> None:
-        """Do the products of decoding N captions."""
+        """Compute the products of decoding N captions."""
         self._decoding(self._decode)
 
     def _train(self, k: int) -> None:
@@ -152,31 +143,31 @@ class Products:
         M, D = packed.packing.total, len(numpy.unique(packed.words))
         steps = packed.packing.rows
 
-        self._product("images", "W_proj", "h0")
-        self._product("vectors", "Wx", "projected", slice(D))
+        self._product("images", "projection", "h0")
+        self._product("vectors", "input", "projected", slice(D))
         for rows in steps:
-            self._product("h", "Wh", "ah", rows)
-        self._product("h", "W_vocab", "scores", slice(M))
-        self._product("scores", "W_vocab", "h", slice(M), transposed="second")
-        self._product("h", "scores", "W_vocab", slice(M), transposed="first")
+            self._product("h", "recurrent", "ah", rows)
+        self._product("h", "vocabulary", "scores", slice(M))
+        self._product("scores", "vocabulary", "h", slice(M), transposed="second")
+        self._product("h", "scores", "vocabulary", slice(M), transposed="first")
         for rows in steps:
-            self._product("ah", "Wh", "h", rows, transposed="second")
-        self._product("h", "ah", "Wh", slice(M), transposed="first")
-        self._product("vectors", "projected", "Wx", slice(D), transposed="first")
-        self._product("projected", "Wx", "vectors", slice(D), transposed="second")
-        self._product("images", "h0", "W_proj", transposed="first")
+            self._product("ah", "recurrent", "h", rows, transposed="second")
+        self._product("h", "ah", "recurrent", slice(M), transposed="first")
+        self._product("vectors", "projected", "input", slice(D), transposed="first")
+        self._product("projected", "input", "vectors", slice(D), transposed="second")
+        self._product("images", "h0", "projection", transposed="first")
 
     def _decode(self) -> None:
-        self._product("images", "W_proj", "h0")
-        self._product("vectors", "Wx", "projected", slice(self._said))
-        for going_on in self._decoded:
-            self._product("h", "Wh", "ah", slice(going_on))
-            self._product("h", "W_vocab", "scores", slice(going_on))
+        self._product("images", "projection", "h0")
+        self._product("vectors", "input", "projected", slice(self._distinct))
+        for count in self._active:
+            self._product("h", "recurrent", "ah", slice(count))
+            self._product("h", "vocabulary", "scores", slice(count))
 
     def _product(
         self, a: str, b: str, out: str, rows: slice = slice(None), transposed: str = ""
     ) -> None:
-        """Multiply `a b`, `a b^T` or `a^T b` on some rows of the batch."""
+        """Compute `a b`, `a b^T` or `a^T b` on some rows of the batch."""
         left, right, result = self._arrays[a][rows], self._arrays[b], self._out[out]
         if transposed == "first":
             left, right = left.T, right[rows]

@@ -24,7 +24,7 @@ while os.getppid() == int(sys.argv[1]):
 def busy_processes(count: int, nice: int = 0) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Keep `count` processes of niceness `nice` busy inside the context.
 
-    They are killed at its end; if this process is killed, they end within a fraction of a second.
+    They are killed at its end; if this process is killed, they exit within a fraction of a second.
     """
     command = [sys.executable, "-S", "-c", _SPIN, str(os.getpid()), str(nice)]
     with contextlib.ExitStack() as stack:
@@ -42,16 +42,10 @@ def by_threads(
     call: Callable[[int], object],
     use: Callable[[int], AbstractContextManager[object]] = threads.use_threads,
 ) -> dict[str, Callable[[int], object]]:
-    """Return a call with 1, 2, 4, ... threads, and with all that this process can use.
+    """Return a call with 1, 2, 4, ... threads, fewer than this process can use.
 
-    Parameters
-    ----------
-    name
-        Name of the call; with N threads it becomes `name, N`.
-    call
-        Called with the number of a batch.
-    use
-        Returns a context in which a number of threads is used.
+    With N threads, `name` becomes `name, N`. `call` is called with the number of a batch; `use`
+    returns a context in which a number of threads is used.
     """
 
     def fixed(number: int) -> Callable[[int], object]:
@@ -61,6 +55,5 @@ def by_threads(
 
         return run
 
-    most = threads.available()
-    numbers = [*(2**k for k in range((most - 1).bit_length())), most]
+    numbers = [2**k for k in range((threads.available() - 1).bit_length())]
     return {f"{name}, {number}": fixed(number) for number in numbers}

@@ -1,4 +1,4 @@
-"""The processor that figures were measured on."""
+"""The processor that times were measured on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ _WIDEST_FIRST = {
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name and its widest vector instruction set, where Linux tells.
-
-    Elsewhere it is what Python knows, such as `arm`.
-    """
+    """Return the processor's name and, on Linux, its widest vector instruction set."""
     try:
         lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""Timing several programs against each other on a machine that others may use too."""
+"""Interleaved timing of several programs, on a machine that may be busy with others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SETTLE = 0.05  # seconds in which the threads of the one before fall asleep
+SETTLE = 0.05  # seconds for the threads of the previous program to fall asleep
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Seconds a call took: a median for each round."""
+class Times:
+    """Seconds per call: the median of each round."""
 
     rounds: tuple[float, ...]
 
@@ -24,63 +24,51 @@ class Figures:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Between which the middle half of the rounds lies."""
+        """The lower and upper quartile of the rounds."""
         if len(self.rounds) < 2:
             return self.median, self.median
         low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
         return low, high
 
-    def over(self, other: Figures) -> float:
-        """How many times as long as `other`: the median of the rounds' ratios."""
+    def over(self, other: Times) -> float:
+        """The median of the rounds' ratios to `other`."""
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One program's times for one task.
-
-    Parameters
-    ----------
-    config, cell, task, program
-        What was timed.
-    batch_size
-        Captions a call.
-    figures
-        How long it took.
-    reference
-        What that is compared with: `xpcap`'s own figures.
-    """
+    """The times of one program for one task, and the reference: `xpcap`'s own times."""
 
     config: str
     cell: str
     task: str
     program: str
     batch_size: int
-    figures: Figures
-    reference: Figures
+    times: Times
+    reference: Times
 
     def line(self) -> str:
-        """Return milliseconds, quartiles, captions a second, and how many times as long."""
-        low, high = (1e3 * q for q in self.figures.quartiles)
+        """Format milliseconds, quartiles, captions per second, and the ratio to the reference."""
+        low, high = (1e3 * q for q in self.times.quartiles)
         return (
-            f"  {self.program:<11} {1e3 * self.figures.median:9.2f} ms"
+            f"  {self.program:<11} {1e3 * self.times.median:9.2f} ms"
             f"  ({low:.2f} to {high:.2f})".ljust(22)
-            + f" {self.batch_size / self.figures.median:9.0f} captions/s"
-            + f"  x {self.figures.over(self.reference):.2f}"
+            + f" {self.batch_size / self.times.median:9.0f} captions/s"
+            + f"  x {self.times.over(self.reference):.2f}"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for a JSON file."""
+        """Return the same for JSON."""
         return {
             "config": self.config,
             "cell": self.cell,
             "task": self.task,
             "program": self.program,
-            "ms": 1e3 * self.figures.median,
-            "quartiles_ms": [1e3 * q for q in self.figures.quartiles],
-            "captions_per_second": self.batch_size / self.figures.median,
-            "times_xpcap": self.figures.over(self.reference),
+            "ms": 1e3 * self.times.median,
+            "quartiles_ms": [1e3 * q for q in self.times.quartiles],
+            "captions_per_second": self.batch_size / self.times.median,
+            "times_xpcap": self.times.over(self.reference),
         }
 
 
@@ -89,24 +77,19 @@ def interleave(
     rounds: int,
     calls: int,
     synchronize: Callable[[], None] = lambda: None,
-) -> dict[str, Figures]:
-    """Time functions in turn, so that whatever else the machine does hits all of them alike.
+) -> dict[str, Times]:
+    """Time functions in turn, so that other load on the machine affects all of them alike.
 
     Parameters
     ----------
     contenders
-        By name, what is called with the number of a batch.
+        By name, functions that are called with the number of a batch.
     rounds
-        How often each has its turn; who begins, changes.
+        Number of turns of each function; the order rotates.
     calls
-        How many calls a turn has, of which the median counts, after one that does not.
+        Number of timed calls per turn, after one that is not timed; their median counts.
     synchronize
-        Called before each look at the clock; waits for a device.
-
-    Returns
-    -------
-    dict
-        By name, its times.
+        Called before each reading of the clock; waits for a device.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -122,4 +105,4 @@ def interleave(
                 synchronize()
                 taken.append(time.perf_counter() - start)
             times[name].append(statistics.median(taken))
-    return {name: Figures(tuple(values)) for name, values in times.items()}
+    return {name: Times(tuple(values)) for name, values in times.items()}

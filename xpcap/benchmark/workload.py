@@ -1,7 +1,7 @@
-"""What is timed: sizes with a name, and captions with COCO's lengths and word frequencies.
+"""Workloads: model sizes, and captions with COCO's lengths and word frequencies.
 
-Both matter: padding and repeated words cost nothing, so captions of random words all of one length
-would time another program.
+Both matter: padding and repeated words cost nothing, so captions of uniformly random words of one
+length would measure a different computation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xpcap.models import CaptioningRNN
 
 TASKS = ("train", "loss", "decode")
 NULL, START, END, UNK = range(4)
-MAX_LENGTH = 30  # words of a caption that is decoded
+MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
 
 
@@ -45,13 +45,12 @@ CONFIGURATIONS = {
 def draw_captions(
     count: int, vocabulary: int, steps: int, rng: numpy.random.Generator
 ) -> numpy.ndarray:
-    """Draw captions `(count, steps + 1)` whose lengths and word frequencies are like COCO's.
+    """Generate captions `(count, steps + 1)` with lengths and word frequencies like COCO's.
 
-    Lengths: 8 words and a negative binomial number more (2.2 on average), at most `steps - 1`.
-    Words: 16% are the most frequent one, at 1,004 words 8% are `<UNK>`, the others have
-    probabilities falling as (rank + 40)^-1.65. So 128 captions hold about 360 different words of
-    1,004, or 460 of 10,000, and 30% of a batch is padding, as with COCO's captions of at most 15
-    words.
+    Lengths are 8 plus a negative binomial number (2.2 on average), at most `steps - 1`. The most
+    frequent word has probability 16%, `<UNK>` 8% for 1,004 words, the others fall as
+    (rank + 40)^-1.65. 128 captions then have about 360 distinct words of 1,004, or 460 of 10,000,
+    and 30% of a batch is padding, as for COCO's captions of at most 15 words.
     """
     p = _frequencies(vocabulary)
     lengths = numpy.minimum(8 + rng.negative_binomial(6, 6 / 8.2, count), steps - 1)
@@ -65,7 +64,7 @@ def draw_captions(
 
 
 def _frequencies(vocabulary: int) -> numpy.ndarray:
-    """Return how often each word from `<UNK>` on is said."""
+    """Return the probability of each word from `<UNK>` on."""
     ranks = numpy.arange(1, vocabulary - UNK - 1)
     unknown = 0.08 if vocabulary < 2000 else 0.0
     tail = (ranks + 40.0) ** -1.65
@@ -73,7 +72,7 @@ def _frequencies(vocabulary: int) -> numpy.ndarray:
 
 
 class Workload:
-    """A model's sizes, a data set, and the batches in which it is gone through.
+    """Model sizes, a data set, and the order of its batches.
 
     Parameters
     ----------
@@ -82,9 +81,9 @@ class Workload:
     cell
         `"rnn"`, `"lstm"` or `"gru"`.
     captions
-        Word indices `(count, T+1)` to use instead of drawn ones.
+        Word indices `(count, T+1)` to use instead of generated ones.
     seed
-        Of everything that is drawn.
+        Random seed of everything.
     """
 
     def __init__(
@@ -106,23 +105,23 @@ class Workload:
         self._order: numpy.ndarray = rng.permutation(len(captions))
 
     def rows(self, k: int) -> numpy.ndarray:
-        """Return the captions `(N,)` of the k-th batch; after the last comes the first again."""
+        """Return the captions `(N,)` of the k-th batch, cyclically."""
         N = self.configuration.batch_size
         first = k % len(self) * N
         rows: numpy.ndarray = self._order[first : first + N]
         return rows
 
     def __len__(self) -> int:
-        """Return how many batches there are, all of N captions."""
+        """Return the number of batches, all of N captions."""
         return len(self.split) // self.configuration.batch_size
 
     def loss_of_guessing(self, k: int) -> float:
-        """Return the k-th batch's loss, in nats per caption, if all words are equally likely."""
+        """Return the k-th batch's loss, in nats per caption, for uniform word probabilities."""
         words = numpy.count_nonzero(self.split.captions[self.rows(k), 1:] != NULL)
         return words * math.log(self.configuration.vocabulary) / self.configuration.batch_size
 
     def order(self, epoch: int) -> numpy.ndarray:
-        """Return the captions of all batches, one after another."""
+        """Return the captions of all batches in order."""
         return self._order
 
     def batch(self, k: int) -> Batch:
@@ -135,19 +134,20 @@ class Workload:
             yield Batch(self.split.captions[self.rows(k)], None, self.rows(k))
 
     def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
-        """Return a new model to train, initialized as any other; the same every time."""
+        """Return a new model to train, the same every time."""
         return _moved(self._initialized(), backend, dtype)
 
     def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to decode with, the same every time.
 
-        Untrained as it is, its captions have COCO's lengths, and 128 of them have some 110
-        different words, as those of a model trained on COCO. Its weights are so large that it is
-        not for training.
+        It is untrained, but its captions have COCO's lengths, and 128 of them have some 110
+        distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
         model = self._initialized()
         frequencies = _frequencies(self.configuration.vocabulary)
-        bias = _LIKING * numpy.log(numpy.maximum(frequencies, frequencies[frequencies > 0].min()))
+        bias = _FREQUENCY_WEIGHT * numpy.log(
+            numpy.maximum(frequencies, frequencies[frequencies > 0].min())
+        )
         model.params["b_vocab"][UNK:] = bias - bias.max()
         model.params["b_vocab"][[NULL, START]] = -_WEIGHT
         _let_captions_end(model)
@@ -173,20 +173,20 @@ class Workload:
 
 
 def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> CaptioningRNN:
-    """Return a model on a backend, the numbers of its parameters in another dtype."""
+    """Move a model to a backend, and convert its parameters to a dtype."""
     model.params = {name: value.astype(dtype) for name, value in model.params.items()}
     return model.to(backend)
 
 
-_LIKING = 0.05
+_FREQUENCY_WEIGHT = 0.05
 _GROWTH, _THRESHOLD, _WEIGHT = 1.25, 0.3, 1000.0
 
 
 def _let_captions_end(model: CaptioningRNN) -> None:
-    """Make hidden unit 0 a clock, so that an untrained model says `<END>` when its time has come.
+    """Make hidden unit 0 a clock, so that an untrained model generates `<END>` in time.
 
-    Feature 0 sets it, and each step takes it from h to tanh(1.25 h) (an LSTM to the tanh of that)
-    and lets no other unit in. Above 0.3 it outshouts all words for `<END>`.
+    Feature 0 sets it, and each step maps h to tanh(1.25 h) (an LSTM to the tanh of that), without
+    input from other units. Above 0.3 it makes `<END>` more probable than all words.
     """
     p, H = model.params, model.params["Wh"].shape[0]
     own, closed, open_ = {"rnn": (0, [], []), "gru": (2, [1], [0]), "lstm": (3, [1], [0, 2])}[
@@ -206,7 +206,7 @@ def _let_captions_end(model: CaptioningRNN) -> None:
 
 
 def _first_state(cell: str, length: int) -> float:
-    """Return where the clock starts if `<END>` shall come after so many words."""
+    """Return the start of the clock for which `<END>` comes after `length` words."""
     h = 1.1 * _THRESHOLD
     for _ in range(length + 1):
         h = math.atanh(math.atanh(h) if cell == "lstm" else h) / _GROWTH

@@ -1,6 +1,7 @@
-"""The command line: it translates options and calls the library, and nothing else.
+"""The command line: commands translate options into calls of the library, and nothing else.
 
-Results go to standard output, talk to standard error. A user's mistake is one line and exit 2.
+Results are printed to stdout, progress and messages to stderr. A mistake of the user ends in one
+line and exit status 2.
 """
 
 from xpcap.cli._main import main

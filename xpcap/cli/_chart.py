@@ -1,4 +1,4 @@
-"""Curves over steps, drawn in the terminal by plotext (the extra `curves`)."""
+"""Curves over steps, plotted in the terminal by plotext (the extra `curves`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import numpy
@@ -16,12 +16,12 @@ import numpy
 from xpcap.errors import ConfigurationError, printable
 
 MARKS, BEST = "●▲■◆○△□◇", "★"
-COLOURS, GREY, RED = (33, 208, 35, 170, 37), 244, 203  # of 256, seen on dark and light alike
+COLOURS, GREY, RED = (33, 208, 35, 170, 37), 244, 203  # xterm-256, legible on dark and light
 _LINE = "⠒"
-_ROWS = 24  # of a terminal that does not say, and of the tallest chart
-_STEEP = 1 / 20  # of the steps: curves that begin high may begin above the chart, but not longer
-_MARGIN = 0.04  # of the values' range
-_LONG = 1e7  # numbers from here on are written with an exponent
+_ROWS = 24  # of the tallest chart, and of a terminal of unknown size
+_STEEP = 1 / 20  # share of the first steps that may lie above the chart
+_MARGIN = 0.04  # of the range of values
+_LARGE = 1e7  # ticks from here on are written with an exponent
 _BRAILLE = "".join(map(chr, range(0x2801, 0x2900)))
 _ASCII = str.maketrans(
     _BRAILLE + "─│┌┐└┘├┤┬┴┼" + MARKS + BEST,
@@ -30,19 +30,7 @@ _ASCII = str.maketrans(
 
 
 class Series(NamedTuple):
-    """A curve of at least one point, all of them finite.
-
-    Parameters
-    ----------
-    label
-        What the legend says.
-    step, value
-        Where its points are.
-    colour
-        Of a terminal's colours, by number.
-    mark
-        What its points are drawn as; without one there is only the line through them.
-    """
+    """A curve of finite points, with its legend, xterm-256 colour, and mark (or a line only)."""
 
     label: str
     step: numpy.ndarray
@@ -53,17 +41,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Screen:
-    """What a chart is shown on.
-
-    Parameters
-    ----------
-    columns, rows
-        Its size in characters.
-    colours
-        Whether it has colours.
-    ascii
-        Whether it has nothing but ASCII.
-    """
+    """Size in characters and abilities of what a chart is shown on."""
 
     columns: int
     rows: int
@@ -72,35 +50,30 @@ class Screen:
 
     @classmethod
     def of_standard_output(cls) -> Screen:
-        """Look what standard output is; where it is no terminal, 80 columns without colours."""
+        """Examine stdout; without a terminal, 80 columns and no colours."""
         columns, rows = shutil.get_terminal_size((80, _ROWS))
-        silent = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         try:
             (MARKS + BEST + _LINE + "┤").encode(sys.stdout.encoding or "utf-8")
-            plain = False
+            ascii = False
         except UnicodeEncodeError:
-            plain = True
-        return cls(columns, rows, sys.stdout.isatty() and not silent, plain)
+            ascii = True
+        return cls(columns, rows, sys.stdout.isatty() and not plain, ascii)
 
 
 def draw(series: Sequence[Series], unit: str, screen: Screen) -> str:
-    """Draw curves over steps, from 0 to the last, and a legend of a line each.
+    """Plot one or more curves over steps from 0 to the last, with a legend of one line each.
 
-    Parameters
-    ----------
-    series
-        At least one; the later lie above the earlier.
-    unit
-        Of the values.
-    screen
-        For what; the chart has its width, and as many rows as are left by the legend, or 24.
-
-    Raises
-    ------
-    ConfigurationError
-        If plotext is missing.
+    Later curves are drawn above earlier ones. The chart is as wide as the screen, with at most 24
+    rows. `unit` is that of the values.
     """
-    plotext = _plotext()
+    try:
+        import plotext
+    except ImportError as error:
+        raise ConfigurationError(
+            f"charts need plotext, which cannot be imported ({error}); install xpcap with its"
+            " extra 'curves', or use --json"
+        ) from error
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear()
     figure.theme("colorless")
@@ -138,7 +111,7 @@ def _legend(series: Sequence[Series], screen: Screen) -> list[str]:
 
 
 def _limits(series: Sequence[Series], last: float) -> tuple[float, float]:
-    """Return the values between which the chart lies."""
+    """Return the lower and upper end of the value axis."""
     low = min(curve.value.min() for curve in series)
     high = max(curve.value[curve.step >= _STEEP * last].max(initial=low) for curve in series)
     flat = high - low <= 1e-9 * abs(high)
@@ -149,21 +122,10 @@ def _limits(series: Sequence[Series], last: float) -> tuple[float, float]:
 def _ticks(
     low: float, high: float, count: float, least: float = 0.0
 ) -> tuple[list[float], list[str]]:
-    """Return about so many round numbers between two, at least so far apart, and their texts."""
-    apart = max((high - low) / count, least)
-    power = math.floor(math.log10(apart))
-    apart = min(nice for k in (1, 2, 5, 10) if (nice := k * 10.0**power) >= apart)
-    numbers = [k * apart for k in range(math.ceil(low / apart), math.floor(high / apart) + 1)]
-    how = f",.{max(0, -power)}f" if high < _LONG else ".3g"
-    return numbers, [format(number, how) for number in numbers]
-
-
-def _plotext() -> Any:
-    try:
-        import plotext
-    except ImportError as error:
-        raise ConfigurationError(
-            f"charts need plotext, which cannot be imported ({error}); install xpcap with its"
-            " extra 'curves', or take --json"
-        ) from error
-    return plotext
+    """Return about `count` round numbers at least `least` apart, and their labels."""
+    spacing = max((high - low) / count, least)
+    power = math.floor(math.log10(spacing))
+    spacing = min(nice for k in (1, 2, 5, 10) if (nice := k * 10.0**power) >= spacing)
+    numbers = [k * spacing for k in range(math.ceil(low / spacing), math.floor(high / spacing) + 1)]
+    style = f",.{max(0, -power)}f" if high < _LARGE else ".3g"
+    return numbers, [format(number, style) for number in numbers]

@@ -1,4 +1,4 @@
-"""Options that say how captions are found."""
+"""Decoding options."""
 
 from __future__ import annotations
 
@@ -8,36 +8,49 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from xpcap.cli._options import Positive, length_penalty_option, option_name
+
 if TYPE_CHECKING:
     from xpcap.data.vocabulary import Vocabulary
     from xpcap.decoding import Beam, Sampling
 
-_OF_BEAMS = ("beam", "length_penalty", "groups", "diversity")
-_OF_DRAWS = ("temperature", "top_k", "top_p", "seed")
+_BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 _OPTIONS = (
+    click.option("--beam", type=Positive, default=1, help="Beam width; 1 is greedy decoding."),
+    length_penalty_option,
+    click.option("--groups", type=int, default=1, help="Number of groups of diverse beam search."),
     click.option(
-        "--beam", type=click.IntRange(min=1), default=1, help="Width of the beam; 1 is greedy."
+        "--diversity", type=float, default=0.5, help="Penalty for words that other groups chose."
+    ),
+    click.option("--sample", is_flag=True, help="Sample captions instead of searching."),
+    click.option(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="Sampling temperature; lower is more conservative.",
     ),
     click.option(
-        "--length-penalty",
-        metavar="none|average|gnmt",
-        default="none",
-        help="What scores of the beam are divided by.",
+        "--top-k", type=int, default=0, help="Sample from the K most probable words; 0 for all."
     ),
-    click.option("--groups", type=int, default=1, help="Groups of the beam that differ."),
-    click.option("--diversity", type=float, default=0.5, help="How much they differ."),
-    click.option("--sample", is_flag=True, help="Draw captions at random instead."),
-    click.option("--temperature", type=float, default=1.0, help="Of the draw; low is careful."),
-    click.option("--top-k", type=int, default=0, help="Draw among so many words; 0: all."),
-    click.option("--top-p", type=float, default=1.0, help="Draw among words of this share."),
-    click.option("--seed", type=int, default=0, help="Of the draw."),
-    click.option("--min-words", type=int, default=0, help="Fewest words of a caption."),
-    click.option("--max-words", type=int, default=30, help="Most words of a caption."),
     click.option(
-        "--no-repeat-ngram", type=int, default=0, help="So many words in a row never come twice."
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="Nucleus (top-p) sampling: keep the smallest set of words with this total"
+        " probability.",
     ),
-    click.option("--allow-unk", is_flag=True, help="Let captions hold <UNK>."),
+    click.option("--seed", type=int, default=0, help="Random seed of sampling."),
+    click.option("--min-words", type=int, default=0, help="Minimum number of words of a caption."),
+    click.option("--max-words", type=int, default=30, help="Maximum number of words of a caption."),
+    click.option(
+        "--no-repeat-ngram",
+        type=int,
+        default=0,
+        help="N-gram size that may not repeat in a caption; 0 disables this.",
+    ),
+    click.option("--allow-unk", is_flag=True, help="Allow <UNK> in captions."),
 )
 
 
@@ -51,7 +64,7 @@ def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def make_decoder(
     vocabulary: Vocabulary, options: Mapping[str, Any], count: int = 1
 ) -> Beam | Sampling:
-    """Return what the options ask for, `count` captions an image (`--n-best`)."""
+    """Translate the options into a decoding of `count` captions per image (`--n-best`)."""
     from xpcap.decoding import Beam, Constraints, Sampling
     from xpcap.runs import banned_tokens
 
@@ -63,14 +76,8 @@ def make_decoder(
         banned_tokens(vocabulary, options["allow_unk"]),
     )
     if options["sample"]:
-        return Sampling(
-            count,
-            options["temperature"],
-            options["top_k"],
-            options["top_p"],
-            options["seed"],
-            constraints,
-        )
+        chosen = {name: options[name] for name in _SAMPLING_ONLY}
+        return Sampling(count, **chosen, constraints=constraints)
     return Beam(
         width=options["beam"],
         n_best=count,
@@ -82,20 +89,18 @@ def make_decoder(
 
 
 def used(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options without those that only the other way of finding captions has."""
-    unused = _OF_BEAMS if options["sample"] else _OF_DRAWS
+    """Return the options that apply: without those of beam search or those of sampling."""
+    unused = _BEAM_ONLY if options["sample"] else _SAMPLING_ONLY
     return {name: value for name, value in options.items() if name not in unused}
 
 
 def _check(options: Mapping[str, Any], count: int) -> None:
-    """Refuse options that contradict each other, or that would do nothing."""
+    """Refuse options that contradict each other or have no effect."""
     source = click.get_current_context().get_parameter_source
     for name in options.keys() - used(options).keys():
         if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} {'does not go' if options['sample'] else 'goes'} with"
-                " --sample"
-            )
+            goes = "does not go" if options["sample"] else "goes"
+            raise click.UsageError(f"{option_name(name)} {goes} with --sample")
     if not options["sample"] and count > options["beam"]:
         raise click.UsageError(
             f"--n-best {count} is more than --beam {options['beam']} can find; expected --beam"

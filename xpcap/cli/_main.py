@@ -1,4 +1,4 @@
-"""The group of all commands, and how their errors end."""
+"""The group of all commands, and the translation of errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -33,24 +33,17 @@ USER_ERROR = 2
 
 
 class Commands(click.Group):
-    """A group that ends every mistake of the user with one line on standard error and exit 2."""
+    """A group that ends with one line on stderr and exit status 2 if the user made a mistake."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command; in standalone mode, exit with its status."""
         run: Callable[[], Any] = functools.partial(
-            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+            super().main, *args, standalone_mode=False, **extra
         )
         if not standalone_mode:
             return run()
         if distributed.rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - results come from the first process
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process prints the results
         try:
             with ended_by_signals():
                 result = run()
@@ -61,17 +54,17 @@ class Commands(click.Group):
             _end(error.format_message(), USER_ERROR)
         except Stopped as stop:
             if not distributed.rank():  # all others have stopped at the same step
-                _say(str(stop))
+                _print_error(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
             _end(str(error), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
             _end("interrupted", SIGNALLED + signal.SIGINT)
-        except Signalled as came:
-            said = "terminated" if came.number == signal.SIGTERM else "interrupted"
-            _end(said, SIGNALLED + came.number)
+        except Signalled as error:
+            message = "terminated" if error.number == signal.SIGTERM else "interrupted"
+            _end(message, SIGNALLED + error.number)
         except BrokenPipeError:
-            sys.stdout = None  # nobody reads on: say no more
+            sys.stdout = None  # the reader has gone: print nothing more
             sys.exit(0)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
@@ -85,14 +78,14 @@ class Commands(click.Group):
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     who = f"rank {distributed.rank()}: " if distributed.launched() else ""
     click.echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
 
 
 def _end(message: str, status: int) -> NoReturn:
     distributed.wait_for_first()
-    _say(message)
+    _print_error(message)
     distributed.end_all(status)
     sys.exit(status)
 
@@ -103,9 +96,9 @@ def _end(message: str, status: int) -> NoReturn:
 )
 @click.version_option(xpcap.__version__, prog_name="xpcap")
 def main() -> None:
-    """Teach a recurrent network to caption images, on a CPU or an NVIDIA GPU.
+    """Train recurrent networks to caption images, on a CPU or an NVIDIA GPU.
 
-    `xpcap train` needs nothing else: it draws its own pictures and learns to describe them.
+    `xpcap train` needs no data: it draws its own images and learns to describe them.
     """
     refuse_ranks("train", "caption", "evaluate", "data")
 

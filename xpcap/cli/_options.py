@@ -1,9 +1,9 @@
-"""Options that several commands share, and how results are shown."""
+"""Options that several commands share, and the printing of results and messages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from xpcap.distributed import Ranks
     from xpcap.runs import Run
 
-device_option = click.option(
-    "--device",
-    metavar="auto|cpu|gpu|gpu:K",
-    default="auto",
-    envvar="XPCAP_DEVICE",
-    help="Where to compute; auto takes a GPU if one answers. Also XPCAP_DEVICE.",
-)
-
 
 def _use_threads(context: click.Context, parameter: click.Parameter, value: str) -> None:
     from xpcap.threads import use_threads
@@ -36,6 +28,34 @@ def _use_threads(context: click.Context, parameter: click.Parameter, value: str)
         raise click.BadParameter(str(error)) from error
 
 
+def choice(name: str, values: str, help: str) -> Callable[..., Any]:
+    """Make an option with choices `first|second|...`, the first of which is the default."""
+    choices = values.split("|")
+    return click.option(name, type=click.Choice(choices), default=choices[0], help=help)
+
+
+AnyPath = click.Path(path_type=Path)
+NonNegative, Positive = click.IntRange(min=0), click.IntRange(min=1)
+
+runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+split_option = choice("--split", "val|train", "Split to caption.")
+data_option = click.option(
+    "--data", type=AnyPath, help="Data folder, if it has moved since training."
+)
+length_penalty_option = click.option(
+    "--length-penalty",
+    metavar="none|average|gnmt",
+    default="none",
+    help="Divide beam scores by nothing, by the length, or by GNMT's length penalty.",
+)
+device_option = click.option(
+    "--device",
+    metavar="auto|cpu|gpu|gpu:K",
+    default="auto",
+    envvar="XPCAP_DEVICE",
+    help="Device to compute on; auto uses a GPU if one is available. Also XPCAP_DEVICE.",
+)
 threads_option = click.option(
     "--threads",
     metavar="auto|N",
@@ -44,64 +64,78 @@ threads_option = click.option(
     expose_value=False,
     callback=_use_threads,
     help="Number of threads on the CPU; auto uses the processors that this process may use, at"
-    " most as many as OMP_NUM_THREADS says. Also XPCAP_THREADS.",
+    " most OMP_NUM_THREADS. Also XPCAP_THREADS.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-
-AnyPath = click.Path(path_type=Path)
-
-runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
 
 
-def talk(message: str) -> None:
-    """Say something that is no result, in a line that a terminal does not obey.
+def option_name(parameter: str) -> str:
+    """Return `--some-option` for `some_option`."""
+    return f"--{parameter.replace('_', '-')}"
 
-    Of several processes the first one speaks.
-    """
+
+def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--device` and `--threads` to a command."""
+    return device_option(threads_option(command))
+
+
+def print_message(message: str) -> None:
+    """Print a line to stderr, control characters escaped; of several processes the first does."""
     if not distributed.rank():
         click.echo(printable(message), err=True)
 
 
-def show(line: object) -> None:
-    """Print a line of a result, in which nothing is left that a terminal obeys."""
+def print_result(line: object) -> None:
+    """Print a line of a result to stdout, control characters escaped."""
     click.echo(printable(str(line)))
 
 
-def refuse_ranks(*others: str) -> None:
-    """Refuse the group's command, unless it is among `others`, where `mpirun` starts several.
+def print_json(value: Any) -> None:
+    """Print a result as ASCII JSON to stdout."""
+    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
-    Raises
-    ------
-    ConfigurationError
-        If it has: all of them would do the same, and write the same files.
+
+def print_captions(images: Sequence[dict[str, Any]]) -> None:
+    """Print images with their captions and references.
+
+    If an image has several captions, each is preceded by its log-probability in nats.
+    """
+    several = any(len(image["captions"]) > 1 for image in images)
+    for image in images:
+        print_result(image["image"])
+        for found in image["captions"]:
+            log_prob = f"{found['log_prob']:7.2f}  " if several else ""
+            print_result(f"  xpcap   {log_prob}{found['caption']}")
+        for sentence in image.get("references", []):
+            print_result(f"  people  {' '.join(sentence.split())}")
+
+
+def refuse_ranks(*others: str) -> None:
+    """Refuse to run the group's command under `mpirun`, unless it is one of `others`.
+
+    All processes would do the same work, and write the same files.
     """
     context = click.get_current_context()
     name = context.invoked_subcommand
     if distributed.launched() and name not in others:
         raise ConfigurationError(
-            f"'{context.info_name} {name}' is the work of one process; expected no mpirun"
+            f"'{context.info_name} {name}' runs in one process; expected no mpirun"
         )
 
 
 def open_device(name: str) -> Any:
-    """Open a device for the rest of the command; say which, and why where `auto` chose."""
+    """Open and print the device for the rest of the command, and why `auto` chose it."""
     from xpcap.backend import open_backend
 
     backend = open_backend(name, distributed.local_rank())
     click.get_current_context().with_resource(backend.activate())
-    talk(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
+    print_message(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend
 
 
-def join_others(backend: Backend) -> Ranks:
-    """Join the processes that `mpirun` has started beside this one, all by the same command.
+def join_ranks(backend: Backend) -> Ranks:
+    """Join the processes that `mpirun` has started; all must have the same options.
 
-    Devices may have other names on another machine.
-
-    Raises
-    ------
-    ConfigurationError
-        If one was started with another option, which is named.
+    The device may differ: another machine may name its devices differently.
     """
     ranks = distributed.join(backend)
     context = click.get_current_context()
@@ -114,30 +148,15 @@ def join_others(backend: Backend) -> Ranks:
     return ranks
 
 
+def open_shared_device(name: str) -> tuple[Backend, Ranks]:
+    """Open the device, and join the processes that `mpirun` has started."""
+    backend = open_device(name)
+    return backend, join_ranks(backend)
+
+
 def open_runs(runs: Sequence[Path], device: str) -> Run:
-    """Open runs that decide together, for all the processes that `mpirun` has started."""
+    """Open an ensemble of runs, shared by all processes that `mpirun` has started."""
     from xpcap.runs import ensemble, open_run
 
-    backend = open_device(device)
-    ranks = join_others(backend)
+    backend, ranks = open_shared_device(device)
     return replace(ensemble([open_run(run, backend) for run in runs]), ranks=ranks)
-
-
-def show_json(value: Any) -> None:
-    """Print a result for a program, in ASCII."""
-    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
-
-
-def show_captions(shown: Sequence[dict[str, Any]]) -> None:
-    """Print captions, each with its image and with what people said, if known.
-
-    Where an image has several, each is led by its log-probability in nats.
-    """
-    several = any(len(entry["captions"]) > 1 for entry in shown)
-    for entry in shown:
-        show(entry["image"])
-        for found in entry["captions"]:
-            log_prob = f"{found['log_prob']:7.2f}  " if several else ""
-            show(f"  xpcap   {log_prob}{found['caption']}")
-        for sentence in entry.get("references", []):
-            show(f"  people  {' '.join(sentence.split())}")

@@ -1,4 +1,4 @@
-"""Progress bars, on standard error."""
+"""Progress bars, on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFRESH_SECONDS = 0.5
 
 @contextmanager
 def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `show(what, done, total)`, which draws a bar for each thing that is being done."""
+    """Yield `show(what, done, total)`, which draws one bar for each `what`."""
     from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     figures = TextColumn("{task.completed}/{task.total}")
@@ -35,31 +35,32 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def training() -> Iterator[Callable[[Trainer], None]]:
-    """Yield `watch(trainer)`: a bar an epoch with loss and captions/s, and a line after each."""
+    """Yield `watch(trainer)`: one bar per epoch with loss and captions/s, and a line after each."""
     from rich.progress import TextColumn
 
     progress = _bars(TextColumn("{task.fields[figures]}"))
+
+    def watch(trainer: Trainer) -> None:
+        _TrainingBar(progress, trainer)
+
     with _drawn(progress):
-        yield lambda trainer: _TrainingBar(progress, trainer).follow()
+        yield watch
 
 
 class _TrainingBar:
-    """One bar that starts again at each epoch; the loss is fetched a few times a second at most."""
+    """A bar that restarts at each epoch; the loss is fetched at most every `REFRESH_SECONDS`."""
 
     def __init__(self, progress: Any, trainer: Trainer) -> None:
         self.progress = progress
-        self.trainer = trainer
         total = len(trainer.batches)
         done = trainer.step - trainer.epoch * total
         self.task = progress.add_task(
             f"epoch {trainer.epoch + 1}", total=total, completed=done, figures=""
         )
-        self.begun = self.stepped = self.shown = time.perf_counter()
+        self.started = self.stepped = self.shown = time.perf_counter()
         self.seen = 0
-
-    def follow(self) -> None:
-        self.trainer.on("step", self._step)
-        self.trainer.on("epoch", self._epoch)
+        trainer.on("step", self._step)
+        trainer.on("epoch", self._epoch)
 
     def _step(self, trainer: Trainer) -> None:
         assert trainer.batch is not None
@@ -70,28 +71,28 @@ class _TrainingBar:
         if now - self.shown >= REFRESH_SECONDS:
             self.shown = now
             loss = trainer.result.loss
-            rate = self.seen / (now - self.begun)
+            rate = self.seen / (now - self.started)
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
         from xpcap.train.trainer import perplexity_of
 
-        rate = self.seen / max(self.stepped - self.begun, 1e-9)
+        rate = self.seen / max(self.stepped - self.started, 1e-9)
         total = trainer.schedule.epochs
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
         perplexity = perplexity_of(trainer.losses["val"])
-        self.progress.console.print(  # above the bar, which echoing would run into
-            f"epoch {trainer.epoch}/{total}: nats a word: {losses};"
+        self.progress.console.print(  # above the bar, which click.echo would run into
+            f"epoch {trainer.epoch}/{total}: nats per word: {losses};"
             f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         description = f"epoch {min(trainer.epoch + 1, total)}"
         self.progress.reset(self.task, description=description, figures="")
-        self.begun, self.seen = time.perf_counter(), 0
+        self.started, self.seen = time.perf_counter(), 0
 
 
 def _drawn(progress: Any) -> AbstractContextManager[Any]:
-    """Draw bars inside the context; off a terminal, do not even print the line that ends them."""
+    """Draw bars inside the context; without a terminal, print nothing, not even a final newline."""
     return nullcontext() if progress.disable else progress
 
 

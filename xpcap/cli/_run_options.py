@@ -1,4 +1,4 @@
-"""What the options of `xpcap train` say of a run, and how a run's options are said there."""
+"""Translation between the options of `xpcap train` and those of a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xpcap.cli._options import option_name
 from xpcap.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from xpcap.train.options import RunOptions
 
-CHANGEABLE = ("epochs", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
-_ALWAYS_GIVEN = "--data, --device, --tensorboard"
+_CHANGEABLE = ("epochs", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
+CHANGEABLE = ", ".join(map(option_name, (*_CHANGEABLE, "data", "device", "tensorboard")))
+"""Options that may be given when a run is resumed."""
 
 
 def saved_every(value: str | None) -> tuple[int | None, float | None]:
-    """Return how many steps or minutes `500` or `10m` are, one of them None."""
+    """Parse `500` or `10m` into a number of steps or one of minutes; the other is None."""
     if value is None:
         return None, None
     try:
@@ -30,37 +32,37 @@ def saved_every(value: str | None) -> tuple[int | None, float | None]:
         ) from error
 
 
-def to_options(said: Mapping[str, Any]) -> RunOptions:
-    """Return what a run is made of, said by the command's options."""
+def to_options(values: Mapping[str, Any]) -> RunOptions:
+    """Translate the command's options into those of a run."""
     from xpcap.train import Schedule
     from xpcap.train.options import RunOptions
     from xpcap.train.recovery import OnNaN
     from xpcap.train.saving import Saving
 
-    said = dict(said)
+    values = dict(values)
     schedule = Schedule(
-        epochs=said.pop("epochs"),
-        lr_decay=said.pop("lr_decay"),
-        cosine=said.pop("schedule") == "cosine",
-        clip_norm=said.pop("clip") or None,
-        patience=said.pop("patience"),
+        epochs=values.pop("epochs"),
+        lr_decay=values.pop("lr_decay"),
+        cosine=values.pop("schedule") == "cosine",
+        clip_norm=values.pop("clip") or None,
+        patience=values.pop("patience"),
     )
-    steps, minutes = said.pop("save_every")
-    saving = Saving(steps, minutes, said.pop("keep"))
-    on_nan = OnNaN(said.pop("on_nan"), said.pop("on_nan_limit"))
+    steps, minutes = values.pop("save_every")
+    saving = Saving(steps, minutes, values.pop("keep"))
+    on_nan = OnNaN(values.pop("on_nan"), values.pop("on_nan_limit"))
     try:
-        return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **said)
+        return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **values)
     except ConfigurationError as error:  # it begins with the name of the argument
-        message = re.sub(r"^\w+(?= must be)", lambda name: _option(name[0]), str(error))
+        message = re.sub(r"^\w+(?= must be)", lambda name: option_name(name[0]), str(error))
         raise ConfigurationError(message) from error
 
 
-def to_words(options: RunOptions) -> dict[str, Any]:
-    """Return what `to_options` makes the same options of."""
-    said = asdict(options)
-    schedule, saving, on_nan = (said.pop(name) for name in ("schedule", "saving", "on_nan"))
+def to_values(options: RunOptions) -> dict[str, Any]:
+    """Return the command's options that `to_options` translates into these."""
+    values = asdict(options)
+    schedule, saving, on_nan = (values.pop(name) for name in ("schedule", "saving", "on_nan"))
     return {
-        **said,
+        **values,
         "epochs": schedule["epochs"],
         "lr_decay": schedule["lr_decay"],
         "schedule": "cosine" if schedule["cosine"] else "constant",
@@ -74,24 +76,13 @@ def to_words(options: RunOptions) -> dict[str, Any]:
 
 
 def changed(before: RunOptions, given: Mapping[str, Any]) -> RunOptions:
-    """Return the options of a run that is resumed with some of them given anew.
-
-    Raises
-    ------
-    click.UsageError
-        If one was given that is another than before and cannot be.
-    """
-    said = to_words(before)
+    """Return the options of a resumed run, some `given` anew; a `UsageError` if they may not be."""
+    values = to_values(before)
     for name, value in given.items():
-        same = value == said[name] or (name, value) == ("features", "auto")
-        if name not in CHANGEABLE and not same:
-            can = ", ".join(map(_option, CHANGEABLE))
+        same = value == values[name] or (name, value) == ("features", "auto")
+        if name not in _CHANGEABLE and not same:
             raise click.UsageError(
-                f"{_option(name)} cannot be changed when a run is resumed (it was {said[name]});"
-                f" these can: {can}, {_ALWAYS_GIVEN}"
+                f"{option_name(name)} cannot be changed when a run is resumed (it was"
+                f" {values[name]}); these can: {CHANGEABLE}"
             )
-    return to_options({**said, **{name: given[name] for name in given if name in CHANGEABLE}})
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return to_options({**values, **{name: given[name] for name in given if name in _CHANGEABLE}})

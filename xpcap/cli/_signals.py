@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, while a command runs and while its process ends."""
+"""Handling of SIGINT and SIGTERM, while a command runs and while its process exits."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from typing import NoReturn
 
 from xpcap.errors import Stopped, is_handled
 
-SIGNALLED = 128  # what is added to a signal's number in an exit status
+SIGNALLED = 128  # plus the signal's number: the exit status
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGAIN = 0.1  # seconds
+_REPEAT_SECONDS = 0.1
 
 
 class Signalled(BaseException):
-    """A signal came; nothing on the way takes that for an error of its own.
-
-    Parameters
-    ----------
-    number
-        The signal's.
-    """
+    """A signal of this number; not an `Exception`, so that nothing handles it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,38 +28,33 @@ class Signalled(BaseException):
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end what is inside the block, half-written files removed.
+    """Raise `Signalled` inside the block when SIGINT or SIGTERM arrives, so that files are removed.
 
-    The exception can be lost: modules in C that are being imported drop errors. So it is raised
-    again until it is on its way out. After the block, where the process has only to exit, a signal
-    exits at once. A signal that was ignored before stays so.
-
-    Raises
-    ------
-    Signalled
-        If one came.
+    C modules that are being imported may drop the exception, so it is raised repeatedly until it is
+    being handled. After the block, where the process has only to exit, a signal exits at once.
+    Signals that were ignored before, and other threads than the main one, are left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    came = 0
+    received = 0
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = number if number in _SIGNALS else came
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number if number in _SIGNALS else received
         if is_handled(Signalled, Stopped):
             return
-        raise Signalled(came)
+        raise Signalled(received)
 
-    def end_for_sure(number: int, frame: FrameType | None) -> None:
+    def interrupt_repeatedly(number: int, frame: FrameType | None) -> None:
         if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, end)
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
-        end(number, frame)
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS, _REPEAT_SECONDS)
+        interrupt(number, frame)
 
     for number in numbers:
-        signal.signal(number, end_for_sure)
+        signal.signal(number, interrupt_repeatedly)
     try:
         yield
     finally:
@@ -73,7 +62,7 @@ def ended_by_signals() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number in numbers:
             signal.signal(number, _exit)
-            # Python takes its handlers away at last, and a signal then would kill the process
+            # Python restores the default handlers at exit, and a signal would then kill the process
             atexit.register(signal.signal, number, signal.SIG_IGN)
 
 

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import click
 
-from xpcap.cli._options import (
-    device_option,
-    json_option,
-    open_device,
-    show,
-    show_json,
-    talk,
-    threads_option,
-)
+from xpcap.cli import _options as common
+from xpcap.cli._options import NonNegative, Positive, choice
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Choice(["seed", "full", "bigvocab"]),
-    default="seed",
-    help="Sizes: small, full-size fc7 features, or 10,000 words.",
+@choice(
+    "--config", "seed|full|bigvocab", "Model size: small, full-size fc7 features, or 10,000 words."
 )
-@click.option(
-    "--cell", type=click.Choice(["rnn", "lstm", "gru"]), default="lstm", help="Kind of network."
-)
-@click.option(
+@choice("--cell", "lstm|rnn|gru", "Recurrent cell.")
+@choice(
     "--task",
-    type=click.Choice(["train", "loss", "decode"]),
-    default="train",
-    help="A whole training step, a loss with its gradients, or greedy decoding.",
+    "train|loss|decode",
+    "Time a training step, a loss with its gradients, or greedy decoding.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=10, help="Turns of each program.")
+@click.option("--rounds", type=Positive, default=10, help="Number of timing rounds.")
 @click.option(
     "--load",
-    type=click.IntRange(min=0),
-    help="Keep this many processes busy; on the CPU, also time fixed numbers of threads.",
-    show_default=False,
+    type=NonNegative,
+    help="Number of processes to keep busy meanwhile; on the CPU, also time fewer threads.",
 )
 @click.option(
     "--nice", type=click.IntRange(0, 19), default=0, help="Niceness of the busy processes."
 )
-@device_option
-@threads_option
-@json_option
+@common.compute_options
+@common.json_option
 def bench(
     config: str,
     cell: str,
@@ -54,40 +39,35 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    """Time xpcap on this machine, beside its matrix products alone.
+    """Time xpcap on this machine, and its matrix products alone.
 
-    Captions are drawn with COCO's lengths and word frequencies. No program can be faster than its
-    products; ratios are to xpcap's own time.
+    Captions are generated with COCO's lengths and word frequencies. The products are a lower bound
+    for any program; ratios are relative to xpcap's time.
     """
-    from xpcap.benchmark import (
-        CONFIGURATIONS,
-        Ours,
-        Products,
-        Result,
-        Workload,
-        busy_processes,
-        by_threads,
-        interleave,
-        processor,
-    )
+    from xpcap import benchmark
 
-    backend = open_device(device)
-    size = CONFIGURATIONS[config]
-    workload = Workload(size, cell)
-    programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
+    backend = common.open_device(device)
+    size = benchmark.CONFIGURATIONS[config]
+    workload = benchmark.Workload(size, cell)
+    programs = {
+        "xpcap": benchmark.Ours(workload, backend),
+        "products": benchmark.Products(workload, backend.xp),
+    }
     calls = {name: getattr(program, task) for name, program in programs.items()}
     if load is not None and backend.device is None:
-        calls |= by_threads("xpcap", calls["xpcap"])
-    with busy_processes(load or 0, nice):
-        figures = interleave(calls, rounds, 5, backend.synchronize)
+        calls |= benchmark.by_threads("xpcap", calls["xpcap"])
+    with benchmark.busy_processes(load or 0, nice):
+        figures = benchmark.interleave(calls, rounds, 5, backend.synchronize)
     results = [
-        Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
+        benchmark.Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
         for name, times in figures.items()
     ]
     if as_json:
-        show_json([result.as_dict() for result in results])
+        common.print_json([result.as_dict() for result in results])
         return
-    talk(f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions a call")
-    talk(processor())
+    common.print_message(
+        f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions per call"
+    )
+    common.print_message(benchmark.processor())
     for result in results:
-        show(result.line())
+        common.print_result(result.line())

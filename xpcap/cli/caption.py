@@ -7,48 +7,37 @@ from typing import Any
 
 import click
 
+from xpcap.cli import _options as common
 from xpcap.cli._decoding import decoding_options, make_decoder
-from xpcap.cli._options import (
-    AnyPath,
-    device_option,
-    json_option,
-    open_runs,
-    runs_argument,
-    show_captions,
-    show_json,
-    threads_option,
-)
 
 
 @click.command()
-@runs_argument
-@click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Whose images.")
-@click.option("--count", type=click.IntRange(min=1), default=10, help="How many images.")
+@common.runs_argument
+@common.split_option
+@click.option("--count", type=common.Positive, default=10, help="Number of images of the split.")
 @click.option(
     "--image",
     "images",
-    type=AnyPath,
+    type=common.AnyPath,
     multiple=True,
-    help="A picture to caption instead; may be given several times.",
+    help="Image file to caption instead of a split; may be repeated.",
 )
 @click.option(
     "--weights",
-    type=AnyPath,
-    help="The ONNX file that the features come from, if it has moved.",
-    show_default=False,
+    type=common.AnyPath,
+    help="ONNX file of the feature extractor, if it has moved since training.",
 )
-@click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
+@common.data_option
 @click.option(
     "--n-best",
-    type=click.IntRange(min=1),
+    type=common.Positive,
     default=1,
-    help="How many captions an image, the best of --beam or so many draws of --sample; each with"
-    " its log-probability in nats.",
+    help="Number of captions per image: the best of --beam, or samples of --sample, each with its"
+    " log-probability in nats.",
 )
 @decoding_options
-@device_option
-@threads_option
-@json_option
+@common.compute_options
+@common.json_option
 def caption(
     runs: tuple[Path, ...],
     split: str,
@@ -61,11 +50,10 @@ def caption(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Caption images with a trained RUN: of its data set, or any pictures.
+    """Caption images of a trained RUN's data set, or any image files.
 
-    Several RUNs decide together: the probability of a word is the average of theirs. Pictures can
-    be captioned by runs whose features xpcap computes from pixels. --json adds to each caption the
-    log-probability of every word.
+    Several RUNs form an ensemble: their word probabilities are averaged. Image files need runs
+    whose features xpcap computes from pixels. --json adds the log-probability of every word.
     """
     from xpcap.runs.captions import caption_images, caption_split
 
@@ -73,13 +61,10 @@ def caption(
         raise click.UsageError("--data goes with the images of a data set, not with --image")
     if weights and not images:
         raise click.UsageError("--weights goes with --image")
-    opened = open_runs(runs, device)
-    how = make_decoder(opened.vocabulary, options, n_best)
+    run = common.open_runs(runs, device)
+    decoder = make_decoder(run.vocabulary, options, n_best)
     if images:
-        shown = caption_images(opened, images, weights, how)
+        captioned = caption_images(run, images, weights, decoder)
     else:
-        shown = caption_split(opened, split, count, data, how)
-    if as_json:
-        show_json(shown)
-    else:
-        show_captions(shown)
+        captioned = caption_split(run, split, count, data, decoder)
+    (common.print_json if as_json else common.print_captions)(captioned)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap.cli._options import AnyPath, json_option, show_json, talk
+from xpcap.cli._options import json_option, print_json, print_message, runs_argument
 
 if TYPE_CHECKING:
     import numpy
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from xpcap.cli._chart import Series
     from xpcap.train.history import Curves
 
-POINTS = 60  # of the training loss
+POINTS = 60  # of the training curve, at most
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", type=AnyPath, nargs=-1, required=True)
+@runs_argument
 @json_option
 def curves(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Draw the losses of a RUN over its steps, or the validation losses of several.
+    """Plot the losses of a RUN over its steps, or the validation losses of several.
 
-    The training loss is smoothed: each point is the mean of as many steps as leave 60 points or
-    fewer. A run may still be training; its last steps, up to 50, are not written yet.
+    The training loss is averaged over groups of steps, to at most 60 points. A run may still be
+    training; its last steps, up to 50, are not written yet.
     """
     histories = [_read(run) for run in runs]
     if as_json:
-        show_json([_columns(run, found) for run, found in zip(runs, histories, strict=True)])
+        print_json([_columns(run, found) for run, found in zip(runs, histories, strict=True)])
         return
     from xpcap.cli._chart import Screen, draw
 
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
-    click.echo(draw(series, "nats a word", Screen.of_standard_output()))
+    click.echo(draw(series, "nats per word", Screen.of_standard_output()))
 
 
 def _read(run: Path) -> Curves:
@@ -56,7 +56,7 @@ def _read(run: Path) -> Curves:
 
 
 def _columns(run: Path, found: Curves) -> dict[str, Any]:
-    """Return a history as a program wants it: null where there is no figure."""
+    """Return a history for JSON, with null for missing and non-finite values."""
 
     def plain(values: numpy.ndarray) -> list[float | None]:
         return [value if math.isfinite(value) else None for value in values.tolist()]
@@ -81,7 +81,7 @@ def _columns(run: Path, found: Curves) -> dict[str, Any]:
 
 
 def _losses(run: Path, found: Curves) -> list[Series]:
-    """Return the curves of one run: training, validation and the best epoch."""
+    """Return the training and validation curves of one run, and its best epoch."""
     from xpcap.cli._chart import BEST, COLOURS, GREY, MARKS, RED, Series
     from xpcap.errors import DataError
 
@@ -113,26 +113,20 @@ def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]
         if len(step):
             series.append(Series(f"{run}: {_best(found)}", step, loss, colour, mark))
         else:
-            talk(f"{run} has no epoch yet")
+            print_message(f"{run} has no epoch yet")
     if not series:
         raise DataError("none of the runs has an epoch yet")
     return series
 
 
 def smoothed(found: Curves, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
-    """Take means of the training loss over groups of steps.
-
-    Parameters
-    ----------
-    found
-        The history; steps without a finite loss do not count.
-    points
-        How many groups there may be.
+    """Average the finite training losses over groups of steps.
 
     Returns
     -------
     size, step, loss
-        How many steps are a group, the last perhaps excepted; each group's mean step and mean loss.
+        The group size (the last group may be smaller), and the mean step and loss of each of at
+        most `points` groups.
     """
     import numpy
 

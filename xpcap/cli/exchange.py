@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, show, talk
+from xpcap.cli._options import AnyPath, choice, print_message, print_result
 
 
 @click.command()
@@ -15,16 +15,19 @@ from xpcap.cli._options import AnyPath, show, talk
     "--to",
     type=click.Choice(["torch", "npz", "onnx"]),
     required=True,
-    help="What for: PyTorch (a state dict in safetensors), the course's notebooks (a dict of"
-    " arrays), or runtimes of ONNX (a graph that captions).",
+    help="Target: PyTorch (a state dict in safetensors), the course's notebooks (a dict of"
+    " arrays), or ONNX runtimes (a graph that captions).",
 )
 @click.option(
-    "--out", type=AnyPath, help="The file.", show_default="RUN/captioner.{safetensors,npz,onnx}"
+    "--out",
+    type=AnyPath,
+    help="File to write.",
+    show_default="RUN/captioner.{safetensors,npz,onnx}",
 )
 def export(run: Path, to: str, out: Path | None) -> None:
     """Write the weights of a RUN for use elsewhere.
 
-    A file that is there already is replaced. Files for PyTorch hold all that `xpcap import` needs.
+    An existing file is replaced. Files for PyTorch contain all that `xpcap import` needs.
     """
     from xpcap.exchange import FORMATS, export_run
     from xpcap.runs import open_run
@@ -32,44 +35,41 @@ def export(run: Path, to: str, out: Path | None) -> None:
     opened = open_run(run, "cpu")
     path = out or opened.folder / f"captioner{FORMATS[to]}"
     export_run(opened, to, path)
-    show(path)
+    print_result(path)
 
 
 @click.command("import")
 @click.argument("file", type=AnyPath)
-@click.option("--out", type=AnyPath, required=True, help="The new run folder.")
+@click.option("--out", type=AnyPath, required=True, help="Run folder to create.")
 @click.option(
     "--data",
     type=AnyPath,
-    help="The data folder that the weights were trained on; what `xpcap export --to torch` wrote"
-    " names its own.",
-    show_default=False,
+    help="Data folder that the weights were trained on; not needed for files of `xpcap export --to"
+    " torch`.",
 )
-@click.option(
+@choice(
     "--features",
-    type=click.Choice(["auto", "pca", "fc7"]),
-    default="auto",
-    help="Which features of --data; auto takes pca if there are as many as the weights take.",
+    "auto|pca|fc7",
+    "Features of --data; auto uses pca if their number matches the weights.",
 )
 @click.option(
     "--vocab",
     type=AnyPath,
-    help="The words, such as coco2014_vocab.json, if neither FILE nor --data has them.",
-    show_default=False,
+    help="Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.",
 )
 def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path | None) -> None:
-    """Make a run of the weights in FILE, to caption with.
+    """Make a run from the weights in FILE, to caption with.
 
-    FILE is a PyTorch model's state dict in safetensors, of one nn.Embedding, one nn.LSTM, nn.GRU or
-    nn.RNN, and two nn.Linear, whatever they are called: from the features to the first hidden
-    state, and to the words. Or it is the course's dict of parameters, in an .npz file.
+    FILE is a PyTorch state dict in safetensors, of one nn.Embedding, one nn.LSTM, nn.GRU or nn.RNN,
+    and two nn.Linear (from the features to the first hidden state, and to the words), with any
+    names; or the course's dict of parameters, in an .npz file.
     """
     from xpcap.exchange import import_run
 
     run = import_run(file, out, data, vocab, features)
     model = run.config["model"]
-    talk(
+    print_message(
         f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors {model['wordvec_dim']},"
         f" {len(run.vocabulary)} words, {model['input_dim']} features"
     )
-    show(out)
+    print_result(out)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from typing import Any
 
 import click
 
-from xpcap.cli._options import json_option, show, show_json
+from xpcap.cli._options import json_option, print_json, print_result
 
 PACKAGES = ("xpcap", "numpy", "h5py", "click", "rich", "pillow", "threadpoolctl", "numba",
             "cupy-cuda12x", "cupy-cuda13x")  # fmt: skip
@@ -22,11 +21,11 @@ def info(as_json: bool) -> None:
     """Show versions, devices, memory and the BLAS in use."""
     found = _gather()
     if as_json:
-        show_json(found)
+        print_json(found)
         return
     width = max(map(len, found))
     for name, value in found.items():
-        show(f"{name:<{width}}  {value}")
+        print_result(f"{name:<{width}}  {value}")
 
 
 def _gather() -> dict[str, Any]:
@@ -45,8 +44,7 @@ def _gather() -> dict[str, Any]:
     found["cpu"] = f"{os.cpu_count()} cores"
     found["threads"] = str(threads.number())
     found["memory"] = _memory()
-    found.update(_gpus())
-    return found
+    return found | _gpus()
 
 
 def _memory() -> str:

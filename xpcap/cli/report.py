@@ -6,32 +6,26 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, device_option, open_device, show, threads_option
-
-PAGE = "report.html"
+from xpcap.cli import _options as common
 
 
 @click.command()
-@click.argument("run", type=AnyPath)
-@click.argument("run2", type=AnyPath, required=False)
-@click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Whose images.")
-@click.option("--beam", type=click.IntRange(min=1), default=3, help="Width of the beam.")
-@click.option(
-    "--length-penalty",
-    metavar="none|average|gnmt",
-    default="none",
-    help="What scores of the beam are divided by.",
-)
+@click.argument("run", type=common.AnyPath)
+@click.argument("run2", type=common.AnyPath, required=False)
+@common.split_option
+@click.option("--beam", type=common.Positive, default=3, help="Beam width.")
+@common.length_penalty_option
 @click.option(
     "--count",
-    type=click.IntRange(min=1),
+    type=common.Positive,
     default=300,
-    help="How many images are listed; all are measured.",
+    help="Number of images listed; metrics are of all images.",
 )
-@click.option("--data", type=AnyPath, help="The data folder, if it has moved.", show_default=False)
-@click.option("--out", type=AnyPath, help="The page.", show_default=f"RUN/{PAGE}")
-@device_option
-@threads_option
+@common.data_option
+@click.option(
+    "--out", type=common.AnyPath, help="HTML file to write.", show_default="RUN/report.html"
+)
+@common.compute_options
 def report(
     run: Path,
     run2: Path | None,
@@ -43,20 +37,20 @@ def report(
     out: Path | None,
     device: str,
 ) -> None:
-    """Show what a RUN has learned, or two side by side: one HTML page that opens anywhere.
+    """Show what a RUN has learned, or compare two, in one self-contained HTML page.
 
-    Curves, gradients and gates over time, metrics, the best and the worst captions with their
-    pictures, beams, how sure the run is of each word, and what in the image spoke for it.
+    Loss curves, gradients and gates over time, metrics, the best and the worst captions with their
+    images, beams, word probabilities and attributions.
     """
     from xpcap.decoding import Beam, Constraints
     from xpcap.report import check, gather, write_report
     from xpcap.runs import banned_tokens, open_run
 
     check()
-    backend = open_device(device)
+    backend = common.open_device(device)
     runs = [open_run(folder, backend) for folder in (run, run2) if folder is not None]
-    banned = banned_tokens(runs[0].vocabulary)
-    how = Beam(width=beam, length_penalty=length_penalty, constraints=Constraints(banned=banned))
-    page = out or run / PAGE
-    write_report(page, gather(runs, split, how, data, count))
-    show(page)
+    constraints = Constraints(banned=banned_tokens(runs[0].vocabulary))
+    decoder = Beam(width=beam, length_penalty=length_penalty, constraints=constraints)
+    page = out or run / "report.html"
+    write_report(page, gather(runs, split, decoder, data, count))
+    common.print_result(page)

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import click
 
-from xpcap.cli._options import (
-    device_option,
-    json_option,
-    open_device,
-    show_json,
-    talk,
-    threads_option,
-)
+from xpcap.cli import _options as common
 
 
 @click.command()
-@device_option
-@threads_option
-@json_option
+@common.compute_options
+@common.json_option
 def selfcheck(device: str, as_json: bool) -> int:
-    """Check every layer's gradients and the worked cases on a device.
+    """Check every layer's gradients and the reference cases on a device.
 
-    Exits with 1 if a check fails.
+    The exit status is 1 if a check fails.
     """
     from xpcap.selfcheck import run
 
-    checks = run(open_device(device))
+    checks = run(common.open_device(device))
     failed = [check for check in checks if not check.passed]
     if as_json:
-        show_json([{**check._asdict(), "passed": check.passed} for check in checks])
+        common.print_json([{**check._asdict(), "passed": check.passed} for check in checks])
     else:
         width = max(len(check.name) for check in checks)
         click.echo(f"{'check':<{width}}  {'error':>9}  {'limit':>9}")
         for check in checks:
             verdict = "" if check.passed else "  FAILED"
             click.echo(f"{check.name:<{width}}  {check.error:9.2e}  {check.limit:9.2e}{verdict}")
-    talk(f"{len(checks)} checks, {len(failed)} failed")
+    common.print_message(f"{len(checks)} checks, {len(failed)} failed")
     return 1 if failed else 0

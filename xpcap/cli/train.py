@@ -7,7 +7,6 @@ import functools
 import itertools
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,10 @@ import click
 from click.core import ParameterSource
 
 from xpcap import distributed
-from xpcap.cli._options import (
-    AnyPath,
-    device_option,
-    join_others,
-    json_option,
-    open_device,
-    show,
-    show_captions,
-    show_json,
-    talk,
-    threads_option,
-)
+from xpcap.cli import _options as common
+from xpcap.cli._options import AnyPath, NonNegative, Positive, choice, print_message
 from xpcap.cli._progress import stages, training
-from xpcap.cli._run_options import changed, saved_every, to_options
+from xpcap.cli._run_options import CHANGEABLE, changed, saved_every, to_options
 from xpcap.errors import DivergedError, Stopped
 
 if TYPE_CHECKING:
@@ -43,114 +32,81 @@ SHOWN = 8
     "--data",
     default="scenes",
     metavar="scenes|DIR",
-    help="The built-in set, or a data folder (./scenes for one of that name).",
+    help="Data folder, or scenes for the built-in set (./scenes for a folder of that name).",
 )
-@click.option(
-    "--features",
-    type=click.Choice(["auto", "pca", "fc7"]),
-    default="auto",
-    help="Which features; auto takes pca where there is one.",
+@choice(
+    "--features", "auto|pca|fc7", "Image features to use; auto uses pca if the data folder has it."
 )
-@click.option("--lazy", is_flag=True, help="Leave features in their files, reading as needed.")
-@click.option(
-    "--feature-dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    help="Of the features in memory.",
-)
-@click.option("--cell", default="lstm", metavar="rnn|lstm|gru", help="The recurrent cell.")
-@click.option("--hidden", type=click.IntRange(min=1), default=512, help="Size of the hidden state.")
-@click.option("--wordvec", type=click.IntRange(min=1), default=256, help="Size of a word vector.")
-@click.option("--dropout", type=float, default=0.0, help="Share of elements dropped, in [0, 1).")
+@click.option("--lazy", is_flag=True, help="Read features from disk as needed.")
+@choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
+@click.option("--cell", default="lstm", metavar="rnn|lstm|gru", help="Recurrent cell.")
+@click.option("--hidden", type=Positive, default=512, help="Hidden state size.")
+@click.option("--wordvec", type=Positive, default=256, help="Word vector size.")
+@click.option("--dropout", type=float, default=0.0, help="Dropout rate, in [0, 1).")
 @click.option(
     "--batch-size",
     type=int,
-    help="Captions a step.",
-    show_default="128, or all where there are fewer",
+    help="Captions per step.",
+    show_default="128, or all captions if there are fewer",
 )
-@click.option("--epochs", type=int, default=6, help="Times through the captions.")
+@click.option("--epochs", type=int, default=6, help="Number of passes over the training captions.")
 @click.option(
-    "--rule", default="adam", metavar="sgd|sgd_momentum|rmsprop|adam|adamw", help="The update rule."
+    "--rule", default="adam", metavar="sgd|sgd_momentum|rmsprop|adam|adamw", help="Update rule."
 )
-@click.option("--lr", type=float, default=1e-3, help="The learning rate.")
-@click.option("--lr-decay", type=float, default=1.0, help="Its factor after each epoch.")
-@click.option(
-    "--schedule",
-    type=click.Choice(["constant", "cosine"]),
-    default="cosine",
-    help="Whether it falls to zero on half a cosine besides.",
-)
+@click.option("--lr", type=float, default=1e-3, help="Initial learning rate.")
+@click.option("--lr-decay", type=float, default=1.0, help="Learning-rate decay factor per epoch.")
+@choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @click.option(
     "--clip",
     type=float,
     default=5.0,
-    help="Largest joint norm of the gradients; 0 leaves them as they are.",
+    help="Maximum norm of all gradients together; 0 disables clipping.",
 )
-@click.option(
-    "--patience",
-    type=int,
-    show_default=False,
-    help="Stop after so many epochs without a better validation loss.",
-)
-@click.option(
-    "--max-train", type=int, show_default=False, help="Train on so many captions, drawn at random."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    default="float32",
-    help="Of the parameters.",
-)
-@click.option(
+@click.option("--patience", type=int, help="Stop after N epochs without a better validation loss.")
+@click.option("--max-train", type=int, help="Train on a random subset of N captions.")
+@choice("--dtype", "float32|float64", "Floating-point type of the parameters.")
+@choice(
     "--precision",
-    type=click.Choice(["float32", "tf32", "bf16"]),
-    default="float32",
-    help="To which the factors of matrix products are rounded; tf32 and bf16 on a GPU only.",
+    "float32|tf32|bf16",
+    "Rounding of the factors of matrix products; tf32 and bf16 need a GPU.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Of parameters, order, dropout and draws."
+    "--seed",
+    type=NonNegative,
+    default=0,
+    help="Random seed of parameters, order, dropout and subsets.",
 )
-@click.option("--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="The run folder.")
+@click.option(
+    "--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="Run folder to create."
+)
 @click.option(
     "--tensorboard",
     type=AnyPath,
     metavar="DIR",
-    show_default=False,
-    help="Write TensorBoard events too, in a folder of DIR that is named like the run;"
-    " tensorboard --logdir DIR compares all runs there.",
+    help="Also write TensorBoard events, to a folder of DIR named like the run.",
 )
 @click.option(
     "--resume",
     type=AnyPath,
     metavar="RUN",
-    show_default=False,
-    help="Go on with a run that was stopped. Its options are as before; these may be given anew:"
-    " --epochs, --patience, --lazy, --save-every, --keep, --on-nan, --on-nan-limit, --data,"
-    " --device and --tensorboard.",
+    help=f"Continue a stopped run with its own options; these may be changed: {CHANGEABLE}.",
 )
 @click.option(
     "--save-every",
     metavar="STEPS|MINUTESm",
     callback=lambda context, parameter, value: saved_every(value),
-    show_default="an epoch",
-    help="Write a checkpoint so often besides: 500, or 10m.",
+    help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
-@click.option(
-    "--keep", type=click.IntRange(min=0), default=0, help="Earlier checkpoints that are kept."
-)
-@click.option(
+@click.option("--keep", type=NonNegative, default=0, help="Number of earlier checkpoints to keep.")
+@choice(
     "--on-nan",
-    type=click.Choice(["stop", "skip", "rollback"]),
-    default="stop",
-    help="When a loss or a gradient is not finite, or a loss explodes: skip the minibatch, or go"
-    " back at half the rate.",
+    "stop|skip|rollback",
+    "What to do if a loss or gradient is not finite or a loss explodes: stop, skip the"
+    " minibatch, or roll back and halve the learning rate.",
 )
-@click.option(
-    "--on-nan-limit", type=click.IntRange(min=0), default=3, help="How often, before it stops."
-)
-@device_option
-@threads_option
-@json_option
+@click.option("--on-nan-limit", type=NonNegative, default=3, help="Maximum number of recoveries.")
+@common.compute_options
+@common.json_option
 def train(
     data: str,
     out: Path | None,
@@ -159,58 +115,66 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a captioner and leave a run folder.
+    """Train a captioner and write a run folder.
 
-    With no options: draws the built-in scenes once, trains an LSTM on them, and prints the
-    validation loss and eight validation captions beside people's own. Ctrl-C ends it after a step,
-    and --resume RUN goes on from there as if it had never stopped.
-    """  # fmt: skip
+    Without options: draws the built-in scenes once, trains an LSTM on them, and prints the
+    validation loss and eight validation captions with their references. Ctrl-C stops after the
+    current step, and --resume RUN continues as if the run had never been stopped.
+    """
     from xpcap.runs import Run, check_new_run
     from xpcap.runs.captions import caption_dataset
     from xpcap.train.run import RunContext, resume_run, train_run
+    from xpcap.train.trainer import perplexity_of
 
-    context = RunContext(options.pop("tensorboard"), warn=talk)
-    if resume is not None:
-        if _given("out"):
-            raise click.UsageError("--out does not go with --resume, which goes on in its folder")
-        anew = {name: value for name, value in options.items() if _given(name)}
-        backend = open_device(device)
-        context = replace(context, ranks=join_others(backend))
-        moved = _data_folder(data, context.ranks) if _given("data") else None
-        with training() as watch, _hints(resume):
-            context = replace(context, watch=None if distributed.rank() else _told(watch, resume))
-            change = functools.partial(changed, given=anew)
-            trainer, dataset = resume_run(resume, backend, change, moved, context)
-        out = resume
-    else:
+    tensorboard = options.pop("tensorboard")
+    if resume is None:
         chosen = to_options(options)
         if out is not None:
             check_new_run(out)
-        backend = open_device(device)
-        context = replace(context, ranks=join_others(backend))
-        folder = _data_folder(data, context.ranks)
+        backend, ranks = common.open_shared_device(device)
+        folder = _data_folder(data, ranks)
         name = f"{folder.name}-{chosen.cell}"
-        out = out or distributed.by_first(context.ranks, lambda: _next_run(Path("runs"), name))
-        talk(f"data: {folder}; run: {out}")
-        with training() as watch, _hints(out):
-            context = replace(context, watch=None if distributed.rank() else watch)
-            trainer, dataset = train_run(folder, out, chosen, backend, context)
-    run = Run(out, {}, dataset.vocabulary, trainer.model)
-    shown = caption_dataset(run, dataset, "val", SHOWN)
-    if as_json:
-        show_json({"run": str(out), **_figures(trainer), "captions": shown})
+        out = out or distributed.by_first(ranks, lambda: _next_run(Path("runs"), name))
+        print_message(f"data: {folder}; run: {out}")
+        start = functools.partial(train_run, folder, out, chosen, backend)
+    elif out is None:
+        backend, ranks = common.open_shared_device(device)
+        given = {name: value for name, value in options.items() if _given(name)}
+        moved = _data_folder(data, ranks) if _given("data") else None
+        out = resume
+        change = functools.partial(changed, given=given)
+        start = functools.partial(resume_run, resume, backend, change, moved)
     else:
-        show_captions(shown)
-        figures = _figures(trainer)
-        show(
-            f"validation loss {figures['val_loss']:.4f} nats a word, perplexity"
-            f" {figures['val_perplexity']:.2f} (epoch {figures['epoch']}); run: {out}"
+        raise click.UsageError("--out does not go with --resume, which continues in its own folder")
+    with training() as show_progress, _hints(out):
+        watch = show_progress if resume is None else _announcing(resume, show_progress)
+        context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
+        trainer, dataset = start(context)
+    run = Run(out, {}, dataset.vocabulary, trainer.model)
+    captions = caption_dataset(run, dataset, "val", SHOWN)
+    loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
+    if as_json:
+        common.print_json(
+            {
+                "run": str(out),
+                "epoch": trainer.best_epoch,
+                "steps": trainer.step,
+                "val_loss": loss,
+                "val_perplexity": perplexity,
+                "captions": captions,
+            }
+        )
+    else:
+        common.print_captions(captions)
+        common.print_result(
+            f"validation loss {loss:.4f} nats per word, perplexity {perplexity:.2f}"
+            f" (epoch {trainer.best_epoch}); run: {out}"
         )
 
 
 @contextlib.contextmanager
 def _hints(run: Path) -> Iterator[None]:
-    """Add to errors of training the command and the options that would help."""
+    """Add to errors of training the command and the options that help."""
     resume = shlex.join(["xpcap", "train", "--resume", str(run)])
     try:
         yield
@@ -221,13 +185,13 @@ def _hints(run: Path) -> Iterator[None]:
 
 
 def _given(name: str) -> bool:
-    """Whether an option stands in the command line."""
+    """Whether an option was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is ParameterSource.COMMANDLINE
 
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
-    """Return the data folder; the built-in one is made if it is not there yet, on any machine."""
+    """Return the data folder; on each machine the built-in one is created if it does not exist."""
     from xpcap.data.locations import scenes_folder
     from xpcap.data.scenes import make_scenes
 
@@ -237,7 +201,7 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
 
     def make() -> None:
         if not folder.exists():
-            talk(f"drawing the built-in scenes, once, in {folder}")
+            print_message(f"drawing the built-in scenes, once, in {folder}")
             with stages() as progress:
                 make_scenes(folder, progress=progress)
 
@@ -245,12 +209,12 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
     return folder
 
 
-def _told(watch: Callable[[Trainer], None], run: Path) -> Callable[[Trainer], None]:
-    """Return what says where a run goes on before it watches it."""
+def _announcing(run: Path, watch: Callable[[Trainer], None]) -> Callable[[Trainer], None]:
+    """Return a `watch` that first prints where a resumed run continues."""
 
     def begin(trainer: Trainer) -> None:
         total = trainer.schedule.epochs * len(trainer.batches)
-        talk(f"run: {run}, from step {trainer.step} of {total}")
+        print_message(f"run: {run}, from step {trainer.step} of {total}")
         watch(trainer)
 
     return begin
@@ -258,14 +222,3 @@ def _told(watch: Callable[[Trainer], None], run: Path) -> Callable[[Trainer], No
 
 def _next_run(parent: Path, name: str) -> Path:
     return next(path for k in itertools.count(1) if not (path := parent / f"{name}-{k}").exists())
-
-
-def _figures(trainer: Trainer) -> dict[str, Any]:
-    from xpcap.train.trainer import perplexity_of
-
-    return {
-        "epoch": trainer.best_epoch,
-        "steps": trainer.step,
-        "val_loss": trainer.best_loss,
-        "val_perplexity": perplexity_of(trainer.best_loss),
-    }

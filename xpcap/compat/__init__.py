@@ -1,1 +1,1 @@
-"""Other people's names for the same functions."""
+"""The function names and layouts of two courses, computed by `xpcap.layers`."""

@@ -2,15 +2,15 @@
 
 `from xpcap.compat.cs231n import *` stands in for the imports of the assignment's modules
 `rnn_layers`, `layers`, `layer_utils`, `classifiers.rnn`, `captioning_solver`, `coco_utils`,
-`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; defined here is
-what only the notebooks need. Arrays may be NumPy's or CuPy's.
+`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; this module
+defines those that only the notebooks need. Arrays may be NumPy's or CuPy's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy
 
@@ -51,64 +51,36 @@ from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
 from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
 
-__all__ = [
-    "SQUEEZENET_MEAN",
-    "SQUEEZENET_STD",
-    "CaptioningRNN",
-    "CaptioningSolver",
-    "CaptioningTrainer",
-    "adam",
-    "affine_backward",
-    "affine_forward",
-    "affine_relu_backward",
-    "affine_relu_forward",
-    "blur_image",
-    "decode_captions",
-    "deprocess_image",
-    "eval_numerical_gradient",
-    "eval_numerical_gradient_array",
-    "eval_numerical_gradient_blobs",
-    "eval_numerical_gradient_net",
-    "grad_check_sparse",
-    "gru_backward",
-    "gru_forward",
-    "gru_step_backward",
-    "gru_step_forward",
-    "image_from_url",
-    "load_coco_data",
-    "load_image",
-    "lstm_backward",
-    "lstm_forward",
-    "lstm_step_backward",
-    "lstm_step_forward",
-    "preprocess_image",
-    "rel_error",
-    "relu_backward",
-    "relu_forward",
-    "rmsprop",
-    "rnn_backward",
-    "rnn_forward",
-    "rnn_step_backward",
-    "rnn_step_forward",
-    "sample_coco_minibatch",
-    "sgd",
-    "sgd_momentum",
-    "sigmoid",
-    "temporal_affine_backward",
-    "temporal_affine_forward",
-    "temporal_softmax_loss",
-    "word_embedding_backward",
-    "word_embedding_forward",
-]
+__all__ = [  # noqa: RUF022 - by modules of the assignment
+    # rnn_layers, with the GRU
+    "rnn_step_forward", "rnn_step_backward", "rnn_forward", "rnn_backward",
+    "lstm_step_forward", "lstm_step_backward", "lstm_forward", "lstm_backward",
+    "gru_step_forward", "gru_step_backward", "gru_forward", "gru_backward",
+    "word_embedding_forward", "word_embedding_backward", "sigmoid",
+    "temporal_affine_forward", "temporal_affine_backward", "temporal_softmax_loss",
+    # layers, layer_utils
+    "affine_forward", "affine_backward", "relu_forward", "relu_backward",
+    "affine_relu_forward", "affine_relu_backward",
+    # classifiers.rnn, captioning_solver, optim
+    "CaptioningRNN", "CaptioningSolver", "CaptioningTrainer",
+    "sgd", "sgd_momentum", "rmsprop", "adam",
+    # coco_utils, image_utils
+    "load_coco_data", "sample_coco_minibatch", "decode_captions",
+    "SQUEEZENET_MEAN", "SQUEEZENET_STD", "blur_image", "preprocess_image", "deprocess_image",
+    "image_from_url", "load_image",
+    # gradient_check
+    "eval_numerical_gradient", "eval_numerical_gradient_array", "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net", "grad_check_sparse", "rel_error",
+]  # fmt: skip
 
 SQUEEZENET_MEAN = numpy.array([0.485, 0.456, 0.406], dtype=numpy.float32)
-"""The mean of red, green and blue that a SqueezeNet's inputs are centred by, from 0 to 1."""
+"""Mean of red, green and blue, from 0 to 1, subtracted from a SqueezeNet's inputs."""
 
 SQUEEZENET_STD = numpy.array([0.229, 0.224, 0.225], dtype=numpy.float32)
-"""The deviation of red, green and blue that a SqueezeNet's inputs are divided by."""
+"""Standard deviation of red, green and blue that a SqueezeNet's inputs are divided by."""
 
 BLUR = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
-"""The weights of a pixel and its neighbours in a blurred picture, in two hundredths."""
+"""Weights of a pixel and its neighbours in a blurred image, times 200."""
 
 
 def sigmoid(x: Array) -> Array:
@@ -116,53 +88,18 @@ def sigmoid(x: Array) -> Array:
     return logistic(namespace(x), x)
 
 
-class AffineReLUCache(NamedTuple):
-    """The caches of the two layers."""
-
-    affine: AffineCache
-    relu: ReLUCache
+AffineReLUCache: TypeAlias = tuple[AffineCache, ReLUCache]
 
 
 def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineReLUCache]:
-    """Apply an affine layer and then a rectifier.
-
-    Parameters
-    ----------
-    x
-        Inputs `(N, d1, ..., dk)`, flattened to `(N, D)`.
-    w, b
-        Weights `(D, M)` and biases `(M,)`.
-
-    Returns
-    -------
-    out, cache
-        `max(x w + b, 0)`, `(N, M)`; and what `affine_relu_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
-    """
+    """Apply an affine layer and a ReLU to `x (N, d1, ..., dk)`; `out` is `(N, M)`."""
     a, affine = affine_forward(x, w, b)
     out, relu = relu_forward(a)
-    return out, AffineReLUCache(affine, relu)
+    return out, (affine, relu)
 
 
 def affine_relu_backward(dout: Array, cache: AffineReLUCache) -> AffineGradients:
-    """Gradients of `affine_relu_forward`.
-
-    Parameters
-    ----------
-    dout
-        Gradient of the output, `(N, M)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dw, db
-        Of the shapes of `x`, `w` and `b`.
-    """
+    """Gradients `dx`, `dw`, `db` of `affine_relu_forward`, given that of its output, `(N, M)`."""
     affine, relu = cache
     return affine_backward(relu_backward(dout, relu), affine)
 
@@ -174,20 +111,20 @@ def grad_check_sparse(
     num_checks: int = 10,
     h: float = 1e-5,
 ) -> None:
-    """Print the numerical slope beside the analytic one at a few random places.
+    """Print the numerical and the analytic gradient at a few random places.
 
     Parameters
     ----------
     f
         Takes `x` and returns a number.
     x
-        Where to differentiate; its elements are moved in place by `h` and put back.
+        Where to differentiate; its elements are changed in place by `h` and restored.
     analytic_grad
-        The gradient to judge, of `x`'s shape.
+        The gradient to check, of `x`'s shape.
     num_checks
-        How many places, drawn by NumPy's global generator.
+        Number of places, drawn by NumPy's global generator.
     h
-        The step of the central differences.
+        Step of the central differences.
     """
     for _ in range(num_checks):
         place = tuple(int(numpy.random.randint(size)) for size in x.shape)
@@ -203,7 +140,7 @@ def grad_check_sparse(
 
 
 class Blob(Protocol):
-    """Values and their gradients: what a layer of the course's networks reads and fills in."""
+    """Values and their gradients, as layers of the course's networks exchange them."""
 
     vals: Array
     diffs: Array
@@ -219,16 +156,16 @@ def eval_numerical_gradient_blobs(
     f
         Called as `f(*inputs, output)`; reads the inputs' `vals` and writes `output.vals`.
     inputs
-        Where to differentiate; each element of their `vals` is moved in place by `h` and put back.
+        Where to differentiate; elements of their `vals` are changed in place by `h` and restored.
     output
         Its `diffs` hold the gradient of some loss with respect to its `vals`.
     h
-        The step of the central differences.
+        Step of the central differences.
 
     Returns
     -------
     list of array
-        For each input a gradient of the shape of its `vals`.
+        A gradient for each input, of the shape of its `vals`.
     """
 
     def written(_: Array) -> Array:
@@ -238,51 +175,17 @@ def eval_numerical_gradient_blobs(
     return [eval_numerical_gradient_array(written, blob.vals, output.diffs, h) for blob in inputs]
 
 
-class Net(Protocol):
-    """A network that reads its inputs' blobs and fills its output's when run."""
-
-    def forward(self) -> Any:
-        """Run the network."""
-        ...
-
-
 def eval_numerical_gradient_net(
-    net: Net, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
+    net: Any, inputs: Sequence[Blob], output: Blob, h: float = 1e-5
 ) -> list[Array]:
-    """Return the numerical gradients of a network whose `forward()` reads and writes blobs.
-
-    Parameters
-    ----------
-    net
-        Its `forward()` reads the `vals` of `inputs` and writes `output.vals`.
-    inputs, output, h
-        As for `eval_numerical_gradient_blobs`.
-
-    Returns
-    -------
-    list of array
-        For each input a gradient of the shape of its `vals`.
-    """
+    """As `eval_numerical_gradient_blobs`, of a network whose `forward()` reads and writes blobs."""
     return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h)
 
 
 def blur_image(X: Array) -> Array:
-    """Blur pictures very gently: each pixel keeps 94% of itself, its neighbours share the rest.
+    """Blur images `(N, C, height, width)` slightly: a pixel keeps 94% of its value.
 
-    Parameters
-    ----------
-    X
-        Pictures `(N, C, height, width)`, floating; beyond the border all is zero.
-
-    Returns
-    -------
-    array
-        Of the shape and dtype of `X`.
-
-    Raises
-    ------
-    ShapeError
-        If `X` has not four axes.
+    Its neighbours share the rest; they are zero outside the image. Shape and dtype stay the same.
     """
     if X.ndim != 4:
         raise ShapeError(f"blur_image: expected X (N, C, height, width), got {X.shape}")
@@ -296,33 +199,21 @@ def blur_image(X: Array) -> Array:
 
 
 def preprocess_image(img: Array) -> Array:
-    """Turn a picture into what a SqueezeNet reads: 0 to 1, then centred and scaled by colour.
-
-    Parameters
-    ----------
-    img
-        `(..., 3)`, red, green, blue from 0 to 255.
-
-    Returns
-    -------
-    array
-        `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32.
-    """
+    """Return `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32, of RGB `img (..., 3)`."""
     xp = namespace(img)
     mean, deviation = xp.asarray(SQUEEZENET_MEAN), xp.asarray(SQUEEZENET_STD)
     return (img.astype(numpy.float32) / 255 - mean) / deviation
 
 
 def deprocess_image(img: Array, rescale: bool = False) -> Array:
-    """Undo `preprocess_image`, for looking at the picture.
+    """Undo `preprocess_image` for display.
 
     Parameters
     ----------
     img
         `(..., 3)` floating.
     rescale
-        Stretch the picture so that its least value becomes 0 and its largest 255; else what lies
-        outside is cut off.
+        Stretch the image so that its minimum becomes 0 and its maximum 255; otherwise clip.
 
     Returns
     -------
@@ -340,18 +231,7 @@ def deprocess_image(img: Array, rescale: bool = False) -> Array:
 
 
 def image_from_url(url: str) -> numpy.ndarray | None:
-    """Fetch a picture; if it cannot be had, print why and return None.
-
-    Parameters
-    ----------
-    url
-        An http or https address.
-
-    Returns
-    -------
-    array or None
-        `(height, width, 3)` uint8, red, green, blue.
-    """
+    """Fetch an RGB image `(height, width, 3)` uint8; if that fails, print why and return None."""
     try:
         return images.image_from_url(url)
     except XpcapError as error:
@@ -360,26 +240,9 @@ def image_from_url(url: str) -> numpy.ndarray | None:
 
 
 def load_image(filename: str | Path, size: int | None = None) -> numpy.ndarray:
-    """Read a picture from a file.
+    """Read an RGB image `(height, width, 3)` uint8, its shorter side scaled to `size` pixels.
 
-    Parameters
-    ----------
-    filename
-        Where it is.
-    size
-        Scale the picture so that its shorter side has so many pixels; None leaves it as it is.
-
-    Returns
-    -------
-    array
-        `(height, width, 3)` uint8, red, green, blue.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or is no picture.
-    ConfigurationError
-        If `size` is not positive.
+    A file that is missing or is not an image raises a `DataError`.
     """
     from PIL import Image
 

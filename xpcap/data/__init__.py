@@ -1,1 +1,1 @@
-"""Words, data folders, the built-in scenes, and sets built from COCO's files."""
+"""Vocabulary, data folders, the built-in scenes, and feature extraction."""

@@ -1,4 +1,4 @@
-"""Reading zip archives that nobody vouches for: all files of one, or a single file."""
+"""Reading untrusted zip archives: all files of a manifest, or a single file."""
 
 from __future__ import annotations
 
@@ -18,28 +18,20 @@ from xpcap.files import check_plain, explained, read_json
 PIECE = 2**20
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError)
-_PLAIN = (0, stat.S_IFREG)  # archives written on Windows say 0
+_PLAIN = (0, stat.S_IFREG)  # 0 in archives written on Windows
 _ENCRYPTED = 0x1  # of the flags of a zip member
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file must be.
-
-    Parameters
-    ----------
-    size
-        In bytes.
-    sha256
-        Of its bytes, in hexadecimal.
-    """
+    """Expected size in bytes and hexadecimal SHA-256 of a file."""
 
     size: int
     sha256: str
 
 
 Manifest = Mapping[str, Expected]
-"""All files by name."""
+"""Expected files by name."""
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -49,41 +41,34 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def unpacked_size(manifest: Manifest) -> int:
-    """Count the bytes of all files together."""
+    """Return the total size of all files in bytes."""
     return sum(expected.size for expected in manifest.values())
 
 
 def unpack(
     archive: Path, folder: Path, manifest: Manifest, inside: str, progress: Progress
 ) -> None:
-    """Write the files of the manifest, and no others, from an archive into a folder.
+    """Extract the files of the manifest, and no others, from an archive into a folder.
 
-    Parameters
-    ----------
-    archive
-        The zip file.
-    folder
-        Where to; it exists.
-    manifest
-        The files that the archive must hold.
-    inside
-        The folder of the archive that they are in, where they are not at its top.
-    progress
-        Told how far it is.
+    They are in the folder `inside` of the archive, or at its top level.
 
     Raises
     ------
     DataError
-        If the archive is broken, or a file is missing, there twice, encrypted, no plain file, or
-        not the one expected; the folder may then hold some of the files.
+        If the archive is damaged, or a file is missing, duplicate, encrypted, not a regular file,
+        or not the expected one; the folder may then contain some of the files.
     OSError
         If a file cannot be written.
     """
     with _opened(archive) as opened:
-        members = [
-            (_find_expected(opened, name, inside, expected), name, expected)
-            for name, expected in manifest.items()
-        ]
+        members = []
+        for name, expected in manifest.items():  # all are checked before any is written
+            member = _find(opened, name, f"{inside}/{name}")
+            if member.file_size != expected.size:
+                raise DataError(
+                    f"{name} in the archive is {member.file_size} bytes; expected {expected.size}"
+                )
+            members.append((member, name, expected))
         done, total = 0, unpacked_size(manifest)
         for member, name, expected in members:
             digest = hashlib.sha256()
@@ -93,17 +78,20 @@ def unpack(
                     digest.update(piece)
                     done += len(piece)
                     progress("unpacking", done, total)
-            _check_digest(name, digest.hexdigest(), expected.sha256)
+            if digest.hexdigest() != expected.sha256:
+                raise DataError(
+                    f"{name} in the archive has the SHA-256 {digest.hexdigest()[:12]}...;"
+                    f" expected {expected.sha256[:12]}..."
+                )
 
 
 def read_member(archive: Path, name: str, most: int) -> bytes:
-    """Read a file of at most `most` bytes out of an archive.
+    """Read one file of at most `most` bytes from an archive.
 
     Raises
     ------
     DataError
-        If the archive is missing or broken, or the file is missing, there twice, encrypted, no
-        plain file, larger, or damaged.
+        If the archive is missing or damaged, or the file is, or is larger, as by `unpack`.
     """
     check_plain(archive)
     with explained(archive, "read"):
@@ -132,7 +120,7 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _find(opened: zipfile.ZipFile, name: str, *others: str) -> zipfile.ZipInfo:
-    """Find a file by its exact place, so that no name in the archive can lead elsewhere."""
+    """Find a file by its exact path, so that no name in the archive can lead elsewhere."""
     found = [member for member in opened.infolist() if member.filename in (name, *others)]
     if len(found) != 1:
         raise DataError(f"the archive holds {name} {len(found)} times; expected it once")
@@ -142,23 +130,12 @@ def _find(opened: zipfile.ZipFile, name: str, *others: str) -> zipfile.ZipInfo:
     if member.flag_bits & _ENCRYPTED:
         raise DataError(f"{name} in the archive is encrypted; expected a plain file")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{name} in the archive is not compressed by the usual method, deflate")
-    return member
-
-
-def _find_expected(
-    opened: zipfile.ZipFile, name: str, inside: str, expected: Expected
-) -> zipfile.ZipInfo:
-    member = _find(opened, name, f"{inside}/{name}")
-    if member.file_size != expected.size:
-        raise DataError(
-            f"{name} in the archive is {member.file_size} bytes; expected {expected.size}"
-        )
+        raise DataError(f"{name} in the archive is not compressed by deflate, as expected")
     return member
 
 
 def _pieces(opened: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> Iterator[bytes]:
-    """Read `size` bytes of a file, whatever more its compressed bytes would swell to."""
+    """Read `size` bytes of a file, even if it decompresses to more."""
     try:
         with opened.open(member) as file:
             while size:
@@ -170,10 +147,3 @@ def _pieces(opened: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> Iter
     except _DAMAGED as error:
         reason = str(error) or "it ends early"
         raise DataError(f"{member.filename} in the archive is damaged: {reason}") from error
-
-
-def _check_digest(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise DataError(
-            f"{name} in the archive has the SHA-256 {found[:12]}...; expected {expected[:12]}..."
-        )

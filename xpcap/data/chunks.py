@@ -1,7 +1,7 @@
-"""Reading the chunks of an HDF5 array past HDF5, which can crash where their bytes are damaged.
+"""Reading the chunks of an HDF5 array past HDF5, which can crash on damaged bytes.
 
-HDF5 says where each chunk lies. Its bytes are read, checked and unpacked here, and never swell to
-more than a chunk is large: HDF5 itself unpacks them until they end.
+HDF5 only tells where each chunk is stored. Its bytes are decompressed here, to at most the size of
+a chunk, whereas HDF5 decompresses them to any size.
 """
 
 from __future__ import annotations
@@ -21,26 +21,21 @@ from xpcap.errors import DataError
 
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # as HDF5 numbers them
 _CHECKSUM = 4  # bytes
-_WORDS = 2**16  # of two bytes that are added up at a time
+_WORDS = 2**16  # 16-bit words that are summed at a time
 
 
 class Chunks:
-    """The chunks of an array, to be read from any thread; the HDF5 file may be closed.
+    """The chunks of an array of `height` rows each; may be read from any thread.
 
     Parameters
     ----------
     path, key, array
-        The HDF5 file, and the array in it under its name, sizes checked.
-
-    Attributes
-    ----------
-    height
-        How many rows a chunk has.
+        HDF5 file, which may be closed afterwards, and the array `key` in it, sizes checked.
 
     Raises
     ------
     DataError
-        If they are packed in an unknown way, or lie where no chunk can.
+        If the array has an unknown filter or dtype, or a chunk in an impossible place.
     """
 
     def __init__(self, path: Path, key: str, array: Any) -> None:
@@ -58,7 +53,7 @@ class Chunks:
         unknown = [str(number) for number in self._filters if number not in _UNPACK]
         if unknown or array.id.get_type() != h5py.h5t.py_create(self.dtype):
             raise DataError(
-                f"{self._where} is packed by {', '.join(unknown) or 'an unknown dtype'}; expected"
+                f"{self._where} is stored with {', '.join(unknown) or 'an unknown dtype'}; expected"
                 " gzip or lzf, shuffle, fletcher32, or nothing"
             )
         self._blocks = self._found(array, path.stat().st_size)
@@ -67,13 +62,13 @@ class Chunks:
         self.close = weakref.finalize(self, self._file.close)
 
     def _found(self, array: Any, end: int) -> dict[int, list[Any]]:
-        """Return where the chunks lie, by the block of rows that they are part of."""
+        """Return the chunks' locations by block of rows."""
         most = prod(-(-size // side) for size, side in zip(self.shape, self._chunk, strict=True))
         found: list[Any] = []
 
         def note(chunk: Any) -> bool | None:
             found.append(chunk)
-            return len(found) > most or None  # anything but None ends it
+            return len(found) > most or None  # anything but None stops the iteration
 
         array.id.chunk_iter(note)
         fits = len({chunk.chunk_offset for chunk in found}) == len(found)
@@ -87,17 +82,11 @@ class Chunks:
             )
             blocks[chunk.chunk_offset[0] // self.height].append(chunk)
         if not fits:
-            raise DataError(f"{self._where} is damaged: it has a chunk where none can be")
+            raise DataError(f"{self._where} is damaged: a chunk is in an impossible place")
         return blocks
 
     def read(self, first: int, end: int) -> numpy.ndarray:
-        """Read rows; those that were never written have the fill value.
-
-        Raises
-        ------
-        OSError, ValueError
-            If a chunk is damaged.
-        """
+        """Read rows; raises an `OSError` or `ValueError` if a chunk is damaged."""
         end = min(end, self.shape[0])
         rows = numpy.full((max(0, end - first), *self.shape[1:]), self._fill, self.dtype)
         for block in range(first // self.height, -(-end // self.height)):
@@ -122,29 +111,29 @@ class Chunks:
                 if not chunk.filter_mask >> k & 1:
                     content = _UNPACK[self._filters[k]](content, self._bytes, self.dtype.itemsize)
         except (IndexError, zlib.error) as error:
-            raise ValueError(f"a chunk cannot be unpacked: {error}") from error
+            raise ValueError(f"a chunk cannot be decompressed: {error}") from error
         if len(content) != self._bytes:
             raise ValueError(f"a chunk has {len(content)} bytes; expected {self._bytes}")
         return numpy.frombuffer(content, self.dtype).reshape(self._chunk)
 
 
 def _inflated(content: bytes, size: int, itemsize: int) -> bytes:
-    """Undo deflate, but not to more than a chunk and its checksum need."""
+    """Undo deflate, up to the size of a chunk and its checksum."""
     inflater = zlib.decompressobj()
     found = inflater.decompress(content, size + _CHECKSUM + 1)
     if not inflater.eof:
-        raise ValueError("it swells to more than its size, or ends early")
+        raise ValueError("it is larger than a chunk, or ends early")
     return found
 
 
 def _unshuffled(content: bytes, size: int, itemsize: int) -> bytes:
-    """Undo shuffle, which puts the first bytes of all numbers before the second ones."""
+    """Undo shuffle, which stores the first bytes of all items before the second ones."""
     return numpy.frombuffer(content, numpy.uint8).reshape(itemsize, -1).T.tobytes()
 
 
 def _verified(content: bytes, size: int, itemsize: int) -> bytes:
-    """Undo fletcher32: take off the checksum (J. Fletcher, IEEE Trans. Communications, 1982)."""
-    content, said = content[:-_CHECKSUM], content[-_CHECKSUM:]
+    """Check and remove a fletcher32 checksum (J. Fletcher, IEEE Trans. Communications, 1982)."""
+    content, stored = content[:-_CHECKSUM], content[-_CHECKSUM:]
     words = numpy.frombuffer(content + bytes(len(content) % 2), ">u2")
     first = second = 0
     for begin in range(0, len(words), _WORDS):
@@ -152,17 +141,17 @@ def _verified(content: bytes, size: int, itemsize: int) -> bytes:
         second += first * len(some) + int((some * numpy.arange(len(some), 0, -1)).sum())
         first += int(some.sum())
     low, high = (total and (total - 1) % 0xFFFF + 1 for total in (first, second))
-    if (high << 16 | low).to_bytes(_CHECKSUM, "little") != said:
+    if (high << 16 | low).to_bytes(_CHECKSUM, "little") != stored:
         raise ValueError("its checksum is wrong")
     return content
 
 
 def _unlzf(content: bytes, size: int, itemsize: int) -> bytes:
-    """Undo LZF: runs of new bytes, and copies of what was there before (M. Lehmann's LibLZF)."""
+    """Undo LZF: literal bytes, and copies of earlier output (M. Lehmann's LibLZF)."""
     found, k = bytearray(), 0
     while k < len(content) and len(found) <= size:
         control = content[k]
-        if control < 32:  # so many new bytes, and one
+        if control < 32:  # control + 1 literal bytes
             found += content[k + 1 : k + control + 2]
             k += control + 2
             continue
@@ -171,10 +160,10 @@ def _unlzf(content: bytes, size: int, itemsize: int) -> bytes:
             length, k = length + content[k], k + 1
         begin = len(found) - ((control & 31) << 8) - content[k] - 1
         if begin < 0:
-            raise ValueError("it copies from before its beginning")
+            raise ValueError("it copies from before its start")
         k, length = k + 1, length + 2
         piece = found[begin : begin + length]
-        found += (piece * -(-length // len(piece)))[:length]  # it may overlap what it makes
+        found += (piece * -(-length // len(piece)))[:length]  # source and target may overlap
     return bytes(found)
 
 

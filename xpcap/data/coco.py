@@ -1,4 +1,4 @@
-"""The data set as the CS231n assignment's notebooks know it: one dictionary of arrays."""
+"""The data set as a dictionary of arrays, as in the CS231n assignment."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def load_coco_data(
     base_dir
         The folder; None is `datasets/coco_captioning`.
     max_train
-        Keep only so many training captions, drawn with NumPy's global generator.
+        Keep only this number of training captions, drawn with NumPy's global generator.
     pca_features
-        Read the features reduced to 512 numbers by PCA; else the full ones of fc7.
+        Read the features reduced by PCA; else those of fc7.
 
     Returns
     -------
     dict
         `train_captions (M, T)` and `train_image_idxs (M,)` int32, `train_features (images, D)`
         float32, `train_urls (images,)` text; the same for `val`; `idx_to_word`, a list, and
-        `word_to_idx`, a dict. Numbers live where `use_backend` says.
+        `word_to_idx`, a dict. All but text and words are on the default backend.
 
     Raises
     ------
     DataError
-        It names the file, the key, what was found and what was expected.
+        If a file is missing, damaged or has other contents.
     """
     dataset = open_dataset(
         Path(base_dir) if base_dir is not None else DEFAULT_FOLDER,

@@ -1,28 +1,22 @@
 """Building a data folder from COCO's official annotation files.
 
-Features come from people's object boxes, not from pixels: five numbers for each category of the
-instances file, in ascending category id. Colours, actions and scenes can only be guessed from them.
+Features come from the annotated object boxes, not from pixels: five numbers for each category of
+the instances file, in ascending category id. They hardly tell colours, actions and scenes.
 """
 
 from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from xpcap.data.encoding import (
-    BuildReport,
-    Encoded,
-    build_report,
-    check_captions,
-    check_limits,
-    encode,
-)
+from xpcap.data.captions_file import NUMBER, add_captions, records_of, value_of
+from xpcap.data.encoding import BuildReport, check_limits, encode
 from xpcap.data.folder import SplitContents, write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
@@ -35,15 +29,17 @@ LARGEST_EXTENT = 1e12  # pixels, or square pixels
 
 @dataclass
 class AnnotatedImage:
-    """One image of the annotation files; a box is its category, area, centre x and centre y.
+    """One image of the annotation files.
 
-    Areas and centres are shares of the image.
+    `size` is its width and height in pixels; a box is its category, area, centre x and centre y,
+    the last three as shares of the image.
     """
 
     id: int
     url: str
     captions: list[str] = field(default_factory=list)
     boxes: list[tuple[int, float, float, float]] = field(default_factory=list)
+    size: tuple[float, float] = (1, 1)
 
 
 def build_from_coco(
@@ -57,8 +53,8 @@ def build_from_coco(
 ) -> BuildReport:
     """Build a data folder from a captions file and an instances file of the same images.
 
-    Images are taken in ascending id, and every fifth (positions 4, 9, 14, ...) is for validation.
-    Captions of more than `max_words` words are not encoded; `references.json` keeps all of them.
+    Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. Captions of
+    more than `max_words` words are not encoded; `references.json` keeps all of them.
 
     Parameters
     ----------
@@ -67,16 +63,16 @@ def build_from_coco(
     out
         The new folder.
     vocabulary
-        A `coco2014_vocab.json` to use; else one is made of the training captions' words.
+        A `coco2014_vocab.json` to use; None builds one from the training captions.
     min_count
-        How often a word must occur in training captions to be in that vocabulary.
+        Number of times a word must occur in training captions to be in that vocabulary.
     max_words
         The longest caption encoded.
 
     Raises
     ------
     DataError
-        It names the file, the record and what was expected; nothing is left behind.
+        If a file or a record of it cannot be used; nothing is left behind.
     ConfigurationError
         If `min_count` or `max_words` is less than 1.
     """
@@ -88,144 +84,95 @@ def build_from_coco(
         len(images) * len(categories) * len(NUMBERS) * numpy.float64().itemsize,
         captions.stat().st_size + instances.stat().st_size,
     )
-    ordered = [image for _, (image, _) in sorted(images.items())]
-    last = VALIDATION_EVERY - 1
-    parts = {
-        "train": [image for k, image in enumerate(ordered) if k % VALIDATION_EVERY != last],
-        "val": [image for k, image in enumerate(ordered) if k % VALIDATION_EVERY == last],
-    }
-    tokens = {
-        name: [[tokenize(caption) for caption in image.captions] for image in part]
-        for name, part in parts.items()
-    }
-    if vocabulary is None:
-        words = Vocabulary.build((c for image in tokens["train"] for c in image), min_count)
-    else:
-        words = Vocabulary.read(vocabulary)
-    encoded = {name: encode(tokens[name], words, max_words) for name in parts}
-    check_captions(captions, encoded)
-    report = build_report(tokens, encoded, words, max_words)
-    splits = {name: _contents(part, encoded[name], categories) for name, part in parts.items()}
+    parts: dict[str, list[AnnotatedImage]] = {"train": [], "val": []}
+    for k, id_ in enumerate(sorted(images)):
+        held_out = k % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        parts["val" if held_out else "train"].append(images[id_])
+    references = {name: [image.captions for image in part] for name, part in parts.items()}
+    words = None if vocabulary is None else Vocabulary.read(vocabulary)
+    encoded = encode(captions, references, tokenize, words, min_count, max_words)
+    contents = {}
+    for name, part in parts.items():
+        features = numpy.array([box_features(image, list(categories)) for image in part])
+        contents[name] = SplitContents(
+            encoded.captions[name],
+            encoded.image_idxs[name],
+            features={"fc7": features.astype(numpy.float32)},
+            urls=[image.url for image in part],
+            ids=[image.id for image in part],
+            references=references[name],
+        )
     description = {
         "name": "coco-json",
         "features": "people's object annotations, not pixels: for each category "
         + ", ".join(NUMBERS),
         "categories": list(categories.values()),
         "max_words": max_words,
-        "images": report.images,
-        "captions": report.captions,
+        "images": encoded.report.images,
+        "captions": encoded.report.captions,
     }
     with new_folder(out) as folder:
-        write_contents(folder, words, splits, description)
-    return report
+        write_contents(folder, encoded.vocabulary, contents, description)
+    return encoded.report
 
 
-def _read_object(path: Path) -> Mapping[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, as COCO's annotation files are")
     return content
 
 
-def _records(
-    path: Path, content: Mapping[str, Any], key: str, **fields: Any
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each record of a list with its name for messages, its fields' types checked."""
-    records = content.get(key)
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected '{key}', a list")
-    for k, record in enumerate(records):
-        where = f"{path}: {key}[{k}]"
-        for name, kind in fields.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-                wanted = kind.__name__ if isinstance(kind, type) else "number"
-                raise DataError(f"{where}: expected '{name}', a {wanted}")
-        yield where, record
-
-
-_NUMBER = (int, float)
-
-
-def _read_images(path: Path) -> dict[int, tuple[AnnotatedImage, tuple[float, float]]]:
-    """Read a captions file: by id, each image with its captions, and its width and height."""
+def _read_images(path: Path) -> dict[int, AnnotatedImage]:
+    """Read a captions file: images by id."""
     content = _read_object(path)
-    images: dict[int, tuple[AnnotatedImage, tuple[float, float]]] = {}
-    for where, record in _records(path, content, "images", id=int, width=_NUMBER, height=_NUMBER):
-        if not all(_is_extent(record[side]) and record[side] >= 1 for side in ("width", "height")):
+    images: dict[int, AnnotatedImage] = {}
+    for where, record in records_of(path, content, "images"):
+        id_ = value_of(where, record, "id", int)
+        width, height = (value_of(where, record, side, NUMBER) for side in ("width", "height"))
+        if not all(1 <= side <= LARGEST_EXTENT for side in (width, height)):
             raise DataError(f"{where}: expected 'width' and 'height' of at least 1 pixel")
         urls = (record.get(key) for key in ("coco_url", "flickr_url", "file_name"))
         url = " ".join(str(next(filter(None, urls), "")).split())
-        image = AnnotatedImage(record["id"], url)
-        images[record["id"]] = image, (record["width"], record["height"])
-    for where, record in _records(path, content, "annotations", image_id=int, caption=str):
-        if record["image_id"] not in images:
-            raise DataError(f"{where}: image {record['image_id']} is not among 'images'")
-        images[record["image_id"]][0].captions.append(record["caption"])
+        images[id_] = AnnotatedImage(id_, url, size=(width, height))
+    add_captions(path, content, {id_: image.captions for id_, image in images.items()})
     return images
 
 
-def _add_boxes(
-    path: Path, images: Mapping[int, tuple[AnnotatedImage, tuple[float, float]]]
-) -> dict[int, str]:
-    """Read an instances file into the images known, and return the name of each category by id."""
+def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, str]:
+    """Add the boxes of an instances file to known images, and return the categories by id."""
     content = _read_object(path)
     categories: dict[int, str] = {
-        record["id"]: record["name"]
-        for _, record in _records(path, content, "categories", id=int, name=str)
+        value_of(where, record, "id", int): value_of(where, record, "name", str)
+        for where, record in records_of(path, content, "categories")
     }
-    types = {"image_id": int, "category_id": int, "bbox": list, "area": _NUMBER}
-    for where, record in _records(path, content, "annotations", **types):
-        if record["category_id"] not in categories:
-            raise DataError(f"{where}: category {record['category_id']} is not in 'categories'")
-        numbers = (*record["bbox"], record["area"])
-        if len(numbers) != 5 or not all(_is_extent(number) for number in numbers):
+    for where, record in records_of(path, content, "annotations"):
+        image = images.get(value_of(where, record, "image_id", int))
+        category = value_of(where, record, "category_id", int)
+        box, area = value_of(where, record, "bbox", list), value_of(where, record, "area", NUMBER)
+        if category not in categories:
+            raise DataError(f"{where}: category {category} is not in 'categories'")
+        if len(box) != 4 or not all(map(_is_extent, (*box, area))):
             raise DataError(f"{where}: expected 'bbox' of 4 and 'area' of finite numbers >= 0")
-        if record["image_id"] in images:
-            image, (width, height) = images[record["image_id"]]
-            x, y, w, h, area = numbers
+        if image is not None:
+            (x, y, w, h), (width, height) = box, image.size
             share = area / (width * height)
-            image.boxes.append(
-                (record["category_id"], share, (x + w / 2) / width, (y + h / 2) / height)
-            )
+            image.boxes.append((category, share, (x + w / 2) / width, (y + h / 2) / height))
     if not categories:
         raise DataError(f"{path}: 'categories' is empty; expected at least one")
     return dict(sorted(categories.items()))
 
 
 def _is_extent(number: Any) -> bool:
-    return isinstance(number, _NUMBER) and 0 <= number <= LARGEST_EXTENT
-
-
-def _contents(
-    images: Sequence[AnnotatedImage], encoded: Encoded, categories: Mapping[int, str]
-) -> SplitContents:
-    features = numpy.array([box_features(image, list(categories)) for image in images])
-    return SplitContents(
-        captions=encoded.captions,
-        image_idxs=encoded.image_idxs,
-        features={"fc7": features.astype(numpy.float32)},
-        urls=[image.url for image in images],
-        ids=[image.id for image in images],
-        references=[image.captions for image in images],
-    )
+    return isinstance(number, NUMBER) and 0 <= number <= LARGEST_EXTENT
 
 
 def box_features(image: AnnotatedImage, categories: Sequence[int]) -> numpy.ndarray:
-    """Describe an image by its boxes.
+    """Return the features of an image's boxes, `(5 len(categories),)` float64.
 
-    Parameters
-    ----------
-    image
-        With its boxes.
-    categories
-        The ids of all categories.
-
-    Returns
-    -------
-    array
-        `(5 categories,)` float64, for each category: log(1 + count), square root of the largest
-        box's and of the total area, centre x and y of the largest box; zeros where it has none.
-        Areas and centres are shares of the image.
+    For each category id: log(1 + count), square root of the largest box's and of the total area,
+    centre x and y of the largest box; zeros if it has none. Areas and centres are shares of the
+    image.
     """
     features = numpy.zeros((len(categories), len(NUMBERS)))
     by_category = collections.defaultdict(list)

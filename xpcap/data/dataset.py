@@ -1,4 +1,4 @@
-"""A data set as training uses it: captions, features and words, opened from a data folder."""
+"""Opening a data folder: captions, features and vocabulary, checked."""
 
 from __future__ import annotations
 
@@ -21,18 +21,10 @@ from xpcap.files import SMALL, explained, read_bytes, read_json
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation part, on the host.
+    """The training or the validation split, on the host.
 
-    Parameters
-    ----------
-    captions
-        Word indices `(M, T)` int32.
-    image_idxs
-        The image of each caption `(M,)` int32, a row of `features` and `urls`.
-    features
-        `(images, D)`: an array, or a `LazyFeatures` that reads rows when indexed.
-    urls
-        A line an image.
+    `captions (M, T)` int32 are word indices, and `image_idxs (M,)` int32 their images: rows of
+    `features (images, D)` and `urls`.
     """
 
     captions: numpy.ndarray
@@ -46,42 +38,31 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open data folder.
+    """An open data folder with the splits `"train"` and `"val"`.
 
-    Parameters
-    ----------
-    folder
-        Where it is.
-    vocabulary
-        Its words.
-    splits
-        `"train"` and `"val"`.
-    kind
-        Which features were opened: `"pca"` or `"fc7"`.
-    description
-        What `dataset.json` says: `name`, `features` in words, `extractor` if there is one.
+    `description` is `dataset.json`: `name`, `features` in words, `extractor` if there is one.
     """
 
     folder: Path
     vocabulary: Vocabulary
     splits: Mapping[str, Split]
-    kind: str
+    kind: str  # of the features: "pca" or "fc7"
     description: Mapping[str, Any]
 
     @property
     def feature_dim(self) -> int:
-        """D, the numbers an image has."""
+        """D, features per image."""
         return self.splits["train"].features.shape[1]
 
     def references(self, name: str) -> list[list[str]]:
-        """Return for each image of a split all its captions, as text.
+        """Return the captions of each image of a split, as text.
 
-        From `references.json` where there is one, else the encoded captions read back.
+        They come from `references.json` if there is one, else they are decoded.
 
         Raises
         ------
         DataError
-            If that file holds something else than one list of texts an image.
+            If `references.json` has other contents.
         """
         split = self.splits[name]
         images = split.features.shape[0]
@@ -94,13 +75,7 @@ class Dataset:
         return [list(image["captions"]) for image in self._described(name)]
 
     def image_ids(self, name: str) -> list[int]:
-        """Return the number of each image of a split where it came from, else its place.
-
-        Raises
-        ------
-        DataError
-            As `references`.
-        """
+        """Return the id of each image of a split from `references.json`, or else its index."""
         if not self._has_references:
             return list(range(self.splits[name].features.shape[0]))
         return [image.get("id", place) for place, image in enumerate(self._described(name))]
@@ -111,7 +86,7 @@ class Dataset:
 
     @cached_property
     def _references(self) -> Any:
-        """What `references.json` holds; it is read once."""
+        """Contents of `references.json`, read once."""
         return read_json(self.folder / layout.REFERENCES)
 
     def _described(self, name: str) -> list[dict[str, Any]]:
@@ -134,7 +109,7 @@ def _is_described(image: Any) -> bool:
     captions = image.get("captions") if isinstance(image, dict) else None
     return (
         isinstance(captions, list)
-        and all(isinstance(said, str) for said in captions)
+        and all(isinstance(caption, str) for caption in captions)
         and type(image.get("id", 0)) is int
     )
 
@@ -148,31 +123,31 @@ def open_dataset(
     max_train: int | None = None,
     rng: numpy.random.Generator | None = None,
 ) -> Dataset:
-    """Open a data folder: the CS231n one as it comes, or one that xpcap made.
+    """Open a data folder: the original CS231n one, or one made by xpcap.
 
     Parameters
     ----------
     folder
-        Holds the files that `xpcap.data.folder` names.
+        With the files listed in `xpcap.data.folder`.
     features
-        `"pca"`, `"fc7"`, or `"auto"`: pca where there is one, else fc7.
+        `"pca"`, `"fc7"`, or `"auto"`: pca if there are any, else fc7.
     lazy
-        Leave the features in their files and read rows when they are needed.
+        Leave the features in their files and read rows when they are indexed.
     dtype
-        Of the features in memory: `"float32"` or `"float16"`.
+        Dtype of the features in memory: `"float32"` or `"float16"`.
     max_train
-        Keep only so many training captions, drawn at random.
+        Keep only this number of training captions, drawn without replacement.
     rng
-        Where that draw comes from; needed with `max_train`.
+        Generator of that draw.
 
     Raises
     ------
     DataError
-        It names the file, the key, what was found and what was expected.
+        If a file is missing, damaged or has other contents.
     """
     with explained(folder, "read"):
-        there = folder.is_dir()
-    if not there:
+        exists = folder.is_dir()
+    if not exists:
         raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
     kind = _choose_features(folder, features)
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
@@ -187,22 +162,14 @@ def open_dataset(
             check_images(folder, name, image_idxs, path, values.shape[0])
             urls = read_urls(folder / layout.urls_file(name), values.shape[0])
             splits[name] = Split(captions, image_idxs.astype(numpy.int32), values, urls)
-    sizes = {name: split.features.shape[1] for name, split in splits.items()}
-    if len(set(sizes.values())) > 1:
-        raise DataError(f"{folder}: features have {sizes} numbers an image; expected one size")
+    check_widths(folder, {name: split.features for name, split in splits.items()})
     if max_train is not None:
         splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
     return Dataset(folder, vocabulary, splits, kind, read_description(folder))
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `dataset.json`; a folder without one is known by its own name.
-
-    Raises
-    ------
-    DataError
-        If the file holds something else.
-    """
+    """Read `dataset.json`; without one, the data set has the name of its folder."""
     path = folder / layout.DESCRIPTION
     if not path.exists():
         return {"name": folder.resolve().name}
@@ -226,38 +193,32 @@ def _is_plain_name(name: Any) -> bool:
 
 
 def _choose_features(folder: Path, features: str) -> str:
-    there = [
+    found = [
         kind
         for kind in layout.FEATURE_KINDS
         if any((folder / layout.features_file(name, kind)).exists() for name in layout.SPLITS)
     ]
     if features == "auto":
-        return there[0] if there else "pca"
+        return found[0] if found else "pca"
     if features not in layout.FEATURE_KINDS:
         raise DataError(f"features '{features}' are unknown; expected auto, pca or fc7")
-    if there and features not in there:
+    if found and features not in found:
         wanted = layout.features_file("train", features)
-        raise DataError(f"{folder} has no {features} features ({wanted}), only {there[0]}")
+        raise DataError(f"{folder} has no {features} features ({wanted}), only {found[0]}")
     return features
 
 
 def read_split_captions(
     file: Any, path: Path, name: str, vocabulary: Vocabulary
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Read a split's captions `(M, T)` int32 and image indices `(M,)`, and check them.
-
-    Raises
-    ------
-    DataError
-        It names the file, the key, what was found and what was expected.
-    """
+    """Read and check a split's captions `(M, T)` int32 and image indices `(M,)`."""
     key = f"{name}_captions"
     captions = read_array(file, path, key, 2, "iu")
     image_idxs = read_array(file, path, f"{name}_image_idxs", 1, "iu")
     if len(captions) != len(image_idxs):
         raise DataError(
             f"{path}: '{key}' has {len(captions)} rows and '{name}_image_idxs' {len(image_idxs)};"
-            " expected as many"
+            " expected the same number"
         )
     if captions.size == 0 or captions.shape[1] < 2:
         raise DataError(
@@ -269,25 +230,19 @@ def read_split_captions(
             f" 0 to {len(vocabulary) - 1} as {layout.VOCABULARY} has {len(vocabulary)} words"
         )
     places = vocabulary.word_to_idx
-    if (captions[:, 0] != places[START]).any():
-        row = int(numpy.argmax(captions[:, 0] != places[START]))
-        raise DataError(f"{path}: '{key}' row {row} does not begin with {START}, as all must")
-    if (captions[:, 1:] == places[NULL]).all(axis=1).any():
-        row = int(numpy.argmax((captions[:, 1:] == places[NULL]).all(axis=1)))
-        raise DataError(f"{path}: '{key}' row {row} has no word after {START}")
+    for wrong, problem in (
+        (captions[:, 0] != places[START], f"does not begin with {START}, as all must"),
+        ((captions[:, 1:] == places[NULL]).all(axis=1), f"has no word after {START}"),
+    ):
+        if wrong.any():
+            raise DataError(f"{path}: '{key}' row {int(numpy.argmax(wrong))} {problem}")
     return captions.astype(numpy.int32), image_idxs
 
 
 def check_images(
     folder: Path, name: str, image_idxs: numpy.ndarray, path: Path, images: int
 ) -> None:
-    """Check that every caption's image is a row of the feature file `path`.
-
-    Raises
-    ------
-    DataError
-        If one is not.
-    """
+    """Check that the image indices are rows of the feature file `path` of `images` rows."""
     if image_idxs.min() < 0 or image_idxs.max() >= images:
         raise DataError(
             f"{path} has {images} rows, but '{name}_image_idxs' in {folder / layout.CAPTIONS}"
@@ -295,17 +250,18 @@ def check_images(
         )
 
 
-def read_urls(path: Path, images: int) -> list[str]:
-    """Read a line an image.
+def check_widths(folder: Path, features: Mapping[str, Features]) -> None:
+    """Check that all splits have the same number of features per image."""
+    widths = {split: rows.shape[1] for split, rows in features.items()}
+    if len(set(widths.values())) > 1:
+        raise DataError(f"{folder}: features per image are {widths}; expected the same number")
 
-    Raises
-    ------
-    DataError
-        If the file is missing or has another number of lines.
-    """
+
+def read_urls(path: Path, images: int) -> list[str]:
+    """Read a file of one line per image, and check their number."""
     urls = read_bytes(path).decode("utf-8", "replace").splitlines()
     if len(urls) != images:
-        raise DataError(f"{path} has {len(urls)} lines; expected {images}, one an image")
+        raise DataError(f"{path} has {len(urls)} lines; expected {images}, one per image")
     return [url.strip() for url in urls]
 
 

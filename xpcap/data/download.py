@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xpcap.data.archive import Manifest, read_manifest, unpack, unpacked_size
 from xpcap.data.fetch import Part, fetch
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.web import check_web
 from xpcap.errors import DataError
 from xpcap.files import check_new_folder, new_folder
@@ -16,11 +16,10 @@ FOLDER = "coco_captioning"
 MANIFEST = Path(__file__).with_name("coco_manifest.json")
 
 
-def download_coco(out: Path, url: str = ADDRESS, progress: Progress = say_nothing) -> None:
-    """Download the COCO captioning archive of CS231n, check it, and unpack it.
+def download_coco(out: Path, url: str = ADDRESS, progress: Progress = no_progress) -> None:
+    """Download the COCO captioning archive of CS231n, verify it, and unpack it.
 
-    What was fetched when a call ends early stays beside `out`, in a hidden file; the next call
-    goes on from there.
+    A partial download is kept in a hidden file beside `out`, and the next call resumes it.
 
     Parameters
     ----------
@@ -29,20 +28,19 @@ def download_coco(out: Path, url: str = ADDRESS, progress: Progress = say_nothin
     url
         An http or https address of the archive.
     progress
-        Told how far it is, in bytes. Where the server does not say how many there are, it is told
-        as many as there are so far.
+        Callback, in bytes; if the server does not tell the total, it is the number so far.
 
     Raises
     ------
     DataError
-        If `out` is taken or the disk too full, the archive cannot be fetched, or it holds other
-        bytes than expected; `out` is then not made.
+        If `out` exists or the disk is too full, the archive cannot be fetched, or it has other
+        contents than expected; `out` is then not made.
     """
     download_archive(out, url, read_manifest(MANIFEST), progress)
 
 
 def download_archive(out: Path, url: str, manifest: Manifest, progress: Progress) -> None:
-    """Download an archive as `download_coco` does, with other files expected in it."""
+    """Download an archive with the files of `manifest`, as `download_coco` does."""
     out = out.absolute()
     check_web(url)
     check_new_folder(out)
@@ -53,5 +51,5 @@ def download_archive(out: Path, url: str, manifest: Manifest, progress: Progress
             unpack(part.path, folder, manifest, FOLDER, progress)
         except DataError as error:
             part.remove()
-            raise DataError(f"{url}: {error}; it is removed, the next try starts anew") from error
+            raise DataError(f"{url}: {error}; it is removed, the next call starts over") from error
     part.remove()

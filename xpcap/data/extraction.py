@@ -1,4 +1,4 @@
-"""Computing the features of many pictures: in batches, from where it was interrupted."""
+"""Computing the features of many images: in batches, and resumable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy
 from xpcap import threads
 from xpcap.data.extractors import Extractor
 from xpcap.data.images import open_picture
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.distributed import Alone, Ranks, by_first, check_alike
 from xpcap.errors import DataError
 from xpcap.files import explained, lock
@@ -26,106 +26,98 @@ _BLOCK = 1024  # rows that are read back at a time
 
 
 class Broken(NamedTuple):
-    """A picture that cannot be opened, and why."""
+    """An image that cannot be opened, and why."""
 
     path: Path
     reason: str
 
 
-def extract(extractor: Extractor, pictures: Sequence[Path]) -> numpy.ndarray:
-    """Compute the features `(N, D)` float32 of a few pictures.
+def extract(extractor: Extractor, images: Sequence[Path]) -> numpy.ndarray:
+    """Compute the features `(N, D)` float32 of a few images.
 
     Raises
     ------
     DataError
         If one cannot be opened, or its features are not finite.
     """
-    rows = numpy.empty((len(pictures), extractor.dim), numpy.float32)
-    for first in range(0, len(pictures), BATCH):
-        batch = pictures[first : first + BATCH]
-        opened = [extractor.prepare(open_picture(path)) for path in batch]
-        rows[first : first + BATCH] = _compute(extractor, batch, opened)
+    rows = numpy.empty((len(images), extractor.dim), numpy.float32)
+    for first in range(0, len(images), BATCH):
+        batch = images[first : first + BATCH]
+        prepared = [extractor.prepare(open_picture(path)) for path in batch]
+        rows[first : first + BATCH] = _compute(extractor, batch, prepared)
     return rows
 
 
 def _compute(
-    extractor: Extractor, pictures: Sequence[Path], prepared: Sequence[numpy.ndarray]
+    extractor: Extractor, images: Sequence[Path], prepared: Sequence[numpy.ndarray]
 ) -> numpy.ndarray:
     rows: numpy.ndarray = extractor(numpy.stack(prepared))
-    for path, row in zip(pictures, rows, strict=True):
+    for path, row in zip(images, rows, strict=True):
         if not numpy.isfinite(row).all():
             raise DataError(f"{path}: '{extractor.name}' gives NaN or infinity")
     return rows
 
 
 class Extraction:
-    """The features of pictures, a row each, in a hidden file that grows as they are computed.
+    """The features of images, in a hidden file that grows as they are computed.
 
-    Whoever is interrupted and asks again for the same pictures from the same extractor, which the
-    file's name tells, goes on from the first picture that was not done, or has changed since.
+    The file's name identifies images and extractor. With the same ones, a later call resumes at
+    the first image that is missing from the file or has been modified.
 
     Parameters
     ----------
-    extractor
-        What computes them.
-    pictures
-        Files.
+    extractor, images
+        What computes the features, and of which files.
     beside
-        The path that the file is beside.
+        Path in whose folder the hidden file is kept.
     """
 
-    def __init__(self, extractor: Extractor, pictures: Sequence[Path], beside: Path) -> None:
+    def __init__(self, extractor: Extractor, images: Sequence[Path], beside: Path) -> None:
         self.extractor = extractor
-        self.pictures = pictures
+        self.images = images
         self._beside = beside.absolute()
         self.path = self._beside.with_name(f".{self._beside.name}.{self._key()}.features")
-        # `stamp` tells one state of a picture's file from another; features of a broken one are NaN
+        # `stamp` identifies a version of the image file; features of a broken image are NaN
         self._row = numpy.dtype(
             [("stamp", numpy.int64, 2), ("features", numpy.float32, extractor.dim)]
         )
 
     def _key(self) -> str:
-        pictures = [str(path.absolute()) for path in self.pictures]
-        content = json.dumps([self.extractor.describe(), *pictures])
+        content = json.dumps(
+            [self.extractor.describe(), *(str(path.absolute()) for path in self.images)]
+        )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def run(
         self,
         skip_broken: bool = False,
         workers: int | None = None,
-        progress: Progress = say_nothing,
+        progress: Progress = no_progress,
         ranks: Ranks | None = None,
     ) -> list[Broken]:
-        """Compute the rows that are missing.
+        """Compute the missing rows.
 
         Parameters
         ----------
         skip_broken
-            Go on past pictures that cannot be opened.
+            Skip images that cannot be opened; they are returned.
         workers
-            Threads that open and prepare pictures; None is one a core.
+            Threads that open and prepare images; None is one per core.
         progress
-            Told how far it is.
+            Callback.
         ranks
-            The processes that compute together, on one file system: batches are dealt out, and the
-            first process writes.
-
-        Returns
-        -------
-        list of Broken
-            What was skipped.
+            Processes that share the batches, on one file system; the first writes the file.
 
         Raises
         ------
         DataError
-            If a picture cannot be opened and `skip_broken` is not said, the extractor gives
-            something that is not finite, the file cannot be written, or another process is at
-            work on it. What was computed is kept.
+            If an image cannot be opened and `skip_broken` is False, features are not finite, the
+            file cannot be written, or another process uses it. Computed rows are kept.
         ConfigurationError
-            If the ranks have different pictures or extractors.
+            If the ranks have different images or extractors.
         """
         ranks = ranks or Alone()
-        check_alike(ranks, {"pictures or extractors": self._key()})
+        check_alike(ranks, {"images or extractors": self._key()})
         with explained(self.path, "write"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(os.devnull if ranks.rank else self.path, "ab") as file:
@@ -140,7 +132,7 @@ class Extraction:
                         file.write(rows.tobytes())
                         file.flush()
                         done += len(rows)
-                        progress("pictures", done, len(self.pictures))
+                        progress("images", done, len(self.images))
                 finally:
                     if not (done or ranks.rank):
                         self.path.unlink()
@@ -149,8 +141,8 @@ class Extraction:
     def _missing(
         self, done: int, skip_broken: bool, workers: int | None, ranks: Ranks
     ) -> Iterator[numpy.ndarray]:
-        """Compute the rows from `done` on, a batch of each rank at a time, in their order."""
-        batches = [self.pictures[k : k + BATCH] for k in range(done, len(self.pictures), BATCH)]
+        """Compute the rows from `done` on in order, one batch of each rank at a time."""
+        batches = [self.images[k : k + BATCH] for k in range(done, len(self.images), BATCH)]
         rounds = -(-len(batches) // ranks.size)
         mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
         pool = ThreadPoolExecutor(workers or threads.available())
@@ -161,13 +153,13 @@ class Extraction:
             pool.shutdown(cancel_futures=True)
 
     def features(self, rows: Sequence[int]) -> numpy.ndarray:
-        """Return the features of some pictures, by their numbers, which ascend."""
+        """Return the features of some images, by ascending index."""
         first = rows[0]
         block = self._read(first, rows[-1] + 1)
         return numpy.asarray(block["features"][numpy.asarray(rows) - first])
 
     def forget(self) -> None:
-        """Remove the file, and those of other pictures and extractors for the same place."""
+        """Remove the file, and those of other images and extractors beside the same path."""
         name = re.compile(rf"\.{re.escape(self._beside.name)}\.[0-9a-f]{{16}}\.features")
         for path in self._beside.parent.iterdir():
             if name.fullmatch(path.name):
@@ -183,19 +175,19 @@ class Extraction:
             yield first, self._read(first, min(first + _BLOCK, end))
 
     def _done(self, skip_broken: bool) -> int:
-        """Count the rows, from the first on, that can be kept."""
-        written = self.path.stat().st_size // self._row.itemsize
-        for first, block in self._blocks(min(written, len(self.pictures))):
-            for k, row in enumerate(block):
-                same = tuple(row["stamp"]) == _stamp(self.pictures[first + k])
+        """Count the leading rows that can be kept."""
+        written = min(self.path.stat().st_size // self._row.itemsize, len(self.images))
+        for first, block in self._blocks(written):
+            for k, row in enumerate(block, first):
+                same = tuple(row["stamp"]) == _stamp(self.images[k])
                 if not same or (numpy.isnan(row["features"][0]) and not skip_broken):
-                    return first + k
-        return min(written, len(self.pictures))
+                    return k
+        return written
 
     def _opened(
         self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]]
     ) -> Iterator[list[_Opened]]:
-        """Open batch after batch, always one ahead of the one that is asked for."""
+        """Open batch after batch, always one ahead of the one in use."""
         ahead: list[Future[_Opened]] = []
         for k, batch in enumerate([*batches, ()]):
             now, ahead = ahead, [pool.submit(self._open, path) for path in batch]
@@ -215,32 +207,33 @@ class Extraction:
         rows = numpy.empty(len(batch), self._row)
         if not batch:
             return rows
-        rows["stamp"] = [picture.stamp for picture in opened]
+        rows["stamp"] = [image.stamp for image in opened]
         rows["features"] = numpy.nan
-        whole: dict[int, numpy.ndarray] = {}
-        for k, picture in enumerate(opened):
-            if picture.prepared is not None:
-                whole[k] = picture.prepared
-            elif picture.error is not None and not skip_broken:
-                raise picture.error
-        if whole:
-            paths = [batch[k] for k in whole]
-            rows["features"][list(whole)] = _compute(self.extractor, paths, list(whole.values()))
+        prepared: dict[int, numpy.ndarray] = {}
+        for k, image in enumerate(opened):
+            if image.prepared is not None:
+                prepared[k] = image.prepared
+            elif image.error is not None and not skip_broken:
+                raise image.error
+        if prepared:
+            paths = [batch[k] for k in prepared]
+            features = _compute(self.extractor, paths, list(prepared.values()))
+            rows["features"][list(prepared)] = features
         return rows
 
     def _broken(self) -> list[Broken]:
-        """Say of every row of NaN what is wrong with its picture."""
+        """Return the images whose rows are NaN."""
         found = []
-        for first, block in self._blocks(len(self.pictures)):
+        for first, block in self._blocks(len(self.images)):
             for k in numpy.flatnonzero(numpy.isnan(block["features"][:, 0])).tolist():
-                path = self.pictures[first + k]
+                path = self.images[first + k]
                 error = self._open(path).error
-                found.append(Broken(path, str(error or f"{path} could not be opened at its turn")))
+                found.append(Broken(path, str(error or f"{path} could not be opened at first")))
         return found
 
 
 class _Opened(NamedTuple):
-    """A picture's file as it was, and the picture, prepared, or why there is none."""
+    """An image prepared for the extractor, or the error, and the stamp of its file."""
 
     stamp: tuple[int, int]
     prepared: numpy.ndarray | None
@@ -248,7 +241,7 @@ class _Opened(NamedTuple):
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return what changes when a file does, its size and its time; zeros if it is not there."""
+    """Return size and modification time of a file; zeros if it does not exist."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,7 +1,8 @@
-"""Image features in an HDF5 file: read whole, or row by row as they are asked for."""
+"""Image features in an HDF5 file: read as a whole, or row by row when indexed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,12 +12,12 @@ from xpcap.data.hdf5 import DAMAGED
 from xpcap.data.row_reader import open_rows
 from xpcap.errors import DataError
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 128 * 2**20
 FEATURE_DTYPES = ("float32", "float16")
 
 
 class Features(Protocol):
-    """What a data set needs of its features; a NumPy array has it."""
+    """Features `(images, D)`: a NumPy array or `LazyFeatures`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -30,26 +31,21 @@ class Features(Protocol):
         """Return the features of the images `rows`."""
 
 
+def row_blocks(features: Features) -> Iterator[slice]:
+    """Yield consecutive slices of all rows, each of at most 128 MiB in float32."""
+    count, width = features.shape
+    height = max(1, BLOCK_BYTES // (4 * max(1, width)))
+    for first in range(0, count, height):
+        yield slice(first, min(first + height, count))
+
+
 def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
-    """Read a whole feature file.
-
-    Parameters
-    ----------
-    path
-        An HDF5 file with the floating array `features (images, D)`.
-    dtype
-        `"float32"`, or `"float16"` for half the memory and about three digits.
-
-    Returns
-    -------
-    array
-        `(images, D)` of that dtype.
+    """Read a whole feature file, as `LazyFeatures` does.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated, holds something else, or a number in it is not finite
-        (or too large for `dtype`).
+        Also if the features do not fit in memory.
     """
     lazy = LazyFeatures(path, dtype)
     try:
@@ -59,28 +55,29 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
             f"{path}: 'features' of shape {lazy.shape} do not fit in memory; leave them in their"
             " file (--lazy)"
         ) from error
-    block = max(1, BLOCK_BYTES // (4 * max(1, lazy.shape[1])))
-    for first in range(0, len(out), block):
-        out[first : first + block] = lazy[slice(first, first + block)]
+    for block in row_blocks(lazy):
+        out[block] = lazy[block]
     lazy.close()
     return out
 
 
 class LazyFeatures:
-    """Features that stay in their file; indexing reads the rows asked for, from any thread.
+    """Features that stay in their file; indexing reads the requested rows, from any thread.
 
     Parameters
     ----------
     path
-        An HDF5 file with the floating array `features (images, D)`. Uncompressed and in one piece,
-        as h5py writes it unless told otherwise, it is read at a fraction of memory's speed.
+        HDF5 file with the floating array `features (images, D)`. Fastest if uncompressed and
+        contiguous, h5py's default.
     dtype
-        Of what is returned: `"float32"` or `"float16"`.
+        Dtype of the rows returned: `"float32"`, or `"float16"` for half the memory and about three
+        digits.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated or holds something else.
+        If the file is missing, truncated or has other contents; when indexed, if it cannot be read
+        there, or a value is not finite in `dtype`.
     """
 
     def __init__(self, path: Path, dtype: str = "float32") -> None:
@@ -90,18 +87,12 @@ class LazyFeatures:
         self.dtype: numpy.dtype[Any] = numpy.dtype(dtype)
         self._reader = open_rows(path, "features")
         self.shape = self._reader.shape
+        self.close = self._reader.close
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> numpy.ndarray:
-        """Read rows, named in any way in which NumPy names them: a slice, or integers `(N,)`.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be read there, or a number is not finite.
-        """
         wanted = numpy.arange(len(self))[rows]
         distinct, places = numpy.unique(wanted, return_inverse=True)
         found = self._read(distinct)
@@ -116,11 +107,7 @@ class LazyFeatures:
             found = found.astype(self.dtype, copy=False)
         if not numpy.isfinite(found).all():
             raise DataError(
-                f"{self.path}: 'features' holds NaN or infinite numbers (as {self.dtype});"
+                f"{self.path}: 'features' holds NaN or infinite values (as {self.dtype});"
                 " expected finite ones"
             )
         return found
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()

@@ -1,4 +1,4 @@
-"""Fetching a large file from the web over a connection that may be cut."""
+"""Resumable download of a large file over an unreliable connection."""
 
 from __future__ import annotations
 
@@ -19,20 +19,12 @@ from xpcap.files import explained, new_file, read_json
 LARGEST = 4 * 2**30
 TIMEOUT = 30.0
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new try; they begin anew whenever bytes arrived."""
+"""Seconds before each retry; the sequence restarts whenever bytes have arrived."""
 PIECE = 2**18
 
 
 class Part:
-    """A file on its way here, and beside it a note of what it is a part of.
-
-    Parameters
-    ----------
-    path
-        Where it is kept, whether something is there already or not.
-    url
-        Where it comes from.
-    """
+    """A partial download of `url` at `path`, and beside it a note of version and size."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path
@@ -50,7 +42,7 @@ class Part:
 
     @property
     def have(self) -> int:
-        """How many bytes can be gone on from; none where the file might not be known again."""
+        """Number of bytes that can be kept; 0 without a version to resume from."""
         if not self.version or self.total is None or not self.path.is_file():
             return 0
         size = self.path.stat().st_size
@@ -58,19 +50,19 @@ class Part:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What to ask for: the rest, if the file is still the same, else all of it."""
+        """Headers that request the rest, if the version is the same, or else the whole file."""
         if not self.have:
             return {}
         return {"Range": f"bytes={self.have}-", "If-Range": self.version}
 
     def is_followed_by(self, headers: HTTPMessage) -> bool:
-        """Tell whether the bytes under these headers go on where this part ends."""
+        """Return whether an answer with these headers continues this part."""
         follows = rf"bytes {self.have}-\d+/{self.total}"
         same = _version(headers) in ("", self.version)
         return same and re.fullmatch(follows, headers.get("Content-Range", "")) is not None
 
     def begin(self, answer: HTTPResponse) -> None:
-        """Start anew with a whole file."""
+        """Start over with a whole file."""
         self.remove()
         self.version, self.total = _version(answer.headers), answer.length
         note = {"url": self.url, "version": self.version, "total": self.total}
@@ -78,7 +70,7 @@ class Part:
             temporary.write_text(json.dumps(note))
 
     def remove(self) -> None:
-        """Forget what was fetched."""
+        """Remove the partial download and its note."""
         with explained(self.path, "remove"):
             self.path.unlink(missing_ok=True)
             self._note.unlink(missing_ok=True)
@@ -86,32 +78,25 @@ class Part:
 
 
 def _version(headers: HTTPMessage) -> str:
-    """Return what tells this version of a file from others, to the byte; empty if nothing does."""
+    """Return a strong identifier of the file's version, or an empty string."""
     tag = headers.get("ETag", "")
     version = tag if tag.startswith('"') else headers.get("Last-Modified", "")
     return version if version.isascii() and version.isprintable() else ""
 
 
 class _CutError(Exception):
-    """A try that failed; another one may not."""
+    """A failure that a retry may overcome."""
 
 
 def fetch(part: Part, spare: int, progress: Progress) -> None:
-    """Fetch what is missing of a file, with new tries whenever the connection is cut.
+    """Download the rest of a file, retrying if the connection is cut.
 
-    Parameters
-    ----------
-    part
-        The file.
-    spare
-        How many bytes must stay free on its disk.
-    progress
-        Told how far it is.
+    `spare` bytes must stay free on its disk.
 
     Raises
     ------
     DataError
-        If the file cannot be had. What there is of it stays, if it can be gone on from.
+        If the file cannot be fetched; what can be resumed is kept.
     """
     pauses, most = list(PAUSES), part.have
     while True:
@@ -129,7 +114,7 @@ def fetch(part: Part, spare: int, progress: Progress) -> None:
 def _kept(part: Part) -> str:
     if not part.have:
         return ""
-    return f"; {part.have} of {part.total} bytes are kept, the next call goes on from there"
+    return f"; {part.have} of {part.total} bytes are kept, the next call resumes there"
 
 
 def _fetch_rest(part: Part, spare: int, progress: Progress) -> None:
@@ -141,12 +126,12 @@ def _fetch_rest(part: Part, spare: int, progress: Progress) -> None:
             part.begin(answer)
         elif not part.is_followed_by(answer.headers):
             part.remove()
-            raise _CutError("the server sends another range than it was asked for")
+            raise _CutError("the server sends another range than requested")
         try:
             _check_room(part, spare)
             _append(answer, part, progress)
         except BaseException:
-            if not part.have:  # of no use to a later try
+            if not part.have:  # cannot be resumed
                 part.remove()
             raise
 
@@ -156,10 +141,10 @@ def _ask(part: Part) -> HTTPResponse:
         answer = open_url(part.url, TIMEOUT, part.headers)
     except FAILURES as error:
         reason = reason_of(error)
-        if part.have and _status(error) == 416:  # there is less of it than there was
+        if part.have and _status(error) == 416:  # the file is shorter than before
             part.remove()
             raise _CutError(reason) from error
-        if _may_pass(error):
+        if _is_transient(error):
             raise _CutError(reason) from error
         raise DataError(f"cannot fetch {part.url}: {reason}") from error
     if answer.status not in (200, 206):
@@ -168,7 +153,7 @@ def _ask(part: Part) -> HTTPResponse:
     return answer
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)

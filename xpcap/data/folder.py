@@ -1,23 +1,22 @@
-"""The data folder of the CS231n assignment: which file holds what, and how one is written.
+"""The data folder of the CS231n assignment: its files, and how they are written.
 
-The names are the assignment's (`coco2014_captions.h5`, `train2014_vgg16_fc7.h5`, ...), so that its
-own folder opens as it comes and its readers open ours. What a name cannot say, `dataset.json`
-does: where the features come from, and how the set was made.
+The names are the assignment's, so that its folder opens unchanged and its code reads ours.
+`dataset.json` adds where the features come from, and how the data set was made.
 
     coco2014_captions.h5              train_captions (M, T), train_image_idxs (M,), val_... ; int32
     coco2014_vocab.json               idx_to_word, word_to_idx
     {train,val}2014_vgg16_fc7.h5      features (images, D) float32
     {train,val}2014_vgg16_fc7_pca.h5  features (images, 512) float32
-    {train,val}2014_urls.txt          a line an image: where to see it
+    {train,val}2014_urls.txt          one line per image: where to see it
     references.json                   optional: for each image its id and all captions, as written
     pca.h5                            optional: mean, components, explained_variance
-    dataset.json                      optional: name, extractor, how it was made
+    dataset.json                      optional: name, features, extractor, ...
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,15 @@ VOCABULARY = "coco2014_vocab.json"
 REFERENCES = "references.json"
 PCA = "pca.h5"
 DESCRIPTION = "dataset.json"
-_BLOCK = 1024
 
 
 def features_file(split: str, kind: str) -> str:
-    """Name the file that holds the features of a split; `kind` is `"fc7"` or `"pca"`."""
+    """Return the name of a split's feature file; `kind` is `"fc7"` or `"pca"`."""
     return f"{split}2014_vgg16_fc7{'_pca' if kind == 'pca' else ''}.h5"
 
 
 def urls_file(split: str) -> str:
-    """Name the file that holds a line an image of a split."""
+    """Return the name of the file with one line per image of a split."""
     return f"{split}2014_urls.txt"
 
 
@@ -52,28 +50,16 @@ def urls_file(split: str) -> str:
 class SplitContents:
     """What is written for one split.
 
-    Parameters
-    ----------
-    captions
-        Word indices `(M, T)` int32, each row `<START> ... <END>` padded with `<NULL>`.
-    image_idxs
-        The image of each caption, `(M,)` int32: a row of `features`, `urls`, `ids`, `references`.
-    features
-        Features by kind (`"fc7"`, `"pca"`), each `(images, D)` float32.
-    urls
-        A line an image.
-    ids
-        The image's number where it came from.
-    references
-        All captions of each image, as people wrote them.
+    Rows of `captions (M, T)` are word indices `<START> ... <END>` padded with `<NULL>`, and
+    `image_idxs (M,)` their images: rows of `features`, `urls`, `ids` and `references`.
     """
 
     captions: numpy.ndarray
     image_idxs: numpy.ndarray
-    features: Mapping[str, numpy.ndarray]
+    features: Mapping[str, numpy.ndarray]  # by kind, each (images, D)
     urls: Sequence[str]
-    ids: Sequence[int]
-    references: Sequence[Sequence[str]]
+    ids: Sequence[int]  # in the source of the images
+    references: Sequence[Sequence[str]]  # captions as written
 
 
 def write_contents(
@@ -82,26 +68,16 @@ def write_contents(
     splits: Mapping[str, SplitContents],
     description: Mapping[str, Any],
 ) -> None:
-    """Write a data set into an existing folder (inside `xpcap.files.new_folder`, say).
+    """Write a data set into an existing folder (such as that of `xpcap.files.new_folder`).
 
-    Parameters
-    ----------
-    folder
-        An existing folder.
-    vocabulary
-        The words.
-    splits
-        The contents of `"train"` and `"val"`.
-    description
-        What `dataset.json` will hold; `"name"` and `"features"` (in words) are expected of all.
+    `splits` are `"train"` and `"val"`; `description` is stored as `dataset.json`, with at least
+    `"name"`.
 
     Raises
     ------
     DataError
         If a file cannot be written.
     """
-    import h5py
-
     vocabulary.write(folder / VOCABULARY)
     indices = {}
     for split, contents in splits.items():
@@ -113,8 +89,8 @@ def write_contents(
     for split, contents in splits.items():
         for kind, features in contents.features.items():
             path = folder / features_file(split, kind)
-            with explained(path, "write"), h5py.File(path, "w") as file:
-                file["features"] = features
+            with explained(path, "write"):
+                write_features(path, features.shape, [features])
         write_text(folder / urls_file(split), "".join(f"{url}\n" for url in contents.urls))
         references[split] = [
             {"id": id_, "captions": list(captions)}
@@ -124,39 +100,24 @@ def write_contents(
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def write_features(
-    path: Path, rows: Sequence[int], dim: int, read: Callable[[Sequence[int]], numpy.ndarray]
-) -> None:
-    """Write a feature file block by block, as it may not fit in memory.
-
-    Parameters
-    ----------
-    path
-        The file.
-    rows
-        The numbers of its rows where they come from.
-    dim
-        D, the numbers in a row.
-    read
-        Returns the rows `(R, dim)` of some numbers.
+def write_features(path: Path, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]) -> None:
+    """Write a feature file of `shape` `(images, D)` from consecutive blocks of rows.
 
     Raises
     ------
-    DataError
+    OSError
         If the file cannot be written.
     """
     import h5py
 
-    with explained(path, "write"), h5py.File(path, "w") as file:
-        written = file.create_dataset("features", (len(rows), dim), numpy.float32)
-        for first in range(0, len(rows), _BLOCK):
-            written[first : first + _BLOCK] = read(rows[first : first + _BLOCK])
+    with h5py.File(path, "w") as file:
+        written, first = file.create_dataset("features", shape, numpy.float32), 0
+        for block in blocks:
+            written[first : first + len(block)] = block
+            first += len(block)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file inside a folder that is itself being made.
-
-    Halves of characters, which JSON can hold and UTF-8 cannot, become question marks.
-    """
+    """Write a text file; lone surrogates, which UTF-8 cannot encode, become question marks."""
     with explained(path, "write"):
         path.write_text(text, encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""Opening HDF5 files that nobody vouches for, and writing small ones.
+"""Reading untrusted HDF5 files, and writing small ones.
 
-An array is part of its file: it is no link, and none of its numbers are in other files. It takes at
-most as much memory as `check_swelling` allows, and its chunks are unpacked by `Chunks`.
+An array must be stored in its own file: links, virtual and external data sets are refused. It takes
+at most as much memory as `check_swelling` allows, and its chunks are decompressed by `Chunks`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,24 @@ from xpcap.errors import DataError
 from xpcap.files import check_plain, check_swelling, explained
 
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-"""What h5py raises where the bytes of a file make no sense."""
+"""Exceptions of h5py for damaged files."""
 
 KINDS = {"f": "floating", "iu": "integer"}
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open an HDF5 file for reading.
-
-    Returns
-    -------
-    h5py.File
-        Close it when done.
+    """Open an HDF5 file for reading, as an `h5py.File` that the caller closes.
 
     Raises
     ------
     DataError
-        If it is missing, no HDF5 file, or shorter than its header says.
+        If it is missing, not an HDF5 file, or shorter than its header says.
     """
     import h5py
 
     check_plain(path)
     with explained(path, "read"), open(path, "rb"):
-        pass  # not ours to read: said in the system's own words
+        pass  # a missing permission is reported in the system's own words
     try:
         return h5py.File(path, "r")
     except DAMAGED as error:
@@ -51,28 +46,23 @@ def open_hdf5(path: Path) -> Any:
 
 
 def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
-    """Find an array in an open file and check what it is.
+    """Find the array `key` in an open file and check it, without reading its values.
 
     Parameters
     ----------
     file, path
-        The open file and its path.
-    key
-        The array's name.
-    ndim
-        How many axes it must have.
-    kinds
-        Which NumPy kinds of dtype it may have: `"f"` floating, `"iu"` integer.
+        Open file and its path.
+    key, ndim, kinds
+        Name, number of axes, and NumPy kinds of dtype: `"f"` floating, `"iu"` integer.
 
     Returns
     -------
     h5py.Dataset
-        Not read yet.
 
     Raises
     ------
     DataError
-        It names the file, the key, what was found and what was expected.
+        If there is no such array, or its size is implausible.
     """
     import h5py
 
@@ -91,22 +81,17 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         if found.ndim != ndim or found.dtype.kind not in kinds:
             raise DataError(f"{path}: '{key}' is {found.dtype} of shape {found.shape}; {expected}")
         if found.is_virtual or found.external:
-            raise DataError(f"{path}: '{key}' has its numbers in other places; {expected}")
-        _check_size(path, key, found)
+            raise DataError(f"{path}: '{key}' is stored in another file; {expected}")
+        stored = min(found.id.get_storage_size(), path.stat().st_size)
+        for shape in (found.shape, found.chunks or ()):
+            size = prod(shape) * found.dtype.itemsize
+            check_swelling(f"{path}: '{key}' of shape {found.shape}", size, stored)
     return found
-
-
-def _check_size(path: Path, key: str, array: Any) -> None:
-    """Check that an array, or a chunk of it, takes about as much memory as room in the file."""
-    stored = min(array.id.get_storage_size(), path.stat().st_size)
-    for shape in (array.shape, array.chunks or ()):
-        size = prod(shape) * array.dtype.itemsize
-        check_swelling(f"{path}: '{key}' of shape {array.shape}", size, stored)
 
 
 @contextlib.contextmanager
 def whole(path: Path, key: str, doing: str = "read") -> Iterator[None]:
-    """Turn what h5py raises inside the block into a `DataError`: that an array is damaged."""
+    """Turn exceptions of h5py inside the block into a `DataError`: an array is damaged."""
     try:
         yield
     except DataError:
@@ -116,13 +101,7 @@ def whole(path: Path, key: str, doing: str = "read") -> Iterator[None]:
 
 
 def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
-    """Read an array of an open file whole, with the checks of `find_array`.
-
-    Raises
-    ------
-    DataError
-        As `find_array`, and if its bytes cannot be read.
-    """
+    """Read a whole array, checked as by `find_array`."""
     found = find_array(file, path, key, ndim, kinds)
     with whole(path, key):
         if found.chunks is None:
@@ -132,15 +111,10 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
-    """Write arrays that fit in memory twice under their names into a new HDF5 file.
+    """Write arrays by name into a new HDF5 file, or raise an `OSError`.
 
-    The file is made in memory first: HDF5 itself can crash where a disk turns out to be full only
-    when it closes the file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
+    The file is built in memory first, which takes their size a second time: HDF5 can crash if the
+    disk turns out to be full when it closes a file.
     """
     import h5py
 

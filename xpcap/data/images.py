@@ -1,4 +1,4 @@
-"""Pictures from files and from the web, opened with care."""
+"""Opening untrusted images from files and from the web."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from xpcap.files import read_bytes
 
 MAX_BYTES = 20 * 2**20
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
-MOST_PIXELS = 89_000_000  # of any picture
-LONGEST_SIDE = 2**16 - 1  # pixels of a picture, as in JPEG; rows take time each
-UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of a picture; and how many for a byte of its file
-_TILE = 1024  # pixels on a side
-LARGEST_FILE = 2**29  # bytes of a picture's file
-_LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # pixels; threads decode such ones in turn
+MOST_PIXELS = 89_000_000  # of any image
+LONGEST_SIDE = 2**16 - 1  # in pixels, as in JPEG; decoding takes time per row
+UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of any image; pixels per byte of a larger one
+_TILE = 1024  # pixels per side
+LARGEST_FILE = 2**29  # bytes
+_LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # threads decode images of more pixels in turn
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or else Python prints its logs
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
-    """Fetch a picture.
+    """Fetch an image.
 
     Parameters
     ----------
     url
         An http or https address.
     timeout
-        Seconds to wait for the server each time.
+        Seconds to wait for each answer of the server.
     max_bytes
         The largest file accepted.
 
     Returns
     -------
     array
-        `(height, width, 3)` uint8, red, green, blue.
+        `(height, width, 3)` uint8, RGB.
 
     Raises
     ------
     DataError
-        If the address is of another kind, the server does not answer in time or refuses, the
-        file is too large, or it is no picture.
+        If the address is invalid, the server does not answer in time or refuses, the file is too
+        large, or it is not an image.
     """
     check_web(url)
     try:
@@ -63,45 +63,38 @@ def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) 
 
 
 def open_picture(path: Path) -> Any:
-    """Open a picture file as `decode_picture` does.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, or as `decode_picture`.
-    """
+    """Open an image file as `decode_picture` does."""
     return decode_picture(read_bytes(path, LARGEST_FILE), path)
 
 
 def decode_picture(content: bytes, name: str | Path) -> Any:
-    """Turn a file's bytes into a picture as a person sees it.
+    """Decode an image.
 
-    It is turned as its EXIF orientation says, laid on white where it is transparent, and reduced
-    from 16 bits to 8.
+    The EXIF orientation is applied, transparent areas become white, and 16 bits are reduced to 8.
 
     Parameters
     ----------
     content
-        Of a file in one of `FORMATS`; TIFF without compression. Other formats of Pillow's run other
-        programs, or libraries that print and have had holes.
+        File in one of `FORMATS`; TIFF without compression. Pillow's other formats run external
+        programs, or libraries that print or have had vulnerabilities.
     name
-        What to call it if it is no picture.
+        Name for messages.
 
     Returns
     -------
     PIL.Image.Image
-        In red, green and blue, 8 bits each.
+        8-bit RGB.
 
     Raises
     ------
     DataError
-        If it is broken, no picture, or so large that it may be an attack: more than 89
-        million pixels, or than 16.7 million and 32 for a byte of the file, or 65,535 on a side.
+        If it is damaged, not an image, or so large that it may be an attack: more than 89 million
+        pixels, or more than 16.7 million and 32 per byte of the file, or 65,535 on a side.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        _check_webp(content)  # of which opening takes memory for all pixels
+        _check_webp(content)  # first, as opening allocates all pixels
         with _QUIETLY, Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _check_pixels(opened.size, len(content))
             if opened.tile and opened.tile[0][0] == "libtiff":
@@ -110,21 +103,18 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
             with _DECODING_LARGE if large else contextlib.nullcontext():
                 ImageOps.exif_transpose(opened, in_place=True)
                 opened.load()
-                return _in_colours(opened)
+                return _in_rgb(opened)
     except MemoryError:
         raise
-    except Exception as error:  # each of Pillow's decoders fails in its own way
+    except Exception as error:  # Pillow's decoders raise many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, UnidentifiedImageError):
             reason = "its format is unknown"
-        raise DataError(f"{name} cannot be opened as a picture: {reason}") from error
+        raise DataError(f"{name} cannot be opened as an image: {reason}") from error
 
 
-def _in_colours(image: Any) -> Any:
-    """Return a loaded picture in red, green and blue; by tiles, so that it is there twice at most.
-
-    One that is so already is returned as it is.
-    """
+def _in_rgb(image: Any) -> Any:
+    """Convert a loaded image to RGB if needed, tile by tile to limit memory to two copies."""
     from PIL import Image
 
     if image.mode == "RGB" and not image.has_transparency_data:
@@ -138,10 +128,10 @@ def _in_colours(image: Any) -> Any:
 
 
 def _on_white(image: Any) -> Any:
-    """Lay a picture on white where it is transparent."""
+    """Convert an image to RGB on a white background."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -150,7 +140,7 @@ def _on_white(image: Any) -> Any:
 
 
 def _check_pixels(sides: tuple[int, int], size: int) -> None:
-    """Check that a picture's pixels are not too many, for any file or for one of `size` bytes."""
+    """Check the number of pixels, absolutely and for a file of `size` bytes."""
     pixels = sides[0] * sides[1]
     most = min(MOST_PIXELS, max(UNSUSPICIOUS, DENSEST * size))
     if pixels > most:
@@ -175,10 +165,9 @@ def _check_webp(content: bytes) -> None:
 
 
 class _Quietly:
-    """Keeps Pillow from warning of what is odd in a file, as long as any thread is inside.
+    """Ignores Pillow's warnings while any thread is inside.
 
-    Filters of warnings belong to the process, not to a thread: the first one sets them, and the
-    last one takes them away.
+    Warning filters belong to the process: the first thread sets them, the last one restores them.
     """
 
     def __init__(self) -> None:

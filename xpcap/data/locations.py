@@ -1,4 +1,4 @@
-"""Where the built-in data set is kept when the user does not say."""
+"""Default location of the built-in data set."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def scenes_folder() -> Path:
-    """Return `datasets/scenes` inside a checkout of xpcap, else a folder of the user's cache."""
+    """Return `datasets/scenes` in a checkout of xpcap, else a folder in the user's cache."""
     if Path("xpcap/data/locations.py").is_file() and Path("datasets").is_dir():
         return Path("datasets") / "scenes"
     return cache_folder() / "scenes"
 
 
 def cache_folder() -> Path:
-    """Return xpcap's folder in the user's cache, by the platform's custom; it need not exist."""
+    """Return xpcap's folder in the user's cache of the platform; it need not exist."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Minibatches: drawn at random as the assignment does, or every caption once an epoch."""
+"""Minibatches: random, as in the assignment, or every caption once per epoch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from xpcap.errors import ConfigurationError, DataError
 def sample_coco_minibatch(
     data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
 ) -> tuple[Array, Array, numpy.ndarray]:
-    """Draw captions at random, with replacement, by NumPy's global generator.
+    """Draw captions with replacement, by NumPy's global generator.
 
     Parameters
     ----------
     data
-        From `load_coco_data`.
+        Result of `load_coco_data`.
     batch_size
-        N, how many.
+        N.
     split
         `"train"` or `"val"`.
 
     Returns
     -------
     captions, features, urls
-        `(N, T)` int32 and `(N, D)`, where `data` lives; and text `(N,)`.
+        `(N, T)` int32 and `(N, D)`, on the device of `data`; and text `(N,)` on the host.
 
     Raises
     ------
@@ -47,10 +47,10 @@ def sample_coco_minibatch(
 
 
 class Share(NamedTuple):
-    """What one of several processes sees of a minibatch.
+    """The part of a minibatch that one of several processes computes.
 
-    `places (N,)` are its captions' places in the whole minibatch, which has so many captions and
-    words.
+    `places (N,)` are the indices of its captions in the whole minibatch of `captions` captions and
+    `words` words.
     """
 
     places: numpy.ndarray
@@ -59,11 +59,10 @@ class Share(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one training step sees.
+    """The input of one training step.
 
-    `captions (N, T)` and `features (N, D)`, on the host or already on the device, features perhaps
-    None; `rows (N,)` are the captions' places in the split, where they are known; `share` says
-    which part of a minibatch it is, if it is not a whole one.
+    `captions (N, T)` and `features (N, D)` or None, on the host or on the device; `rows (N,)` are
+    the captions' indices in the split, if known; `share` is None for a whole minibatch.
     """
 
     captions: Any
@@ -73,37 +72,35 @@ class Batch(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many captions the whole minibatch has."""
+        """Number of captions in the whole minibatch."""
         return len(self.captions) if self.share is None else self.share.captions
 
     @property
     def words(self) -> int:
-        """How many words a loss counts: all after the first place but padding (index 0)."""
+        """Number of target words in the whole minibatch."""
         return count_words(to_host(self.captions)) if self.share is None else self.share.words
 
 
 def count_words(captions: numpy.ndarray) -> int:
-    """Count what a loss counts of captions `(N, T)`."""
+    """Count the target words of captions `(N, T)`: all but the first of each and padding (0)."""
     return int(numpy.count_nonzero(captions[:, 1:]))
 
 
 class EpochBatches:
-    """Every caption of a split once an epoch, shuffled; the last batch holds what remains.
+    """Every caption of a split once per epoch, shuffled; the last batch may be smaller.
 
     Parameters
     ----------
     split
-        Where captions and features come from.
+        Source of captions and features.
     batch_size
         N.
     seed
-        Of the order, which is a function of the seed and the epoch alone; None keeps the order
-        of the file.
+        The order depends on the seed and the epoch alone; None keeps the order of the file.
     with_features
-        False leaves the features out of the batches, for those who have them already.
+        False leaves the features out of the batches.
     rank, ranks
-        Which of several processes this is: each gets its share of every batch, of captions as long
-        as the others'.
+        Index and number of processes, each of which gets its share of every batch, see `deal`.
 
     Raises
     ------
@@ -132,18 +129,18 @@ class EpochBatches:
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
+        """Return the number of batches per epoch."""
         return -(-len(self.split) // self.batch_size)
 
     def order(self, number: int) -> numpy.ndarray:
-        """Return the order of all captions in an epoch, counted from 0."""
+        """Return the order of all captions in an epoch (from 0)."""
         order = numpy.arange(len(self.split))
         if self.seed is not None:
             numpy.random.default_rng((self.seed, number)).shuffle(order)
         return order
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
+        """Yield the batches of an epoch (from 0), starting with its batch `first`."""
         order = self.order(number)
         for place in range(first * self.batch_size, len(order), self.batch_size):
             rows, share = order[place : place + self.batch_size], None
@@ -170,5 +167,5 @@ def deal(captions: numpy.ndarray, parts: int) -> list[numpy.ndarray]:
 
 
 def gather(split: Split, rows: numpy.ndarray) -> Batch:
-    """Return captions `rows (N,)` of a split and their images' features."""
+    """Return the captions `rows (N,)` of a split with their images' features."""
     return Batch(split.captions[rows], split.features[split.image_idxs[rows]], rows)

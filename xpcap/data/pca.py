@@ -1,21 +1,20 @@
-"""Principal components: 4,096 features to 512, and the transform kept for new pictures.
+"""Principal components: 4,096 features to 512, and the transform kept for new images.
 
-A component is a direction in which the features of the training set vary; the first ones vary
-most. They are scaled, and the scale is part of `components`:
+The components are scaled, and the scale is part of `components`:
 
     out = (features - mean) · componentsᵀ
-    componentsₖ = s · vₖ,    s² · Σₖ λₖ = K        one number s: the mean variance is 1
+    componentsₖ = s · vₖ,    s² · Σₖ λₖ = K        one factor s: the mean variance is 1
     componentsₖ = vₖ / √λₖ                         whitened: each variance is 1
 
-with vₖ the unit eigenvectors of the covariance and λₖ their eigenvalues, the explained variances.
-Mean variance 1 suits the initial weights of a captioner; whitened, the last component counts as
-much as the first (K. Pearson, "On lines and planes of closest fit to systems of points in space",
-Philosophical Magazine, 1901; H. Hotelling, "Analysis of a complex of statistical variables into
-principal components", 1933).
+with vₖ the unit eigenvectors of the training features' covariance and λₖ their eigenvalues, the
+explained variances, in descending order. Mean variance 1 suits the initial weights of a captioner;
+whitened, the last component counts as much as the first (K. Pearson, "On lines and planes of
+closest fit to systems of points in space", Philosophical Magazine, 1901; H. Hotelling, "Analysis of
+a complex of statistical variables into principal components", 1933).
 
-Features may be larger than memory. Blocks of rows are read one after the other; their products are
-computed in float32 and added up in float64. So that nothing cancels, the rows are shifted first by
-c, the mean of the first block, which is close to the mean m:
+Features may be larger than memory: blocks of rows are read in turn, their products are computed in
+float32 and summed in float64. To avoid cancellation, the rows are first shifted by c, the mean of
+the first block, which is close to the mean m:
 
     (n - 1) · covariance = Σᵢ (xᵢ - c)(xᵢ - c)ᵀ - n · (m - c)(m - c)ᵀ
 """
@@ -23,36 +22,23 @@ c, the mean of the first block, which is close to the mean m:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy
 
 from xpcap.backend import CPU, Array, Backend, Namespace, to_host
+from xpcap.data.features import Features, row_blocks
 from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.files import new_file
 
-BLOCK_BYTES = 128 * 2**20
-
 Clock: TypeAlias = contextlib.AbstractContextManager[object]
-"""Entered around every product of features, so that a stopwatch can measure them."""
+"""Entered around every matrix product of features, to measure its time."""
 
 UNTIMED: Clock = contextlib.nullcontext()
-
-
-class Rows(Protocol):
-    """What is needed of features: a NumPy array has it, and a `LazyFeatures`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Images, D."""
-
-    def __getitem__(self, rows: slice, /) -> numpy.ndarray:
-        """Return the features of some images."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +48,11 @@ class PCA:
     Parameters
     ----------
     mean
-        The mean of the training features, `(D,)`.
+        Mean of the training features, `(D,)`.
     components
-        The scaled directions, `(K, D)`; the largest number of each is positive.
+        Scaled directions, `(K, D)`; the entry of largest magnitude in each is positive.
     explained_variance
-        The variance of the training features along each direction before scaling, `(K,)`,
-        falling.
+        Variance of the training features along each direction before scaling, `(K,)`, descending.
     """
 
     mean: numpy.ndarray
@@ -77,36 +62,13 @@ class PCA:
     @classmethod
     def fit(
         cls,
-        features: Rows,
+        features: Features,
         dim: int,
         whiten: bool = False,
         backend: Backend = CPU,
-        progress: Progress = say_nothing,
+        progress: Progress = no_progress,
     ) -> PCA:
-        """Find the `dim` first components of a training set.
-
-        They come from the covariance `(D, D)`, block by block; or, where there are fewer images
-        than features, from the Gram matrix `(n, n)` of all of them, in float64.
-
-        Parameters
-        ----------
-        features
-            `(n, D)`, a row an image.
-        dim
-            How many components to keep.
-        whiten
-            Give every component variance 1.
-        backend
-            Where it is computed.
-        progress
-            Told how far it is.
-
-        Raises
-        ------
-        DataError
-            If `dim` is not between 1 and the number of directions in which the features vary,
-            at most `min(n - 1, D)`; or features are not finite.
-        """
+        """Compute the first `dim` components, as `fit_components` does."""
         return fit_components(features, dim, whiten, backend, progress)[0]
 
     def transform(
@@ -119,7 +81,7 @@ class PCA:
 
         Computed in float32 on `backend`; `clock` is entered around the product.
         """
-        near = self.mean.astype(numpy.float32)  # float32 may not hold the mean itself
+        near = self.mean.astype(numpy.float32)  # the mean may need more than float32
         rest = (self.mean - near) @ self.components.T
         with backend.activate():
             rows, centre, components, offset = (
@@ -139,29 +101,13 @@ class PCA:
         return numpy.asarray(gradient @ self.components.astype(gradient.dtype, copy=False))
 
     def equals(self, other: PCA) -> bool:
-        """Tell whether another transform is the same, to the bit."""
-        return all(
-            numpy.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("mean", "components", "explained_variance")
-        )
+        """Return whether another transform is the same bit for bit."""
+        return all(numpy.array_equal(array, vars(other)[key]) for key, array in vars(self).items())
 
     def write(self, path: Path) -> None:
-        """Write the three arrays under their names into an HDF5 file.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be written.
-        """
+        """Write the three arrays by name into an HDF5 file."""
         with new_file(path) as temporary:
-            write_arrays(
-                temporary,
-                {
-                    "mean": self.mean,
-                    "components": self.components,
-                    "explained_variance": self.explained_variance,
-                },
-            )
+            write_arrays(temporary, vars(self))
 
     @classmethod
     def read(cls, path: Path) -> PCA:
@@ -170,7 +116,7 @@ class PCA:
         Raises
         ------
         DataError
-            If the file is missing, truncated, or holds something else.
+            If the file is missing, truncated or has other contents.
         """
         with open_hdf5(path) as file:
             mean = read_array(file, path, "mean", 1, "f")
@@ -186,36 +132,54 @@ class PCA:
         return cls(mean, components, variance)
 
 
-def blocks(features: Rows) -> Iterator[slice]:
-    """Yield slices of rows, one after the other, each of at most 128 MiB in float32."""
-    count, width = features.shape
-    height = max(1, BLOCK_BYTES // (4 * width))
-    for first in range(0, count, height):
-        yield slice(first, min(first + height, count))
-
-
 def fit_components(
-    features: Rows,
+    features: Features,
     dim: int,
     whiten: bool,
     backend: Backend,
     progress: Progress,
     clock: Clock = UNTIMED,
 ) -> tuple[PCA, float]:
-    """Do what `PCA.fit` does, with `clock` entered around every product of features.
+    """Compute the first `dim` principal components of training features.
+
+    They come from the covariance `(D, D)`, block by block; or, if there are fewer images than
+    features, from the Gram matrix `(n, n)` of all of them, in float64.
+
+    Parameters
+    ----------
+    features
+        `(n, D)`.
+    dim
+        Number of components to keep.
+    whiten
+        Scale each component to variance 1; else all are scaled by one factor.
+    backend
+        Device to compute on.
+    progress, clock
+        Callback; and context entered around each product of features.
 
     Returns
     -------
-    PCA
-        The transform.
-    float
-        The share of all variance that its components explain.
+    PCA, float
+        The transform, and the share of the total variance that its components explain.
+
+    Raises
+    ------
+    DataError
+        If `dim` is not between 1 and the number of directions in which the features vary, at most
+        `min(n - 1, D)`; or features are not finite.
     """
     count, width = features.shape
-    _check_dim(dim, count, width)
+    most = min(count - 1, width)
+    if not 1 <= dim <= most:
+        expected = f"1 to {most}" if most >= 1 else "two images or more"
+        raise DataError(
+            f"cannot make {dim} principal components of {count} x {width} features;"
+            f" expected {expected}"
+        )
     few = count < width
     find = _from_gram_matrix if few else _from_covariance
-    # what is not finite is found in the result, and refused then
+    # non-finite features are found in the result
     with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
         mean, variances, directions = find(features, dim, backend, progress, clock)
     kept = variances[:dim]
@@ -232,33 +196,19 @@ def fit_components(
     return PCA(mean, directions / lengths * scale, kept), float(kept.sum() / variances.sum())
 
 
-def _check_dim(dim: int, count: int, width: int) -> None:
-    most = min(count - 1, width)
-    if not 1 <= dim <= most:
-        expected = f"1 to {most}" if most >= 1 else "two images or more"
-        raise DataError(
-            f"cannot make {dim} principal components of {count} x {width} features;"
-            f" expected {expected}"
-        )
-
-
 Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
-"""The mean `(D,)`, all variances, falling, and the first directions `(K, D)` of any length."""
+"""Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
 
 
 def _from_covariance(
-    features: Rows,
-    dim: int,
-    backend: Backend,
-    progress: Progress,
-    clock: Clock,
+    features: Features, dim: int, backend: Backend, progress: Progress, clock: Clock
 ) -> Found:
     """Read the features in blocks; float32 products, float64 sums."""
     xp = backend.xp
     count, width = features.shape
     sums = xp.zeros(width, xp.float64)
     squares = xp.zeros((width, width), xp.float64)
-    for block in blocks(features):
+    for block in row_blocks(features):
         rows = backend.to_device(features[block], numpy.float32)
         if block.start == 0:
             shift = rows.mean(axis=0, dtype=xp.float64).astype(xp.float32)
@@ -275,11 +225,7 @@ def _from_covariance(
 
 
 def _from_gram_matrix(
-    features: Rows,
-    dim: int,
-    backend: Backend,
-    progress: Progress,
-    clock: Clock,
+    features: Features, dim: int, backend: Backend, progress: Progress, clock: Clock
 ) -> Found:
     """Take all features at once, in float64: the Gram matrix has the covariance's eigenvalues."""
     count = features.shape[0]
@@ -297,7 +243,7 @@ def _from_gram_matrix(
 def _eigenpairs(
     matrix: Array, dim: int, xp: Namespace, progress: Progress
 ) -> tuple[numpy.ndarray, Array]:
-    """Return all eigenvalues, falling, and the eigenvectors of the first, `(dim, n)`."""
+    """Return all eigenvalues, descending, and the first eigenvectors `(dim, n)`."""
     if not xp.isfinite(matrix).all():
         raise DataError(
             "cannot make principal components: the features hold NaN or infinity, or numbers too"

@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread, while those before them are computed with."""
+"""Batches prefetched by a thread during computation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Item = TypeVar("Item")
 
 
 class PrefetchedBatches(EpochBatches):
-    """`EpochBatches`, the same ones, read ahead by a thread that lives as long as an epoch."""
+    """`EpochBatches` whose batches are prefetched by a thread that ends with the epoch."""
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
+        """Yield the batches of an epoch, as `EpochBatches` does."""
         return made_ahead(super().epoch(number, first))
 
 
 def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield items which one thread makes, at most two ahead of the one in use.
+    """Yield items that one thread makes, at most two ahead of the one in use.
 
-    What making an item raises is raised in its place. The thread has ended when the last item is
-    out, and when the iterator is closed or forgotten before.
+    Exceptions are raised in the place of their item. The thread ends with the last item, or when
+    the iterator is closed or garbage collected.
     """
     thread = ThreadPoolExecutor(max_workers=1)
     end = object()

@@ -1,58 +1,38 @@
-"""Making a data folder from people's own pictures and captions."""
+"""Making a data folder from the user's own images and captions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.captions_file import CaptionedImage, read_captions
-from xpcap.data.encoding import (
-    BuildReport,
-    Encoded,
-    build_report,
-    check_captions,
-    check_limits,
-    encode,
-)
+from xpcap.data.encoding import BuildReport, Encoded, check_limits, encode
 from xpcap.data.extraction import Broken, Extraction
 from xpcap.data.extractors import Extractor
-from xpcap.data.folder import SplitContents, write_contents, write_features
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import Vocabulary, tokenize_any
 from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.files import check_new_folder, new_folder
+from xpcap.files import check_new_folder, explained, new_folder
 
 VALIDATION_EVERY = 10
-_OTHER = {"val": "test", "test": "val"}
 MANY_CAPTIONS, FREQUENT = 5_000, 5
+_OTHER = {"val": "test", "test": "val"}
+_BLOCK = 1024  # rows of features that are copied at a time
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of a captions file.
-
-    Parameters
-    ----------
-    built
-        What is in the data folder, and which captions are not.
-    min_count
-        How often a word had to occur to be in the vocabulary.
-    without_captions
-        Pictures left out for having none.
-    unused
-        Pictures left out for being in a split that was not asked for.
-    broken
-        Pictures left out for not being readable.
-    """
+    """Result of `prepare`: what was built, and images left out."""
 
     built: BuildReport
     min_count: int
     without_captions: int
-    unused: int
+    unused: int  # images in the other held-out split
     broken: Sequence[Broken]
 
 
@@ -60,7 +40,7 @@ def prepare(
     captions: Path,
     out: Path,
     *,
-    pictures: Path | None = None,
+    images: Path | None = None,
     extractor: Extractor | None = None,
     vocabulary: Path | None = None,
     min_count: int | None = None,
@@ -68,48 +48,48 @@ def prepare(
     validation: str = "val",
     skip_broken: bool = False,
     workers: int | None = None,
-    progress: Progress = say_nothing,
+    progress: Progress = no_progress,
     ranks: Ranks | None = None,
 ) -> PrepareReport:
-    """Make a data folder of a captions file.
+    """Make a data folder from a captions file.
 
-    Where the file names no splits, every tenth picture is for validation. Interrupted while it
-    computes features, it goes on from there when it is called again.
+    If the file names no splits, every tenth image is for validation. If interrupted while it
+    computes features, the next call resumes.
 
     Parameters
     ----------
     captions
-        Of one of the kinds that `read_captions` reads.
+        File of one of the formats of `read_captions`.
     out
         The new folder.
-    pictures
-        The folder that the pictures' names start from; None is that of the file.
+    images
+        Folder that the images' names are relative to; None is that of the file.
     extractor
-        What computes the features; None leaves the folder without, for others to add.
+        Computes the features; None leaves the folder without.
     vocabulary
-        A `coco2014_vocab.json` to use; else one is made of the training captions' words.
+        A `coco2014_vocab.json` to use; None builds one from the training captions.
     min_count
-        How often a word must occur in training captions to be in that vocabulary; None is 5 where
-        there are 5,000 of them, else 1.
+        Number of times a word must occur in training captions to be in that vocabulary; None is 5
+        if there are 5,000 of them, else 1.
     max_words
         The longest caption encoded.
     validation
         The split that becomes the validation set, `"val"` or `"test"`; the other is left out.
     skip_broken
-        Leave out pictures that cannot be opened instead of ending there.
+        Leave out images that cannot be opened instead of raising.
     workers
-        Threads that open pictures; None is one a core.
+        Threads that open images; None is one per core.
     progress
-        Told how far it is.
+        Callback.
     ranks
-        The processes that share out the pictures, see `Extraction.run`; the first makes the folder.
+        Processes that share the images, see `Extraction.run`; the first makes the folder.
 
     Raises
     ------
     DataError
-        It names the file, the record and what was expected; `out` is not made.
+        If a file or a record of it cannot be used; `out` is not made.
     ConfigurationError
-        If `min_count` or `max_words` is less than 1, or `validation` is unknown.
+        If `min_count`, `max_words` or `validation` has an invalid value.
     """
     check_limits(1 if min_count is None else min_count, max_words)
     if validation not in _OTHER:
@@ -119,62 +99,55 @@ def prepare(
     ranks = ranks or Alone()
     if not ranks.rank:
         check_new_folder(out)
-    images = read_captions(captions, pictures)
-    captioned = [image for image in images if image.captions]
+    listed = read_captions(captions, images)
+    captioned = [image for image in listed if image.captions]
     chosen = [image for image in captioned if image.split != _OTHER[validation]]
     parts = _split(captions, chosen, validation)
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
-    made = _encode(captions, parts, words, min_count, max_words)  # before an hour is spent
+    wanted, encoded = _encode(captions, parts, words, min_count, max_words)  # before extraction
     extraction, broken = None, list[Broken]()
     if extractor is not None:
         files = [image.path for part in parts.values() for image in part]
         if not skip_broken:
-            _check_there(captions, files)
+            _check_exist(captions, files)
         extraction = Extraction(extractor, files, out)
         broken = extraction.run(skip_broken, workers, progress, ranks)
         if broken:
-            skipped = {picture.path for picture in broken}
+            skipped = {image.path for image in broken}
             parts = {
                 name: [image for image in part if image.path not in skipped]
                 for name, part in parts.items()
             }
-            made = _encode(captions, parts, words, min_count, max_words)
+            wanted, encoded = _encode(captions, parts, words, min_count, max_words)
+    description = {
+        "name": out.resolve().name,
+        "max_words": max_words,
+        "images": encoded.report.images,
+        "captions": encoded.report.captions,
+    }
+    if extractor is not None:
+        description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
     contents = {
-        name: SplitContents(
-            *made.encoded[name],
+        name: layout.SplitContents(
+            encoded.captions[name],
+            encoded.image_idxs[name],
             features={},
-            urls=[_address(image, extractor) for image in part],
+            urls=[_url(image, extractor) for image in part],
             ids=[image.id for image in part],
             references=[image.captions for image in part],
         )
         for name, part in parts.items()
     }
-    built = build_report(made.tokens, made.encoded, made.words, max_words)
-    description = {
-        "name": out.resolve().name,
-        "max_words": max_words,
-        "images": built.images,
-        "captions": built.captions,
-    }
-    if extractor is not None:
-        description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
     if not ranks.rank:
         with new_folder(out) as folder:
-            write_contents(folder, made.words, contents, description)
+            layout.write_contents(folder, encoded.vocabulary, contents, description)
             if extraction is not None:
                 _write_features(folder, extraction, parts)
         if extraction is not None:
             extraction.forget()
     return PrepareReport(
-        built, made.min_count, len(images) - len(captioned), len(captioned) - len(chosen), broken
+        encoded.report, wanted, len(listed) - len(captioned), len(captioned) - len(chosen), broken
     )
-
-
-class _Made(NamedTuple):
-    tokens: dict[str, list[list[list[str]]]]
-    min_count: int
-    words: Vocabulary
-    encoded: dict[str, Encoded]
 
 
 def _encode(
@@ -183,51 +156,45 @@ def _encode(
     words: Vocabulary | None,
     min_count: int | None,
     max_words: int,
-) -> _Made:
-    tokens = {
-        name: [[tokenize_any(caption) for caption in image.captions] for image in part]
-        for name, part in parts.items()
-    }
+) -> tuple[int, Encoded]:
+    """Return the count required of words, and the encoded captions."""
     if min_count is None:
-        min_count = FREQUENT if sum(map(len, tokens["train"])) >= MANY_CAPTIONS else 1
-    if words is None:
-        words = Vocabulary.build((said for image in tokens["train"] for said in image), min_count)
-    encoded = {name: encode(part, words, max_words) for name, part in tokens.items()}
-    check_captions(source, encoded)
-    return _Made(tokens, min_count, words, encoded)
+        many = sum(len(image.captions) for image in parts["train"]) >= MANY_CAPTIONS
+        min_count = FREQUENT if many else 1
+    references = {name: [image.captions for image in part] for name, part in parts.items()}
+    return min_count, encode(source, references, tokenize_any, words, min_count, max_words)
 
 
 def _split(
     source: Path, images: Sequence[CaptionedImage], validation: str
 ) -> dict[str, list[CaptionedImage]]:
-    """Share pictures out by what the file says, or else every tenth (the last of fewer)."""
+    """Split images as the file says, or else hold out every tenth (the last of fewer)."""
     if any(image.split for image in images):
         val = [image.split == validation for image in images]
     else:
         every = min(VALIDATION_EVERY, len(images))
         val = [k % every == every - 1 for k in range(len(images))]
-    parts = {
-        "train": [image for image, held_out in zip(images, val, strict=True) if not held_out],
-        "val": [image for image, held_out in zip(images, val, strict=True) if held_out],
-    }
+    parts: dict[str, list[CaptionedImage]] = {"train": [], "val": []}
+    for image, held_out in zip(images, val, strict=True):
+        parts["val" if held_out else "train"].append(image)
     for name, part in parts.items():
         if not part:
             raise DataError(
-                f"{source}: no picture with a caption for '{name}'; expected at least one"
+                f"{source}: no image with a caption for '{name}'; expected at least one"
             )
     return parts
 
 
-def _check_there(source: Path, pictures: Sequence[Path]) -> None:
-    """Find out about missing pictures before an hour is spent on the others."""
-    missing = [path for path in pictures if not path.is_file()]
+def _check_exist(source: Path, images: Sequence[Path]) -> None:
+    """Find missing images before the features of others are computed."""
+    missing = [path for path in images if not path.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{source} names {missing[0]}, which is not there{more}")
+        raise DataError(f"{source} names {missing[0]}, which does not exist{more}")
 
 
-def _address(image: CaptionedImage, extractor: Extractor | None) -> str:
-    """Say where a picture can be seen: its file, if there is one for certain."""
+def _url(image: CaptionedImage, extractor: Extractor | None) -> str:
+    """Return an image's file, or its URL if the file may not exist."""
     if extractor is None and image.url:
         return " ".join(image.url.split())
     return str(image.path.absolute())
@@ -236,8 +203,14 @@ def _address(image: CaptionedImage, extractor: Extractor | None) -> str:
 def _write_features(
     folder: Path, extraction: Extraction, parts: Mapping[str, Sequence[CaptionedImage]]
 ) -> None:
-    places = {path: k for k, path in enumerate(extraction.pictures)}
+    places = {path: k for k, path in enumerate(extraction.images)}
     for name, part in parts.items():
-        rows = [places[image.path] for image in part]
         path = folder / layout.features_file(name, "fc7")
-        write_features(path, rows, extraction.extractor.dim, extraction.features)
+        blocks = _feature_blocks(extraction, [places[image.path] for image in part])
+        with explained(path, "write"):
+            layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
+
+
+def _feature_blocks(extraction: Extraction, rows: Sequence[int]) -> Iterator[numpy.ndarray]:
+    for first in range(0, len(rows), _BLOCK):
+        yield extraction.features(rows[first : first + _BLOCK])

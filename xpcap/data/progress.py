@@ -1,12 +1,12 @@
-"""How long work tells how far it is."""
+"""The callback to which long-running functions report their progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the step, the amount done and the total."""
 
 
-def say_nothing(doing: str, done: int, of: int) -> None:
-    """Tell nobody."""
+def no_progress(doing: str, done: int, total: int) -> None:
+    """Ignore progress."""

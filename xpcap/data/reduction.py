@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,31 +12,20 @@ import numpy
 
 from xpcap.backend import CPU, Backend
 from xpcap.data import folder as layout
-from xpcap.data.features import LazyFeatures
-from xpcap.data.pca import PCA, Clock, blocks, fit_components
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.dataset import check_widths
+from xpcap.data.features import LazyFeatures, row_blocks
+from xpcap.data.pca import PCA, Clock, fit_components
+from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
 
 
 @dataclass(frozen=True)
 class PCAReport:
-    """What was done, and how long it took.
+    """Result of `reduce_folder`: `images` of both splits have `dim` instead of `width` features.
 
-    Parameters
-    ----------
-    images
-        How many images, of both splits.
-    width
-        The numbers an image had.
-    dim
-        The numbers it has now.
-    explained
-        The share of the training features' variance that is left.
-    seconds
-        All the time it took.
-    product_seconds
-        The part of it in which features were multiplied.
+    `explained` is the share of the training features' variance that is kept, `product_seconds` the
+    part of `seconds` spent in matrix products of features.
     """
 
     images: int
@@ -52,38 +41,35 @@ def reduce_folder(
     dim: int = 512,
     whiten: bool = False,
     backend: Backend = CPU,
-    progress: Progress = say_nothing,
+    progress: Progress = no_progress,
     replace: bool = False,
 ) -> PCAReport:
-    """Write the pca features of both splits, and the transform, beside the fc7 features.
+    """Add pca features of both splits, and the transform, to a data folder with fc7 features.
 
     The components are those of the training split. Features are read and written in blocks.
 
     Parameters
     ----------
     folder
-        A data folder with fc7 features.
-    dim
-        How many components to keep.
-    whiten
-        Give every component variance 1; else they are scaled with one number.
-    backend
-        Where it is computed.
-    progress
-        Told how far it is.
+        The data folder.
+    dim, whiten, backend, progress
+        See `fit_components`.
     replace
-        Write over pca features that are there.
+        Overwrite existing pca features.
 
     Raises
     ------
     DataError
         If there are no features, or pca features already; if they cannot be reduced (`PCA.fit`);
-        or a file cannot be written. The folder then is as it was.
+        or a file cannot be written. The folder is then unchanged.
     """
     begun = time.perf_counter()
     targets = {split: folder / layout.features_file(split, "pca") for split in layout.SPLITS}
-    if not replace:
-        _check_none((*targets.values(), folder / layout.PCA))
+    for path in () if replace else (*targets.values(), folder / layout.PCA):
+        with explained(path, "read"):
+            exists = path.exists()
+        if exists:
+            raise DataError(f"{path} already exists; expected none (or --replace)")
     products = Stopwatch(backend)
     with contextlib.ExitStack() as stack:
         features = {
@@ -92,14 +78,15 @@ def reduce_folder(
             )
             for split in layout.SPLITS
         }
-        _check_widths(folder, {split: rows.shape[1] for split, rows in features.items()})
+        check_widths(folder, features)
         pca, share = fit_components(features["train"], dim, whiten, backend, progress, products)
         for split, rows in features.items():
             temporary = stack.enter_context(new_file(targets[split]))
-            _write_reduced(temporary, split, rows, pca, backend, progress, products)
-        pca.write(folder / layout.PCA)  # the last to be written; then the others take their names
+            reduced = _reduced(f"{split} features", rows, pca, backend, progress, products)
+            layout.write_features(temporary, (len(rows), dim), reduced)
+        pca.write(folder / layout.PCA)  # written last; then the others are moved into place
     return PCAReport(
-        images=sum(rows.shape[0] for rows in features.values()),
+        images=sum(map(len, features.values())),
         width=pca.components.shape[1],
         dim=dim,
         explained=share,
@@ -108,46 +95,21 @@ def reduce_folder(
     )
 
 
-def _check_none(paths: Iterable[Path]) -> None:
-    for path in paths:
-        with explained(path, "read"):
-            there = path.exists()
-        if there:
-            raise DataError(f"{path} is there already; expected none (or --replace)")
-
-
-def _check_widths(folder: Path, widths: Mapping[str, int]) -> None:
-    if len(set(widths.values())) > 1:
-        raise DataError(f"{folder}: features have {widths} numbers an image; expected one size")
-
-
-def _write_reduced(
-    path: Path,
-    split: str,
+def _reduced(
+    doing: str,
     features: LazyFeatures,
     pca: PCA,
     backend: Backend,
     progress: Progress,
     clock: Clock,
-) -> None:
-    import h5py
-
-    count, dim = features.shape[0], len(pca.components)
-    with h5py.File(path, "w") as file:
-        reduced = file.create_dataset("features", (count, dim), numpy.float32)
-        for block in blocks(features):
-            reduced[block] = pca.transform(features[block], backend, clock)
-            progress(f"{split} features", block.stop, count)
+) -> Iterator[numpy.ndarray]:
+    for block in row_blocks(features):
+        yield pca.transform(features[block], backend, clock)
+        progress(doing, block.stop, len(features))
 
 
 class Stopwatch:
-    """Adds up the seconds that a device needs for what is done inside `with`.
-
-    Parameters
-    ----------
-    backend
-        The device: all it was asked for is waited for, before and after.
-    """
+    """Sums the seconds that a device computes inside `with`; synchronizes it before and after."""
 
     def __init__(self, backend: Backend) -> None:
         self.seconds = 0.0

@@ -1,8 +1,8 @@
-"""Reading some rows of a large two-dimensional array in an HDF5 file, fast and in bounded memory.
+"""Random access to the rows of a two-dimensional HDF5 array, in bounded memory.
 
-Where the numbers lie in the file as NumPy has them in memory, rows are read past HDF5, which takes
-several times as long. They are read, not mapped: mapped pages count as the program's memory.
-Anything else (chunked, compressed) is read by blocks of rows, and the blocks used last are kept.
+Contiguous arrays in a dtype of NumPy's are read past HDF5, which takes several times as long. They
+are not mapped, as mapped pages count as the process's memory. All others (chunked, compressed) are
+read in blocks of rows, and the most recently used blocks are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 
@@ -23,31 +23,19 @@ from xpcap.data.chunks import Chunks
 from xpcap.data.hdf5 import find_array, open_hdf5, whole
 
 KEPT_BYTES = 256 * 2**20
-BLOCK_BYTES = 2**20  # of a block of rows where the file itself has none
+BLOCK_BYTES = 2**20  # per block of an array that has no chunks
 
 
-class RowReader(Protocol):
-    """Reads rows of an array, from any thread."""
+def open_rows(path: Path, key: str) -> PlainRows | BlockRows:
+    """Open a floating two-dimensional array in an HDF5 file.
 
-    shape: tuple[int, int]
-
-    def read(self, rows: numpy.ndarray) -> numpy.ndarray:
-        """Return rows `(N,)`, which ascend and differ, of the dtype in the file.
-
-        What h5py or the system raises where the file is damaged is left as it is.
-        """
-
-    def close(self) -> object:
-        """Close the file."""
-
-
-def open_rows(path: Path, key: str) -> RowReader:
-    """Open a floating array of two axes in an HDF5 file.
+    The `read` method of the result may be called from any thread; it raises the exceptions of h5py
+    or of the system if the file is damaged.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated or holds something else.
+        If the file is missing, truncated or has other contents.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_hdf5(path))
@@ -63,7 +51,7 @@ def open_rows(path: Path, key: str) -> RowReader:
 
 
 def _find_start(array: Any) -> int | None:
-    """Return where in the file an array's numbers begin, if they lie there as in memory."""
+    """Return the file offset of an array's values, or None if they are not stored as in memory."""
     import h5py
 
     start: int | None = array.id.get_offset()
@@ -78,17 +66,7 @@ def _find_start(array: Any) -> int | None:
 
 
 class PlainRows:
-    """A `RowReader` of numbers that lie in a file as in memory.
-
-    Parameters
-    ----------
-    path
-        The file.
-    start
-        Its byte where the numbers begin.
-    shape, dtype
-        Of the array.
-    """
+    """Rows of an array of `shape` and `dtype` that is stored contiguously from byte `start`."""
 
     def __init__(
         self, path: Path, start: int, shape: tuple[int, int], dtype: numpy.dtype[Any]
@@ -100,16 +78,16 @@ class PlainRows:
         self.close = weakref.finalize(self, self._file.close)
 
     def read(self, rows: numpy.ndarray) -> numpy.ndarray:
-        """Read each run of adjacent rows at once."""
+        """Return the rows of strictly ascending indices `(N,)`; adjacent ones are read at once."""
         found = numpy.empty((len(rows), self.shape[1]), self._dtype)
         raw = found.reshape(-1).view(numpy.uint8).data
         size = self.shape[1] * self._dtype.itemsize
-        for first, end in _runs(numpy.diff(rows, prepend=-2) > 1):
+        for first, end in _spans(numpy.diff(rows, prepend=-2) > 1):
             self._fill(raw[first * size : end * size], self._start + int(rows[first]) * size)
         return found
 
     def _fill(self, buffer: memoryview, position: int) -> None:
-        # read at a position of our own: a file's is shared by threads and forked processes
+        # preadv, as the position of a file is shared by threads and forked processes
         while len(buffer):
             count = os.preadv(self._file.fileno(), [buffer], position)
             if count == 0:
@@ -118,20 +96,18 @@ class PlainRows:
 
 
 class BlockRows:
-    """A `RowReader` of any array, by blocks of rows.
-
-    Blocks used last are kept, 256 MiB of them, or a single one if that is larger.
+    """Rows of any array, read in blocks, of which the last 256 MiB (at least one) are cached.
 
     Parameters
     ----------
     read
         Returns the rows from a first one to before an end.
     close
-        Called when no more are needed.
+        Closes the file.
     array
-        Their shape and dtype.
+        Gives shape and dtype.
     height
-        How many rows a block has; None is 1 MiB of them.
+        Rows per block; None is 1 MiB of them.
     """
 
     def __init__(
@@ -144,32 +120,27 @@ class BlockRows:
         self.shape: tuple[int, int] = array.shape
         self._dtype = array.dtype
         row_bytes = max(1, self.shape[1] * self._dtype.itemsize)
-        self._height = height or math.ceil(BLOCK_BYTES / row_bytes)
-        kept = max(1, KEPT_BYTES // (self._height * row_bytes))
-        self._block = functools.lru_cache(kept)(functools.partial(_read_block, read, self._height))
+        size = height or math.ceil(BLOCK_BYTES / row_bytes)
+        kept = max(1, KEPT_BYTES // (size * row_bytes))
+        self._height = size
+        self._block = functools.lru_cache(kept)(lambda k: read(k * size, (k + 1) * size))
         self._close = close
 
     def read(self, rows: numpy.ndarray) -> numpy.ndarray:
-        """Take rows out of their blocks, each of which is looked up once."""
+        """Return the rows of strictly ascending indices `(N,)`; each block is looked up once."""
         found = numpy.empty((len(rows), self.shape[1]), self._dtype)
         blocks = rows // self._height
-        for first, end in _runs(numpy.diff(blocks, prepend=-1) > 0):
+        for first, end in _spans(numpy.diff(blocks, prepend=-1) > 0):
             inside = rows[first:end] % self._height
             found[first:end] = self._block(int(blocks[first]))[inside]
         return found
 
     def close(self) -> None:
-        """Close the file and forget the blocks."""
+        """Close the file and drop the cached blocks."""
         self._block.cache_clear()
         self._close()
 
 
-def _read_block(
-    read: Callable[[int, int], numpy.ndarray], height: int, number: int
-) -> numpy.ndarray:
-    return read(number * height, (number + 1) * height)
-
-
-def _runs(begins: numpy.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield first and end of each run, given `(N,)` whether a run begins there."""
+def _spans(begins: numpy.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the first and end index of each span, given `(N,)` whether a span begins there."""
     return itertools.pairwise([*numpy.flatnonzero(begins).tolist(), len(begins)])

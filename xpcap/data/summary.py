@@ -1,4 +1,4 @@
-"""What is in a data folder, and what is wrong with it."""
+"""Summary of a data folder, and the problems in it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,26 @@ import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.dataset import check_images, read_description, read_split_captions, read_urls
-from xpcap.data.features import LazyFeatures
+from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.hdf5 import find_array, open_hdf5
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import NULL, SPECIAL, START, UNK, Vocabulary
 from xpcap.errors import DataError
 from xpcap.files import explained
 
 MANY_UNKNOWN = 0.2
-_BLOCK = 1024
 
 
-def summarize(folder: Path, progress: Progress = say_nothing) -> dict[str, Any]:
-    """Look through a data folder, features included.
-
-    Parameters
-    ----------
-    folder
-        Any folder; what is missing or damaged becomes a problem.
-    progress
-        Told how far it is.
+def summarize(folder: Path, progress: Progress = no_progress) -> dict[str, Any]:
+    """Read a whole data folder, features included, and report what is missing or damaged.
 
     Returns
     -------
     dict
-        `folder`, `name`, `features` (in words) and `extractor`; `vocabulary`, how many words;
-        `splits`: for each `images`, `captions`, `lengths` (how many captions have so many words),
-        `unknown` (the share of `<UNK>` among words) and `features` (for each kind shape, dtype and
-        bytes); `problems`, a line each.
+        `folder`, `name`, `features` (in words) and `extractor`; `vocabulary`, the number of words;
+        `splits`: for each `images`, `captions`, `lengths` (number of captions by number of words),
+        `unknown` (share of `<UNK>` among words) and `features` (for each kind shape, dtype and
+        bytes); `problems`, one line each.
 
     Raises
     ------
@@ -50,7 +42,7 @@ def summarize(folder: Path, progress: Progress = say_nothing) -> dict[str, Any]:
 
 
 class _Summary:
-    """Collects `result`; a file that cannot be used is noted, and the next one looked at."""
+    """Collects `result`; a file that cannot be used becomes a problem."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder = folder
@@ -64,11 +56,11 @@ class _Summary:
         self._noted(self._compare_splits)
         self.result["problems"] = self.problems
 
-    def _noted(self, look: Any, *args: Any) -> Any:
+    def _noted(self, read: Any, *args: Any) -> Any:
         try:
-            return look(*args)
+            return read(*args)
         except DataError as error:
-            if str(error) not in self.problems:  # one file may be needed several times
+            if str(error) not in self.problems:  # some files are read several times
                 self.problems.append(str(error))
             return None
 
@@ -89,7 +81,9 @@ class _Summary:
             )
         rows = {kind: part["shape"][0] for kind, part in found["features"].items() if part}
         if len(set(rows.values())) > 1:
-            self.problems.append(f"features of '{name}' have {rows} images; expected as many")
+            self.problems.append(
+                f"features of '{name}' have {rows} images; expected the same number"
+            )
         found["images"] = next(iter(rows.values()), None)
         if found["images"] is not None:
             self._noted(read_urls, self.folder / layout.urls_file(name), found["images"])
@@ -101,21 +95,16 @@ class _Summary:
         with open_hdf5(path) as file:
             dtype = str(find_array(file, path, "features", 2, "f").dtype)
         features = LazyFeatures(path)
+        empty, images = 0, len(features)
         try:
-            empty, images = 0, len(features)
-            for first in range(0, images, _BLOCK):
-                block = features[first : first + _BLOCK]
-                empty += int((~block.any(axis=1)).sum())
-                self.progress(path.name, min(first + _BLOCK, images), images)
+            for block in row_blocks(features):
+                empty += int((~features[block].any(axis=1)).sum())
+                self.progress(path.name, block.stop, images)
         finally:
             features.close()
         if empty:
             self.problems.append(f"{path}: {empty} of {images} images have zeros only")
-        return {
-            "shape": list(features.shape),
-            "dtype": dtype,
-            "bytes": path.stat().st_size,
-        }
+        return {"shape": list(features.shape), "dtype": dtype, "bytes": path.stat().st_size}
 
     def _captions(self, name: str, found: dict[str, Any], words: Vocabulary) -> None:
         path = self.folder / layout.CAPTIONS
@@ -130,11 +119,13 @@ class _Summary:
         if found["unknown"] > MANY_UNKNOWN:
             self.problems.append(f"{UNK} is {found['unknown']:.0%} of the words of '{name}'")
         inside = captions[:, 1:]
-        if (inside == places[START]).any():
-            self.problems.append(f"{path}: captions of '{name}' hold {START} inside")
         gaps = (inside[:, :-1] == places[NULL]) & (inside[:, 1:] != places[NULL])
-        if gaps.any():
-            self.problems.append(f"{path}: captions of '{name}' hold {NULL} before a word")
+        for wrong, problem in (
+            (inside == places[START], f"{START} after the first place"),
+            (gaps, f"{NULL} before a word"),
+        ):
+            if wrong.any():
+                self.problems.append(f"{path}: captions of '{name}' have {problem}")
         if found["images"] is not None:
             file = self.folder / layout.features_file(name, next(iter(found["features"])))
             check_images(self.folder, name, image_idxs, file, found["images"])
@@ -145,21 +136,18 @@ class _Summary:
                 )
 
     def _compare_splits(self) -> None:
-        sizes = {
-            (name, kind): part["shape"][1]
-            for name, split in self.result["splits"].items()
-            for kind, part in split["features"].items()
-            if part
-        }
+        splits = self.result["splits"]
         for kind in layout.FEATURE_KINDS:
-            found = {name: size for (name, of), size in sizes.items() if of == kind}
-            if len(set(found.values())) > 1:
-                self.problems.append(f"{kind} features have {found} numbers; expected one size")
+            parts = {name: split["features"].get(kind) for name, split in splits.items()}
+            widths = {name: part["shape"][1] for name, part in parts.items() if part}
+            if len(set(widths.values())) > 1:
+                self.problems.append(
+                    f"{kind} features per image are {widths}; expected the same number"
+                )
         both = [
             set(read_urls(self.folder / layout.urls_file(name), split["images"])) - {""}
-            for name, split in self.result["splits"].items()
+            for name, split in splits.items()
             if split["images"] is not None
         ]
-        if len(both) == 2 and both[0] & both[1]:
-            shared = both[0] & both[1]
-            self.problems.append(f"{len(shared)} pictures are in both splits: {min(shared)}, ...")
+        if len(both) == 2 and (shared := both[0] & both[1]):
+            self.problems.append(f"{len(shared)} images are in both splits: {min(shared)}, ...")

@@ -1,4 +1,4 @@
-"""Words and their numbers: cutting a caption into words, encoding it, and reading it back."""
+"""The vocabulary: tokenizing captions, encoding and decoding them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECIAL = (NULL, START, END, UNK)
 
 
 def tokenize(caption: str) -> list[str]:
-    """Cut a caption into words: lower case, `-` as a space, only a-z and 0-9 kept.
+    """Split a caption into words: lower case, `-` as a space, only a-z and 0-9 kept.
 
     Examples
     --------
@@ -34,10 +34,10 @@ def tokenize(caption: str) -> list[str]:
 
 
 def tokenize_any(caption: str) -> list[str]:
-    """Cut a caption of any language that puts spaces between words, as `tokenize` does English.
+    """Split a caption of any language with spaces between words, as `tokenize` does English.
 
-    Letters, accents and digits of every script are kept (Unicode's categories L, M and N, in the
-    normal form NFKC).
+    Letters, accents and digits of every script are kept (Unicode categories L, M and N, normal form
+    NFKC).
 
     Examples
     --------
@@ -51,19 +51,13 @@ def tokenize_any(caption: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A list of words, each known by its place; `<NULL>`, `<START>`, `<END>`, `<UNK>` come first.
-
-    Parameters
-    ----------
-    idx_to_word
-        The words, all different.
-    """
+    """A list of distinct words, starting with `<NULL>`, `<START>`, `<END>` and `<UNK>`."""
 
     idx_to_word: Sequence[str]
 
     @cached_property
     def word_to_idx(self) -> dict[str, int]:
-        """The place of each word."""
+        """The index of each word."""
         return {word: index for index, word in enumerate(self.idx_to_word)}
 
     def __len__(self) -> int:
@@ -71,7 +65,7 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], min_count: int = 1) -> Vocabulary:
-        """Make one from tokenized captions: words seen `min_count` times, the frequent first."""
+        """Return the words that occur `min_count` times in tokenized captions, by frequency."""
         counts = collections.Counter(word for words in captions for word in words)
         kept = [word for word, count in counts.items() if count >= min_count]
         return cls([*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))])
@@ -79,12 +73,12 @@ class Vocabulary:
     def encode(self, words: Sequence[str], length: int) -> numpy.ndarray:
         """Return `<START> words <END>` padded with `<NULL>`, as int32 `(length,)`.
 
-        A word that is not in the vocabulary becomes `<UNK>`.
+        Words that are not in the vocabulary become `<UNK>`.
 
         Raises
         ------
         DataError
-            If `words` and the two marks do not fit in `length`.
+            If the words and two special tokens do not fit in `length`.
         """
         if len(words) + 2 > length:
             raise DataError(f"a caption of {len(words)} words does not fit in {length} places")
@@ -102,7 +96,7 @@ class Vocabulary:
         Raises
         ------
         DataError
-            If the file is missing, no such JSON, or its two halves disagree.
+            If the file is missing or has other contents, or the two disagree.
         """
         content = read_json(path, SMALL)
         words = content.get("idx_to_word") if isinstance(content, dict) else None
@@ -113,12 +107,12 @@ class Vocabulary:
 
     @classmethod
     def checked(cls, words: Any, where: str) -> Vocabulary:
-        """Make one of words from a file, which is called `where`.
+        """Return the vocabulary of untrusted `words`, called `where` in messages.
 
         Raises
         ------
         DataError
-            If they are not a list of words, all different and without spaces, the special first.
+            If they are not a list of distinct words without spaces, the special tokens first.
         """
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: expected a list of words")
@@ -126,7 +120,7 @@ class Vocabulary:
         if len(vocabulary.word_to_idx) != len(words):
             raise DataError(f"{where} holds a word twice; expected each word once")
         if not all(word.split() == [word] for word in words):
-            raise DataError(f"{where} holds a word that is empty or has a space in it")
+            raise DataError(f"{where} holds a word that is empty or contains a space")
         if tuple(words[: len(SPECIAL)]) != SPECIAL:
             raise DataError(f"{where} does not begin with {', '.join(SPECIAL)}")
         return vocabulary
@@ -134,33 +128,29 @@ class Vocabulary:
     def write(self, path: Path) -> None:
         """Write the file that `read` reads."""
         with new_file(path) as temporary:
-            temporary.write_text(
-                json.dumps(
-                    {"idx_to_word": list(self.idx_to_word), "word_to_idx": self.word_to_idx}
-                ),
-                encoding="utf-8",
-            )
+            content = {"idx_to_word": list(self.idx_to_word), "word_to_idx": self.word_to_idx}
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def decode_captions(captions: Array, idx_to_word: Sequence[str]) -> str | list[str]:
-    """Turn word indices back into text.
+    """Turn word indices into text.
 
     Parameters
     ----------
     captions
-        Integers `(T,)` for one caption, `(N, T)` for many, on any device.
+        Integers `(T,)` for one caption or `(N, T)` for many, on any device.
     idx_to_word
-        The word of each index.
+        The vocabulary.
 
     Returns
     -------
     str or list of str
-        The words up to and with `<END>`, `<NULL>` left out; a list for many captions.
+        The words up to and including `<END>`, without `<NULL>`; a list for many captions.
 
     Raises
     ------
     DataError
-        If an index is not that of a word.
+        If an index is not in the vocabulary.
     """
     rows = to_host(captions)
     if rows.size and not 0 <= rows.min() <= rows.max() < len(idx_to_word):
@@ -184,5 +174,5 @@ def _sentence(row: Iterable[int], idx_to_word: Sequence[str]) -> str:
 
 
 def plain(sentence: str) -> str:
-    """Return a decoded caption without its `<START>` and `<END>`, as a person would read it."""
+    """Return a decoded caption without `<START>` and `<END>`."""
     return " ".join(word for word in sentence.split() if word not in (START, END))

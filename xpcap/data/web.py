@@ -1,4 +1,4 @@
-"""Asking web servers, and nothing but web servers."""
+"""HTTP and HTTPS requests, and no others."""
 
 from __future__ import annotations
 
@@ -11,50 +11,46 @@ from typing import Any, cast
 from xpcap.errors import DataError
 
 FAILURES = (OSError, ValueError, http.client.HTTPException)
-"""What asking a server and reading its answer may raise; time-outs are OSErrors."""
+"""Exceptions of `open_url` and of reading its answer; time-outs are OSErrors."""
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but only to http and https."""
+    """Follows redirections to http and https only."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        if not _is_web(newurl):
-            raise urllib.error.HTTPError(req.full_url, code, _not_web(newurl), headers, fp)
+        try:
+            check_web(newurl)
+        except DataError as error:
+            raise urllib.error.HTTPError(req.full_url, code, str(error), headers, fp) from error
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def check_web(url: str) -> None:
-    """Refuse an address that is not of a web server.
-
-    Raises
-    ------
-    DataError
-        If it begins with neither http:// nor https://.
-    """
-    if not _is_web(url):
-        raise DataError(_not_web(url))
+    """Raise a `DataError` unless `url` begins with http:// or https://."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise DataError(f"{url} is not an http or https address")
 
 
 def open_url(
     url: str, timeout: float, headers: Mapping[str, str] | None = None
 ) -> http.client.HTTPResponse:
-    """Ask a server for what is at an address; redirections are followed, but only to the web.
+    """Send a GET request; redirections are followed to http and https only.
 
     Parameters
     ----------
     url
-        An address that `check_web` has let through.
+        Address checked by `check_web`.
     timeout
-        Seconds to wait for the server each time.
+        Seconds to wait for each answer of the server.
     headers
-        What to tell the server.
+        Additional headers of the request.
 
     Returns
     -------
     http.client.HTTPResponse
-        Close it when done. Opening and reading it may raise any of `FAILURES`.
+        To be closed by the caller. Opening and reading it may raise any of `FAILURES`.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "xpcap", **(headers or {})})
     opener = urllib.request.build_opener(_WebOnly)
@@ -62,16 +58,8 @@ def open_url(
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line why a server could not be asked, and close what it answered."""
+    """Describe one of `FAILURES` in one line, and close the response it may hold."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
     reason = str(getattr(error, "reason", "") or error)
     return " ".join(reason.split()) or type(error).__name__
-
-
-def _is_web(url: str) -> bool:
-    return url.lower().startswith(("http://", "https://"))
-
-
-def _not_web(url: str) -> str:
-    return f"{url} is not an http or https address"

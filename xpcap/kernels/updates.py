@@ -6,24 +6,19 @@ factor that clipping puts on every gradient, the learning rate, and Adam's bias 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from functools import partial
+from typing import Any
 
 import numpy
 
 from xpcap import threads
 from xpcap.backend import Array, Namespace
-from xpcap.operations import operation
+from xpcap.operations import Operation, operation
 from xpcap.subnormals import flushed
 
 SPAN = 2**17  # elements that are worth a thread
 _CHUNK = 2**15  # elements: five arrays of float32 and a few temporary ones in a core's cache
-
-
-def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Yield the same part of every array, as long as stays in a core's cache with temporaries."""
-    for first in range(0, len(arrays[0]), _CHUNK):
-        yield tuple(array[first : first + _CHUNK] for array in arrays)
 
 
 @operation
@@ -99,13 +94,6 @@ def sgd_update(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
         w -= rate * scale * dw
 
 
-@sgd_update.version("numpy")
-def _sgd_in_chunks(xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
-    """The reference, chunk by chunk."""
-    for some_w, some_dw in _chunks(w, dw):
-        sgd_update.reference(xp, some_w, some_dw, settings)
-
-
 @operation
 def momentum_update(
     xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
@@ -116,15 +104,6 @@ def momentum_update(
         velocity *= momentum
         velocity -= rate * scale * dw
         w += velocity
-
-
-@momentum_update.version("numpy")
-def _momentum_in_chunks(
-    xp: Namespace, w: Array, dw: Array, velocity: Array, settings: Array, momentum: float
-) -> None:
-    """The reference, chunk by chunk."""
-    for some_w, some_dw, some_velocity in _chunks(w, dw, velocity):
-        momentum_update.reference(xp, some_w, some_dw, some_velocity, settings, momentum)
 
 
 @operation
@@ -147,21 +126,6 @@ def rmsprop_update(
         cache *= decay_rate
         cache += (1 - decay_rate) * dw * dw
         w -= rate * dw / (xp.sqrt(cache) + epsilon)
-
-
-@rmsprop_update.version("numpy")
-def _rmsprop_in_chunks(
-    xp: Namespace,
-    w: Array,
-    dw: Array,
-    cache: Array,
-    settings: Array,
-    decay_rate: float,
-    epsilon: float,
-) -> None:
-    """The reference, chunk by chunk."""
-    for some_w, some_dw, some_cache in _chunks(w, dw, cache):
-        rmsprop_update.reference(xp, some_w, some_dw, some_cache, settings, decay_rate, epsilon)
 
 
 @operation
@@ -206,21 +170,18 @@ def adam_update(
         w -= rate * direction
 
 
-@adam_update.version("numpy")
-def _adam_in_chunks(
-    xp: Namespace,
-    w: Array,
-    dw: Array,
-    m: Array,
-    v: Array,
-    settings: Array,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-) -> None:
-    """The reference, chunk by chunk."""
-    for some_w, some_dw, some_m, some_v in _chunks(w, dw, m, v):
-        adam_update.reference(
-            xp, some_w, some_dw, some_m, some_v, settings, beta1, beta2, epsilon, weight_decay
-        )
+def _in_chunks(rule: Operation[Any, None]) -> None:
+    """Let NumPy update as many elements at a time as stay in a core's cache."""
+
+    @functools.wraps(rule.reference)
+    def update(xp: Namespace, w: Array, *others: Any, **settings: float) -> None:
+        for first in range(0, len(w), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            arrays = (x[part] if getattr(x, "shape", ()) == w.shape else x for x in (w, *others))
+            rule.reference(xp, *arrays, **settings)
+
+    rule.version("numpy")(update)
+
+
+for _rule in (sgd_update, momentum_update, rmsprop_update, adam_update):
+    _in_chunks(_rule)

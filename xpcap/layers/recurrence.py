@@ -365,7 +365,7 @@ def _unroll(
         if t > 0 and not packing.even:
             prev_h[...] = run.h[packing.rows[t - 1]][:n]
         product(xp, prev_h, weights["Wh"], ah[:n])
-        cell.step(xp, {**arrays, **weights, "ah": ah[:n]})
+        cell.step(xp, {**weights, **arrays, "ah": ah[:n]})
 
 
 def _unroll_backward(
@@ -389,7 +389,7 @@ def _unroll_backward(
         n = rows.stop - rows.start
         gradients = {"dax": dax[rows], "dah": dah[rows], "da": dah[rows], "back": back[:n]}
         gradients |= {name: gradient[:n] for name, gradient in others.items()}
-        arrays = {**run.at(cell, packing, t), **weights, **gradients, "above": dh[rows]}
+        arrays = {**weights, **run.at(cell, packing, t), **gradients, "above": dh[rows]}
         cell.step_backward(xp, arrays)
         if cell.direct:
             product(xp, dah[rows], weights["Wh"].T, through[:n])
@@ -424,7 +424,7 @@ def _advance(
     next_state
         `(R, H)`, written.
     """
-    arrays = {"gates": ax[words], "ah": ah[parents], **weights}
+    arrays = {**weights, "gates": ax[words], "ah": ah[parents]}
     for name, before, after in zip(cell.states, state, next_state, strict=True):
         arrays |= {f"prev_{name}": before[parents], name: after}
     for name in cell.kept:

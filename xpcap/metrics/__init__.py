@@ -1,7 +1,9 @@
-"""How good captions are, in pure Python and NumPy: no Java, no image ids, one image allowed.
+"""Metrics of captions in pure Python and NumPy: no Java, no image ids, one image is enough.
 
-`evaluate_captions` takes text. The functions beside it take sentences that are cut into words, a
-candidate and its references for each image, in the same order.
+`evaluate_captions` takes text. The metrics beside it take tokenized sentences, `candidates` (one
+for each image) and `references` (at least one for each image), in the same order, and return a
+`Score`. They raise a `DataError` if there is no candidate, an image has no reference, or a sentence
+is a string instead of a list of words.
 """
 
 from __future__ import annotations
@@ -50,15 +52,15 @@ METRICS = (*DEFAULT, "novel", "vocabulary-use", "METEOR", "SPICE")
 
 @dataclass(frozen=True)
 class Scores:
-    """The values of captions, by the names of the metrics.
+    """The values of several metrics, by name.
 
     Parameters
     ----------
     corpus
-        One number a metric, for all captions.
+        One number per metric, over all captions.
     images
-        The values of each image, `(N,)` float64; not of `distinct-1`, `distinct-2` and
-        `vocabulary-use`, which are of all captions only.
+        The values per image, `(N,)` float64, of the metrics that have them: all but `distinct-1`,
+        `distinct-2` and `vocabulary-use`.
     """
 
     corpus: dict[str, float]
@@ -74,40 +76,40 @@ def evaluate_captions(
     training_captions: Iterable[str] | None = None,
     vocabulary: Iterable[str] | None = None,
 ) -> Scores:
-    """Measure captions against what people said of the same images.
+    """Compare captions with the reference captions of the same images.
 
-    All text is cut into words by `tokenize_any`: lower case, letters and digits of any script, a
-    hyphen as a space. The COCO evaluation has rules for English: its `do n't`, `man 's` and
-    `close-up` are our `dont`, `mans` and `close up`. (That is 2.3% of COCO's captions of val2017,
-    and moves their BLEU-4 by less than 0.001, their CIDEr-D by 0.004.) In a language that puts no
-    spaces between words, put them there first.
+    All text is tokenized by `tokenize_any`: lower case, letters and digits of any script, a hyphen
+    as a space. The COCO evaluation has rules for English: its `do n't`, `man 's` and `close-up` are
+    our `dont`, `mans` and `close up`. (This affects 2.3% of COCO's captions of val2017, and changes
+    their BLEU-4 by less than 0.001, their CIDEr-D by 0.004.) For a language written without spaces
+    between words, insert them first.
 
     Parameters
     ----------
     candidates
-        A caption for each image.
+        One caption for each image.
     references
-        What people said of each image, at least one caption.
+        At least one reference caption for each image.
     names
         Which of `METRICS` to compute.
     document_frequencies
-        For CIDEr and CIDEr-D, of `tokenize_any`'s words; None counts those of `references`.
+        For CIDEr and CIDEr-D, over tokens of `tokenize_any`; by default counted in `references`.
     training_captions
-        For `novel`: the captions that the captioner has learned from.
+        For `novel`: the captions that the model was trained on.
     vocabulary
-        For `vocabulary-use`: the words that the captioner can say.
+        For `vocabulary-use`: the words that the model can generate.
 
     Returns
     -------
     Scores
-        Those named, in that order.
+        The metrics named, in that order.
 
     Raises
     ------
     ConfigurationError
         If a name is unknown, or what its metric needs is missing.
     DataError
-        If there is no candidate, or one has no reference.
+        If there is no candidate, or an image has no reference.
 
     Examples
     --------
@@ -117,24 +119,24 @@ def evaluate_captions(
     """
     check_names(names, training_captions, vocabulary)
     check_counts(candidates, references)
-    said = [tokenize_any(caption) for caption in candidates]
+    tokens = [tokenize_any(caption) for caption in candidates]
     known = [[tokenize_any(caption) for caption in captions] for captions in references]
     trained = [tokenize_any(caption) for caption in training_captions or ()]
     if document_frequencies is None and {"CIDEr", "CIDEr-D"} & set(names):
         document_frequencies = DocumentFrequencies.of(known)
 
     metrics: dict[str, Callable[[], Score | float]] = {
-        "ROUGE-L": lambda: rouge_l(said, known),
-        "CIDEr": lambda: cider(said, known, document_frequencies),
-        "CIDEr-D": lambda: cider_d(said, known, document_frequencies),
-        "distinct-1": lambda: distinct_n(said, 1),
-        "distinct-2": lambda: distinct_n(said, 2),
-        "novel": lambda: novel(said, trained),
-        "vocabulary-use": lambda: vocabulary_use(said, vocabulary or ()),
-        "METEOR": lambda: meteor(said, known),
-        "SPICE": lambda: spice(said, known),
+        "ROUGE-L": lambda: rouge_l(tokens, known),
+        "CIDEr": lambda: cider(tokens, known, document_frequencies),
+        "CIDEr-D": lambda: cider_d(tokens, known, document_frequencies),
+        "distinct-1": lambda: distinct_n(tokens, 1),
+        "distinct-2": lambda: distinct_n(tokens, 2),
+        "novel": lambda: novel(tokens, trained),
+        "vocabulary-use": lambda: vocabulary_use(tokens, vocabulary or ()),
+        "METEOR": lambda: meteor(tokens, known),
+        "SPICE": lambda: spice(tokens, known),
     }
-    by_bleu = dict(zip(BLEU, bleu(said, known), strict=True)) if set(BLEU) & set(names) else {}
+    by_bleu = dict(zip(BLEU, bleu(tokens, known), strict=True)) if set(BLEU) & set(names) else {}
     corpus, images = {}, {}
     for name in names:
         score = by_bleu[name] if name in BLEU else metrics[name]()
@@ -146,21 +148,16 @@ def evaluate_captions(
 
 
 def check_names(
-    names: Sequence[str],
+    names: Iterable[str],
     training_captions: Iterable[str] | None,
     vocabulary: Iterable[str] | None,
+    known: Sequence[str] = METRICS,
 ) -> None:
-    """Check that metrics are known and have what they need.
-
-    Raises
-    ------
-    ConfigurationError
-        If one is not, or has not.
-    """
+    """Raise a `ConfigurationError` if a metric is not `known` or lacks what it needs."""
     for name in names:
-        if name not in METRICS:
+        if name not in known:
             raise ConfigurationError(
-                f"metric '{name}' is unknown; expected one of {', '.join(METRICS)}"
+                f"metric '{name}' is unknown; expected one of {', '.join(known)}"
             )
     if "novel" in names and training_captions is None:
         raise ConfigurationError("metric 'novel' needs the training captions")

@@ -1,4 +1,4 @@
-"""BLEU: how many of a caption's n-grams are in its references.
+"""BLEU: the share of a caption's n-grams that its references contain.
 
 K. Papineni and others, "BLEU: a method for automatic evaluation of machine translation", ACL 2002.
 """
@@ -11,8 +11,7 @@ import numpy
 
 from xpcap.metrics.sentences import ORDERS, Score, Words, check_sentences, ngrams
 
-# With both, nothing is divided by zero, and 0 of 0 n-grams count as a precision of 1e-6.
-# The values are those of pycocoevalcap.
+# They prevent division by zero; the precision of 0 of 0 n-grams is 1e-6, as in pycocoevalcap.
 TINY, SMALL = 1e-15, 1e-9
 
 
@@ -20,32 +19,20 @@ def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
     """Compute BLEU-1 to BLEU-4, as pycocoevalcap does.
 
         BLEU-n = min(1, exp(1 - r / c)) · (p₁ · ... · p_n)^(1 / n)
-        p_k    = Σ_g min(times g is in the candidate, most times it is in one reference)
+        p_k    = Σ_g min(count of g in the candidate, its largest count in one reference)
                  / number of k-grams in the candidate
 
-    where g goes over the different k-grams of the candidate, c is its length, and r the length of
-    the reference that is closest to it (the shorter of two). For the corpus all of c, r and the two
-    parts of p_k are first added up over images; it is not the mean of the images' values.
+    where g ranges over the distinct k-grams of the candidate, c is its length, and r the length of
+    the reference closest in length (the shorter of two). For the corpus, c, r and both parts of p_k
+    are first summed over images; its value is not the mean over images.
 
-    A candidate of fewer than n words has no n-grams: its own BLEU-n is small, even if it is equal
-    to a reference. One without words has 0.
-
-    Parameters
-    ----------
-    candidates
-        The words of a caption for each image.
-    references
-        The words of what people said, at least one sentence an image.
+    A candidate of fewer than n words has no n-grams: its own BLEU-n is small, even if it equals a
+    reference. One without words has 0. Values are from 0 to 1.
 
     Returns
     -------
     list of Score
-        BLEU-1, BLEU-2, BLEU-3 and BLEU-4, from 0 to 1.
-
-    Raises
-    ------
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+        BLEU-1, BLEU-2, BLEU-3 and BLEU-4.
     """
     check_sentences(candidates, references)
     pairs = list(zip(candidates, references, strict=True))

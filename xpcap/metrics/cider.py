@@ -1,10 +1,10 @@
-"""CIDEr and CIDEr-D: how alike a caption and its references are in the n-grams that tell much.
+"""CIDEr and CIDEr-D: how similar a caption and its references are in informative n-grams.
 
 R. Vedantam, C. L. Zitnick and D. Parikh, "CIDEr: consensus-based image description evaluation",
-CVPR 2015. Sentences are compared as vectors: g has the weight of the number of times it is in the
-sentence, times idf(g) = log(images) - log(images with g in a reference).
+CVPR 2015. Sentences are compared as tf-idf vectors: the weight of an n-gram g is the number of
+times it occurs in the sentence, times idf(g) = log(images) - log(images with g in a reference).
 
-What papers print as CIDEr is nearly always CIDEr-D: pycocoevalcap's `Cider` computes that.
+What papers report as CIDEr is nearly always CIDEr-D: pycocoevalcap's `Cider` computes that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,20 +35,14 @@ SCALE = 10.0
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many images' references each n-gram is.
+    """In how many images' references each n-gram occurs; counts are in 1..`images`.
 
     Parameters
     ----------
     images
-        How many images there are.
+        Number of images.
     counts
-        The images of each n-gram of 1 to 4 words. One that is not here has a count of 1, so that
-        those of a single image need not be here.
-
-    Raises
-    ------
-    DataError
-        If there is no image, or a count is not in 1..`images`.
+        Number of images per n-gram of 1 to 4 words; 1 for an n-gram that is not listed.
     """
 
     images: int
@@ -62,7 +56,7 @@ class DocumentFrequencies:
 
     @classmethod
     def of(cls, references: Sequence[Sequence[Words]]) -> DocumentFrequencies:
-        """Count those of references, given as the words of some sentences an image."""
+        """Count n-grams in references: some tokenized sentences for each image."""
         counts: Counter[NGram] = Counter()
         for known in references:
             check_words(known)
@@ -75,13 +69,7 @@ class DocumentFrequencies:
 
     @classmethod
     def read(cls, path: Path) -> DocumentFrequencies:
-        """Read a file that `write` has written.
-
-        Raises
-        ------
-        DataError
-            If it is missing, or is not such a file.
-        """
+        """Read a file that `write` has written; another file raises a `DataError`."""
         content = read_json(path)
         try:
             _check_file(content)
@@ -94,13 +82,7 @@ class DocumentFrequencies:
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write them as JSON.
-
-        Raises
-        ------
-        DataError
-            If the file cannot be written.
-        """
+        """Write the frequencies as JSON."""
         content = {
             "images": self.images,
             "ngrams": list(self.counts),
@@ -111,7 +93,7 @@ class DocumentFrequencies:
 
 
 def _check_file(content: Any) -> None:
-    """Raise a TypeError or KeyError where what was read has other types than what is written."""
+    """Raise a TypeError or KeyError if the types are not those that `write` writes."""
     words = [word for ngram in content["ngrams"] for word in ngram]
     if not (
         all(type(count) is int for count in (content["images"], *content["counts"]))
@@ -126,34 +108,23 @@ def cider(
     references: Sequence[Sequence[Words]],
     frequencies: DocumentFrequencies | None = None,
 ) -> Score:
-    """Compute CIDEr as the paper first defines it: no clipping, no penalty of length.
+    """Compute CIDEr as the paper first defines it: no clipping, no length penalty.
 
         CIDEr = 10 · mean over n = 1..4 and references of  c · r / (‖c‖ ‖r‖)
 
-    where c and r are the weights of the n-grams of the candidate and of a reference. The factor of
-    10 is not in the paper's formula but customary. Words are not stemmed.
+    where c and r are the n-gram vectors of the candidate and of a reference. The factor of 10 is
+    not in the paper's formula but customary. Words are not stemmed. Values are from 0 to 10; the
+    corpus value is the mean over images.
 
     Parameters
     ----------
-    candidates
-        The words of a caption for each image.
-    references
-        The words of what people said, at least one sentence an image.
+    candidates, references
+        Tokenized sentences, see `xpcap.metrics`.
     frequencies
-        Document frequencies; None counts those of `references`. With a single image counted, every
-        n-gram is in all images, and by the formula the value is 0: one image needs stored ones.
-
-    Returns
-    -------
-    Score
-        From 0 to 10; the corpus' is the mean over images.
-
-    Raises
-    ------
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+        Document frequencies; by default those of `references`. In a single image every n-gram is
+        in all images, and the formula gives 0: one image needs stored frequencies.
     """
-    return _consensus(candidates, references, frequencies, _cosine, sigma=math.inf)
+    return _consensus(candidates, references, frequencies, robust=False)
 
 
 def cider_d(
@@ -166,26 +137,11 @@ def cider_d(
         CIDEr-D = 10 · mean over n = 1..4 and references of
                   exp(-(l_c - l_r)² / (2 · 6²)) · min(c, r) · r / (‖c‖ ‖r‖)
 
-    where c and r are the weights of the n-grams of the candidate and of a reference, and l_c and
-    l_r their lengths. (pycocoevalcap counts bigrams, which differ by as many.) Repeating words
-    pays less than in CIDEr, and another length costs. Words are not stemmed.
-
-    Parameters
-    ----------
-    candidates, references, frequencies
-        As of `cider`.
-
-    Returns
-    -------
-    Score
-        From 0 to 10; the corpus' is the mean over images.
-
-    Raises
-    ------
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+    where l_c and l_r are the lengths of the candidate and the reference, and all else is as for
+    `cider`. (pycocoevalcap counts bigrams instead of words, which gives the same difference.)
+    Repeated words are rewarded less than by CIDEr, and a different length is penalized.
     """
-    return _consensus(candidates, references, frequencies, _clipped_cosine, SIGMA)
+    return _consensus(candidates, references, frequencies, robust=True)
 
 
 class _Vector(NamedTuple):
@@ -199,12 +155,12 @@ def _consensus(
     candidates: Sequence[Words],
     references: Sequence[Sequence[Words]],
     frequencies: DocumentFrequencies | None,
-    cosine: Callable[[_Vector, _Vector], float],
-    sigma: float,
+    robust: bool,
 ) -> Score:
     check_sentences(candidates, references)
     if frequencies is None:
         frequencies = DocumentFrequencies.of(references)
+    sigma = SIGMA if robust else math.inf
     values = []
     for candidate, known in zip(candidates, references, strict=True):
         c = _vectors(candidate, frequencies)
@@ -212,34 +168,27 @@ def _consensus(
         for reference in known:
             r = _vectors(reference, frequencies)
             longer = len(candidate) - len(reference)
-            total += math.exp(-(longer**2) / (2 * sigma**2)) * sum(map(cosine, c, r))
+            cosines = (_cosine(*pair, robust) for pair in zip(c, r, strict=True))
+            total += math.exp(-(longer**2) / (2 * sigma**2)) * sum(cosines)
         values.append(SCALE * total / (len(ORDERS) * len(known)))
     return Score.mean_of(values)
 
 
 def _vectors(words: Words, frequencies: DocumentFrequencies) -> list[_Vector]:
-    return [_vector(ngrams(words, n), frequencies) for n in ORDERS]
+    vectors = []
+    for n in ORDERS:
+        counts = ngrams(words, n)
+        weights = {ngram: count * frequencies.idf(ngram) for ngram, count in counts.items()}
+        norm = math.sqrt(sum(weight**2 for weight in weights.values()))
+        vectors.append(_Vector(weights, norm))
+    return vectors
 
 
-def _vector(counts: Mapping[NGram, int], frequencies: DocumentFrequencies) -> _Vector:
-    weights = {ngram: count * frequencies.idf(ngram) for ngram, count in counts.items()}
-    return _Vector(weights, math.sqrt(sum(weight**2 for weight in weights.values())))
-
-
-def _cosine(c: _Vector, r: _Vector) -> float:
-    common = sum(weight * r.weights.get(ngram, 0.0) for ngram, weight in c.weights.items())
-    return _divided(common, c, r)
-
-
-def _clipped_cosine(c: _Vector, r: _Vector) -> float:
-    common = 0.0
+def _cosine(c: _Vector, r: _Vector, clipped: bool) -> float:
+    """Return the cosine, or 0 if a norm is: no n-grams, or each of them is in every image."""
+    product = 0.0
     for ngram, weight in c.weights.items():
         other = r.weights.get(ngram, 0.0)
-        common += min(weight, other) * other
-    return _divided(common, c, r)
-
-
-def _divided(product: float, c: _Vector, r: _Vector) -> float:
-    """Divide by the norms; one is zero without n-grams, or where each of them is in every image."""
+        product += (min(weight, other) if clipped else weight) * other
     norms = c.norm * r.norm
     return product / norms if norms else 0.0

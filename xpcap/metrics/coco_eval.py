@@ -1,7 +1,8 @@
-"""METEOR and SPICE, which are Java programs: run by pycocoevalcap (the extra `coco-eval`).
+"""METEOR and SPICE: Java programs, run by pycocoevalcap (the extra `coco-eval`).
 
-Both are made for English. They are given words joined by spaces, the same as the other metrics;
-the COCO evaluation gives them Java's own tokens, so that its values differ a little.
+Both are made for English. They get the same tokens as the other metrics, joined by spaces; the COCO
+evaluation uses a tokenizer of its own in Java, so its values differ a little. A missing library,
+missing Java and a failing program raise a `ConfigurationError`.
 """
 
 from __future__ import annotations
@@ -19,79 +20,35 @@ from xpcap.metrics.sentences import Score, Words, check_sentences
 
 
 def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> Score:
-    """Compute METEOR 1.5 for English: matches of words, stems, synonyms and paraphrases.
+    """METEOR 1.5 for English, from 0 to 1: matches of words, stems, synonyms and paraphrases.
 
     M. Denkowski and A. Lavie, "Meteor universal: language specific translation evaluation for any
-    target language", WMT 2014. Java takes 2 GB of memory, and some seconds to begin.
-
-    Parameters
-    ----------
-    candidates
-        The words of a caption for each image.
-    references
-        The words of what people said, at least one sentence an image.
-
-    Returns
-    -------
-    Score
-        From 0 to 1; the corpus' is METEOR's own, from the matches of all images, and not the mean.
-
-    Raises
-    ------
-    ConfigurationError
-        If pycocoevalcap or Java is missing, or the Java program fails.
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+    target language", WMT 2014. The corpus value is computed by METEOR from the matches of all
+    images; it is not the mean. Java takes 2 GB of memory, and some seconds to start.
     """
-    check_sentences(candidates, references)
-    scorer = _scorer("METEOR", "pycocoevalcap.meteor.meteor", "Meteor")()
-    try:
-        corpus, images = scorer.compute_score(*_by_image(candidates, references))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"METEOR: Java failed: {_close(scorer) or error}") from error
-    finally:
-        _close(scorer)
+    corpus, images = _compute("METEOR", candidates, references)
     return Score(float(corpus), numpy.array(images, numpy.float64))
 
 
 def spice(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> Score:
-    """Compute SPICE: the objects, attributes and relations that captions and references share.
+    """SPICE, from 0 to 1: objects, attributes and relations shared with the references.
 
     P. Anderson and others, "SPICE: semantic propositional image caption evaluation", ECCV 2016.
-    Java takes up to 8 GB of memory; the first time, pycocoevalcap downloads 385 MB of parsers.
-
-    Parameters
-    ----------
-    candidates
-        The words of a caption for each image.
-    references
-        The words of what people said, at least one sentence an image.
-
-    Returns
-    -------
-    Score
-        From 0 to 1, or NaN where SPICE gives no number; the corpus' is the mean over images.
-
-    Raises
-    ------
-    ConfigurationError
-        If pycocoevalcap or Java is missing, the download or the Java program fails.
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+    It is NaN for images where SPICE gives no number; the corpus value is the mean over images. Java
+    takes up to 8 GB of memory; the first time, pycocoevalcap downloads 385 MB of parsers.
     """
-    check_sentences(candidates, references)
-    scorer = _scorer("SPICE", "pycocoevalcap.spice.spice", "Spice")
-    try:
-        _, images = scorer().compute_score(*_by_image(candidates, references))
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise ConfigurationError(f"SPICE: pycocoevalcap failed: {error}") from error
+    _, images = _compute("SPICE", candidates, references)
     return Score.mean_of([image["All"]["f"] for image in images])
 
 
-def _scorer(metric: str, module: str, name: str) -> Any:
-    """Find a class of pycocoevalcap, and Java, which it takes to be there."""
+def _compute(
+    metric: str, candidates: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> tuple[float, Any]:
+    """Return the value of the corpus and those of the images, as pycocoevalcap returns them."""
+    check_sentences(candidates, references)
+    name = metric.lower()
     try:
-        scorer = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"pycocoevalcap.{name}.{name}")
     except ImportError as error:
         raise ConfigurationError(
             f"{metric} needs pycocoevalcap, which cannot be imported ({error});"
@@ -99,22 +56,27 @@ def _scorer(metric: str, module: str, name: str) -> Any:
         ) from error
     if shutil.which("java") is None:
         raise ConfigurationError(f"{metric} needs Java, and there is no 'java' on the PATH")
-    return scorer
-
-
-def _by_image(
-    candidates: Sequence[Words], references: Sequence[Sequence[Words]]
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Return references and candidates as pycocoevalcap takes them."""
     known = {image: [" ".join(s) for s in sentences] for image, sentences in enumerate(references)}
-    return known, {image: [" ".join(words)] for image, words in enumerate(candidates)}
+    tokens = {image: [" ".join(words)] for image, words in enumerate(candidates)}
+    scorer = None
+    try:
+        scorer = getattr(module, metric.capitalize())()
+        corpus, images = scorer.compute_score(known, tokens)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        reason = _close(scorer) or error
+        raise ConfigurationError(f"{metric}: pycocoevalcap failed: {reason}") from error
+    finally:
+        _close(scorer)
+    return corpus, images
 
 
 def _close(scorer: Any) -> str:
-    """End METEOR's process; return the first line it complained with.
+    """End METEOR's process; return the first line of its standard error.
 
     After an error or Ctrl-C its lock is still held, and the scorer would wait for it forever.
     """
+    if not hasattr(scorer, "meteor_p"):
+        return ""
     scorer.meteor_p.kill()
     _, complaint = scorer.meteor_p.communicate()
     if scorer.lock.locked():

@@ -1,4 +1,4 @@
-"""How varied captions are, whatever they say of their images."""
+"""Diversity of captions, regardless of their images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from xpcap.metrics.sentences import Score, Words, check_words, ngrams
 
 
 def distinct_n(captions: Sequence[Words], n: int) -> float:
-    """Return the number of different n-grams for each word of all captions.
+    """Return the number of distinct n-grams divided by the number of words, 0 without words.
 
     J. Li and others, "A diversity-promoting objective function for neural conversation models",
-    NAACL 2016. The more captions there are, the lower it is: only sets of one size compare.
-    Captions without any word have 0.
-
-    Raises
-    ------
-    DataError
-        If a caption is not cut into words.
-    ConfigurationError
-        If `n` is less than 1.
+    NAACL 2016. It falls with the number of captions: compare only sets of the same size.
     """
     if n < 1:
         raise ConfigurationError(f"the n of distinct-n must be at least 1, got {n}")
@@ -31,18 +23,7 @@ def distinct_n(captions: Sequence[Words], n: int) -> float:
 
 
 def novel(captions: Sequence[Words], training: Sequence[Words]) -> Score:
-    """Tell which captions are not, word for word, among the training captions.
-
-    Returns
-    -------
-    Score
-        1 for an image whose caption is new and 0 for another; the corpus' is the share of new ones.
-
-    Raises
-    ------
-    DataError
-        If there is no caption, or one is not cut into words.
-    """
+    """Score captions 1 if they are not, word for word, among the training captions, else 0."""
     if not len(captions):
         raise DataError("no captions to measure; expected at least one")
     check_words(captions)
@@ -52,15 +33,7 @@ def novel(captions: Sequence[Words], training: Sequence[Words]) -> Score:
 
 
 def vocabulary_use(captions: Sequence[Words], vocabulary: Iterable[str]) -> float:
-    """Return the share of a vocabulary's words that are in some caption.
-
-    `<NULL>`, `<START>`, `<END>` and `<UNK>` are no words.
-
-    Raises
-    ------
-    DataError
-        If a caption is not cut into words, or the vocabulary has none.
-    """
+    """Return the share of a vocabulary's words, special tokens excluded, that captions contain."""
     check_words(captions)
     words = set(vocabulary) - set(SPECIAL)
     if not words:

@@ -1,4 +1,4 @@
-"""ROUGE-L: the longest run of words, gaps allowed, that a caption shares with its references.
+"""ROUGE-L: the longest common subsequence of a caption and its references.
 
 C.-Y. Lin, "ROUGE: a package for automatic evaluation of summaries", ACL workshop, 2004.
 """
@@ -20,34 +20,18 @@ def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
         R       = max over references of LCS(candidate, reference) / length of the reference
 
     where LCS is the length of the longest common subsequence. A sentence without words counts as
-    one that has the empty word only: beside another such its ROUGE-L is 1, beside all others 0.
-
-    Parameters
-    ----------
-    candidates
-        The words of a caption for each image.
-    references
-        The words of what people said, at least one sentence an image.
-
-    Returns
-    -------
-    Score
-        From 0 to 1; the corpus' is the mean over images.
-
-    Raises
-    ------
-    DataError
-        If there is no candidate, one has no reference, or a sentence is not cut into words.
+    one empty word: its ROUGE-L is 1 with another such reference, else 0. Values are from 0 to 1;
+    the corpus value is the mean over images.
     """
     check_sentences(candidates, references)
     return Score.mean_of([_rouge_l(*pair) for pair in zip(candidates, references, strict=True)])
 
 
 def _rouge_l(candidate: Words, references: Sequence[Words]) -> float:
-    said = candidate or [""]
+    tokens = candidate or [""]
     known = [words or [""] for words in references]
-    common = [_common_length(said, words) for words in known]
-    precision = max(common) / len(said)
+    common = [_common_length(tokens, words) for words in known]
+    precision = max(common) / len(tokens)
     recall = max(length / len(words) for length, words in zip(common, known, strict=True))
     if not precision:
         return 0.0
@@ -55,10 +39,7 @@ def _rouge_l(candidate: Words, references: Sequence[Words]) -> float:
 
 
 def _common_length(a: Words, b: Words) -> int:
-    """Return the length of the longest common subsequence.
-
-    `row[j]` is that of the words of `a` so far and the first j of `b`.
-    """
+    """Return the LCS length; `row[j]` is that of the words of `a` so far and the first j of `b`."""
     row = [0] * (len(b) + 1)
     for word in a:
         above, row = row, [0]

@@ -1,4 +1,4 @@
-"""What the metrics share: sentences as lists of words, their n-grams, and what a score is."""
+"""What the metrics share: tokenized sentences, n-grams and scores."""
 
 from __future__ import annotations
 
@@ -11,32 +11,24 @@ import numpy
 from xpcap.errors import DataError
 
 Words = Sequence[str]
-"""A sentence."""
+"""A tokenized sentence."""
 
 NGram = tuple[str, ...]
-"""Words that stand one after the other."""
+"""Consecutive words."""
 
 ORDERS = (1, 2, 3, 4)
-"""The lengths of the n-grams that BLEU and CIDEr count."""
+"""The n-gram lengths of BLEU and CIDEr."""
 
 
 class Score(NamedTuple):
-    """What a metric gives: one number for all captions, and one for each image.
-
-    Parameters
-    ----------
-    corpus
-        The value of all captions together.
-    images
-        The value of each image, `(N,)` float64.
-    """
+    """The value of a metric for all captions together, and for each image, `(N,)` float64."""
 
     corpus: float
     images: numpy.ndarray
 
     @classmethod
     def mean_of(cls, images: Sequence[float]) -> Score:
-        """Make one whose value of all captions is the mean over images."""
+        """Make a score whose corpus value is the mean over images."""
         values = numpy.array(images, numpy.float64)
         return cls(float(values.mean()), values)
 
@@ -47,13 +39,7 @@ def ngrams(words: Words, n: int) -> Counter[NGram]:
 
 
 def check_counts(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
-    """Check that there is a candidate, and that each has references.
-
-    Raises
-    ------
-    DataError
-        If not; it says which image, counted from 0.
-    """
+    """Check that there is a candidate, and that each image has references."""
     if len(candidates) != len(references):
         raise DataError(
             f"{len(candidates)} candidates, but references for {len(references)};"
@@ -69,26 +55,14 @@ def check_counts(candidates: Sequence[object], references: Sequence[Sequence[obj
 
 
 def check_words(sentences: Iterable[Words]) -> None:
-    """Check that sentences are cut into words.
-
-    Raises
-    ------
-    DataError
-        If one is a string.
-    """
+    """Check that sentences are tokenized, not strings."""
     for words in sentences:
         if isinstance(words, str):
             raise DataError(f"'{words}' is a string; expected a list of words")
 
 
 def check_sentences(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
-    """Check a candidate an image, its references, and that all are cut into words.
-
-    Raises
-    ------
-    DataError
-        If `check_counts` or `check_words` does.
-    """
+    """Check that each image has a candidate and references, all of them tokenized."""
     check_counts(candidates, references)
     check_words(candidates)
     for known in references:

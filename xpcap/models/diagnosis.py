@@ -41,7 +41,7 @@ def _in_order(
     yield "the features", features
     _, state = model.start(features)
     yield "the first state, which the features set", state[0]
-    batch, hidden, _ = Objective(model).read(features, captions)
+    batch, hidden, _ = Objective(model).read(features, to_host(captions))
     for t, rows in enumerate(batch.packing.rows):
         yield f"the hidden state after word {t + 1}", hidden[rows]
     W, b = (model.params[name] for name in model.head)

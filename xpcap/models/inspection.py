@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xpcap.backend import Array, Namespace, namespace
+from xpcap.backend import Array, Namespace, namespace, to_host
 from xpcap.data.vocabulary import START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.layers.recurrence import Cell, split_gates
@@ -94,7 +94,8 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
         only).
     """
     with model.backend.activate():
-        batch, _, dh, cache = Objective(model).words(features, captions)
+        namespace(features, captions)
+        batch, _, dh, cache = Objective(model).words(features, to_host(captions))
         packing, run, cell = batch.packing, cache.run, model.cell
         xp, T, (N, H) = namespace(dh), len(packing.rows), (packing.captions, dh.shape[1])
         hidden, of_cell = (xp.zeros(T, dtype=xp.float64) for _ in range(2))
@@ -110,10 +111,14 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
                 dc = further["dc"][:n] + whole * o * (1 - tanh_c**2)
                 of_cell[t] = _mean(_norms(dc), counted)
             _step_back(model, cache, t, dh[rows], back[:n], further)
-        some = packing.rows[0].stop if T else 0
-        first = _norms(back[:some]).mean() if some else xp.zeros(())
-        captions_at = xp.asarray([int(_counted(batch, rows).sum()) for rows in packing.rows])
-        return GradientFlow(captions_at, hidden, of_cell if "dc" in further else None, first)
+        counts = xp.zeros(T, dtype=int)
+        spoken = xp.zeros(N, dtype=bool)
+        for t, rows in enumerate(packing.rows):
+            counted = _counted(batch, rows)
+            counts[t] = counted.sum()
+            spoken[: len(counted)] |= counted
+        first = _mean(_norms(back), spoken)
+        return GradientFlow(counts, hidden, of_cell if "dc" in further else None, first)
 
 
 def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> GateSaturation:
@@ -140,7 +145,8 @@ def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> G
         only).
     """
     with model.backend.activate():
-        batch, _, cache = Objective(model).read(features, captions)
+        namespace(features, captions)
+        batch, _, cache = Objective(model).read(features, to_host(captions))
         run, names, rows = cache.run, model.cell.gates, batch.packing.rows
         xp, (G, T) = namespace(run.h), (len(names), len(batch.packing.rows))
         lowest = xp.asarray([_LOW] * (G - 1) + [_LOW_TANH], dtype=xp.float64)[:, None]
@@ -192,7 +198,7 @@ def word_gradients(model: CaptioningRNN, features: Array, words: Array) -> tuple
         xp, (N, T) = namespace(features, words), words.shape
         start = xp.full((N, 1), model.start_word, dtype=words.dtype)
         captions = xp.concatenate([start, words], axis=1)
-        batch, losses, dh, cache = Objective(model).words(features, captions)
+        batch, losses, dh, cache = Objective(model).words(features, to_host(captions))
         packing, H = batch.packing, dh.shape[1]
         log_probs, dh0 = xp.zeros((N, T), dtype=dh.dtype), xp.zeros((N, T, H), dtype=dh.dtype)
         for t, rows in enumerate(packing.rows):  # from each word all the way back to the image
@@ -206,7 +212,7 @@ def word_gradients(model: CaptioningRNN, features: Array, words: Array) -> tuple
                 above = xp.zeros_like(above)
             dh0[images, t] = back
         gradients = model.feature_gradient(dh0.reshape(N * T, H))
-        return log_probs, gradients.reshape(N, T, -1)
+        return log_probs, gradients.reshape(N, T, gradients.shape[1])
 
 
 def _zeros(cell: Cell, xp: Namespace, n: int, H: int, dtype: Any) -> tuple[Array, dict[str, Array]]:
@@ -225,17 +231,16 @@ def _step_back(
     arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
     gradients = {name: gradient[:n] for name, gradient in further.items()}
     gradients |= {"above": above, "back": back, "da": dah, "dah": dah, "dax": dax}
-    cell.step_backward(xp, {**arrays, **model.recurrent_weights(), **gradients})
+    cell.step_backward(xp, {**model.recurrent_weights(), **arrays, **gradients})
     through = dah @ Wh.T
     back[...] = back + through if cell.direct else through
 
 
 def _counted(batch: PackedBatch, rows: slice) -> Array:
     """Return which of these rows have a word to predict."""
-    xp = namespace(batch.words)
-    if batch.scored is None:
-        return xp.ones(rows.stop - rows.start, dtype=bool)
-    return xp.isin(xp.arange(rows.start, rows.stop), batch.scored)
+    counted = namespace(batch.words).zeros(batch.packing.total, dtype=bool)
+    counted[slice(None) if batch.scored is None else batch.scored] = batch.weight > 0
+    return counted[rows]
 
 
 def _norms(gradients: Array) -> Array:

@@ -7,6 +7,7 @@ and `advance`. Training, decoding, checkpoints and reports ask a model for nothi
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,6 @@ import numpy
 from xpcap.backend import Array, Backend, as_backend, namespace
 from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import ConfigurationError
-from xpcap.init import scaled_normal
 from xpcap.layers.dropout import check_rate
 from xpcap.models.greedy import greedy
 from xpcap.models.objective import Objective, PackedBatch
@@ -171,7 +171,9 @@ class CaptionModel(abc.ABC):
     ) -> dict[str, numpy.ndarray]:
         """Draw initial parameters: weights are N(0, 1) / sqrt(fan_in), biases zero."""
         return {
-            name: scaled_normal(rng, *shape) if len(shape) == 2 else numpy.zeros(shape)
+            name: rng.standard_normal(shape) / math.sqrt(shape[0])
+            if len(shape) == 2
+            else numpy.zeros(shape)
             for name, shape in shapes.items()
         }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from xpcap.backend import Array, is_host, namespace, to_host
+from xpcap.backend import Array, is_host, namespace
 from xpcap.data.minibatch import Share
 from xpcap.errors import ShapeError
 from xpcap.kernels import fastest
@@ -113,12 +113,35 @@ def pack_captions(
         to_device(order),
         to_device(words),
         to_device(targets),
-        to_device(numpy.full(len(targets), 1 / whole, dtype)),
+        to_device(numpy.full(len(targets), 1 / max(whole, 1), dtype)),
         to_device((caption if share is None else share.places[caption]) * T + time),
         to_device(distinct),
         to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
+    )
+
+
+def keep_padding(captions: Array, null: int, dtype: Any) -> PackedBatch:
+    """Pack captions on a device without looking at them: all N have T steps.
+
+    Parameters
+    ----------
+    captions
+        Word indices `(N, T+1)`.
+    null, dtype
+        As for `pack_captions`.
+    """
+    xp, (N, T) = namespace(captions), (captions.shape[0], captions.shape[1] - 1)
+    targets = captions[:, 1:].T.reshape(-1)
+    places = xp.arange(N)[None, :] * T + xp.arange(T)[:, None]
+    return PackedBatch(
+        Packing(N, [N] * T),
+        xp.arange(N),
+        captions[:, :-1].T.reshape(-1),
+        targets,
+        (targets != null).astype(dtype) / max(N, 1),
+        places.reshape(-1),
     )
 
 
@@ -176,12 +199,13 @@ class Objective:
             The loss, a 0-d array.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        batch = self._pack(features, captions, share)
+        batch = _some(self._pack(features, captions, share))
         return self.compute(features, batch, streams, gradients).sum()
 
     def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
         """Return the loss without gradients and without dropout."""
-        return self._forward(features, self._pack(features, captions, share), None)[0].sum()
+        batch = _some(self._pack(features, captions, share))
+        return self._forward(features, batch, None)[0].sum()
 
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
         """Run the model over captions without dropout.
@@ -207,7 +231,7 @@ class Objective:
         xp, M = self.xp, batch.packing.total
         rows = xp.arange(M) if batch.scored is None else batch.scored
         targets, weight = xp.zeros(M, batch.targets.dtype), xp.zeros(M, hidden.dtype)
-        targets[rows], weight[rows] = batch.targets, 1
+        targets[rows], weight[rows] = batch.targets, batch.weight > 0
         W, b = (self.model.params[name] for name in self.model.head)
         scores, losses = hidden @ W, xp.empty(M, hidden.dtype)
         softmax_cross_entropy(xp, scores, b, targets, weight, losses)
@@ -243,16 +267,25 @@ class Objective:
         return losses
 
     def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedBatch:
-        model, host = self.model, to_host(captions)
-        if host.ndim != 2 or host.shape[1] < 2 or not len(host):
-            raise ShapeError(f"expected captions (N, T+1) with N, T > 0, got {host.shape}")
+        """Pack captions; those that are on a device stay there, padding and all.
+
+        Raises
+        ------
+        ShapeError
+            If shapes do not fit, or a word is not in the vocabulary (seen on the host only).
+        """
+        model, dtype = self.model, self._dtype()
+        if captions.ndim != 2 or captions.shape[1] < 2 or features.shape[:1] != captions.shape[:1]:
+            raise ShapeError(
+                "expected captions (N, T+1) with T > 0 and features (N, ...), got"
+                f" {tuple(captions.shape)} and {tuple(features.shape)}"
+            )
         W, b = (model.params[name] for name in model.head)
-        check_shapes(
-            "loss", captions=(host[:, 0], "N"), features=(features[..., 0], "N"),
-            weights=(W, "H V"), biases=(b, "V"),
-        )  # fmt: skip
-        check_indices(numpy, "captions", host, len(b))
-        return pack_captions(host, model.null, self._dtype(), model.backend.to_device, share)
+        check_shapes("loss", **{model.head[0]: (W, "H V"), model.head[1]: (b, "V")})
+        if not is_host(namespace(captions)):
+            return keep_padding(captions, model.null, dtype)
+        check_indices(numpy, "captions", captions, len(b))
+        return pack_captions(captions, model.null, dtype, model.backend.to_device, share)
 
     def _forward(
         self, features: Array, batch: PackedBatch, streams: Streams | None
@@ -356,6 +389,12 @@ class Objective:
     def _drop(self, values: Array, kept: Array) -> None:
         values *= kept
         values *= dropout.scale(self.model.dropout)
+
+
+def _some(batch: PackedBatch) -> PackedBatch:
+    if not batch.packing.captions:
+        raise ShapeError("expected captions (N, T+1) with N > 0, got none")
+    return batch
 
 
 def _spans(places: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:

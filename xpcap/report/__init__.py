@@ -1,4 +1,4 @@
-"""A page that shows what a run has learned: one file, which opens anywhere."""
+"""A self-contained HTML page about one run or two."""
 
 from xpcap.report.contents import Report, gather
 from xpcap.report.libraries import check

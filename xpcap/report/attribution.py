@@ -1,9 +1,10 @@
-"""What in an image spoke for a word: gradient times input, summed over what a person can name.
+"""Attribution of words to regions or boxes of an image, by gradient times input.
 
-The gradient is that of the word's log-probability given the words before it, with respect to the
-image's features, by the hand-written backward pass. Times the features, it says how much each of
-them raises or lowers that log-probability, to first order (M. Ancona and others, "Towards better
-understanding of gradient-based attribution methods for deep neural networks", ICLR 2018).
+The gradient is that of a word's log-probability, given the words before it, with respect to the
+image's features, by the hand-written backward pass. Times the features, it is, to first order, how
+much each of them raises or lowers that log-probability (M. Ancona and others, "Towards better
+understanding of gradient-based attribution methods for deep neural networks", ICLR 2018). It is
+summed over regions of the image or annotated categories.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors.filter_bank import FilterBank
 from xpcap.models.inspection import word_gradients
-from xpcap.report.pictures import Box, boxes_of
+from xpcap.report.images import Box, boxes_of
 from xpcap.runs import Run
 
 NAMED = 3  # categories in a text
@@ -27,52 +28,52 @@ _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What spoke for a word.
+class Attribution:
+    """The attribution of a word.
 
     Parameters
     ----------
     text
-        In words; empty if nothing is known.
+        A summary; empty if nothing is known.
     levels
-        A letter for each part of the picture, its regions row by row or its boxes: from `a`,
-        strongly against, over `j`, neither, to `s`, strongly for.
+        One letter per region of the image, row by row, or per box: from `a`, strongly against the
+        word, through `j`, neutral, to `s`, strongly for it.
     """
 
     text: str = ""
     levels: str = ""
 
 
-def spoken_for(
+def attribute(
     run: Run,
     features: numpy.ndarray,
     words: numpy.ndarray,
     categories: Sequence[str],
-    pictures: Sequence[Any],
-) -> list[list[Spoken]]:
-    """Find what spoke for each word of captions.
+    images: Sequence[Any],
+) -> list[list[Attribution]]:
+    """Compute the attributions of the words of captions.
 
     Parameters
     ----------
     run
-        Who said them.
+        The run that generated them.
     features
         `(N, D)` of the images, on the host.
     words
         Indices `(N, T)` int32, `<NULL>` after `<END>`.
     categories
-        Whose boxes are the features, if they are.
-    pictures
-        Of each image, or None.
+        Object categories, if the features are their boxes.
+    images
+        PIL images, or None.
 
     Returns
     -------
-    list of list of Spoken
-        For each image T of them; empty ones where features mean nothing that could be named.
+    list of list of Attribution
+        T for each image; empty ones where features have no known meaning.
     """
     extractor = run.config["data"].get("extractor") or {}
     by_region = extractor.get("name") == FilterBank.name
-    unknown = [Spoken()] * words.shape[1]
+    unknown = [Attribution()] * words.shape[1]
     if not (by_region or categories):
         return [unknown] * len(words)
     to_device = run.model.backend.to_device
@@ -88,25 +89,21 @@ def spoken_for(
     if transform is not None:
         gradients = transform.backward(gradients)
     return [
-        unknown if picture is None else _by_region(_region_maps(picture, gradient))
-        for picture, gradient in zip(pictures, gradients, strict=True)
+        unknown if image is None else _by_region(image, gradient)
+        for image, gradient in zip(images, gradients, strict=True)
     ]
 
 
-def _region_maps(picture: Any, gradients: numpy.ndarray) -> numpy.ndarray:
-    """Return what each region of a picture adds, `(T, 8, 8)`, given gradients `(T, 4096)`."""
+def _by_region(image: Any, gradients: numpy.ndarray) -> list[Attribution]:
+    """Attribute words to the 8 x 8 regions of an image, given their gradients `(T, 4096)`."""
     bank = FilterBank()
-    (parts,) = bank.regions(bank.prepare(picture)[None])
-    return numpy.asarray(numpy.tensordot(gradients, parts, (1, 2)))
+    (parts,) = bank.regions(bank.prepare(image)[None])
+    maps = numpy.tensordot(gradients, parts, (1, 2))  # (T, 8, 8)
+    return [Attribution(_place(one), _levels(one.reshape(-1))) for one in maps]
 
 
-def _by_region(maps: numpy.ndarray) -> list[Spoken]:
-    """Describe the maps `(T, 8, 8)` of a caption's words."""
-    return [Spoken(_where(one), _levels(one.reshape(-1))) for one in maps]
-
-
-def _where(regions: numpy.ndarray) -> str:
-    """Name the place of the region that spoke most for a word, in thirds of the picture."""
+def _place(regions: numpy.ndarray) -> str:
+    """Name the place of the strongest region, in thirds of the image."""
     row, column = numpy.unravel_index(regions.argmax(), regions.shape)
     if regions[row, column] <= 0:
         return ""
@@ -114,25 +111,25 @@ def _where(regions: numpy.ndarray) -> str:
         names[int(3 * (place + 0.5) / size)]
         for names, place, size in zip((_ROWS, _COLUMNS), (row, column), regions.shape, strict=True)
     )
-    return f"most from the {vertical} {horizontal}; in all {regions.sum():+.2f}"
+    return f"strongest at the {vertical} {horizontal}; total {regions.sum():+.2f}"
 
 
 def _by_category(
     values: numpy.ndarray, categories: Sequence[str], boxes: Sequence[Box]
-) -> list[Spoken]:
-    """Describe the values `(T, categories)` of a caption's words."""
-    place = {category: k for k, category in enumerate(categories)}
-    shown = [place[box.category] for box in boxes]
-    spoken = []
+) -> list[Attribution]:
+    """Attribute words to categories, given their values `(T, categories)`."""
+    index = {category: k for k, category in enumerate(categories)}
+    shown = [index[box.category] for box in boxes]
+    attributions = []
     for word in values:
         order = numpy.argsort(-numpy.abs(word))[:NAMED]
         text = ", ".join(f"{categories[k]} {word[k]:+.2f}" for k in order if word[k])
-        spoken.append(Spoken(text, _levels(word[shown])))
-    return spoken
+        attributions.append(Attribution(text, _levels(word[shown])))
+    return attributions
 
 
 def _levels(values: numpy.ndarray) -> str:
-    """Write strengths down as letters, relative to the strongest."""
+    """Encode strengths as letters, relative to the largest."""
     largest = numpy.abs(values).max(initial=0) or 1.0
     scaled = numpy.rint(LEVELS * values / largest).astype(int)
     return "".join(chr(ord("a") + LEVELS + level) for level in scaled)

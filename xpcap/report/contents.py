@@ -1,4 +1,4 @@
-"""What a report tells of one or two runs, gathered before a line of it is drawn."""
+"""The contents of a report on one or two runs, without their layout."""
 
 from __future__ import annotations
 
@@ -16,58 +16,57 @@ from xpcap.decoding import Beam, Decoded
 from xpcap.errors import CheckpointError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import GateSaturation, GradientFlow, gate_saturation, gradient_flow
-from xpcap.report.attribution import Spoken, spoken_for
-from xpcap.report.pictures import Picture, categories_of, picture_of, shown
+from xpcap.report.attribution import Attribution, attribute
+from xpcap.report.images import View, categories_of, open_image, view
 from xpcap.runs import HISTORY, Run
 from xpcap.runs.dataset import open_data
 from xpcap.train.history import Curves, read_history
 from xpcap.train.options import options_of
 
 SORTED_BY = "CIDEr-D"
-INSPECTED = 256  # captions whose gradients are looked at
-LISTED = 300  # images, where there are more
-EXTREMES = 12  # best ones, worst ones, and those about which two runs differ most
-Looked = TypeVar("Looked", GradientFlow, GateSaturation)
-_DESCRIBING = ("image", "id", "caption", "references")  # all else of an image are its values
+INSPECTED = 256  # captions whose gradients and gates are inspected
+LISTED = 300  # images, at most
+EXTREMES = 12  # best and worst images, and those on which two runs differ most
+Inspected = TypeVar("Inspected", GradientFlow, GateSaturation)
+_NO_METRICS = ("image", "id", "caption", "references")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word that a run said, how sure it was, and what in the image spoke for it."""
+    """A generated word with its probability and attribution."""
 
     text: str
     probability: float
-    spoken: Spoken
+    attribution: Attribution
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a run says of an image: the best caption, the others of its beam, and values."""
+class RunCaption:
+    """The words of a run's best caption, the captions of its beam, and the metrics."""
 
-    caption: str
     words: Sequence[Word]
     beams: Sequence[tuple[str, float]]
     values: dict[str, float | None]
 
     @property
     def value(self) -> float:
-        """What captions are sorted by."""
+        """The metric that captions are sorted by."""
         return self.values[SORTED_BY] or 0.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image with what people and the runs say of it; `id` is its number where it came from."""
+    """An image with its references and a caption per run; `id` is that of its data set."""
 
     id: int
-    picture: Picture
+    view: View
     references: Sequence[str]
-    said: Sequence[Said]
+    captions: Sequence[RunCaption]
 
 
 @dataclass(frozen=True)
 class RunPart:
-    """What is told of a run itself."""
+    """A run's options, loss curves, gradients, gates and metrics."""
 
     name: str
     facts: dict[str, str]
@@ -86,13 +85,13 @@ class Report:
     runs
         One or two.
     split
-        Whose images were captioned.
+        The split that was captioned.
     decoding
-        How, in words.
+        A phrase that describes the decoding.
     entries
         The images listed, in the order of the split.
     best, worst, different
-        Places in `entries`; `different` is empty for one run.
+        Indices into `entries`; `different` is empty for one run.
     """
 
     sorted_by = SORTED_BY
@@ -113,7 +112,7 @@ def gather(
     data: Path | None = None,
     count: int = LISTED,
 ) -> Report:
-    """Caption a split with one or two runs, measure, and look inside.
+    """Caption a split with one or two runs, compute metrics, and inspect the runs.
 
     Parameters
     ----------
@@ -122,16 +121,11 @@ def gather(
     split
         `"train"` or `"val"`.
     beam
-        How captions are found; all of a beam are listed.
+        The decoding; all captions of a beam are listed.
     data
         The data folder, if it has moved.
     count
-        How many images are listed; of more, the best, the worst and some between.
-
-    Raises
-    ------
-    DataError
-        If two runs were trained on data sets of other images, or a file is damaged or missing.
+        Number of images listed: the best, the worst and others in between.
     """
     datasets = [open_data(run, data) for run in runs]
     _check_same_images(datasets, split)
@@ -144,18 +138,18 @@ def gather(
     listed = _listed(values.shape[1], count, extremes)
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
-    pictures = [picture_of(datasets[0], split, row) for row in rows]
-    said = [
-        _said(run, dataset, split, rows, beam, part.evaluation, listed, pictures)
+    images = [open_image(datasets[0], split, row) for row in rows]
+    captions = [
+        _captions(run, dataset, split, rows, beam, part.evaluation, listed, images)
         for run, dataset, part in zip(runs, datasets, parts, strict=True)
     ]
-    images = [parts[0].evaluation.images[k] for k in listed]
+    found = [parts[0].evaluation.images[k] for k in listed]
     entries = [
-        Entry(image["id"], shown(datasets[0], split, row, picture), image["references"], by_run)
-        for image, row, picture, *by_run in zip(images, rows, pictures, *said, strict=True)
+        Entry(entry["id"], view(datasets[0], split, row, image), entry["references"], by_run)
+        for entry, row, image, *by_run in zip(found, rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
-    return Report(parts, split, _in_words(beam), entries, best, worst, different)
+    return Report(parts, split, _describe(beam), entries, best, worst, different)
 
 
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
@@ -169,7 +163,7 @@ def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Call runs by their folders' names, or where these are alike by their paths."""
+    """Return the names of the runs' folders, or their paths if the names are the same."""
     names = [run.folder.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
@@ -191,14 +185,14 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     )
 
 
-def _on_host(found: Looked) -> Looked:
+def _on_host(found: Inspected) -> Inspected:
     values = {name: getattr(found, name) for name in found._fields}
     there = {name: to_host(value) for name, value in values.items() if hasattr(value, "shape")}
     return found._replace(**there)
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
-    """Say in a few words what a run is."""
+    """Summarize a run's model, data and training options."""
     model = run.config["model"]
     parameters = sum(value.size for value in run.model.params.values())
     try:
@@ -216,13 +210,13 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
         "vocabulary": f"{len(run.vocabulary):,} words",
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
         "features": f"{run.config['data'].get('features') or run.config['data']['kind']}"
-        f" ({model['input_dim']:,} numbers)",
+        f" ({model['input_dim']:,} values)",
         "training": how,
     }
 
 
 def _extremes(values: numpy.ndarray, count: int) -> tuple[list[int], list[int], list[int]]:
-    """Return which images `(runs, N)` are best, worst, and most different, so many of each."""
+    """Return the best, worst and most different images, given values `(runs, N)`."""
     mean = values.mean(axis=0)
     best, worst = (numpy.argsort(order, kind="stable")[:count] for order in (-mean, mean))
     if len(values) == 1:
@@ -232,7 +226,7 @@ def _extremes(values: numpy.ndarray, count: int) -> tuple[list[int], list[int], 
 
 
 def _listed(images: int, count: int, extremes: Iterable[Sequence[int]]) -> list[int]:
-    """Choose images: the extremes, and as many evenly spaced ones as there is room for."""
+    """Choose up to `count` images: the extremes, and evenly spaced ones."""
     chosen = {k for some in extremes for k in some}
     others = [k for k in range(images) if k not in chosen]
     room = min(len(others), max(0, count - len(chosen)))
@@ -240,7 +234,7 @@ def _listed(images: int, count: int, extremes: Iterable[Sequence[int]]) -> list[
     return sorted(chosen | {others[k] for k in spread})
 
 
-def _said(
+def _captions(
     run: Run,
     dataset: Dataset,
     split: str,
@@ -248,37 +242,41 @@ def _said(
     beam: Beam,
     evaluation: Evaluation,
     listed: Sequence[int],
-    pictures: Sequence[Any],
-) -> list[Said]:
-    """Caption some images once more, to see all of the beam and what spoke for each word."""
+    images: Sequence[Any],
+) -> list[RunCaption]:
+    """Caption the listed images again, for all of the beam and the attributions."""
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
     words = decoded.words[:, 0]
-    spoken = spoken_for(run, features, words, categories_of(dataset), pictures)
+    attributions = attribute(run, features, words, categories_of(dataset), images)
     return [
-        Said(
-            image["caption"],
-            _words(run, words[n], decoded.log_probs[n, 0], spoken[n]),
+        RunCaption(
+            _words(run, words[n], decoded.log_probs[n, 0], attributions[n]),
             _beams(run, decoded, n),
-            {name: image[name] for name in image if name not in _DESCRIBING},
+            {name: found[name] for name in found if name not in _NO_METRICS},
         )
-        for n, image in enumerate(evaluation.images[k] for k in listed)
+        for n, found in enumerate(evaluation.images[k] for k in listed)
     ]
 
 
 def _words(
-    run: Run, indices: numpy.ndarray, log_probs: numpy.ndarray, spoken: Sequence[Spoken]
+    run: Run,
+    indices: numpy.ndarray,
+    log_probs: numpy.ndarray,
+    attributions: Sequence[Attribution],
 ) -> list[Word]:
-    """Return the words of a caption, `<END>` with them."""
-    said = int((indices != run.vocabulary.word_to_idx[NULL]).sum())
+    """Return the words of a caption, including `<END>`."""
+    length = int((indices != run.vocabulary.word_to_idx[NULL]).sum())
     return [
-        Word(run.vocabulary.idx_to_word[indices[t]], float(numpy.exp(log_probs[t])), spoken[t])
-        for t in range(said)
+        Word(
+            run.vocabulary.idx_to_word[indices[t]], float(numpy.exp(log_probs[t])), attributions[t]
+        )
+        for t in range(length)
     ]
 
 
 def _beams(run: Run, decoded: Decoded, n: int) -> list[tuple[str, float]]:
-    """Return the captions of an image, the best first, each with its log-probability."""
+    """Return an image's captions and log-probabilities, the best first."""
     captions = decode_captions(decoded.words[n], run.vocabulary.idx_to_word)
     return [
         (plain(caption), float(log_probs.sum()))
@@ -289,7 +287,7 @@ def _beams(run: Run, decoded: Decoded, n: int) -> list[tuple[str, float]]:
     ]
 
 
-def _in_words(beam: Beam) -> str:
+def _describe(beam: Beam) -> str:
     if beam.width == 1:
         return "greedily"
     penalty = "" if beam.length_penalty == "none" else f", length penalty {beam.length_penalty}"

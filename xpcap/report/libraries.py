@@ -1,4 +1,4 @@
-"""The libraries that draw: of the extra `report`, loaded when they are needed."""
+"""The libraries of the extra `report`, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from xpcap.errors import ConfigurationError
 
 
 def load(name: str) -> Any:
-    """Import a module of the extra.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is missing.
-    """
+    """Import a module of the extra; a `ConfigurationError` says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -26,12 +20,6 @@ def load(name: str) -> Any:
 
 
 def check() -> None:
-    """Check that all are there, before there is any work that would be lost.
-
-    Raises
-    ------
-    ConfigurationError
-        If one is missing.
-    """
-    for name in ("jinja2", "matplotlib"):
-        load(name)
+    """Check that all libraries are installed, before any work that would be lost."""
+    load("jinja2")
+    load("matplotlib")

@@ -1,6 +1,6 @@
 "use strict";
 
-// a letter for each part of a picture: "a" strongly against the word, "j" neither, "s" strongly for
+// one letter per region or box: "a" strongly against the word, "j" neutral, "s" strongly for it
 const LEVELS = 9;
 const strength = (letter) => (letter.charCodeAt(0) - "a".charCodeAt(0) - LEVELS) / LEVELS;
 const SVG = "http://www.w3.org/2000/svg";
@@ -44,9 +44,9 @@ document.addEventListener("click", (event) => {
   const card = word.closest(".card");
   const chosen = word.getAttribute("aria-pressed") !== "true";
   card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", "false"));
-  card.querySelectorAll(".spoken").forEach((line) => { line.textContent = ""; });
+  card.querySelectorAll(".attribution").forEach((line) => { line.textContent = ""; });
   word.setAttribute("aria-pressed", String(chosen));
-  if (chosen) word.closest(".said").querySelector(".spoken").textContent = word.dataset.text;
+  if (chosen) word.closest(".run-caption").querySelector(".attribution").textContent = word.dataset.text;
   paint(card, chosen ? word.dataset.levels : "");
 });
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no server, no network, no script from elsewhere.
+"""The report as one HTML file: no server, no network, no external script.
 
 All text is escaped by Jinja, and the page's content security policy lets no script run but its own.
 """
@@ -18,23 +18,15 @@ from xpcap.report.plots import plots
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Draw a report and write it.
-
-    Raises
-    ------
-    ConfigurationError
-        If Jinja or matplotlib is missing.
-    DataError
-        If the file cannot be written.
-    """
+    """Render a report and write it to a file."""
     html = render(report)
     with new_file(path) as temporary, explained(path, "write"):
-        # JSON can hold halves of characters, which UTF-8 cannot
+        # JSON can contain lone surrogates, which UTF-8 cannot encode
         temporary.write_text(html, encoding="utf-8", errors="replace")
 
 
 def render(report: Report) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     environment = load("jinja2").Environment(autoescape=True, trim_blocks=True)
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -46,13 +38,13 @@ def render(report: Report) -> str:
         report=report,
         title=f"xpcap report: {' and '.join(names)}",
         images=len(report.runs[0].evaluation.images),
-        measures=[(name, [score[name] for score in scores]) for name in scores[0]],
+        metrics=[(name, [score[name] for score in scores]) for name in scores[0]],
         chosen=[(heading, places) for heading, places in chosen if places],
-        explained=any(
-            word.spoken.text
+        attributed=any(
+            word.attribution.text
             for entry in report.entries
-            for said in entry.said
-            for word in said.words
+            for caption in entry.captions
+            for word in caption.words
         ),
         plots=plots(report.runs),
         style=_read("page.css"),

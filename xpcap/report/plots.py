@@ -1,4 +1,4 @@
-"""The report's plots, drawn by matplotlib as SVG that takes its colours from the page."""
+"""The report's plots, drawn by matplotlib as SVG with the colours of the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy
 from xpcap.report.contents import SORTED_BY, RunPart
 from xpcap.report.libraries import load
 
-# colours that stand in the SVG for variables of the page's style, which has two themes
+# placeholders in the SVG for colour variables of the page's style, which has two themes
 _INK, _GRID = "#010101", "#020202"
 _SERIES = ("#030303", "#040404")
 _VARIABLES = {
@@ -24,7 +24,7 @@ _VARIABLES = {
     _SERIES[1]: "var(--second)",
 }
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be read, found and enlarged
+    "svg.fonttype": "none",  # text stays text: accessible and searchable
     "font.family": "sans-serif",
     "font.size": 11,
     "text.color": _INK,
@@ -45,12 +45,12 @@ _POINTS = 400  # of a curve
 _DASHES = ("solid", "dashed")
 _BINS = 25
 _WORDS = "words read"
-_UNTOLD = ("Date", "Creator", "Format", "Type")  # what matplotlib would say of the file
+_METADATA = ("Date", "Creator", "Format", "Type")  # left out of the files
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing and what it shows, in words, for those who cannot see it."""
+    """A plot as SVG, and a text alternative."""
 
     svg: str
     text: str
@@ -58,7 +58,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Plots:
-    """All plots of a report, by the section in which they stand."""
+    """All plots of a report, by section."""
 
     scores: Plot
     training: Sequence[Plot]
@@ -66,24 +66,22 @@ class Plots:
 
 
 def plots(runs: Sequence[RunPart]) -> Plots:
-    """Draw all plots of one or two runs.
-
-    Raises
-    ------
-    ConfigurationError
-        If matplotlib is missing.
-    """
+    """Draw all plots of one or two runs."""
     matplotlib = load("matplotlib")
     with matplotlib.rc_context(_STYLE):
-        training = [_losses(runs), _rates(runs)]
+        training = [
+            _losses(runs),
+            _by_step(runs, "lr", "learning rate", "The learning rate of each step."),
+        ]
         if any(numpy.isfinite(run.curves.grad_norm).any() for run in runs):
-            training.append(_norms(runs))
+            text = "The norm of all gradients together, before clipping."
+            training.append(_by_step(runs, "grad_norm", "gradient norm", text, scale="log"))
         inside = [_gradients(runs), *(_saturation(run, k) for k, run in enumerate(runs))]
         return Plots(_scores(runs), training, inside)
 
 
 def _losses(runs: Sequence[RunPart]) -> Plot:
-    figure, axes = _axes("step", "nats a word")
+    figure, axes = _axes("step", "nats per word")
     ends = []
     for k, run in enumerate(runs):
         curves = run.curves
@@ -102,32 +100,23 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
     return _plot(figure, f"Loss in training and validation: {'; '.join(ends) or 'no epoch yet'}.")
 
 
-def _rates(runs: Sequence[RunPart]) -> Plot:
-    figure, axes = _axes("step", "learning rate", height=2.2)
+def _by_step(
+    runs: Sequence[RunPart], name: str, label: str, text: str, scale: str = "linear"
+) -> Plot:
+    figure, axes = _axes("step", label, height=2.2)
     for k, run in enumerate(runs):
         axes.plot(
-            *_thinned(run.curves.step, run.curves.lr),
-            color=_SERIES[k], linestyle=_DASHES[k], label=run.name,
+            *_thinned(run.curves.step, getattr(run.curves, name)),
+            color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,
         )  # fmt: skip
+    axes.set_yscale(scale)
     axes.legend()
-    return _plot(figure, "The learning rate of each step.")
-
-
-def _norms(runs: Sequence[RunPart]) -> Plot:
-    figure, axes = _axes("step", "norm of all gradients", height=2.2)
-    for k, run in enumerate(runs):
-        axes.plot(
-            *_thinned(run.curves.step, run.curves.grad_norm),
-            color=_SERIES[k], linewidth=0.8, label=run.name,
-        )  # fmt: skip
-    axes.set_yscale("log")
-    axes.legend()
-    return _plot(figure, "The joint norm of all parameters' gradients, before clipping.")
+    return _plot(figure, text)
 
 
 def _gradients(runs: Sequence[RunPart]) -> Plot:
     figure, axes = _axes(_WORDS, "norm of the gradient")
-    _count(axes)
+    _whole_numbers(axes)
     for k, run in enumerate(runs):
         words = 1 + numpy.arange(len(run.flow.hidden))
         axes.plot(words, run.flow.hidden, "o-", color=_SERIES[k], label=f"{run.name}: hidden state")
@@ -141,8 +130,8 @@ def _gradients(runs: Sequence[RunPart]) -> Plot:
     first = "; ".join(f"{run.name} {run.flow.first:.3g}" for run in runs)
     return _plot(
         figure,
-        "How long the gradient of a caption's loss is at the state after each word read, on average"
-        f" over the captions that go on; at the first state, which the image sets: {first}.",
+        "Mean norm of the gradient of a caption's loss with respect to the state after each word"
+        f" read, over active sequences; with respect to the initial state: {first}.",
     )
 
 
@@ -161,7 +150,7 @@ def _saturation(run: RunPart, number: int) -> Plot:
         panel.fill_between(words, 1 - high, 1, color=_SERIES[number], alpha=0.55)
         panel.fill_between(words, 0, low, color=_SERIES[number], alpha=0.25)
         panel.set(title=gates[k], ylim=(0, 1), xlabel=_WORDS)
-        _count(panel)
+        _whole_numbers(panel)
     text = "; ".join(
         f"{gate} {low.mean():.0%} low, {high.mean():.0%} high"
         for gate, low, high in zip(gates, run.saturation.low, run.saturation.high, strict=True)
@@ -183,7 +172,7 @@ def _scores(runs: Sequence[RunPart]) -> Plot:
         f"{run.name}: median {numpy.median(value):.2f}, {(value == 0).mean():.0%} at zero"
         for run, value in zip(runs, values, strict=True)
     )
-    return _plot(figure, f"How {SORTED_BY} is spread over images. {medians}.")
+    return _plot(figure, f"Distribution of {SORTED_BY} over images. {medians}.")
 
 
 def _axes(x: str, y: str, height: float = 3.2) -> tuple[Any, Any]:
@@ -193,8 +182,7 @@ def _axes(x: str, y: str, height: float = 3.2) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _count(axes: Any) -> None:
-    """Let the horizontal axis have whole numbers only."""
+def _whole_numbers(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -205,7 +193,7 @@ def _figure(width: float, height: float) -> Any:
 def _plot(figure: Any, text: str) -> Plot:
     file = io.StringIO()
     with load("matplotlib").rc_context({"svg.hashsalt": text}):  # ids differ from plot to plot
-        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(_UNTOLD))
+        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
     svg = re.sub(r'<g id="[^"]*"', "<g", file.getvalue())
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
@@ -213,7 +201,7 @@ def _plot(figure: Any, text: str) -> Plot:
 
 
 def _thinned(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Average neighbours, so that a curve has no more points than can be told apart."""
+    """Average neighbours, so that a curve has few enough points to be told apart."""
     size = -(-len(x) // _POINTS) or 1
     whole = len(x) // size * size
     return (

@@ -150,7 +150,7 @@ def captioner_gradients(
         dropout=dropout, seed=0, backend=backend,
     )  # fmt: skip
     for name, value in model.params.items():
-        spread = math.sqrt(value.shape[0]) if value.ndim == 2 and name != "W_embed" else 1.0
+        spread = math.sqrt(value.shape[0]) if value.ndim == 2 else 1.0
         model.params[name] = backend.to_device(rng.standard_normal(value.shape) / spread)
     features = backend.to_device(rng.standard_normal((N, input_dim)))
     captions = backend.to_device(rng.integers(len(words), size=(N, T)))

@@ -323,7 +323,7 @@ def _train(
         try:
             with (
                 trainer.model.backend.activate(),
-                threads.use_threads(options.threads or threads.number()),
+                threads.shared_among(options.threads or threads.number()),
                 numpy.errstate(over="ignore", invalid="ignore"),
             ):
                 _run(trainer, recovery, history)

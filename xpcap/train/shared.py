@@ -22,7 +22,7 @@ class SharedLoss(Objective):
 
     def __init__(self, model: CaptionModel) -> None:
         super().__init__(model)
-        self._others: list[Objective] = []  # of the other threads; not self, which would be a cycle
+        self._others: list[Objective] = []
         self._gradients: list[dict[str, Array]] = []
 
     def loss(
@@ -38,7 +38,7 @@ class SharedLoss(Objective):
         several = [gradients, *self._memory(len(batches) - 1, gradients)]
         tasks = [
             partial(Objective.loss, part, batch.features, batch.captions, step, own, batch.share)
-            for part, batch, own in zip(self._parts(), batches, several, strict=False)
+            for part, batch, own in zip([self, *self._others], batches, several, strict=False)
         ]
         loss, *others = threads.run(tasks)
         _add(several)
@@ -49,13 +49,10 @@ class SharedLoss(Objective):
         batches = self._deal(Batch(captions, features, share=share))
         tasks = [
             partial(Objective.evaluate, part, batch.features, batch.captions, batch.share)
-            for part, batch in zip(self._parts(), batches, strict=False)
+            for part, batch in zip([self, *self._others], batches, strict=False)
         ]
         loss, *others = threads.run(tasks)
         return sum(others, start=loss)
-
-    def _parts(self) -> list[Objective]:
-        return [self, *self._others]
 
     def _deal(self, batch: Batch) -> list[Batch]:
         """Return each thread's captions."""

@@ -1,11 +1,13 @@
 """The recurrent networks of the course "Building a recurrent network step by step".
 
 DeepLearning.AI, Sequence Models, week 1: features come first, weights stand on the left, biases are
-columns, and the LSTM has one matrix a gate, on `a_prev` and `xt` one above the other. These
-functions turn that layout into the one of `xpcap.layers`, let the layers compute, and turn the
-results back. n_x inputs, n_a hidden units, n_y classes, m examples, T_x steps.
+columns, and the LSTM has one matrix per gate, applied to `a_prev` stacked on `xt`. The functions of
+a step transpose their arguments for `xpcap.layers`, call the layer, and transpose the results;
+those of a sequence call them for each step. n_x inputs, n_a hidden units, n_y classes, m examples,
+T_x steps.
 
-Every gradient of a step is that of `a_next` (and `c_next`) only; nothing comes through `y`.
+The gradients of a step are those with respect to `a_next` (and `c_next`) only; none comes through
+`y`. A missing parameter raises a `ConfigurationError`, shapes that do not fit a `ShapeError`.
 """
 
 from xpcap.compat.step_by_step.lstm import (

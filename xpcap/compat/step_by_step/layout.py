@@ -1,8 +1,8 @@
-"""From the course's layout, features first, to that of the layers, and back."""
+"""What both networks share: checks of symbolic shapes, and backpropagation through time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xpcap.backend import Array, Namespace, namespace
@@ -17,9 +17,9 @@ def check_arguments(
     layouts: Mapping[str, str],
     **inputs: tuple[Array, str],
 ) -> Namespace:
-    """Check inputs, and the parameters that `layouts` names, against shapes written in words.
+    """Check the inputs, and the parameters named by `layouts`, against symbolic shapes.
 
-    A size is 1, a word (`n_a`), or a sum of words that stand in an earlier array (`n_a+n_x`).
+    A size is 1, a symbol (`n_a`), or a sum of symbols of earlier arrays (`n_a+n_x`).
     """
     missing = [name for name in layouts if name not in parameters]
     if missing:
@@ -30,10 +30,10 @@ def check_arguments(
     xp = namespace(*(array for array, _ in arrays.values()))
     sizes = {"1": 1}
     for array, layout in arrays.values():
-        words = layout.split()
-        fits = len(words) == array.ndim
-        for word, size in zip(words, array.shape, strict=False):
-            fits = fits and size == sum(sizes.setdefault(part, size) for part in word.split("+"))
+        symbols = layout.split()
+        fits = len(symbols) == array.ndim
+        for symbol, size in zip(symbols, array.shape, strict=False):
+            fits = fits and size == sum(sizes.setdefault(part, size) for part in symbol.split("+"))
         if not fits:
             wanted = ", ".join(f"{k} ({v.replace(' ', ', ')})" for k, (_, v) in arrays.items())
             given = ", ".join(f"{name} {array.shape}" for name, (array, _) in arrays.items())
@@ -54,16 +54,20 @@ def first_steps(
     return steps[: da.shape[2]]
 
 
-def batch_first(x: Array) -> Array:
-    """View `(K, m, T)` as the layers' `(m, T, K)`."""
-    return x.transpose(1, 2, 0)
-
-
-def features_first(h: Array) -> Array:
-    """View the layers' `(m, T, K)` as `(K, m, T)`."""
-    return h.transpose(2, 0, 1)
-
-
-def packed(xp: Namespace, steps: Sequence[Array]) -> Array:
-    """Copy T arrays `(K, m)` into the layers' packed rows `(T m, K)`."""
-    return xp.concatenate([step.T for step in steps])
+def backward_through_time(
+    step_backward: Callable[..., dict[str, Array]],
+    da: Array,
+    steps: Sequence[Sequence[Any]],
+    states: Sequence[str] = ("da_prev",),
+) -> dict[str, Array]:
+    """Sum the gradients of steps, from the last to the first, passing those of `states` back."""
+    xp = namespace(da)
+    passed = [xp.zeros_like(da[:, :, 0]) for _ in states]
+    dx, total = [], dict[str, Array]()
+    for t in reversed(range(len(steps))):
+        passed[0] = passed[0] + da[:, :, t]
+        gradients = step_backward(*passed, steps[t])
+        dx.append(gradients.pop("dxt"))
+        passed = [gradients.pop(name) for name in states]
+        total = {name: total.get(name, 0) + value for name, value in gradients.items()}
+    return {"dx": xp.stack(dx[::-1], axis=2), "da0": passed[0], **total}

@@ -9,18 +9,16 @@ from xpcap import layers
 from xpcap.backend import Array, Namespace
 from xpcap.compat.step_by_step.layout import (
     Parameters,
-    batch_first,
+    backward_through_time,
     check_arguments,
-    features_first,
     first_steps,
-    packed,
 )
 from xpcap.layers.loss import softmax
 from xpcap.layers.lstm import LSTMStepCache
-from xpcap.layers.recurrence import Packing, SequenceCache, Unrolled, split_gates
+from xpcap.layers.recurrence import split_gates
 
 GATES = "ifoc"
-"""Update, forget and output gate and the candidate, in the order of the layers' columns."""
+"""Update, forget and output gate and the candidate, in the column order of `xpcap.layers`."""
 
 LSTM_WEIGHTS = {f"W{gate}": "n_a n_a+n_x" for gate in GATES}
 LSTM_PARAMETERS = {
@@ -29,10 +27,7 @@ LSTM_PARAMETERS = {
 
 
 class LSTMCellCache(NamedTuple):
-    """What the backward pass of one step needs, in the course's order.
-
-    `ft`, `it`, `ot` are the activated gates, `cct` is the candidate.
-    """
+    """Cache of one step, in the course's order: `ft`, `it`, `ot` are activated gates."""
 
     a_next: Array
     c_next: Array
@@ -69,15 +64,7 @@ def lstm_cell_forward(
     -------
     a_next, c_next, yt_pred, cache
         The new states `(n_a, m)`; the probability of each class `(n_y, m)`; and
-        `(a_next, c_next, a_prev, c_prev, ft, it, cct, ot, xt, parameters)` for
-        `lstm_cell_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(a_next, c_next, a_prev, c_prev, ft, it, cct, ot, xt, parameters)`.
     """
     xp = check_arguments(
         "lstm_cell_forward", parameters, LSTM_PARAMETERS,
@@ -96,14 +83,14 @@ def lstm_cell_forward(
 def lstm_forward(
     x: Array, a0: Array, parameters: Parameters
 ) -> tuple[Array, Array, Array, tuple[list[LSTMCellCache], Array]]:
-    """Run an LSTM over a sequence; the first cell state is zero.
+    """Apply an LSTM to a sequence; the initial cell state is zero.
 
     Parameters
     ----------
     x
         Inputs `(n_x, m, T_x)`.
     a0
-        First hidden state `(n_a, m)`.
+        Initial hidden state `(n_a, m)`.
     parameters
         As for `lstm_cell_forward`.
 
@@ -111,56 +98,29 @@ def lstm_forward(
     -------
     a, y, c, caches
         The hidden state after each step `(n_a, m, T_x)`; the probability of each class
-        `(n_y, m, T_x)`; the cell state `(n_a, m, T_x)`; and `([the cache of each step], x)` for
-        `lstm_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(n_y, m, T_x)`; the cell state `(n_a, m, T_x)`; and `([the cache of each step], x)`.
     """
     xp = check_arguments(
         "lstm_forward", parameters, LSTM_PARAMETERS, x=(x, "n_x m T_x"), a0=(a0, "n_a m")
     )
-    weights = _lstm_weights(xp, parameters, a0.shape[0])
-    h, cache = layers.lstm_forward(batch_first(x), a0.T, *weights, _lstm_biases(xp, parameters))
-    scores, _ = layers.temporal_affine_forward(h, parameters["Wy"].T, parameters["by"].reshape(-1))
-    run, m = cache.run, x.shape[1]
-    c0, all_c = run.more["c0"], run.more["c"]
-    prev_c = xp.concatenate([c0, all_c[:-m]])
-    steps = []
-    for t, rows in enumerate(cache.packing.rows):
-        i, f, o, g = (gate.T for gate in split_gates(run.gates[rows], 4))
-        states = (run.h[rows].T, all_c[rows].T, run.prev_h[rows].T, prev_c[rows].T)
-        steps.append(LSTMCellCache(*states, f, i, g, o, x[:, :, t], parameters))
-    c = all_c.reshape(x.shape[2], m, -1).transpose(2, 1, 0).copy()
-    return features_first(h).copy(), features_first(softmax(xp, scores)), c, (steps, x)
+    a, c, steps, probabilities = a0, xp.zeros_like(a0), [], []
+    for t in range(x.shape[2]):
+        a, c, y, cache = lstm_cell_forward(x[:, :, t], a, c, parameters)
+        steps.append(cache)
+        probabilities.append(y)
+    states = [[step.a_next for step in steps], probabilities, [step.c_next for step in steps]]
+    a, y, c = (xp.stack(arrays, axis=2) for arrays in states)
+    return a, y, c, (steps, x)
 
 
 def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
-    """Gradients of `lstm_cell_forward`.
-
-    Parameters
-    ----------
-    da_next, dc_next
-        Gradients of the new states, `(n_a, m)` each.
-    cache
-        From the forward pass.
+    """Gradients of `lstm_cell_forward`, given those of the new states, `(n_a, m)` each.
 
     Returns
     -------
     dict
         `dxt (n_x, m)`; `da_prev`, `dc_prev (n_a, m)`; `dWf`, `dWi`, `dWc`, `dWo (n_a, n_a + n_x)`;
         `dbf`, `dbi`, `dbc`, `dbo (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da_next` or `dc_next` has not the shape of `a_next`.
     """
     step = LSTMCellCache(*cache)
     xp = check_arguments(
@@ -169,8 +129,9 @@ def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> 
         da_next=(da_next, "n_a m"), dc_next=(dc_next, "n_a m"),
     )  # fmt: skip
     Wx, Wh = _lstm_weights(xp, step.parameters, step.a_next.shape[0])
+    gates = xp.concatenate([step.it, step.ft, step.ot, step.cct]).T
     layer = LSTMStepCache(
-        step.xt.T, step.a_prev.T, step.c_prev.T, Wx, Wh, _gates(xp, step), xp.tanh(step.c_next.T)
+        step.xt.T, step.a_prev.T, step.c_prev.T, Wx, Wh, gates, xp.tanh(step.c_next.T)
     )
     dx, dh, dc, dWx, dWh, db = layers.lstm_step_backward(da_next.T, dc_next.T, layer)
     return {"dxt": dx.T, "da_prev": dh.T, "dc_prev": dc.T, **_lstm_gradients(xp, dWx, dWh, db)}
@@ -187,42 +148,22 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
     Parameters
     ----------
     da
-        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x; the
-        later ones have none.
+        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x.
     caches
-        From the forward pass.
+        From `lstm_forward`.
 
     Returns
     -------
     dict
-        `dx (n_x, m, T)`; `da0 (n_a, m)`; `dWf`, `dWi`, `dWc`, `dWo (n_a, n_a + n_x)`; `dbf`,
-        `dbi`, `dbc`, `dbo (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da` does not fit the hidden states.
+        `dx (n_x, m, T)`; `da0 (n_a, m)`; the others as for `lstm_cell_backward`.
     """
-    steps = [LSTMCellCache(*cache) for cache in first_steps("lstm_backward", da, caches)]
-    a0, parameters = steps[0].a_prev, steps[0].parameters
-    xp = check_arguments(
-        "lstm_backward", parameters, LSTM_WEIGHTS,
-        xt=(steps[0].xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
+    steps = first_steps("lstm_backward", da, caches)
+    first = LSTMCellCache(*steps[0])
+    check_arguments(
+        "lstm_backward", first.parameters, LSTM_WEIGHTS,
+        xt=(first.xt, "n_x m"), a0=(first.a_prev, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    c = packed(xp, [step.c_next for step in steps])
-    h, prev_h = (
-        packed(xp, [getattr(step, name) for step in steps]) for name in ("a_next", "a_prev")
-    )
-    gates = xp.concatenate([_gates(xp, step) for step in steps])
-    more = {"c0": steps[0].c_prev.T, "c": c, "tanh_c": xp.tanh(c)}
-    n_a, m = a0.shape
-    Wx, Wh = _lstm_weights(xp, parameters, n_a)
-    inputs, packing = packed(xp, [step.xt for step in steps]), Packing(m, [m] * len(steps))
-    cache = SequenceCache(inputs, Unrolled(gates, h, prev_h, more), Wx, {"Wh": Wh}, packing)
-    dx, dh0, dWx, dWh, db = layers.lstm_backward(batch_first(da), cache)
-    return {"dx": features_first(dx), "da0": dh0.T, **_lstm_gradients(xp, dWx, dWh, db)}
+    return backward_through_time(lstm_cell_backward, da, steps, ("da_prev", "dc_prev"))
 
 
 def _lstm_weights(xp: Namespace, parameters: Parameters, n_a: int) -> tuple[Array, Array]:
@@ -233,11 +174,6 @@ def _lstm_weights(xp: Namespace, parameters: Parameters, n_a: int) -> tuple[Arra
 
 def _lstm_biases(xp: Namespace, parameters: Parameters) -> Array:
     return xp.concatenate([parameters[f"b{gate}"].reshape(-1) for gate in GATES])
-
-
-def _gates(xp: Namespace, step: LSTMCellCache) -> Array:
-    """Return the layers' activated gates `(m, 4 n_a)`."""
-    return xp.concatenate([step.it, step.ft, step.ot, step.cct]).T
 
 
 def _lstm_gradients(xp: Namespace, dWx: Array, dWh: Array, db: Array) -> dict[str, Array]:

@@ -9,14 +9,11 @@ from xpcap import layers
 from xpcap.backend import Array
 from xpcap.compat.step_by_step.layout import (
     Parameters,
-    batch_first,
+    backward_through_time,
     check_arguments,
-    features_first,
     first_steps,
-    packed,
 )
 from xpcap.layers.loss import softmax
-from xpcap.layers.recurrence import Packing, SequenceCache, Unrolled
 from xpcap.layers.rnn import RNNStepCache
 
 RNN_WEIGHTS = {"Wax": "n_a n_x", "Waa": "n_a n_a"}
@@ -24,7 +21,7 @@ RNN_PARAMETERS = {**RNN_WEIGHTS, "Wya": "n_y n_a", "ba": "n_a 1", "by": "n_y 1"}
 
 
 class RNNCellCache(NamedTuple):
-    """What the backward pass of one step needs, in the course's order."""
+    """Cache of one step, in the course's order."""
 
     a_next: Array
     a_prev: Array
@@ -50,14 +47,7 @@ def rnn_cell_forward(
     -------
     a_next, yt_pred, cache
         The new hidden state `(n_a, m)`; the probability of each class `(n_y, m)`; and
-        `(a_next, a_prev, xt, parameters)` for `rnn_cell_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(a_next, a_prev, xt, parameters)`.
     """
     xp = check_arguments(
         "rnn_cell_forward", parameters, RNN_PARAMETERS, xt=(xt, "n_x m"), a_prev=(a_prev, "n_a m")
@@ -71,14 +61,14 @@ def rnn_cell_forward(
 def rnn_forward(
     x: Array, a0: Array, parameters: Parameters
 ) -> tuple[Array, Array, tuple[list[RNNCellCache], Array]]:
-    """Run over a sequence.
+    """Apply the network to a sequence.
 
     Parameters
     ----------
     x
         Inputs `(n_x, m, T_x)`.
     a0
-        First hidden state `(n_a, m)`.
+        Initial hidden state `(n_a, m)`.
     parameters
         As for `rnn_cell_forward`.
 
@@ -86,49 +76,27 @@ def rnn_forward(
     -------
     a, y_pred, caches
         The hidden state after each step `(n_a, m, T_x)`; the probability of each class
-        `(n_y, m, T_x)`; and `([the cache of each step], x)` for `rnn_backward`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is missing.
-    ShapeError
-        If the shapes do not fit together.
+        `(n_y, m, T_x)`; and `([the cache of each step], x)`.
     """
     xp = check_arguments(
         "rnn_forward", parameters, RNN_PARAMETERS, x=(x, "n_x m T_x"), a0=(a0, "n_a m")
     )
-    b = parameters["ba"].reshape(-1)
-    h, cache = layers.rnn_forward(batch_first(x), a0.T, *_rnn_weights(parameters), b)
-    scores, _ = layers.temporal_affine_forward(h, parameters["Wya"].T, parameters["by"].reshape(-1))
-    steps = [
-        RNNCellCache(cache.run.h[rows].T, cache.run.prev_h[rows].T, x[:, :, t], parameters)
-        for t, rows in enumerate(cache.packing.rows)
-    ]
-    return features_first(h).copy(), features_first(softmax(xp, scores)), (steps, x)
+    a, steps, probabilities = a0, [], []
+    for t in range(x.shape[2]):
+        a, y, cache = rnn_cell_forward(x[:, :, t], a, parameters)
+        steps.append(cache)
+        probabilities.append(y)
+    a = xp.stack([step.a_next for step in steps], axis=2)
+    return a, xp.stack(probabilities, axis=2), (steps, x)
 
 
 def rnn_cell_backward(da_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
-    """Gradients of `rnn_cell_forward`.
-
-    Parameters
-    ----------
-    da_next
-        Gradient of the new hidden state, `(n_a, m)`.
-    cache
-        From the forward pass.
+    """Gradients of `rnn_cell_forward`, given that of the new hidden state, `(n_a, m)`.
 
     Returns
     -------
     dict
         `dxt (n_x, m)`, `da_prev (n_a, m)`, `dWax (n_a, n_x)`, `dWaa (n_a, n_a)`, `dba (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da_next` has not the shape of `a_next`.
     """
     a_next, a_prev, xt, parameters = cache
     check_arguments(
@@ -147,37 +115,22 @@ def rnn_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> di
     Parameters
     ----------
     da
-        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x; the
-        later ones have none.
+        Gradient of the first T hidden states from above, `(n_a, m, T)` with T from 1 to T_x.
     caches
-        From the forward pass.
+        From `rnn_forward`.
 
     Returns
     -------
     dict
-        `dx (n_x, m, T)`, `da0 (n_a, m)`, `dWax (n_a, n_x)`, `dWaa (n_a, n_a)`, `dba (n_a, 1)`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a weight is missing.
-    ShapeError
-        If `da` does not fit the hidden states.
+        `dx (n_x, m, T)`, `da0 (n_a, m)`; the others as for `rnn_cell_backward`.
     """
-    steps = [RNNCellCache(*cache) for cache in first_steps("rnn_backward", da, caches)]
+    steps = first_steps("rnn_backward", da, caches)
     _, a0, xt, parameters = steps[0]
-    xp = check_arguments(
+    check_arguments(
         "rnn_backward", parameters, RNN_WEIGHTS,
         xt=(xt, "n_x m"), a0=(a0, "n_a m"), da=(da, "n_a m T"),
     )  # fmt: skip
-    h, prev_h = (
-        packed(xp, [getattr(step, name) for step in steps]) for name in ("a_next", "a_prev")
-    )
-    (Wx, Wh), m = _rnn_weights(parameters), a0.shape[1]
-    inputs, packing = packed(xp, [step.xt for step in steps]), Packing(m, [m] * len(steps))
-    cache = SequenceCache(inputs, Unrolled(h, h, prev_h, {}), Wx, {"Wh": Wh}, packing)
-    dx, dh0, dWx, dWh, db = layers.rnn_backward(batch_first(da), cache)
-    return {"dx": features_first(dx), "da0": dh0.T, **_rnn_gradients(dWx, dWh, db)}
+    return backward_through_time(rnn_cell_backward, da, steps)
 
 
 def _rnn_weights(parameters: Parameters) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
-"""From pictures to the features of a captioner: what every way of doing it looks like.
+"""Feature extractors: from images to the features of a captioner.
 
-A data set keeps the description of the extractor that its features come from, and a run keeps it
-too, so that a new picture's features are computed in the same way or not at all.
+Data sets and runs store the description of their extractor, so that the features of a new image are
+computed in the same way or not at all.
 """
 
 from __future__ import annotations
@@ -17,23 +17,14 @@ from xpcap.data.extractors.onnx import OnnxExtractor, open_onnx
 from xpcap.data.extractors.preprocessing import PRESETS, Preprocessing
 from xpcap.errors import ConfigurationError, DataError
 
-__all__ = [
-    "EXTRACTORS",
-    "PRESETS",
-    "Extractor",
-    "FilterBank",
-    "OnnxExtractor",
-    "Preprocessing",
-    "make_extractor",
-    "open_extractor",
-]
+__all__ = ["PRESETS", "FilterBank", "OnnxExtractor", "Preprocessing"]
 
 EXTRACTORS = (FilterBank.name, *PRESETS, "onnx")
-"""The names that `make_extractor` knows."""
+"""The names of `make_extractor`."""
 
 
 class Extractor(Protocol):
-    """What computes the features of pictures."""
+    """Computes the features of images."""
 
     @property
     def name(self) -> str:
@@ -41,19 +32,16 @@ class Extractor(Protocol):
 
     @property
     def dim(self) -> int:
-        """D, the numbers a picture has."""
+        """D, features per image."""
 
-    def prepare(self, picture: Any) -> numpy.ndarray:
-        """Turn a `PIL.Image.Image` in red, green and blue into one entry of a batch.
-
-        Many threads may do so at once.
-        """
+    def prepare(self, image: Any) -> numpy.ndarray:
+        """Turn an RGB `PIL.Image.Image` into one entry of a batch; called from many threads."""
 
     def __call__(self, images: Any) -> Any:
-        """Compute the features `(N, D)` float32 of a batch of prepared pictures."""
+        """Compute the features `(N, D)` float32 of a batch of prepared images."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what `open_extractor` needs to find this extractor again, ready for JSON."""
+        """Return the description for `open_extractor`, ready for JSON."""
 
 
 def make_extractor(
@@ -62,24 +50,24 @@ def make_extractor(
     output: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Extractor:
-    """Choose an extractor for a new data set.
+    """Return an extractor for a new data set.
 
     Parameters
     ----------
     name
-        `"filter-bank"`; a preset of `PRESETS`, which says how its network wants pictures; or
-        `"onnx"` for any other network.
+        `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any
+        other network.
     weights
-        The ONNX file; of all but the filter bank.
+        The ONNX file, for all but the filter bank.
     output
-        Which output of the network to take; None is its only one.
+        Name of the network's output to take; None is the only one.
     changes
-        Fields of `Preprocessing` that are to be other than the preset's.
+        Fields of `Preprocessing` that differ from the preset's.
 
     Raises
     ------
     ConfigurationError
-        If the name is unknown, or something is given that the extractor cannot use.
+        If the name is unknown, or an argument does not apply to the extractor.
     DataError
         If the file cannot be used.
     """
@@ -100,19 +88,14 @@ def make_extractor(
 
 
 def open_extractor(description: Mapping[str, Any], weights: Path | None = None) -> Extractor:
-    """Return the extractor that a data set's or a run's description names.
+    """Return the extractor of a description stored in a data set or run.
 
-    Parameters
-    ----------
-    description
-        What `describe` returned.
-    weights
-        Where its ONNX file is now, if it has moved.
+    `weights` is where its ONNX file is now, if it has moved.
 
     Raises
     ------
     DataError
-        If it cannot be had here, in the very same version, with the very same weights.
+        If the extractor is not available in the same version, with the same weights.
     """
     if "weights" in description:
         return open_onnx(description, weights)

@@ -1,7 +1,7 @@
 """From pixels to 4,096 numbers: the built-in filter bank, in the role of VGG-16's fc7.
 
-Nothing here is learned: every filter is a formula. It suits pictures of a few coloured things on
-quieter grounds, and tells of the large and of the small ones apart. Four steps:
+Nothing here is learned: every filter is a formula. It suits images of a few coloured things on
+muted backgrounds, and separates large from small ones. Four steps:
 
 1. Eight colour maps `m`, values 0 to 1. With R, G, B from 0 to 1, the opponent co-ordinates
    α = R - (G + B)/2 and β = √3/2 · (G - B), chroma c, hue h and ρ = c⁴ / (c⁴ + c₀⁴), a response
@@ -10,11 +10,10 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
        six hues θ      m = ρ · exp(κ (cos(h - θ) - 1))
        light and dark  m = (1 - ρ) · q⁸ / (q⁸ + q₀⁸),   q = max(0, ±(2L - 1)),  L = (R + G + B)/3
 
-2. How coarse each map is: a Gaussian of 5 pixels takes more from small things than from large
-   ones. With E_s the mean square of the map after a Gaussian of s pixels and r = E₅ / E₁, the map
+2. How coarse each map is: a Gaussian of 5 pixels attenuates small things more than large ones.
+   With E_s the mean square of the map after a Gaussian of s pixels and r = E₅ / E₁, the map
    counts with p · g as coarse and with p · (1 - g) as fine, where g = r¹² / (r¹² + r₀¹²), and
-   p = E₁² / (E₁² + e₀²) drops what is hardly there. The maps, weighted so and added up, make a
-   coarse and a fine form map.
+   p = E₁² / (E₁² + e₀²) drops weak maps. The weighted sums are a coarse and a fine form map.
 
 3. Twelve measures of both form maps at two scales σ, from Gaussian derivatives mₓ ... m_yy, which
    are convolutions with fixed filters (J. Koenderink and A. van Doorn, "Representation of local
@@ -27,13 +26,13 @@ quieter grounds, and tells of the large and of the small ones apart. Four steps:
        blobs, saddles  √max(0, ±det)
        edges, area     √w and m
 
-   Each is divided by the mean of w over the picture, the last two by that of m instead: so they
-   tell which form it is, not how strong (D. Heeger, "Normalization of cell responses in cat
+   Each is divided by the mean of w over the image, the last two by that of m: so they measure
+   form, not contrast (D. Heeger, "Normalization of cell responses in cat
    striate cortex", Visual Neuroscience, 1992).
 
 4. These 48 channels and the 8 colour maps, each twice, weighted and normalised as above, are
-   averaged under Gaussian windows around the centres of 8 x 8 cells: wide ones for the form, which
-   then hardly depends on the place, narrow ones for area and colours, which tell the place.
+   averaged under Gaussian windows around the centres of 8 x 8 cells: wide ones for the form, nearly
+   independent of position, narrow ones for area and colours, which encode position.
    Each channel has a fixed gain.
 """
 
@@ -59,23 +58,20 @@ _CELLS = 8
 _FORM_WINDOW, _PLACE_WINDOW = 40.0, 12.0  # standard deviations, in pixels
 _FORM_GAINS = (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 4.0, 2.5, 2.0, 6.0)
 _AREA_GAIN, _COLOUR_GAIN = 2.0, 2.0
-_FLOOR = 2e-4  # added to the means that are divided by
-_TINY = 1e-6  # against division by zero where there is no colour or no edge
-_BLOCK = 50  # pictures at a time: about 30 MB
+_FLOOR = 2e-4  # added to means in denominators
+_TINY = 1e-6  # against division by zero without any colour or edge
+_BLOCK = 50  # images at a time: about 30 MB
 
 
 class _Windows(NamedTuple):
-    """Weights of a picture's rows and of its columns, `(..., K, 64)` each."""
+    """Weights of an image's rows and columns, `(..., K, 64)` each."""
 
     rows: Array
     columns: Array
 
 
 class FilterBank:
-    """The built-in extractor: 64 channels on 8 x 8 cells, computed where the pictures are.
-
-    The module's text gives the formulas.
-    """
+    """The built-in extractor: 64 channels on 8 x 8 cells; see the module for the formulas."""
 
     name = "filter-bank"
     version = 1
@@ -94,12 +90,7 @@ class FilterBank:
         self._place_window = _windows(self.size, _PLACE_WINDOW)
 
     def __call__(self, images: Array) -> Array:
-        """Compute the features of pictures.
-
-        Parameters
-        ----------
-        images
-            `(N, 64, 64, 3)` uint8, red, green, blue; NumPy or CuPy.
+        """Compute the features of RGB images `(N, 64, 64, 3)` uint8, of NumPy or CuPy.
 
         Returns
         -------
@@ -112,36 +103,25 @@ class FilterBank:
             If `images` have another shape or dtype.
         """
         xp = namespace(images)
-        self._check(images)
         form, place = (
             _Windows(window, window)
             for window in map(xp.asarray, (self._form_window, self._place_window))
         )
-        out = xp.empty((len(images), self.dim), dtype=xp.float32)
-        for start in range(0, len(images), _BLOCK):
-            block = images[start : start + _BLOCK]
-            features = self._features(xp, block, form, place)
-            out[start : start + _BLOCK] = features.reshape(len(block), self.dim)
-        return out
+        return self._in_blocks(xp, images, (), form, place)
 
     def regions(self, images: Array) -> Array:
-        """Share out the features of pictures among 8 x 8 regions, 8 pixels wide and high.
+        """Decompose the features of images `(N, 64, 64, 3)` uint8 into contributions of regions.
 
-        A feature is an average over the picture, under a window that may be far wider than its
-        cell. Its part from a region is what the pixels of that region add to the average; what it
-        is divided by, a mean of the whole picture, is taken as given. So a gradient with respect
-        to the features, times these parts, says where in a picture its cause is.
-
-        Parameters
-        ----------
-        images
-            `(N, 64, 64, 3)` uint8, red, green, blue; NumPy or CuPy.
+        A feature is an average over the image under a window, which may be far wider than its cell,
+        divided by a mean over the image. A region's contribution is what its pixels add to the
+        average, with the mean held constant. So a gradient with respect to the features, times
+        these contributions, is an attribution to regions.
 
         Returns
         -------
         Array
-            `(N, 8, 8, 4096)` float32 of the same library, 1 MiB a picture: for each region, row by
-            row, its part of every feature. Over all regions they add up to the features.
+            `(N, 8, 8, 4096)` float32 of the same library, 1 MiB per image: for each region of 8 x 8
+            pixels its contribution to every feature. Summed over regions, they are the features.
 
         Raises
         ------
@@ -149,39 +129,47 @@ class FilterBank:
             If `images` have another shape or dtype.
         """
         xp = namespace(images)
-        self._check(images)
         form, place = (
             _Windows(*map(xp.asarray, _cut(window)))
             for window in (self._form_window, self._place_window)
         )
-        out = xp.empty((len(images), _CELLS, _CELLS, self.dim), dtype=xp.float32)
-        for start in range(0, len(images), _BLOCK):
-            block = images[start : start + _BLOCK]
-            parts = xp.moveaxis(self._features(xp, block, form, place), 2, 0)
-            out[start : start + _BLOCK] = parts.reshape(len(block), _CELLS, _CELLS, self.dim)
-        return out
+        return self._in_blocks(xp, images, (_CELLS, _CELLS), form, place)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `open_extractor` needs to find this extractor again: name and version."""
+        """Return name and version, for `open_extractor`."""
         return {"name": self.name, "version": self.version}
 
-    def prepare(self, picture: Any) -> numpy.ndarray:
-        """Resize a picture to a square of 64 pixels, whatever its proportions."""
+    def prepare(self, image: Any) -> numpy.ndarray:
+        """Resize an image to a square of 64 pixels, whatever its aspect ratio."""
         from PIL import Image
 
-        resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return numpy.array(resized)
 
-    def _check(self, images: Array) -> None:
+    def _in_blocks(
+        self,
+        xp: Namespace,
+        images: Array,
+        regions: tuple[int, ...],
+        form: _Windows,
+        place: _Windows,
+    ) -> Array:
+        """Return features `(N, *regions, 4096)`, computed in blocks of images."""
         expected = (self.size, self.size, 3)
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != numpy.uint8:
             raise ShapeError(
                 f"images has shape {images.shape} and dtype {images.dtype};"
                 f" expected (N, {self.size}, {self.size}, 3) uint8"
             )
+        out = xp.empty((len(images), *regions, self.dim), dtype=xp.float32)
+        for start in range(0, len(images), _BLOCK):
+            block = images[start : start + _BLOCK]
+            features = xp.moveaxis(self._features(xp, block, form, place), -4, 0)
+            out[start : start + _BLOCK] = features.reshape(len(block), *regions, self.dim)
+        return out
 
     def _features(self, xp: Namespace, images: Array, form: _Windows, place: _Windows) -> Array:
-        """Turn `(N, 64, 64, 3)` uint8 into `(N, 64, 8, 8)` float32, after the windows' own axes."""
+        """Compute `(*regions, N, 64, 8, 8)` float32 of `(N, 64, 64, 3)` uint8."""
         maps = _colour_maps(xp, images)
         gains = xp.asarray(_FORM_GAINS, dtype=xp.float32)[:, None, None]
         colours = _COLOUR_GAIN * _average(maps, place) / (_mean(maps) + _FLOOR)
@@ -196,7 +184,7 @@ class FilterBank:
         return xp.concatenate(channels, axis=-3)
 
     def _weights(self, xp: Namespace, maps: Array) -> tuple[Array, Array]:
-        """Return how much each map counts as coarse and as fine, both `(N, 8, 1, 1)`."""
+        """Return the weights of each map as coarse and as fine, both `(N, 8, 1, 1)`."""
         fine, coarse = (
             _mean(_average(maps, _Windows(gauss, gauss)) ** 2)
             for gauss in map(xp.asarray, (self._fine, self._coarse))
@@ -213,7 +201,7 @@ def _mean(maps: Array) -> Array:
 
 
 def _colour_maps(xp: Namespace, images: Array) -> Array:
-    """Turn `(N, 64, 64, 3)` uint8 into eight maps, `(N, 8, 64, 64)` float32, 0 to 1."""
+    """Compute eight colour maps `(N, 8, 64, 64)` float32 of `(N, 64, 64, 3)` uint8."""
     red, green, blue = (images[..., index].astype(xp.float32) / 255 for index in range(3))
     alpha = red - (green + blue) / 2
     beta = math.sqrt(0.75) * (green - blue)
@@ -231,20 +219,10 @@ def _colour_maps(xp: Namespace, images: Array) -> Array:
 
 
 def _measure(xp: Namespace, maps: Array, derivatives: list[Array]) -> Array:
-    """Measure the form of what is in each map.
+    """Compute eleven measures of form `(N, 11, 64, 64)` of maps `(N, 1, 64, 64)`.
 
-    Parameters
-    ----------
-    maps
-        `(N, 1, 64, 64)`.
-    derivatives
-        Three matrices `(64, 64)`, the Gaussian and its derivatives: `A · m · Bᵀ` convolves the
-        columns of `m` with one and its rows with another.
-
-    Returns
-    -------
-    Array
-        Eleven measures of every pixel, `(N, 11, 64, 64)`.
+    `derivatives` are three matrices `(64, 64)`, the Gaussian and its derivatives: `A · m · Bᵀ`
+    convolves the columns of `m` with one and its rows with another.
     """
     smooth, first, second = derivatives
     smooth_columns, first_columns = smooth @ maps, first @ maps
@@ -269,15 +247,14 @@ def _measure(xp: Namespace, maps: Array, derivatives: list[Array]) -> Array:
 
 
 def _average(channels: Array, windows: _Windows) -> Array:
-    """Average `(..., 64, 64)` under the windows of K x K places: `(..., K, K)`."""
+    """Average `(..., 64, 64)` under the windows of K x K cells: `(..., K, K)`."""
     return (windows.rows @ channels) @ windows.columns.swapaxes(-1, -2)
 
 
 def _gaussian_derivative(size: int, scale: float, order: int) -> numpy.ndarray:
     """Return the matrix `(size, size)` float32 that convolves with a derivative of a Gaussian.
 
-    Derivatives are with respect to x/σ, so that all have one unit; beyond its ends a line goes on
-    as its mirror image.
+    Derivatives are with respect to x/σ, so that all have one unit; borders are reflected.
     """
     steps = numpy.arange(-size, 2 * size)
     distance = (numpy.arange(size)[:, None] - steps) / scale
@@ -296,10 +273,10 @@ def _windows(size: int, width: float) -> numpy.ndarray:
 
 
 def _cut(windows: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Cut windows `(8, size)` of rows and of columns at the borders of 8 x 8 regions.
+    """Restrict windows `(8, size)` to the rows and columns of 8 x 8 regions.
 
-    They begin with axes for the rows and for the columns of regions, and then for pictures and
-    channels: `(8, 1, 1, 1, 8, size)` and `(1, 8, 1, 1, 8, size)`.
+    Axes of regions come first, then of images and channels: `(8, 1, 1, 1, 8, size)` and
+    `(1, 8, 1, 1, 8, size)`.
     """
     size = windows.shape[1]
     inside = numpy.arange(size) * _CELLS // size == numpy.arange(_CELLS)[:, None, None]

@@ -20,31 +20,26 @@ _CHUNK = 2**20
 
 
 class OnnxExtractor:
-    """A network that takes pictures and gives a row of numbers for each.
+    """A network from images to feature vectors of length `dim`.
 
-    Its input is `(N, 3, size, size)` or `(N, size, size, 3)`, float32 or float16; what it gives,
-    `(N, D)` or `(N, D, 1, 1)`. An input of a fixed batch size is fed in batches of that size.
+    Its input is `(N, 3, size, size)` or `(N, size, size, 3)`, float32 or float16, and may have a
+    fixed batch size; its output `(N, D)` or `(N, D, 1, 1)`.
 
     Parameters
     ----------
     weights
         The ONNX file.
     preprocessing
-        How the network wants pictures.
+        Applied to each image.
     output
-        Which output to take; None is its only one.
+        Name of the output to take; None is the only one.
     name
         `"onnx"` or the preset's.
-
-    Attributes
-    ----------
-    dim
-        D, found by running the network once.
 
     Raises
     ------
     DataError
-        If the file is missing or damaged, or the network is of another form.
+        If the file is missing or damaged, or inputs or outputs are others.
     ConfigurationError
         If onnxruntime is not installed.
     """
@@ -73,7 +68,7 @@ class OnnxExtractor:
         self.dim = self(numpy.zeros((1, 3, size, size), numpy.float32)).shape[1]
 
     def describe(self) -> dict[str, Any]:
-        """Return name, version, the file with its digest, the output and the preprocessing."""
+        """Return all that `open_onnx` needs, ready for JSON."""
         return {
             "name": self.name,
             "version": self.version,
@@ -83,17 +78,17 @@ class OnnxExtractor:
             "preprocessing": vars(self.preprocessing),
         }
 
-    def prepare(self, picture: Any) -> numpy.ndarray:
-        """Prepare a picture: `(3, size, size)` float32."""
-        return self.preprocessing(picture)
+    def prepare(self, image: Any) -> numpy.ndarray:
+        """Preprocess an image: `(3, size, size)` float32."""
+        return self.preprocessing(image)
 
     def __call__(self, images: numpy.ndarray) -> numpy.ndarray:
-        """Compute the features `(N, D)` float32 of prepared pictures `(N, 3, size, size)`.
+        """Compute the features `(N, D)` float32 of prepared images `(N, 3, size, size)`.
 
         Raises
         ------
         DataError
-            If the network fails, or gives something else than a row of numbers for each.
+            If the network fails, or its output has another shape or dtype.
         """
         step = self._batch or max(1, len(images))
         parts = [self._run(images[first : first + step]) for first in range(0, len(images), step)]
@@ -109,7 +104,7 @@ class OnnxExtractor:
         feed = {self._input.name: images.astype(self._dtype, copy=False)}
         try:
             (found,) = self._session.run([self.output], feed)
-        except Exception as error:  # onnxruntime has an exception for each of its error codes
+        except Exception as error:  # onnxruntime has many exception types
             raise DataError(f"{self.weights} cannot be run: {_first_line(error)}") from error
         rows = numpy.asarray(found)
         if rows.ndim == 4 and rows.shape[2:] == (1, 1):
@@ -138,13 +133,9 @@ class OnnxExtractor:
         size = self.preprocessing.size
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         if len(inputs) == 1 and inputs[0].type in _TYPES and len(inputs[0].shape or ()) == 4:
-            sides = inputs[0].shape[1:]
-            for wanted in ((3, size, size), (size, size, 3)):
-                fits = (
-                    not isinstance(side, int) or side == number
-                    for side, number in zip(sides, wanted, strict=True)
-                )
-                if all(fits):
+            for expected in ((3, size, size), (size, size, 3)):
+                sides = zip(inputs[0].shape[1:], expected, strict=True)
+                if all(not isinstance(side, int) or side == number for side, number in sides):
                     return inputs[0]
         raise DataError(
             f"{self.weights} takes {found or 'nothing'}; expected one input of float (N, 3, {size},"
@@ -153,19 +144,14 @@ class OnnxExtractor:
 
 
 def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> OnnxExtractor:
-    """Return the extractor that `OnnxExtractor.describe` described.
+    """Return the extractor of a `description` by `OnnxExtractor.describe`.
 
-    Parameters
-    ----------
-    description
-        Of a data set or a run.
-    weights
-        Where the file is now, if it has moved.
+    `weights` is where the file is now, if it has moved.
 
     Raises
     ------
     DataError
-        If the description is of another version, or the file is not there or is another one.
+        If the description is of another version, or the file is missing or another one.
     """
     fields = {"name": str, "weights": str, "sha256": str, "output": str, "preprocessing": dict}
     if description.get("version") != OnnxExtractor.version or not all(
@@ -178,7 +164,7 @@ def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> On
     path, sha256 = weights or Path(description["weights"]), description["sha256"]
     if not path.is_file():
         raise DataError(
-            f"{path} is not there; expected the weights of '{description['name']}' with SHA-256"
+            f"{path} does not exist; expected the weights of '{description['name']}' with SHA-256"
             f" {sha256[:16]}...: say where they are (--weights)"
         )
     found = digest(path)
@@ -192,7 +178,7 @@ def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> On
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, and of the file of its weights if that stands beside it."""
+    """Return the SHA-256 of a file, followed by its external data if there is any."""
     hashed = hashlib.sha256()
     for part in (path, _data_of(path)):
         if part == path or part.is_file():
@@ -203,7 +189,7 @@ def digest(path: Path) -> str:
 
 
 def _data_of(path: Path) -> Path:
-    """Name the file in which PyTorch's exporter puts the weights of a large network."""
+    """Return the file to which PyTorch's exporter writes the weights of a large network."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -218,9 +204,9 @@ def _open_session(weights: Path) -> Any:
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads.number()
-    options.log_severity_level = 4  # what goes wrong is said once, by us
+    options.log_severity_level = 4  # errors are raised
     data = _data_of(weights)
-    with explained(weights, "read"):  # from bytes, no other file can take part
+    with explained(weights, "read"):  # loaded from bytes, so that no other file is read
         source = weights.read_bytes()
         if data.is_file():
             if not hasattr(options, "add_external_initializers_from_files_in_memory"):
@@ -236,7 +222,7 @@ def _open_session(weights: Path) -> Any:
         return onnxruntime.InferenceSession(
             source, options, providers=[name for name in _PROVIDERS if name in there]
         )
-    except Exception as error:  # onnxruntime has an exception for each of its error codes
+    except Exception as error:  # onnxruntime has many exception types
         raise DataError(f"{weights} cannot be opened as ONNX: {_first_line(error)}") from error
 
 

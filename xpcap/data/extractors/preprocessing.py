@@ -1,4 +1,4 @@
-"""What is done to a picture before a network sees it, and what well-known networks want."""
+"""Preprocessing of images for a network, and the presets of well-known networks."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ import numpy
 from xpcap.errors import ConfigurationError
 
 LARGEST = 4096  # pixels on a side
-_LARGEST = 1e30  # of a number; float32 ends soon after
-_LONGEST = 8  # times as long as wide; the rest of a longer picture lies far outside the crop
+_LARGEST = 1e30  # number, near the limit of float32
+_LONGEST = 8  # aspect ratio; longer images are first cropped, far outside the final crop
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop to the centre, scale and centre the colours.
-
-    A colour value v of 0 to 255 becomes `(scale v - mean) / std`.
+    """Resize, crop to the centre and normalize: v in 0..255 becomes `(scale v - mean) / std`.
 
     Parameters
     ----------
     size
-        Pixels on each side of what the network sees.
+        Width and height of the result in pixels.
     shorter_side
-        To which the shorter side is resized before the centre is cut out; None resizes the whole
-        picture to the square, whatever its proportions.
+        Pixels to which the shorter side is resized before the crop; None resizes the whole image
+        to a square.
     interpolation
-        `"bilinear"` or `"bicubic"`, both smoothed where they make a picture smaller.
+        `"bilinear"` or `"bicubic"`, with antialiasing.
     channels
-        Their order, `"rgb"` or `"bgr"`, in `mean` and `std` too.
+        Order `"rgb"` or `"bgr"`, of `mean` and `std` too.
     scale
-        Multiplies the values.
+        Factor of the values.
     mean, std
         Three numbers each.
 
     Raises
     ------
     ConfigurationError
-        If a value cannot be used.
+        If a value is invalid.
     """
 
     size: int = 224
@@ -61,7 +59,7 @@ class Preprocessing:
                 raise ConfigurationError(f"{name} is {side!r}; expected 1 to {LARGEST} pixels")
         if self.shorter_side is not None and self.shorter_side < self.size:
             raise ConfigurationError(
-                f"shorter_side {self.shorter_side} is less than size {self.size}, which is cut out"
+                f"shorter_side {self.shorter_side} is less than size {self.size}, the crop"
             )
         for name, known in (("interpolation", _INTERPOLATIONS), ("channels", _CHANNELS)):
             if getattr(self, name) not in known:
@@ -72,45 +70,35 @@ class Preprocessing:
             raise ConfigurationError(f"scale is {self.scale!r}; expected a number")
         for name in ("mean", "std"):
             numbers = getattr(self, name)
-            if (
-                not isinstance(numbers, (tuple, list))
-                or len(numbers) != 3
-                or not _are_finite(numbers)
-            ):
+            is_list = isinstance(numbers, (tuple, list)) and len(numbers) == 3
+            if not (is_list and _are_finite(numbers)):
                 raise ConfigurationError(f"{name} is {numbers!r}; expected three numbers")
             object.__setattr__(self, name, tuple(numbers))  # JSON has lists only
         if 0 in self.std:
-            raise ConfigurationError("std holds a 0, by which nothing can be divided")
+            raise ConfigurationError("std has a 0; expected divisors")
 
-    def __call__(self, picture: Any) -> numpy.ndarray:
-        """Prepare a `PIL.Image.Image` in red, green and blue: `(3, size, size)` float32."""
-        cut = self._resized(picture)
-        values = numpy.asarray(cut, numpy.float32)
+    def __call__(self, image: Any) -> numpy.ndarray:
+        """Preprocess an RGB `PIL.Image.Image`: `(3, size, size)` float32."""
+        values = numpy.asarray(self._resized(image), numpy.float32)
         if self.channels == "bgr":
             values = values[..., ::-1]
         mean, std = (numpy.asarray(numbers, numpy.float32) for numbers in (self.mean, self.std))
         values = (values * numpy.float32(self.scale) - mean) / std
         return numpy.ascontiguousarray(values.transpose(2, 0, 1))
 
-    def _resized(self, picture: Any) -> Any:
+    def _resized(self, image: Any) -> Any:
         from PIL import Image
 
         how = Image.Resampling[self.interpolation.upper()]
         if self.shorter_side is None:
-            return picture.resize((self.size, self.size), how)
-        short = min(picture.size)
-        picture = _centre(picture, *(min(side, _LONGEST * short) for side in picture.size))
-        whole = [self.shorter_side * side // short for side in picture.size]
-        return _centre(picture.resize(whole, how), self.size, self.size)
+            return image.resize((self.size, self.size), how)
+        short = min(image.size)
+        image = _centre(image, *(min(side, _LONGEST * short) for side in image.size))
+        whole = [self.shorter_side * side // short for side in image.size]
+        return _centre(image.resize(whole, how), self.size, self.size)
 
     def changed(self, fields: Mapping[str, Any]) -> Preprocessing:
-        """Return the same with other values of some fields.
-
-        Raises
-        ------
-        ConfigurationError
-            If there is no such field, or a value cannot be used.
-        """
+        """Return a copy with other values of some fields, or raise a `ConfigurationError`."""
         if not isinstance(fields, Mapping):
             raise ConfigurationError(
                 f"preprocessing is {str(fields)[:40]!r}; expected an object with its fields"
@@ -124,10 +112,9 @@ class Preprocessing:
         return dataclasses.replace(self, **fields)
 
 
-def _centre(picture: Any, width: int, height: int) -> Any:
-    """Cut the centre out."""
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return picture.crop((left, top, left + width, top + height))
+def _centre(image: Any, width: int, height: int) -> Any:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _are_finite(numbers: Any) -> bool:
@@ -152,5 +139,4 @@ PRESETS = {
     "resnet101-pool": _IMAGENET,
     "clip-vit": _CLIP,
 }
-"""By name: torchvision's preprocessing of VGG-16 and ResNet-101, Caffe's of VGG-16, and OpenAI's
-of CLIP's vision transformers at 224 pixels."""
+"""By name: torchvision's VGG-16 and ResNet-101, Caffe's VGG-16, OpenAI's CLIP (224 pixels)."""

@@ -1,7 +1,7 @@
 """The built-in data set: drawn scenes with captions whose truth can be checked.
 
-A scene is decided first (`world`), then drawn (`drawing`) and described (`grammar`), so for each
-picture it is known what may truly be said of it. `build` makes the data folder.
+A scene is sampled first (`world`), then drawn (`drawing`) and captioned (`grammar`), so it is known
+which sentences are true of each image. `build` makes the data folder.
 """
 
 from xpcap.data.scenes.build import make_scenes, read_picture, read_scenes

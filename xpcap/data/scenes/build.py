@@ -1,9 +1,9 @@
-"""Making the scenes' data folder, and reading back what only this data set has.
+"""Making the data folder of the scenes, and reading the files that only it has.
 
-Beside the files of every data folder (`xpcap.data.folder`) there are
+In addition to the files of every data folder (`xpcap.data.folder`) there are
 
     pictures.zip     train/00000.png ... val/00499.png, 64 x 64
-    scenes.json      for each split a list of pictures, each a list of its things:
+    scenes.json      for each split a list of images, each a list of its things:
                      [{"shape": "ring", "colour": "red", "size": "small", "place": "top left"}]
 """
 
@@ -13,38 +13,38 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy
 
-from xpcap.data import folder as data_folder
+from xpcap.data import folder as layout
 from xpcap.data.archive import read_member
+from xpcap.data.encoding import encode
 from xpcap.data.extractors import FilterBank
-from xpcap.data.folder import SplitContents
 from xpcap.data.images import LARGEST_FILE, decode_picture
 from xpcap.data.pca import PCA
-from xpcap.data.progress import Progress, say_nothing
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.scenes.drawing import draw
-from xpcap.data.scenes.grammar import CAPTIONS, captions
+from xpcap.data.scenes.grammar import captions
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, random_scene
-from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError
 from xpcap.files import explained, new_folder, read_json
 
 PICTURES = "pictures.zip"
 SCENES = "scenes.json"
 COMPONENTS = 512
-"""Numbers an image has after PCA; fewer where the training set is too small for so many."""
+"""Features per image after PCA; fewer if the training set is smaller."""
 
 _FEATURES = "a fixed bank of oriented, colour-opponent filters on 8 x 8 cells; PCA of these"
-_REPORTED = 100  # pictures between two calls of progress
+_REPORTED = 100  # images between two calls of progress
+_DOING = {"train": "training images", "val": "validation images"}
 
 
 def make_scenes(
-    out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = say_nothing
+    out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = no_progress
 ) -> None:
-    """Draw, describe and extract the scenes, and write them as a data folder.
+    """Draw, caption and extract the scenes, and write them as a data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
 
@@ -53,50 +53,47 @@ def make_scenes(
     out
         The folder to make: a new name, or an empty folder.
     seed
-        Decides every scene, picture and caption; each split has a generator of its own.
+        Of all scenes, images and captions; each split has its own generator.
     train, val
-        How many pictures; every other one has two things.
+        Number of images; every other one has two things.
     progress
-        Told how far it is.
+        Callback.
 
     Raises
     ------
     DataError
-        If a number cannot be used, or `out` is taken or cannot be written; nothing is left behind.
+        If a number is out of range, or `out` exists or cannot be written; nothing is left behind.
     """
     if train < 2 or val < 1 or seed < 0:
         raise DataError(
-            f"cannot make {train} and {val} pictures from seed {seed};"
+            f"cannot make {train} and {val} images from seed {seed};"
             " expected 2 and 1 or more, from a seed of 0 or more"
         )
+    counts = {"train": train, "val": val}
+    scenes, images, references, features = {}, {}, {}, {}
     with new_folder(out) as folder:
-        splits = {
-            split: _make_split(split, count, numpy.random.default_rng([seed, number]), progress)
-            for number, (split, count) in enumerate((("train", train), ("val", val)))
-        }
-        fc7 = {split: made.features for split, made in splits.items()}
+        for number, (split, count) in enumerate(counts.items()):
+            rng = numpy.random.default_rng([seed, number])
+            scenes[split] = [random_scene(rng, 1 + index % 2) for index in range(count)]
+            images[split] = numpy.stack([draw(scene, rng) for scene in scenes[split]])
+            references[split] = [captions(scene, rng) for scene in scenes[split]]
+            features[split] = _extract(images[split], _DOING[split], progress)
         progress("components", 0, 1)
-        pca = PCA.fit(fc7["train"], min(COMPONENTS, train - 1))
-        pca.write(folder / data_folder.PCA)
+        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1))
+        pca.write(folder / layout.PCA)
         progress("components", 1, 1)
-        words = {
-            split: [caption.split() for said in made.captions for caption in said]
-            for split, made in splits.items()
-        }
-        vocabulary = Vocabulary.build(words["train"])
-        length = 2 + max(len(caption) for split in words.values() for caption in split)
+        longest = max(len(c.split()) for part in references.values() for some in part for c in some)
+        encoded = encode(out, references, str.split, None, 1, longest)
         contents = {
-            split: SplitContents(
-                captions=numpy.stack(
-                    [vocabulary.encode(caption, length) for caption in words[split]]
-                ),
-                image_idxs=numpy.repeat(numpy.arange(len(made.scenes)), CAPTIONS),
-                features={"fc7": made.features, "pca": pca.transform(made.features)},
-                urls=[f"{PICTURES}/{_member(split, index)}" for index in range(len(made.scenes))],
-                ids=range(len(made.scenes)),
-                references=made.captions,
+            split: layout.SplitContents(
+                encoded.captions[split],
+                encoded.image_idxs[split],
+                features={"fc7": features[split], "pca": pca.transform(features[split])},
+                urls=[f"{PICTURES}/{_member(split, index)}" for index in range(count)],
+                ids=range(count),
+                references=references[split],
             )
-            for split, made in splits.items()
+            for split, count in counts.items()
         }
         description = {
             "name": "scenes",
@@ -105,72 +102,52 @@ def make_scenes(
             "extractor": FilterBank().describe(),
             "pictures": PICTURES,
         }
-        data_folder.write_contents(folder, vocabulary, contents, description)
-        _write_pictures(folder / PICTURES, splits)
-        _write_scenes(folder / SCENES, splits)
+        layout.write_contents(folder, encoded.vocabulary, contents, description)
+        _write_images(folder / PICTURES, images)
+        truth = {
+            split: [
+                [{**asdict(thing), "place": str(thing.place)} for thing in scene.things]
+                for scene in part
+            ]
+            for split, part in scenes.items()
+        }
+        layout.write_text(folder / SCENES, json.dumps(truth))
 
 
-@dataclass(frozen=True)
-class _Split:
-    scenes: list[Scene]
-    pictures: numpy.ndarray  # (images, 64, 64, 3) uint8
-    captions: list[list[str]]
-    features: numpy.ndarray  # (images, 4096) float32
-
-
-def _make_split(split: str, count: int, rng: numpy.random.Generator, progress: Progress) -> _Split:
-    scenes = [random_scene(rng, 1 + index % 2) for index in range(count)]
-    pictures = numpy.stack([draw(scene, rng) for scene in scenes])
-    said = [captions(scene, rng) for scene in scenes]
-    doing = {"train": "training pictures", "val": "validation pictures"}[split]
+def _extract(images: numpy.ndarray, doing: str, progress: Progress) -> numpy.ndarray:
     bank = FilterBank()
-    features = numpy.empty((count, bank.dim), numpy.float32)
-    for start in range(0, count, _REPORTED):
-        progress(doing, start, count)
-        features[start : start + _REPORTED] = bank(pictures[start : start + _REPORTED])
-    progress(doing, count, count)
-    return _Split(scenes, pictures, said, features)
+    features = numpy.empty((len(images), bank.dim), numpy.float32)
+    for start in range(0, len(images), _REPORTED):
+        progress(doing, start, len(images))
+        features[start : start + _REPORTED] = bank(images[start : start + _REPORTED])
+    progress(doing, len(images), len(images))
+    return features
 
 
 def _member(split: str, index: int) -> str:
     return f"{split}/{index:05d}.png"
 
 
-def _write_pictures(path: Path, splits: Mapping[str, _Split]) -> None:
+def _write_images(path: Path, images: Mapping[str, numpy.ndarray]) -> None:
+    """Write images `(N, 64, 64, 3)` uint8 of each split."""
     from PIL import Image
 
     with explained(path, "write"), zipfile.ZipFile(path, "w") as archive:
-        for split, made in splits.items():
-            for index, picture in enumerate(made.pictures):
+        for split, part in images.items():
+            for index, image in enumerate(part):
                 png = io.BytesIO()
-                Image.fromarray(picture).save(png, "PNG")
-                # a ZipInfo of its own has a fixed date, so that the bytes are always the same
+                Image.fromarray(image).save(png, "PNG")
+                # a new ZipInfo has a fixed date, so that the bytes are always the same
                 archive.writestr(zipfile.ZipInfo(_member(split, index)), png.getvalue())
 
 
-def _write_scenes(path: Path, splits: Mapping[str, _Split]) -> None:
-    truth = {
-        split: [
-            [{**asdict(thing), "place": str(thing.place)} for thing in scene.things]
-            for scene in made.scenes
-        ]
-        for split, made in splits.items()
-    }
-    data_folder.write_text(path, json.dumps(truth))
-
-
 def read_scenes(folder: Path) -> dict[str, list[Scene]]:
-    """Read the truth about every picture of a folder that `make_scenes` made.
-
-    Returns
-    -------
-    dict
-        The scenes of `"train"` and `"val"`, in the pictures' order.
+    """Read the scenes of `"train"` and `"val"` from a folder that `make_scenes` made.
 
     Raises
     ------
     DataError
-        If the folder has no such file, or it holds something else.
+        If the folder has no `scenes.json`, or it has other contents.
     """
     path = folder / SCENES
     truth = read_json(path)
@@ -179,7 +156,7 @@ def read_scenes(folder: Path) -> dict[str, list[Scene]]:
             split: [
                 Scene(tuple(_read_thing(**thing) for thing in things)) for things in truth[split]
             ]
-            for split in data_folder.SPLITS
+            for split in layout.SPLITS
         }
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not hold the scenes of train and val: {error!r}") from error
@@ -188,22 +165,17 @@ def read_scenes(folder: Path) -> dict[str, list[Scene]]:
 def _read_thing(shape: str, colour: str, size: str, place: str) -> Thing:
     for word, known in ((shape, SHAPES), (colour, COLOURS), (size, SIZES)):
         if word not in known:
-            raise ValueError(f"{word} is none of {', '.join(known)}")
+            raise ValueError(f"expected one of {', '.join(known)}, got {word}")
     return Thing(shape, colour, size, PLACES[place])
 
 
 def read_picture(folder: Path, split: str, index: int) -> numpy.ndarray:
-    """Read one picture of a folder that `make_scenes` made.
-
-    Returns
-    -------
-    numpy.ndarray
-        `(64, 64, 3)` uint8.
+    """Read an image `(64, 64, 3)` uint8 from a folder that `make_scenes` made.
 
     Raises
     ------
     DataError
-        If the folder has no such picture, or its file is damaged.
+        If the folder has no such image, or its file is damaged.
     """
     path, member = folder / PICTURES, _member(split, index)
     png = read_member(path, member, LARGEST_FILE)

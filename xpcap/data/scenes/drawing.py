@@ -1,7 +1,6 @@
-"""From a scene to a picture: shapes with soft edges on muted backgrounds.
+"""From a scene to an image: antialiased shapes on muted backgrounds.
 
-What a scene leaves open is drawn from the generator: the background, the exact shade, and up to
-a pixel of place and of size.
+Background, exact shade, and up to a pixel of place and of size are random.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy
 from xpcap.data.scenes.world import Scene, Thing
 
 SIZE = 64
-"""Pixels on each side of a picture."""
+"""Pixels on each side of an image."""
 
 _FINE = 4  # each pixel is the mean of _FINE x _FINE points
 _CENTRES = (13.0, 32.0, 51.0)  # of the rows and columns, in pixels
@@ -35,7 +34,7 @@ Mask: TypeAlias = "numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.bool_]]"
 
 
 def _star(u: Floats, v: Floats) -> Mask:
-    """Five points: seen from a hollow, the edge is a line from there to the next point."""
+    """Five points; the edge is a straight line from each hollow to the next tip."""
     tip, hollow = numpy.pi / 5, 0.45
     turn = numpy.abs((numpy.arctan2(u, v) + tip) % (2 * tip) - tip)
     along, across = numpy.hypot(u, v) * (numpy.cos(turn), numpy.sin(turn))
@@ -57,30 +56,17 @@ _INSIDE: dict[str, Callable[[Floats, Floats], Mask]] = {
 
 
 def draw(scene: Scene, rng: numpy.random.Generator) -> numpy.ndarray:
-    """Draw a scene.
-
-    Parameters
-    ----------
-    scene
-        What to draw.
-    rng
-        Decides what the scene leaves open.
-
-    Returns
-    -------
-    numpy.ndarray
-        `(64, 64, 3)` uint8, red, green, blue.
-    """
-    picture = _background(rng)
+    """Draw a scene as `(64, 64, 3)` uint8 in RGB; `rng` decides what the scene leaves open."""
+    image = _background(rng)
     for thing in scene.things:
         cover = _cover(thing, rng)[:, :, None]
         shade = numpy.clip(_SHADES[thing.colour] + rng.uniform(-0.04, 0.04, 3), 0, 1)
-        picture += cover * (shade - picture)
-    return numpy.asarray(numpy.rint(picture * 255), numpy.uint8)
+        image += cover * (shade - image)
+    return numpy.asarray(numpy.rint(image * 255), numpy.uint8)
 
 
 def _cover(thing: Thing, rng: numpy.random.Generator) -> Floats:
-    """How much of each pixel a thing covers, 0 to 1."""
+    """Return the share of each pixel that a thing covers, `(64, 64)`."""
     y, x = (_CENTRES[index] + rng.uniform(-1, 1) for index in thing.place)
     radius = rng.uniform(*_RADII[thing.size])
     points = (numpy.arange(SIZE * _FINE) + 0.5) / _FINE
@@ -96,7 +82,7 @@ def _cover(thing: Thing, rng: numpy.random.Generator) -> Floats:
 
 
 def _background(rng: numpy.random.Generator) -> Floats:
-    """Draw `(64, 64, 3)` floats between two muted colours, mixed by a pattern."""
+    """Draw `(64, 64, 3)` floats: two muted colours, mixed by a pattern."""
     grey = rng.uniform(0.38, 0.62, (2, 1))
     grey[1] = grey[0] + rng.uniform(-0.1, 0.1)
     here, there = numpy.clip(grey + rng.uniform(-0.07, 0.07, (2, 3)), 0.3, 0.7)
@@ -109,7 +95,7 @@ def _plain(rng: numpy.random.Generator) -> Floats:
 
 
 def _wave(rng: numpy.random.Generator, cycles: float) -> Floats:
-    """Sum the co-ordinates in a random direction, in turns of 2π: `cycles` across the picture."""
+    """Return the phase of a plane wave in a random direction, `cycles` periods per image."""
     angle = rng.uniform(0, 2 * numpy.pi)
     steps = numpy.linspace(-0.5, 0.5, SIZE) * 2 * numpy.pi * cycles
     return numpy.asarray(steps[:, None] * numpy.sin(angle) + steps * numpy.cos(angle))
@@ -133,7 +119,7 @@ def _noise(rng: numpy.random.Generator) -> Floats:
 
 
 def _clouds(rng: numpy.random.Generator) -> Floats:
-    """Random values on an 8 x 8 grid, joined linearly."""
+    """Random values on an 8 x 8 grid, interpolated linearly."""
     places = numpy.linspace(0, 7, SIZE)
     weights = numpy.maximum(0, 1 - abs(places[:, None] - numpy.arange(8)))
     return numpy.asarray(weights @ rng.random((8, 8)) @ weights.T)

@@ -1,10 +1,10 @@
-"""The sentences about scenes: saying five of them, and judging whether a given one is true.
+"""The grammar of captions: generating five for a scene, and judging whether a given one is true.
 
-One table of patterns serves both. A pattern is words and slots in braces: `{a}` and `{b}` are
-things ("a small red circle"), `{at_a}` says where the first stands ("at the top left"), `{to_b}`
-how it stands to the second ("left of"), `{side}` how the second stands to it ("to its right").
-Saying fills the slots with something true; judging turns the pattern into a regular expression,
-reads the slots, and holds them against the scene.
+One table of patterns serves both. A pattern has slots in braces: `{a}` and `{b}` are things ("a
+small red circle"), `{at_a}` is the place of the first ("at the top left"), `{to_b}` its relation to
+the second ("left of"), `{side}` the inverse relation ("to its right"). To generate, slots are
+filled with something true; to judge, the pattern is matched as a regular expression, and its slots
+are compared with the scene.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xpcap.data.scenes.world import COLOURS, SHAPES, Place, Scene, Thing
 from xpcap.data.vocabulary import tokenize
 
 CAPTIONS = 5
-"""Sentences said of each picture, each after another pattern."""
+"""Captions per image, each of another pattern."""
 
 _PATTERNS = {
     1: (
@@ -55,7 +55,7 @@ _CORNERS = {
     for column, column_word in ((0, "left"), (2, "right"))
 }
 _PLACES: dict[str, tuple[int | None, int | None]] = {
-    # the row and the column that are said, None where the words leave it open
+    # row and column, None if the words leave it open
     **_CORNERS,
     "at the top": (0, None),
     "near the top edge": (0, None),
@@ -90,7 +90,7 @@ def _any_of(phrases: Iterable[str]) -> str:
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """Make the regular expression that a pattern's sentences match, a group for each slot."""
+    """Return the regular expression of a pattern's sentences, with a group for each slot."""
     article = "(?:an(?= [aeiou])|a(?! [aeiou]))"
     thing = f"{article} (?:{_any_of(_SIZES)} )?{_any_of(COLOURS)} {_any_of(SHAPES)}"
     place = _any_of(_PLACES)
@@ -112,26 +112,18 @@ _EXPRESSIONS = {
 
 
 def captions(scene: Scene, rng: numpy.random.Generator) -> list[str]:
-    """Say five true sentences of a scene.
+    """Generate five true captions of a scene.
 
-    Parameters
-    ----------
-    scene
-        What is to be described; all its things are mentioned, the large one as the subject.
-    rng
-        Decides the wording, and whether sizes are said.
-
-    Returns
-    -------
-    list of str
-        Five sentences of 5 to 14 words, each after another pattern: lower case, no punctuation.
+    Each is a sentence of another pattern and of 5 to 14 lower-case words without punctuation. All
+    things are mentioned, the large one as the subject; `rng` decides the wording, and whether sizes
+    are mentioned.
     """
     patterns = _PATTERNS[len(scene.things)]
     chosen = rng.permutation(len(patterns))[:CAPTIONS]
-    return [_say(patterns[index], scene, rng) for index in chosen]
+    return [_fill(patterns[index], scene, rng) for index in chosen]
 
 
-def _say(pattern: str, scene: Scene, rng: numpy.random.Generator) -> str:
+def _fill(pattern: str, scene: Scene, rng: numpy.random.Generator) -> str:
     first, last = scene.things[0], scene.things[-1]
     return pattern.format(
         a=_name(first, rng),
@@ -154,20 +146,20 @@ def _name(thing: Thing, rng: numpy.random.Generator) -> str:
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
-def _stands(place: Place, said: tuple[int | None, int | None]) -> bool:
-    """Whether a place is the one said, as far as it is said."""
-    return all(what is None or what == index for what, index in zip(said, place, strict=True))
+def _stands(place: Place, where: tuple[int | None, int | None]) -> bool:
+    """Return whether a place matches a row and a column, None matching any."""
+    return all(what is None or what == index for what, index in zip(where, place, strict=True))
 
 
 def _best_places(place: Place) -> list[str]:
-    """Return the phrases true of a place that say most: a corner's name rather than a side's."""
-    true = {phrase: said for phrase, said in _PLACES.items() if _stands(place, said)}
-    fewest = min(said.count(None) for said in true.values())
-    return [phrase for phrase, said in true.items() if said.count(None) == fewest]
+    """Return the most specific true phrases: of a corner rather than of a side."""
+    true = {phrase: where for phrase, where in _PLACES.items() if _stands(place, where)}
+    fewest = min(where.count(None) for where in true.values())
+    return [phrase for phrase, where in true.items() if where.count(None) == fewest]
 
 
 def _true_of(phrases: dict[str, tuple[int, int]], one: Thing, other: Thing) -> list[str]:
-    """Return the phrases that truly say how `one` stands to `other`."""
+    """Return the phrases that are true of `one` in relation to `other`."""
     return [
         phrase
         for phrase, (axis, sign) in phrases.items()
@@ -176,43 +168,43 @@ def _true_of(phrases: dict[str, tuple[int, int]], one: Thing, other: Thing) -> l
 
 
 def is_true(sentence: str, scene: Scene) -> bool:
-    """Judge whether a sentence is one of the grammar and all that it says is true of the scene.
+    """Return whether a sentence is one of the grammar, and true of the scene.
 
-    What it leaves unsaid is not held against it: "this is a red circle" is true of a scene with a
-    red circle and something else, "on the left" of a thing at the top left.
+    It need not be complete: "this is a red circle" is true of a scene with a red circle and
+    something else, "on the left" of a thing at the top left.
 
     Parameters
     ----------
     sentence
-        Words as `captions` says them, without `<START>` and `<END>`.
+        Words as `captions` generates them, without `<START>` and `<END>`.
     scene
-        The truth.
+        The scene.
     """
-    words = " ".join(tokenize(sentence))
+    text = " ".join(tokenize(sentence))
     return any(
         _holds(match.groupdict(), things)
         for count, expressions in _EXPRESSIONS.items()
         for expression in expressions
-        if (match := expression.fullmatch(words))
+        if (match := expression.fullmatch(text))
         for things in itertools.permutations(scene.things, count)
     )
 
 
 def _holds(slots: dict[str, str], things: tuple[Thing, ...]) -> bool:
-    """Whether what the slots of a sentence say is true of its things, the first named first."""
+    """Return whether the slots are true of the things, in the order of their names."""
     first, last = things[0], things[-1]
     checks: dict[str, Callable[[str], bool]] = {
-        "a": lambda said: _is_named(first, said),
-        "b": lambda said: _is_named(last, said),
-        "at_a": lambda said: _stands(first.place, _PLACES[said]),
-        "to_b": lambda said: said in _true_of(_RELATIONS, first, last),
-        "side": lambda said: said in _true_of(_SIDES, last, first),
+        "a": lambda words: _is_named(first, words),
+        "b": lambda words: _is_named(last, words),
+        "at_a": lambda words: _stands(first.place, _PLACES[words]),
+        "to_b": lambda words: words in _true_of(_RELATIONS, first, last),
+        "side": lambda words: words in _true_of(_SIDES, last, first),
     }
-    return all(checks[slot](said) for slot, said in slots.items())
+    return all(checks[slot](words) for slot, words in slots.items())
 
 
-def _is_named(thing: Thing, said: str) -> bool:
-    _, *size, colour, shape = said.split()
+def _is_named(thing: Thing, words: str) -> bool:
+    _, *size, colour, shape = words.split()
     return (colour, shape) == (thing.colour, thing.shape) and all(
         _SIZES[word] == thing.size for word in size
     )

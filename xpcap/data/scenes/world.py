@@ -15,7 +15,7 @@ COLUMNS = ("left", "middle", "right")
 
 
 class Place(NamedTuple):
-    """One of the nine places of a picture: a row and a column, each 0, 1 or 2."""
+    """One of the nine places of an image: a row and a column, each 0, 1 or 2."""
 
     row: int
     column: int
@@ -29,19 +29,7 @@ PLACES = {str(Place(row, column)): Place(row, column) for row in range(3) for co
 
 @dataclass(frozen=True)
 class Thing:
-    """What can be said of one thing in a picture.
-
-    Parameters
-    ----------
-    shape
-        One of `SHAPES`.
-    colour
-        One of `COLOURS`.
-    size
-        One of `SIZES`.
-    place
-        Where in the picture it stands.
-    """
+    """One thing in an image; `shape`, `colour`, `size` are of `SHAPES`, `COLOURS`, `SIZES`."""
 
     shape: str
     colour: str
@@ -51,19 +39,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The truth about one picture.
-
-    Parameters
-    ----------
-    things
-        One or two things.
-    """
+    """The contents of one image: one or two things."""
 
     things: tuple[Thing, ...]
 
 
 def random_scene(rng: numpy.random.Generator, count: int) -> Scene:
-    """Draw a scene of `count` (1 or 2) things, all scenes of that count being equally likely.
+    """Sample a scene of `count` (1 or 2) things, uniformly.
 
     Of two things the first is large, the other small; they differ in colour and in place.
     """

@@ -1,4 +1,4 @@
-"""What an image of a data set looks like, in a page that stands alone."""
+"""How images of a data set are shown in a self-contained page."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ THUMBNAIL = 256  # pixels of the longer side, at most
 
 @dataclass(frozen=True)
 class Box:
-    """The largest object of a category: the centre and the side of a square of its area.
-
-    All are shares of the image.
-    """
+    """A square of the area of the largest object of a category, in shares of the image's sides."""
 
     category: str
     x: float
@@ -34,17 +31,17 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Picture:
+class View:
     """How an image is shown.
 
     Parameters
     ----------
     data
-        The picture itself, small, as a `data:` address; empty if it is not at hand.
+        The image itself, scaled down, as a `data:` URL; empty if it is not available.
     link
-        Where it is in the web; empty if it is not.
+        Its web address; empty if it has none.
     boxes
-        What people found in it, if that is all that is known of it.
+        Its annotated objects, if they are the features.
     """
 
     data: str = ""
@@ -52,14 +49,10 @@ class Picture:
     boxes: Sequence[Box] = ()
 
 
-def picture_of(dataset: Dataset, split: str, row: int) -> Any:
-    """Open the picture of an image of a split, if it is at hand.
-
-    One that is not there any more, or cannot be opened, is None: a report is no less true without
-    it.
-    """
+def open_image(dataset: Dataset, split: str, row: int) -> Any:
+    """Open an image of a split with PIL; None if it is missing or cannot be opened."""
     address, description = dataset.splits[split].urls[row], dataset.description
-    if is_in_the_web(address):
+    if is_url(address):
         return None
     try:
         if "pictures" not in description:
@@ -71,24 +64,23 @@ def picture_of(dataset: Dataset, split: str, row: int) -> Any:
         return None
 
 
-def shown(dataset: Dataset, split: str, row: int, picture: Any) -> Picture:
-    """Say how an image is shown, given its picture or None."""
+def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
+    """Make the view of an image of a split, given the opened image or None."""
     part, categories = dataset.splits[split], categories_of(dataset)
-    link = part.urls[row] if is_in_the_web(part.urls[row]) else ""
-    return Picture(
-        "" if picture is None else _data_address(picture),
-        link,
+    return View(
+        "" if image is None else _data_url(image),
+        part.urls[row] if is_url(part.urls[row]) else "",
         boxes_of(part.features[row], categories) if categories else (),
     )
 
 
-def is_in_the_web(address: str) -> bool:
-    """Whether a browser can fetch an address."""
+def is_url(address: str) -> bool:
+    """Whether an address is that of a web page."""
     return address.startswith(("http://", "https://"))
 
 
 def categories_of(dataset: Dataset) -> list[str]:
-    """Return the categories whose boxes are the features, if they are."""
+    """Return the object categories, if the features are their boxes."""
     categories = dataset.description.get("categories")
     if dataset.kind != "fc7" or not isinstance(categories, list):
         return []
@@ -97,9 +89,9 @@ def categories_of(dataset: Dataset) -> list[str]:
 
 
 def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
-    """Read boxes from an image's features `(5 categories,)`, as `box_features` wrote them.
+    """Read boxes from features `(5 categories,)` of `box_features`, the largest first.
 
-    The largest come first, so that the others can be drawn over them.
+    Smaller boxes are drawn over larger ones.
     """
     numbers = features.reshape(len(categories), len(NUMBERS))
     boxes = [
@@ -110,15 +102,14 @@ def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box.side)
 
 
-def _data_address(picture: Any) -> str:
-    """Return a small copy of a picture as a `data:` address: sharp where it is small itself."""
-    small = max(picture.size) <= THUMBNAIL // 2
-    picture = picture.copy()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def _data_url(image: Any) -> str:
+    """Return a scaled-down copy of an image as a `data:` URL; small images are lossless."""
+    format, options = "JPEG", {"quality": 80}
+    if max(image.size) <= THUMBNAIL // 2:
+        format, options = "PNG", {"optimize": True}
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
-    if small:
-        picture.save(file, "PNG", optimize=True)
-    else:
-        picture.save(file, "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, format, **options)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{format.lower()};base64,{content}"

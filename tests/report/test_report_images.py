@@ -12,11 +12,11 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare
 from xpcap.data.scenes import make_scenes, read_picture
-from xpcap.report.pictures import THUMBNAIL, boxes_of, categories_of, picture_of, shown
+from xpcap.report.images import THUMBNAIL, boxes_of, categories_of, open_image, view
 
 
-def pictures_of(dataset, split, rows):
-    return [shown(dataset, split, row, picture_of(dataset, split, row)) for row in rows]
+def view_of(dataset, row):
+    return view(dataset, "val", row, open_image(dataset, "val", row))
 
 
 def opened(address):
@@ -26,15 +26,15 @@ def opened(address):
     return picture
 
 
-def test_pictures_of_scenes_come_out_of_their_archive_as_they_are(tmp_path):
+def test_images_of_scenes_are_embedded_without_loss(tmp_path):
     make_scenes(tmp_path / "scenes", train=4, val=3)
     dataset = open_dataset(tmp_path / "scenes")
-    found = pictures_of(dataset, "val", [2, 0])
-    for row, picture in zip([2, 0], found, strict=True):
+    for row in (2, 0):
+        found = view_of(dataset, row)
         expected = read_picture(tmp_path / "scenes", "val", row)
-        assert numpy.array_equal(numpy.array(opened(picture.data)), expected)
-        assert not picture.link
-        assert not picture.boxes
+        assert numpy.array_equal(numpy.array(opened(found.data)), expected)
+        assert not found.link
+        assert not found.boxes
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def mine(tmp_path):
     return open_dataset(tmp_path / "data")
 
 
-def test_own_pictures_are_made_small(mine):
+def test_large_images_are_scaled_down(mine):
     path = mine.splits["val"].urls[0]
     Image.new("RGB", (2000, 500), "green").save(path)
-    picture = opened(pictures_of(mine, "val", [0])[0].data)
+    picture = opened(view_of(mine, 0).data)
     assert picture.size == (THUMBNAIL, THUMBNAIL // 4)
     assert picture.format == "JPEG"
     red, green, blue = picture.getpixel((9, 9))
@@ -57,21 +57,21 @@ def test_own_pictures_are_made_small(mine):
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_a_picture_that_cannot_be_had_is_left_out(mine, damage, tmp_path):
+def test_a_missing_or_broken_image_is_left_out(mine, damage, tmp_path):
     path = tmp_path / mine.splits["val"].urls[0]
     path.unlink() if damage == "missing" else path.write_bytes(b"no picture")
-    assert pictures_of(mine, "val", [0])[0].data == ""
+    assert view_of(mine, 0).data == ""
 
 
-def test_pictures_in_the_web_are_linked(tmp_path):
+def test_web_images_are_linked(tmp_path):
     dataset = open_dataset(make_tiny(tmp_path / "tiny"))
-    (picture,) = pictures_of(dataset, "val", [1])
-    assert picture.link == "http://localhost/val/1.png"
-    assert not picture.data
+    found = view_of(dataset, 1)
+    assert found.link == "http://localhost/val/1.png"
+    assert not found.data
     assert categories_of(dataset) == []
 
 
-def test_boxes_are_read_back_from_the_features():
+def test_boxes_are_decoded_from_the_features():
     image = AnnotatedImage(1, "")
     image.boxes = [(7, 0.04, 0.2, 0.3), (7, 0.25, 0.5, 0.6), (9, 0.36, 0.4, 0.4)]
     features = box_features(image, [3, 7, 9]).astype(numpy.float32)
