@@ -27,8 +27,6 @@ import numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from xpcap.models.captioner import CELLS
-
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
 from xpcap.benchmark import (
@@ -45,6 +43,7 @@ from xpcap.benchmark import (
     processor,
 )
 from xpcap.data.vocabulary import tokenize
+from xpcap.models.recurrent import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5

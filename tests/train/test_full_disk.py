@@ -68,7 +68,7 @@ def test_training_goes_on_and_can_be_resumed_with_more_room(tiny, whole, disk, s
     with contextlib.suppress(DataError):
         begin(tiny, run, watch=watch, warn=warned, **OFTEN)
         assert free == "both"
-    assert all("no space left on the device; training goes on" in line for line in warned)
+    assert all("no space left on the device; training continues" in line for line in warned)
     assert warned or free == "both"
     readable(run)
     (disk / "ballast").unlink()

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is said, what is left, and how training goes on."""
+"""Numbers that go wrong: what is said, what is left, and how training continues."""
 
 import json
 import math

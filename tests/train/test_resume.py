@@ -239,7 +239,7 @@ def test_other_data_are_refused(tiny, stopped, split, what):
     with h5py.File(tiny / "coco2014_captions.h5", "r+") as file:
         rows = file[f"{split}_{what}"][:]
         file[f"{split}_{what}"][:] = rows[[1, 0, *range(2, len(rows))]] if what == "captions" else 0
-    with pytest.raises(DataError, match=r"tiny has other captions than .*run was begun with"):
+    with pytest.raises(DataError, match=r"tiny has other captions than .*run was trained with"):
         resume(stopped)
     assert content(stopped) == before
 

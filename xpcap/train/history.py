@@ -107,7 +107,7 @@ class History:
         except DataError as error:
             if self._warn is None:
                 raise
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")
 
     def drop(self, step: int) -> None:
         """Remove pending lines of steps after `step`, which are undone."""

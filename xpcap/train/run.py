@@ -25,10 +25,10 @@ from xpcap.files import explained
 from xpcap.kernels.products import check_precision
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
-from xpcap.runs import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, locked
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, fingerprint, fingerprints
-from xpcap.runs.opening import make_model
+from xpcap.runs.opening import build_model, make_model
 from xpcap.train.history import History
 from xpcap.train.options import RunOptions, configuration, options_of
 from xpcap.train.recovery import Recovery
@@ -133,12 +133,12 @@ def train_run(
         model.scale_features(config["training"]["feature_scale"])
     _check_alike(context, config, dataset)
     trainer = _trainer(model, dataset, options, ranks)
-    begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
+    initial = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
-        create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
+        create_run(out, {LAST: initial}, PCA.read(data / layout.PCA) if reduced else None)
     with _locked(out, ranks):
-        _train(out, trainer, begun, options, context, events)
+        _train(out, trainer, initial, options, context, events)
     return trainer, dataset
 
 
@@ -197,19 +197,20 @@ def resume_run(
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
         check_precision(options.precision, backend.device is not None, options.dtype)
-        run = open_run(path, backend)
+        model = build_model(path, last).to(backend)
+        run = Run(folder, last.config, last.vocabulary, model)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
         check_data(run, dataset)
         if fingerprint(dataset.splits) != run.config["data"].get("captions"):
-            raise DataError(f"{dataset.folder} has other captions than {folder} was begun with")
+            raise DataError(f"{dataset.folder} has other captions than {folder} was trained with")
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = _trainer(run.model, dataset, options, ranks)
         _restore(folder, trainer, last.state, options.rule)
-        begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
+        initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
         events = _events(context, folder, resumed=True)
-        _train(folder, trainer, begun, options, context, events)
+        _train(folder, trainer, initial, options, context, events)
     return trainer, dataset
 
 
@@ -298,7 +299,7 @@ def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: 
 def _train(
     folder: Path,
     trainer: Trainer,
-    begun: Checkpoint,
+    initial: Checkpoint,
     options: RunOptions,
     context: RunContext,
     events: Path | None,
@@ -309,14 +310,14 @@ def _train(
         recovery = Recovery(options.on_nan, folder, context.warn, ranks)
         history = History(
             None if ranks.rank else folder / HISTORY,
-            begun.state.progress.history,
+            initial.state.progress.history,
             also=None if events is None else EventFile(events, trainer.step).write,
             warn=context.warn,
             check=recovery.check,
         )
         recovery.follow(trainer)
         history.follow(trainer)
-        saver = Saver(folder, begun, history, options.saving, received, context.warn, ranks)
+        saver = Saver(folder, initial, history, options.saving, received, context.warn, ranks)
         saver.follow(trainer)
         if context.watch is not None:
             context.watch(trainer)

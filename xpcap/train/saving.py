@@ -52,8 +52,8 @@ class Saving:
 class Saver:
     """Writes a trainer's checkpoints, and stops it when a signal was received.
 
-    If a checkpoint cannot be written, as on a full disk, the one before stays, and training goes on
-    to the next. The best epoch's checkpoint is written before the last one, so that at any moment a
+    If a checkpoint cannot be written, as on a full disk, the one before stays, and training
+    continues. The best epoch's checkpoint is written before the last one, so that at any moment a
     process may be killed, the last checkpoint refers to a best epoch that is there.
 
     Parameters
@@ -162,7 +162,7 @@ class Saver:
         try:
             write_checkpoint(self.folder / name, replace(self._checkpoint, state=state))
         except DataError as error:
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")
             return False
         return True
 
@@ -178,4 +178,4 @@ class Saver:
                 for old in sorted(self.folder.glob(EARLIER))[: -self.saving.keep]:
                     old.unlink()
         except DataError as error:
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")
