@@ -12,10 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-import numpy
 import pytest
-
-from xpcap.parallel import part_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 100  # in which whatever is tested has long ended
@@ -66,13 +63,10 @@ def start(*parts, cwd) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def commands(count, *those, cwd, first="") -> subprocess.CompletedProcess:
-    """Run commands of xpcap, each a list of words, one after the other on `count` ranks.
-
-    `first` are lines of a program that come before.
-    """
+def commands(count, *those, cwd) -> subprocess.CompletedProcess:
+    """Run commands of xpcap, each a list of words, one after the other on `count` ranks."""
     words = [[str(word) for word in command] for command in those]
-    return start((count, ["-c", first + COMMANDS, json.dumps(words)]), cwd=cwd)
+    return start((count, ["-c", COMMANDS, json.dumps(words)]), cwd=cwd)
 
 
 class ThreadRanks:
@@ -92,18 +86,6 @@ class ThreadRanks:
     def sum(self, array):
         first, *others = self._exchange(array.copy())
         array[...] = sum(others, start=first)
-
-    def reduce_scatter(self, array):
-        first, *others = self._exchange(array.copy())
-        own = part_of(self, array.size)
-        array[own] = sum(others, start=first)[own]
-
-    def all_gather(self, array):
-        parts = self._exchange(array[part_of(self, array.size)].copy())
-        array[...] = numpy.concatenate(parts)
-
-    def wait(self):
-        self._barrier.wait()
 
     def any(self, value):
         return any(self._exchange(value))

@@ -6,7 +6,8 @@ from pathlib import Path
 from xpcap.backend import CPU
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
-from xpcap.train.run import Conduct, resume_run, train_run
+from xpcap.train.run import RunContext, resume_run, train_run
+from xpcap.train.trainer import Priority
 
 SMALL = {"hidden": 8, "wordvec": 4, "batch_size": 10, "lr": 0.02}
 STEPS = 5  # an epoch of the 48 captions of `tiny`, the last of eight
@@ -22,16 +23,16 @@ def begin(data, out, backend=CPU, *, epochs=2, patience=None, clip_norm=5.0, cos
     """Train a new run; `warn` collects warnings."""
     schedule = Schedule(epochs, cosine=cosine, clip_norm=clip_norm, patience=patience)
     chosen = RunOptions(schedule=schedule, **{**SMALL, **options})
-    return train_run(data, out, chosen, backend, _conduct(watch, warn))
+    return train_run(data, out, chosen, backend, _context(watch, warn))
 
 
 def resume(out, backend=CPU, change=None, data=None, watch=None, warn=None):
     """Go on with a run."""
-    return resume_run(out, backend, change, data, _conduct(watch, warn))
+    return resume_run(out, backend, change, data, _context(watch, warn))
 
 
-def _conduct(watch, warn):
-    return Conduct(watch=watch, warn=(lambda message: None) if warn is None else warn.append)
+def _context(watch, warn):
+    return RunContext(watch=watch, warn=(lambda message: None) if warn is None else warn.append)
 
 
 def at(event, count, act, before=True):
@@ -49,9 +50,7 @@ def at(event, count, act, before=True):
             if seen == count:
                 act(trainer)
 
-        trainer.on(event, tell)
-        if before:
-            trainer._callbacks[event].insert(0, trainer._callbacks[event].pop())
+        trainer.on(event, tell, Priority.CHECK + 1 if before else Priority.WATCH)
 
     return watch
 

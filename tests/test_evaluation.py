@@ -14,7 +14,7 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam
 from xpcap.evaluation import evaluate_run, perplexity, write_images
 from xpcap.models import CaptioningRNN
-from xpcap.run_folder import Run
+from xpcap.runs import Run
 
 CAPTIONS = numpy.array(
     [

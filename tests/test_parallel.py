@@ -17,13 +17,13 @@ from mpi import commands, missing, needs_mpi, start, together
 from own import own
 from tiny import make_tiny
 
-from xpcap import parallel
-from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint
+from xpcap import distributed
+from xpcap.backend import CPU
 from xpcap.cli import main
 from xpcap.cli import train as cli_train
+from xpcap.distributed import Alone, MPIRanks, by_first, check_alike, in_turn, share_out
 from xpcap.errors import ConfigurationError
-from xpcap.parallel import Alone, MPIRanks, by_first, check_alike, in_turn, part_of, share_out
+from xpcap.runs.checkpoint import read_checkpoint
 
 NAMES = [
     "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -54,8 +54,8 @@ def _alone(monkeypatch):
 def test_ranks_know_their_numbers_from_the_start(monkeypatch, environment, launched, rank, local):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (parallel.launched(), parallel.rank()) == (launched, rank)
-    assert parallel.local_rank() == local
+    assert (distributed.launched(), distributed.rank()) == (launched, rank)
+    assert distributed.local_rank() == local
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 40])
@@ -134,17 +134,6 @@ class World:
         assert send == "in place"
         self._ranks.sum(array)
 
-    def Allgather(self, send, array):
-        assert send == "in place"
-        self._ranks.all_gather(array)
-
-    def Sendrecv(self, sent, dest, recvbuf, source):
-        for to, array in self._ranks.gather((dest, sent)):
-            if to == self.rank:
-                given = array
-        assert source == (2 * self.rank - dest) % self.size
-        recvbuf[...] = given
-
 
 def fake_mpi(ranks, size=None):
     library = "Some MPI v5, from somewhere\nbuilt long ago"
@@ -161,57 +150,39 @@ def test_mpirun_of_another_mpi_is_named(monkeypatch):
         MPIRanks(fake_mpi(Alone()), CPU)
 
 
-@pytest.mark.parametrize("each", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_each_rank_gets_the_sum_of_its_part_piece_by_piece(monkeypatch, count, each):
+def test_arrays_are_summed_piece_by_piece(monkeypatch, count, size):
     monkeypatch.setenv("PMI_SIZE", str(count))
-    monkeypatch.setattr(parallel, "_PIECE", 128)  # 16 numbers
-    given = numpy.random.default_rng(0).standard_normal((count, count * each))
+    monkeypatch.setattr("xpcap.distributed.ranks._PIECE", 16)
+    given = numpy.random.default_rng(0).standard_normal((count, size))
 
     def work(own):
-        ranks, array = MPIRanks(fake_mpi(own), CPU), given[own.rank].copy()
-        ranks.reduce_scatter(array)
-        part = part_of(ranks, array.size)
-        numpy.testing.assert_allclose(array[part], given.sum(axis=0)[part], 1e-12, 1e-14)
-        array[part] = own.rank
-        ranks.all_gather(array)
-        total = numpy.ones(2)
-        ranks.sum(total)
-        return array.tolist(), total.tolist()
+        array = given[own.rank].copy()
+        MPIRanks(fake_mpi(own), CPU).sum(array)
+        return array
 
-    owners = numpy.repeat(numpy.arange(count), each).tolist()
-    assert together(count, work) == [(owners, [count, count])] * count
+    for array in together(count, work):
+        numpy.testing.assert_allclose(array, given.sum(axis=0), 1e-12, 1e-14)
 
 
-def test_on_a_device_nccl_does_it_in_place(monkeypatch):
+def test_on_a_device_nccl_sums_in_place(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     calls = []
-
-    def noting(name):
-        return lambda *args: calls.append((name, *args))
-
-    names = ("all_reduce", "reduce_scatter", "all_gather")
-    nccl = SimpleNamespace(**{name: noting(name) for name in names})
+    nccl = SimpleNamespace(all_reduce=lambda *args: calls.append(args))
     monkeypatch.setattr("xpcap.backend.Backend.collective", lambda self, rank, size: nccl)
     backend = open_guard()
     array = backend.to_device(numpy.arange(6.0))
-    ranks = MPIRanks(fake_mpi(Alone(), size=2), backend)
-    for name in ("sum", "reduce_scatter", "all_gather"):
-        getattr(ranks, name)(array)
-    (_, *summed), (_, given, mine, count), (_, own, into, as_many) = calls
-    assert [name for name, *_ in calls] == list(names)
-    assert all(one is array for one in (*summed, given, into))
-    assert count == as_many == 3
-    for part in (mine, own):
-        part[...] += 1
-    assert to_host(array).tolist() == [2, 3, 4, 3, 4, 5], "both are views of the first half"
+    MPIRanks(fake_mpi(Alone(), size=2), backend).sum(array)
+    ((given, into),) = calls
+    assert given is into is array
 
 
 def test_without_mpi4py_it_is_said(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ConfigurationError, match=r"needs mpi4py.* pip install 'xpcap\[mpi\]'"):
-        parallel.join(CPU)
+        distributed.join(CPU)
 
 
 def leaves(command, *words):
@@ -269,17 +240,9 @@ RUNS = {
 }
 
 
-MEMORY = {
-    "common": "replicas.Separate = None" if sys.platform == "linux" else "",  # or the test fails
-    "separate": "replicas.share_memory = lambda *_: None",  # as on several machines
-}
-
-
 @needs_mpi
-@pytest.mark.parametrize(
-    ("ranks", "memory"), [(2, "common"), (4, "common"), (2, "separate"), (4, "separate")]
-)
-def test_ranks_compute_what_one_computes(tiny, tmp_path, call, ranks, memory):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_compute_what_one_computes(tiny, tmp_path, call, ranks):
     """Over 50 steps and more; of the last minibatches some ranks have less, or nothing."""
     words = [["train", "--data", tiny, *SMALL, *options.split()] for _, options in RUNS.values()]
     for name, command in zip(RUNS, words, strict=True):
@@ -289,7 +252,6 @@ def test_ranks_compute_what_one_computes(tiny, tmp_path, call, ranks, memory):
         *([*command, "--out", name] for name, command in zip(RUNS, words, strict=True)),
         ["train", "--data", tiny, *SMALL, "--epochs", 1],
         cwd=tmp_path,
-        first=f"from xpcap.train import replicas\n{MEMORY[memory]}\n",
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("validation loss") == len(RUNS) + 1, "the first rank alone speaks"
@@ -314,11 +276,11 @@ def act(trainer):
     if trainer.step == STEP and rank in RANKS:
         os.kill(os.getpid(), SIGNAL)
 
-def conducted(*args):
-    *others, conduct = args
-    return begin(*others, replace(conduct, watch=watch))
+def watched(*args):
+    *others, context = args
+    return begin(*others, replace(context, watch=watch))
 
-begin, run.train_run = run.train_run, conducted
+begin, run.train_run = run.train_run, watched
 main(sys.argv[1:])
 """
 
@@ -357,7 +319,7 @@ def test_ranks_that_are_asked_to_stop_go_on_in_another_number(tiny, tmp_path, ca
     ended = start((2, ["-c", program, *words, "--out", "run"]), cwd=tmp_path)
     said = [line for line in ended.stderr.splitlines() if "xpcap:" in line]
     assert said == [
-        "xpcap: rank 0: stopped after step 24; xpcap train --resume run goes on from step 24"
+        "xpcap: rank 0: stopped after step 24; the run can be resumed: xpcap train --resume run"
     ]
     assert read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress.step == 24
     ended = start((1, ["-c", watched(31, "0", signal.SIGTERM).replace("train_run", "resume_run"),

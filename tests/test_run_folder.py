@@ -6,13 +6,13 @@ import pytest
 from slow_decoding import END, NULL, START, UNK, slow_beam
 from talkers import BANNED, SHORT, WORDS, model_of, some_features
 
-import xpcap.run_folder
+import xpcap.runs.run
 from xpcap.backend import CPU
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam, Constraints, Sampling, beam_search, sample
 from xpcap.errors import CheckpointError
-from xpcap.run_folder import TRANSFORM, Run, ensemble
+from xpcap.runs import TRANSFORM, Run, ensemble
 
 CONFIG = {"data": {"kind": "fc7", "features": "numbers", "extractor": None}}
 
@@ -28,7 +28,7 @@ def test_images_decoded_in_parts_are_those_decoded_together(backend, how, monkey
     features = numpy.repeat(some_features(2), 4, axis=0)
     decode = beam_search if isinstance(how, Beam) else sample
     expected = decode(model_of(), features, how)
-    monkeypatch.setattr(xpcap.run_folder, "BATCH", 3)
+    monkeypatch.setattr(xpcap.runs.run, "BATCH", 3)
     found = run_of(backend=backend).decode(features, how)
     for part, whole in zip(found, expected, strict=True):
         assert isinstance(part, numpy.ndarray)
@@ -99,7 +99,7 @@ def test_runs_that_need_other_words_or_features_are_named(tmp_path):
     words = Vocabulary([*WORDS[:-1], "d"])
     refused(replace(first, vocabulary=words), "other has another vocabulary than first")
     wide = run_of()
-    wide.model.params["W_proj"] = numpy.zeros((9, 6))
+    wide.model.sizes["input_dim"] = 9
     refused(wide, "other has the input size 9, first 5")
     refused(on(kind="pca"), "other has features of the kind pca, first fc7")
     refused(on(features="others"), "other has features from others, first numbers")

@@ -21,7 +21,7 @@ from xpcap.backend import CPU
 from xpcap.benchmark import busy_processes
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import ConfigurationError
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 from xpcap.threads import available, use_threads
 from xpcap.train.options import RunOptions
 from xpcap.train.run import resume_run, train_run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from gpu_check import MARK, ROOT
 from xpcap.backend import Backend, open_backend, to_host
 from xpcap.benchmark import CONFIGURATIONS, Configuration, Workload, draw_captions
 from xpcap.data.dataset import Split
-from xpcap.data.minibatch import Batch, EpochBatches
+from xpcap.data.minibatch import EpochBatches
 from xpcap.kernels import fastest
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 from xpcap.kernels.products import multiplied_in
@@ -370,8 +371,7 @@ def tiny_steps(backend: Backend) -> None:
         for k in range(2):
             step(workload.batch(k), k, 1.0)
         resident = ResidentStep(model, Optimizer("adam"), workload.split, TINY.batch_size, 5.0)
-        resident.begin_epoch(workload, 0, 0, [1.0] * len(workload))
-        resident(workload.batch(0), 0, 1.0)
+        next(resident.epoch(workload, 0, 0, 0, [1.0] * len(workload)))
         features = backend.to_device(workload.split.features[:3])
         print(float(step.loss), float(resident.loss), to_host(model.sample(features, 4)).tolist())
 
@@ -404,16 +404,16 @@ def losses(
         dtype, dropout=0.2, seed=0, backend=backend,
     )  # fmt: skip
     optimizer = Optimizer("adam")
-    step: TrainingStep = (
-        ResidentStep(model, optimizer, workload.split, size.batch_size, 5.0, precision)
-        if resident
-        else TrainingStep(model, optimizer, 5.0, precision)
-    )
     found = []
-    step.begin_epoch(workload, 0, 0, [1.0] * len(workload))
-    for k in range(STEPS):
-        step(workload.batch(k), k, 1.0)
-        found.append(step.loss)
+    if resident:
+        step = ResidentStep(model, optimizer, workload.split, size.batch_size, 5.0, precision)
+        taken = step.epoch(workload, 0, 0, 0, [1.0] * len(workload))
+        found = [step.loss for _ in itertools.islice(taken, STEPS)]
+    else:
+        eager = TrainingStep(model, optimizer, 5.0, precision)
+        for k in range(STEPS):
+            eager(workload.batch(k), k, 1.0)
+            found.append(eager.loss)
     return numpy.array([float(loss) for loss in found])
 
 
@@ -599,9 +599,8 @@ def _time_epoch(
     for number in range(2):
         backend.synchronize()
         start = time.perf_counter()
-        step.begin_epoch(batches, number, 0, [1.0] * len(batches))
-        for _ in range(len(batches)):
-            step(Batch(None, None), 0, 1.0)
+        for _ in step.epoch(batches, number, 0, 0, [1.0] * len(batches)):
+            pass
         backend.synchronize()
         times.append(time.perf_counter() - start)
     value = {"s": min(times), "steps": len(batches), "copy_s": copied, "loss": float(step.loss)}

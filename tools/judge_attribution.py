@@ -20,8 +20,8 @@ from xpcap.data.extractors import FilterBank
 from xpcap.data.scenes import read_picture, read_scenes
 from xpcap.data.scenes.world import COLOURS, SHAPES, Thing
 from xpcap.models.inspection import word_gradients
-from xpcap.run_folder import open_run
-from xpcap.train.showing import open_data
+from xpcap.runs import open_run
+from xpcap.runs.dataset import open_data
 
 CENTRES = numpy.array([13, 32, 51]) / 8 - 0.5  # of rows and columns of things, in regions
 

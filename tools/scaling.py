@@ -4,21 +4,19 @@
 
 starts itself under mpirun, one thread a rank. The two ranks take turns, a few steps each: the first
 alone with whole minibatches, alone with its half of them, both with their halves but apart, and
-both together, which is data-parallel training of the same global batch. In between they exchange
-gradients and parameters as a step does, but the same again and again, and arrays of several sizes
-by messages, as ranks of several machines would. Whatever else the machine does hits all of them
-alike, so a speed-up is the median of the rounds' ratios.
+both together, which is data-parallel training of the same global batch. In between they sum arrays
+of several sizes, the gradient's among them. Other load on the machine hits all of them alike, so a
+speed-up is the median of the rounds' ratios.
 
 The model: a step of n ranks, each on a machine of its own, takes
 
-    fixed + captions / n * each + update / n + 2 (n - 1) (latency + bytes / n / bandwidth)
+    fixed + captions / n * each + 2 (n - 1) (latency + bytes / n / bandwidth)
 
-as in each of n - 1 exchanges a rank gives away an n-th of its gradient, and in as many it gets an
-n-th of the parameters, which another has updated (Thakur, Rabenseifner, Gropp, "Optimization of
-collective communication operations in MPICH", 2005). `fixed` (what matrix products of fewer rows
-lose, and words that several ranks say) and `each` come from the first rank's steps alone, without
-their update, which is timed by itself; latency and bandwidth from the exchanges of two ranks.
-Predictions are nothing but this formula.
+since an all-reduce is n - 1 exchanges in which each rank sends an n-th of its gradient, and as many
+in which it receives an n-th of the sum (Thakur, Rabenseifner, Gropp, "Optimization of collective
+communication operations in MPICH", 2005). `fixed` (the update, the lower efficiency of smaller
+matrix products, and words that occur in several shares) and `each` come from the first rank's steps
+alone; latency and bandwidth from the sums of two ranks. Predictions are nothing but this formula.
 """
 
 from __future__ import annotations
@@ -37,20 +35,17 @@ from pathlib import Path
 import click
 import numpy
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.backend import CPU
 from xpcap.benchmark.timing import Times, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.minibatch import EpochBatches
-from xpcap.kernels import fastest
-from xpcap.kernels.updates import square_sum
+from xpcap.distributed import Alone, Ranks
 from xpcap.optim import Optimizer
-from xpcap.parallel import Alone, Ranks
-from xpcap.train.replicas import InCommon, Separate, replicate
 from xpcap.train.step import TrainingStep
 
-SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are exchanged
-EXCHANGES = 10  # exchanges in one measurement
+SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are summed
+SUMS = 10  # all-reduces in one measurement
 DEVICES = (8, 64, 512)
 SPEEDS = (1, 100)  # times as fast as a core here; 100 is what a GPU might be
 NETWORK = (5e-6, 12.5e9)  # seconds, bytes a second: 100 Gbit/s
@@ -107,26 +102,13 @@ def nothing(k: int) -> None:
     """Let the other rank work."""
 
 
-def exchanged(replica: Separate | InCommon) -> Callable[[int], None]:
-    """Return what exchanges gradients and parameters as a step does, `EXCHANGES` times."""
+def summed(ranks: Ranks, size: int) -> Callable[[int], None]:
+    """Return a function that sums an array of so many elements over the ranks, `SUMS` times."""
+    array = numpy.zeros(size, numpy.float32)
 
     def work(k: int) -> None:
-        for _ in range(EXCHANGES):
-            replica.sum_gradients()
-            replica.tell_parameters()
-
-    return work
-
-
-def updated(size: int) -> Callable[[int], None]:
-    """Return what updates so many parameters, the norm of their gradients included."""
-    optimizer = Optimizer("adam", learning_rate=1e-3)
-    xp, (w, dw) = fastest(numpy), numpy.zeros((2, size), numpy.float32)
-    squares = numpy.empty(1, numpy.float32)
-
-    def work(k: int) -> None:
-        square_sum(xp, dw, squares)
-        optimizer.update(xp, w, dw)
+        for _ in range(SUMS):
+            ranks.sum(array)
 
     return work
 
@@ -141,20 +123,18 @@ def measure(
     apart = Training(workload, own, size, alone)
     whole = Training(workload, 0, 1, alone)
     first = own == 0
-    elements = sum(value.size for value in together.step.model.params.values()) // 2 * 2
+    elements = sum(value.size for value in together.step.model.params.values())
     sizes = (*SIZES, elements)
     contenders = {
         "whole": whole.train if first else nothing,
         "half": apart.train if first else nothing,
         "halves": apart.train,
         "together": together.train,
-        "update": updated(elements) if first else nothing,
-        "exchange": exchanged(replicate(ranks, numpy.zeros(elements, numpy.float32))),
-        **{str(n): exchanged(Separate(ranks, numpy.zeros(n, numpy.float32))) for n in sizes},
+        **{str(n): summed(ranks, n) for n in sizes},
     }
     figures = interleave(contenders, rounds, calls, meet)
-    for name in ("exchange", *map(str, sizes)):
-        figures[name] = Times(tuple(t / EXCHANGES for t in figures[name].rounds))
+    for name in map(str, sizes):
+        figures[name] = Times(tuple(t / SUMS for t in figures[name].rounds))
     return figures, {4 * size: figures.pop(str(size)) for size in sizes}, 4 * elements
 
 
@@ -164,37 +144,29 @@ class Model:
 
     fixed: float
     each: float
-    update: float
     latency: float
     bandwidth: float
     gradient: int
 
     def step(self, devices: int, captions: float, speed: float = 1.0) -> float:
         """Return the seconds of a step with so many captions on each device."""
-        computed = self.fixed + captions * self.each + self.update / devices
-        return computed / speed + self.exchange(devices)
+        return (self.fixed + captions * self.each) / speed + self.exchange(devices)
 
     def exchange(self, devices: int) -> float:
-        """Return those of the exchange of gradients and parameters."""
+        """Return the seconds of the all-reduce of the gradient."""
         moved = self.gradient / devices / self.bandwidth
         return 2 * (devices - 1) * (self.latency + moved)
 
 
 def fit(
-    captions: int,
-    whole: float,
-    half: float,
-    update: float,
-    exchanges: dict[int, float],
-    gradient: int,
+    captions: int, whole: float, half: float, exchanges: dict[int, float], gradient: int
 ) -> Model:
-    """Fit the model: a line through two steps, and one through two ranks' exchanges."""
+    """Fit the model: a line through two steps, and one through two ranks' sums."""
     each = (whole - half) / (captions / 2)
     count, seconds = (numpy.array(part, float) for part in zip(*exchanges.items(), strict=True))
     rows = numpy.stack([2 * numpy.ones_like(count), count], axis=1) / seconds[:, None]
     latency, inverse = numpy.linalg.lstsq(rows, numpy.ones_like(seconds))[0]
-    fixed = whole - captions * each - update
-    return Model(fixed, each, update, max(latency, 0.0), 1 / inverse, gradient)
+    return Model(whole - captions * each, each, max(latency, 0.0), 1 / inverse, gradient)
 
 
 def vocabulary_part(size: Configuration, gates: int, words: float, distinct: float) -> list[float]:
@@ -226,12 +198,12 @@ def report(name: str, workload: Workload, steps: dict[str, Times], exchanges: di
     size = workload.configuration
     median = {what: figures.median for what, figures in steps.items()}
     times = {count: figures.median for count, figures in exchanges.items()}
-    whole, half, update = median["whole"], median["half"], median["update"]
-    model = fit(size.batch_size, whole, half, update, times, gradient)
+    whole, half = median["whole"], median["half"]
+    model = fit(size.batch_size, whole, half, times, gradient)
     ratios = spread(steps["together"], steps["whole"])
     low, high = numpy.quantile(ratios, (0.25, 0.75))
     speedup = float(numpy.median(ratios))
-    alone = whole / (half - update / 2 + median["exchange"])
+    alone = whole / (half + times[gradient])
     print(f"{name} {workload.cell}: {size.batch_size} captions, gradient {gradient / 1e6:.1f} MB")
     print(
         f"  a step: one rank {1e3 * median['whole']:.1f} ms, two {1e3 * median['together']:.1f} ms"
@@ -239,16 +211,15 @@ def report(name: str, workload: Workload, steps: dict[str, Times], exchanges: di
     print(f"  speed-up {speedup:.2f} (quartiles {low:.2f} to {high:.2f}, best {ratios[-1]:.2f})")
     print(
         f"  half the captions: alone {1e3 * median['half']:.1f} ms, beside the other's"
-        f" {1e3 * median['halves']:.1f} ms; update {1e3 * update:.2f} ms, exchange"
-        f" {1e3 * median['exchange']:.2f} ms; were the ranks not in each other's way: {alone:.2f}"
+        f" {1e3 * median['halves']:.1f} ms; all-reduce {1e3 * times[gradient]:.2f} ms; if the"
+        f" ranks did not slow each other down: {alone:.2f}"
     )
     print(
-        "  by messages: "
-        + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items())
+        "  all-reduce: " + ", ".join(f"{n / 1e3:.3g} kB {1e6 * t:.3g} us" for n, t in times.items())
     )
     print(
         f"  fit: {1e3 * model.fixed:.1f} ms + captions / n * {1e3 * model.each:.3f} ms +"
-        f" {1e3 * update:.2f} ms / n + 2 (n - 1) * ({1e6 * model.latency:.1f} us +"
+        f" 2 (n - 1) * ({1e6 * model.latency:.1f} us +"
         f" {gradient / 1e6:.1f} MB / n / {model.bandwidth / 1e9:.1f} GB/s)"
     )
     predicted = predict(workload, model)
@@ -272,7 +243,7 @@ def predict(workload: Workload, model: Model) -> list[dict[str, float]]:
     batch = workload.batch(0).captions[:, 1:]
     words = numpy.count_nonzero(batch) / size.batch_size
     distinct = len(numpy.unique(batch)) / size.batch_size
-    gates = workload.model(CPU).cell.gates * size.hidden
+    gates = len(workload.model(CPU).cell.gates) * size.hidden
     share, after = vocabulary_part(size, gates, words, distinct)
     found = []
     latency, bandwidth = NETWORK
@@ -282,8 +253,7 @@ def predict(workload: Workload, model: Model) -> list[dict[str, float]]:
         one = network.step(1, size.batch_size, speed)
         for devices in DEVICES:
             took = network.step(devices, size.batch_size, speed)
-            # only the gradients' half of the exchange can be hidden behind the backward pass
-            hidden = min(share * network.exchange(devices) / 2, after * one)
+            hidden = min(share * network.exchange(devices), after * one)
             weak, overlapped = one / took, one / (took - hidden)
             strong = one / (devices * network.step(devices, size.batch_size / devices, speed))
             print(
@@ -313,9 +283,9 @@ def main(
     configs: tuple[str, ...], cell: str, rounds: int, calls: int, json_file: Path | None
 ) -> None:
     """Print times of steps and exchanges, the model's fit and what it predicts."""
-    if not parallel.launched():
+    if not distributed.launched():
         raise SystemExit(start_ranks())
-    ranks = parallel.join(CPU)
+    ranks = distributed.join(CPU)
     results = []
     for name in configs or ("full", "bigvocab"):
         workload = Workload(CONFIGURATIONS[name], cell)

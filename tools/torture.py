@@ -27,10 +27,10 @@ from pathlib import Path
 
 import click
 
-from xpcap.checkpoint import read_checkpoint
 from xpcap.data.scenes import make_scenes
 from xpcap.errors import XpcapError
-from xpcap.run_folder import LAST
+from xpcap.runs import LAST
+from xpcap.runs.checkpoint import read_checkpoint
 
 OPTIONS = {
     "--hidden": 64, "--wordvec": 32, "--batch-size": 20, "--lr": 0.01, "--dropout": 0.3,

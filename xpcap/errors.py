@@ -74,14 +74,11 @@ class Stopped(XpcapError):
         What was saved, and how to resume.
     signal
         Signal number.
-    at_once
-        True if no checkpoint was written, and the last one is older.
     """
 
-    def __init__(self, message: str, signal: int, at_once: bool = False) -> None:
+    def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
-        self.at_once = at_once
 
 
 class DivergedError(XpcapError, ArithmeticError):

@@ -14,12 +14,12 @@ import numpy
 from xpcap.data.dataset import Dataset, Split
 from xpcap.data.vocabulary import SPECIAL, plain
 from xpcap.decoding import Beam, Sampling
+from xpcap.distributed import by_first, share_out
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, check_names, evaluate_captions
-from xpcap.parallel import by_first, share_out
-from xpcap.run_folder import BATCH, Run
+from xpcap.runs import BATCH, Run
 
 PERPLEXITY = "perplexity"
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def available(root: Path = Path("/")) -> int:
     """
     machine = min(os.cpu_count() or 1, _quota(root))
     limits = [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
-    return max(1, min([_processors(), math.floor(machine / parallel.local_size()), *limits]))
+    return max(1, min([_processors(), math.floor(machine / distributed.local_size()), *limits]))
 
 
 def _processors() -> int:

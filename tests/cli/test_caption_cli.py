@@ -10,7 +10,7 @@ from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset
 from xpcap.decoding import Beam, Constraints
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 
 SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--lr", "0.02"]
 BANNED = (0, 1, 3)  # <NULL>, <START> and <UNK>

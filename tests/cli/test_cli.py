@@ -112,7 +112,7 @@ def test_caption_a_split_or_explain_why_not(call, tiny):
     found = json.loads(call("caption", "run", "--count", 2, "--json").stdout)
     assert [entry["image"] for entry in found] == [f"http://localhost/val/{k}.png" for k in (0, 11)]
     one_line(call("caption", "nowhere"), "nowhere is not a run")
-    one_line(call("caption", "run", "--image", "a.png"), "cannot compute from a picture")
+    one_line(call("caption", "run", "--image", "a.png"), "cannot compute from an image")
     one_line(call("caption", "run", "--split", "test"), "'--split': 'test' is not one of")
     shutil.move(tiny, tiny.with_name("moved"))
     one_line(call("caption", "run"), "tiny is not a folder")

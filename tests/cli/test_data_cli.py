@@ -6,7 +6,7 @@ from commands import one_line
 from own import own
 from PIL import Image
 
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 
 SMALL = ["--hidden", "16", "--wordvec", "8", "--epochs", "2", "--lr", "0.02", "--device", "cpu"]
 

@@ -6,7 +6,7 @@ from commands import one_line
 from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 
 SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--lr", "0.02"]
 

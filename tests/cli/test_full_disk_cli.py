@@ -13,7 +13,7 @@ from runs import begin
 from tiny import make_tiny
 
 from xpcap.exchange import export_run
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 
 SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10, "--epochs", 1, "--device", "cpu"]
 CPU = ["--device", "cpu"]

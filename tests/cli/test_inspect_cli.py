@@ -13,7 +13,7 @@ from tiny import make_tiny
 
 import xpcap
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 
 
 @pytest.fixture

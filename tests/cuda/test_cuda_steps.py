@@ -65,11 +65,11 @@ def train(dataset, backend, cell, dropout, steps):
     split = dataset.splits["train"]
     step = ResidentStep(model, Optimizer("adam", learning_rate=0.02), split, 7, 1.0)
     batches = EpochBatches(split, 7, 0, with_features=False)
-    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
-    for number, batch in zip(range(steps), batches.epoch(0), strict=False):
+    taken = step.epoch(batches, 0, 0, 0, [1.0] * len(batches))
+    for _ in range(steps):
         guard.counters.reset()
-        step(batch, number, 1.0)
-    waits = guard.counters.synchronizations
+        next(taken)
+        waits = guard.counters.synchronizations
     params = {name: to_host(value) for name, value in model.params.items()}
     return float(to_host(step.loss)), params, waits
 
@@ -159,11 +159,11 @@ def test_no_large_array_is_allocated_after_the_first_step(dropout, rehearsal):
         backend=rehearsal,
     )  # fmt: skip
     step = ResidentStep(model, Optimizer("adam"), workload.split, 6, 1.0)
-    step.begin_epoch(workload, 0, 0, [1.0] * len(workload))
-    step(workload.batch(0), 0, 1.0)
+    taken = step.epoch(workload, 0, 0, 0, [1.0] * len(workload))
+    next(taken)
     scores = 4 * 6 * 12 * 40
     guard.counters.reset(large_bytes=scores // 4)
-    step(workload.batch(1), 1, 1.0)
+    next(taken)
     assert guard.counters.large_arrays == 0
     assert guard.counters.synchronizations == 0
 

@@ -11,7 +11,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
-from xpcap.train.run import Conduct, train_run
+from xpcap.train.run import RunContext, train_run
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_lazy_training_equals_training_from_memory(folder, tmp_path):
         def watch(trainer):
             trainer.on("step", lambda trainer: found.append(float(trainer.loss)))
 
-        trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, Conduct(watch=watch))
+        context = RunContext(watch=watch)
+        trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, context)
         assert isinstance(trainer.batches, PrefetchedBatches) == lazy
         assert isinstance(trainer.validation["val"], PrefetchedBatches) == lazy
         return [*found, trainer.best_loss]

@@ -12,7 +12,7 @@ from xpcap.data.images import open_picture
 from xpcap.data.prepare import prepare
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 from xpcap.train import Schedule
 from xpcap.train.run import RunOptions, train_run
 

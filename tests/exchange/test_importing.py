@@ -18,7 +18,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, DataError, XpcapEr
 from xpcap.exchange import FORMATS, export_run, import_run, to_torch
 from xpcap.exchange.contents import Contents, write_run
 from xpcap.models import CaptioningRNN
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 D, K = len(COLOURS) + len(SHAPES), 3

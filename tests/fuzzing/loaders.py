@@ -21,7 +21,6 @@ from fuzzing.archives import zipped
 from fuzzing.changes import flipped, json_file, json_lines, safetensors
 from fuzzing.hdf5 import hdf5, with_decoys
 from fuzzing.pictures import picture
-from xpcap.checkpoint import Checkpoint, Progress, State, read_checkpoint, write_checkpoint
 from xpcap.data import folder as layout
 from xpcap.data.archive import Expected, unpack
 from xpcap.data.captions_file import read_captions
@@ -42,9 +41,16 @@ from xpcap.files import read_json
 from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
 from xpcap.report.images import open_image, view
-from xpcap.run_folder import BEST, HISTORY, LAST, open_run
+from xpcap.runs import BEST, HISTORY, LAST, open_run
+from xpcap.runs.captions import caption_split
+from xpcap.runs.checkpoint import (
+    Checkpoint,
+    TrainingProgress,
+    TrainingState,
+    read_checkpoint,
+    write_checkpoint,
+)
 from xpcap.train.history import read_history
-from xpcap.train.showing import caption_split
 
 
 class Loader(NamedTuple):
@@ -125,7 +131,8 @@ def run(folder):
         "model": {**sizes, "cell_type": "lstm", "dtype": "float32", "dropout": 0.0, "seed": 0},
         "data": {"folder": str(data), "kind": "fc7", "name": "tiny", "features": "given away"},
     }
-    state = State(model.params, memory, {"t": 9, "learning_rate": 1e-3}, Progress(step=9))
+    numbers = {"t": 9, "learning_rate": 1e-3}
+    state = TrainingState(model.params, memory, numbers, TrainingProgress(step=9))
     (folder / "run").mkdir()
     path = folder / "run" / "best.safetensors"
     write_checkpoint(path, Checkpoint(config, vocabulary, state, {"xpcap": "0.1.0"}))

@@ -15,7 +15,7 @@ from xpcap.layers.activations import sigmoid
 from xpcap.layers.recurrence import Cell, split_gates
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
 from xpcap.selfcheck.cases import captioner_gradients
 from xpcap.selfcheck.check import scaled_difference
 from xpcap.train.options import RunOptions

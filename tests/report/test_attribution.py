@@ -11,7 +11,7 @@ from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.models import CaptioningRNN
 from xpcap.models.inspection import word_gradients
 from xpcap.report.attribution import LEVELS, attribute
-from xpcap.run_folder import Run
+from xpcap.runs import Run
 
 WORDS = Vocabulary([*SPECIAL, "a", "red", "ring"])
 CAPTIONS = numpy.array([[4, 5, 6, 2], [6, 2, 0, 0]], numpy.int32)

@@ -10,13 +10,13 @@ from runs import SMALL, STEPS, at, begin, content, resume, same
 from tiny import make_tiny
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import DataError, DivergedError
-from xpcap.run_folder import BEST, HISTORY, LAST, open_run
+from xpcap.runs import BEST, HISTORY, LAST, open_run
+from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train import Schedule
 from xpcap.train.history import read_history
 from xpcap.train.options import RunOptions
-from xpcap.train.run import Conduct, train_run
+from xpcap.train.run import RunContext, train_run
 from xpcap.train.saving import Saving
 
 OFTEN = {"saving": Saving(steps=2, keep=2), "dropout": 0.2, "hidden": 32, "wordvec": 16}
@@ -68,7 +68,7 @@ def test_training_goes_on_and_can_be_resumed_with_more_room(tiny, whole, disk, s
     with contextlib.suppress(DataError):
         begin(tiny, run, watch=watch, warn=warned, **OFTEN)
         assert free == "both"
-    assert all("no space left on the device; training goes on" in line for line in warned)
+    assert all("no space left on the device; training continues" in line for line in warned)
     assert warned or free == "both"
     readable(run)
     (disk / "ballast").unlink()
@@ -112,8 +112,8 @@ def test_as_a_command_it_says_that_the_end_is_not_saved(tiny, disk, call):
     lines = result.stderr.splitlines()
     assert any("warning: cannot write" in line for line in lines)
     assert lines[-1] == (
-        "xpcap: the end of training could not be saved; xpcap train --resume"
-        f" {disk / 'run'} goes on from the checkpoint before"
+        "xpcap: the end of training could not be saved; the run can be resumed from the checkpoint"
+        " before"
     )
     after = content(disk / "run")
     for name in (BEST, LAST):
@@ -124,9 +124,9 @@ def test_as_a_command_it_says_that_the_end_is_not_saved(tiny, disk, call):
 def test_events_for_tensorboard_that_cannot_be_written_are_warnings(tiny, disk, tmp_path):
     pytest.importorskip("tensorboardX", reason="needs tensorboardX")
     warned, run = [], tmp_path / "run"
-    conduct = Conduct(disk, at("step", 1, lambda t: fill(disk, 0)), warned.append)
+    context = RunContext(disk, at("step", 1, lambda t: fill(disk, 0)), warned.append)
     options = RunOptions(schedule=Schedule(12, cosine=True, clip_norm=5.0), **{**SMALL, **OFTEN})
-    train_run(tiny, run, options, CPU, conduct)
+    train_run(tiny, run, options, CPU, context)
     assert warned
     assert all(str(disk / "run") in line for line in warned)
     assert all("no space left on the device" in line for line in warned)

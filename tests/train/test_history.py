@@ -10,14 +10,15 @@ from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
+from xpcap.distributed import Alone
 from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer, clip_by_global_norm
-from xpcap.parallel import Alone
 from xpcap.train import Schedule, Trainer
 from xpcap.train.history import History, read_history
 from xpcap.train.recovery import OnNaN, Recovery
 from xpcap.train.resident import ResidentStep
+from xpcap.train.trainer import Priority, perplexity_of
 
 BATCH = 7
 
@@ -93,7 +94,7 @@ def test_a_gpu_waits_only_when_lines_are_written(dataset, tmp_path, monkeypatch)
     monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 5)
     trainer = build(dataset, open_guard())
     waits = []
-    trainer.on("step", lambda t: counters.reset())
+    trainer.on("step", lambda t: counters.reset(), Priority.CHECK + 1)
     History(tmp_path / "h.jsonl").follow(trainer)
     trainer.on("step", lambda t: waits.append(counters.synchronizations))
     trainer.run()
@@ -118,7 +119,7 @@ def test_history_and_recovery_read_each_number_once(dataset, watched, resident):
     trainer = build(dataset, open_guard(), resident=resident)
     events, waits = ("step", "measured", "epoch"), []
     for event in events:
-        trainer.on(event, lambda t: counters.reset())
+        trainer.on(event, lambda t: counters.reset(), Priority.CHECK + 1)
     watched(trainer)
     for event in events:
         trainer.on(event, lambda t, e=event: waits.append((e, counters.synchronizations)))
@@ -145,9 +146,9 @@ def test_twenty_steps_and_a_flush_copy_twice_from_a_gpu(
 
 def test_what_is_written_comes_back(dataset, tmp_path):
     trainer = build(dataset, "cpu")
-    rates, figures = [], []
+    rates, losses = [], []
     trainer.on("step", lambda t: rates.append(t.learning_rate))
-    trainer.on("epoch", lambda t: figures.append(t.figures))
+    trainer.on("epoch", lambda t: losses.append(t.losses))
     History(tmp_path / "h.jsonl").follow(trainer)
     trainer.run()
     curves = read_history(tmp_path / "h.jsonl")
@@ -157,8 +158,10 @@ def test_what_is_written_comes_back(dataset, tmp_path):
     assert curves.epoch_step.tolist() == [7, 14]
     assert curves.epoch_number.tolist() == [1, 2]
     for split in ("train", "val"):
-        assert curves.losses[split].tolist() == [f[split].loss for f in figures]
-        assert curves.perplexities[split].tolist() == [f[split].perplexity for f in figures]
+        assert curves.losses[split].tolist() == [of_epoch[split] for of_epoch in losses]
+        assert curves.perplexities[split].tolist() == [
+            perplexity_of(of_epoch[split]) for of_epoch in losses
+        ]
     assert curves.val_loss.tolist() == curves.losses["val"].tolist()
     assert curves.best == 1
 

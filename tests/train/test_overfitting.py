@@ -5,10 +5,10 @@ import numpy
 import pytest
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.coco_json import build_from_coco
 from xpcap.data.minibatch import gather
 from xpcap.data.vocabulary import decode_captions
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train import Schedule
 from xpcap.train.run import RunOptions, train_run
 

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is said, what is left, and how training goes on."""
+"""Numbers that go wrong: what is said, what is left, and how training continues."""
 
 import json
 import math
@@ -14,18 +14,19 @@ from tiny import make_tiny
 import xpcap.train.history
 import xpcap.train.run
 from xpcap.backend import Backend, to_host
-from xpcap.checkpoint import read_checkpoint
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError, DivergedError, Stopped
 from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, clip_by_global_norm
-from xpcap.run_folder import open_run
-from xpcap.train import Figures, Trainer
+from xpcap.runs import open_run
+from xpcap.runs.checkpoint import read_checkpoint
+from xpcap.train import Trainer
 from xpcap.train.history import read_history
 from xpcap.train.recovery import OnNaN
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saving
+from xpcap.train.trainer import Priority
 
 INF, NAN = math.inf, math.nan
 SKIP, ROLLBACK = OnNaN("skip"), OnNaN("rollback")
@@ -128,22 +129,22 @@ def test_a_gradient_stops_it_with_all_that_is_known(tiny, tmp_path, clip_norm, v
     rate = 0.02 * (1 + math.cos(math.pi * 6 / 10)) / 2
     rows = rows_of(tiny, 7).tolist()
     message = (
-        rf"^step 7: the gradients' norm is (nan|inf); learning rate {rate:.3g}, captions"
+        rf"^step 7: the gradient norm is (nan|inf); learning rate {rate:.3g}, captions"
         rf" {rows[0]}, {rows[1]}, {rows[2]}, {rows[3]}, {rows[4]}, ... of the training split; taken"
-        r" again, its numbers are finite"
+        r" again, all its numbers are finite"
     )
     report = stops(tiny, tmp_path / "run", gradient(7, value), message, clip_norm=clip_norm)
     assert report["step"] == 7
     assert report["captions"] == rows
     assert report["learning_rate"] == pytest.approx(rate)
     assert report["first"] is None
-    assert "gradients' norm" in report["reason"]
+    assert "gradient norm" in report["reason"]
 
 
 @pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS])
 def test_at_any_step_the_checkpoint_before_is_whole(tiny, tmp_path, step):
     begin(tiny, tmp_path / "whole")
-    stops(tiny, tmp_path / "run", gradient(step), rf"step {step}: the gradients' norm is nan")
+    stops(tiny, tmp_path / "run", gradient(step), rf"step {step}: the gradient norm is nan")
     last = read_checkpoint(tmp_path / "run" / "last.safetensors")
     assert last.state.progress.step == (step - 1) // STEPS * STEPS
     curves = read_history(tmp_path / "run" / "history.jsonl")
@@ -159,19 +160,18 @@ def test_at_any_step_the_checkpoint_before_is_whole(tiny, tmp_path, step):
     [
         ("W_vocab", "the words' scores"),
         ("Wh", "the hidden state after word 1"),
-        ("W_proj", "the first hidden state, which the features set"),
+        ("W_proj", "the first state, which the features set"),
     ],
 )
 def test_the_first_thing_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch, name, first):
-    """Of passes; a parameter itself would be named first."""
-    start, forward = CaptioningRNN.start, CaptioningRNN._forward
+    """Of passes; a parameter itself would be named first. Only the diagnosis calls `start`."""
+    start = CaptioningRNN.start
 
-    def spoiled(model):
+    def spoiled(model, features):
         model.params = {**model.params, name: model.params[name] * NAN}
-        return model
+        return start(model, features)
 
-    monkeypatch.setattr(CaptioningRNN, "start", lambda m, f: start(spoiled(m), f))
-    monkeypatch.setattr(CaptioningRNN, "_forward", lambda m, *a: forward(spoiled(m), *a))
+    monkeypatch.setattr(CaptioningRNN, "start", spoiled)
     report = stops(tiny, tmp_path / "run", gradient(2), f"first not finite: {first} ")
     assert report["first"] == first
 
@@ -188,7 +188,7 @@ def test_an_image_that_is_not_finite_is_named(tiny, tmp_path, value):
 
 def test_an_image_that_is_huge_is_named_too(tiny, tmp_path):
     step, *_ = steps_with(tiny, IMAGE)
-    message = rf"step {step}: (the loss is (nan|inf)|the gradients' norm is inf)"
+    message = rf"step {step}: (the loss is (nan|inf)|the gradient norm is inf)"
     stops(tiny, tmp_path / "run", image(3e38), message)
 
 
@@ -198,7 +198,7 @@ def test_parameters_that_were_spoiled_are_seen_at_the_next_step(tiny, tmp_path):
 
 def test_a_rate_that_is_too_high_is_named_by_its_step(tiny, tmp_path):
     """The step's own numbers are finite; what it leaves is not."""
-    message = r"step 1: it leaves parameters or moments that are not finite; learning rate 1e\+40"
+    message = r"step 1: its update leaves parameters or moments not finite; learning rate 1e\+40"
     options = {"rule": "sgd", "lr": 1e40, "batch_size": 48, "clip_norm": None}
     report = stops(tiny, tmp_path / "run", None, message, **options)
     assert report["first"] is None
@@ -212,7 +212,7 @@ def test_a_loss_that_explodes_is_told_from_one_that_is_high(tiny, tmp_path):
         trainer.model.params["b_vocab"][:4] = [0, 0, 0, 40]  # 37 nats for any other word
 
     message = (
-        r"step 3: the loss explodes: 3\d(\.\d)? nats a word, guessing has 2\.71; learning rate"
+        r"step 3: the loss explodes: 3\d(\.\d)? nats per word, 2\.71 by guessing; learning rate"
     )
     stops(tiny, tmp_path / "run", at("step", 2, loud, before=False), message)
 
@@ -228,7 +228,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_happened(tiny, tmp_p
 
     warned = []
     monkeypatch.setattr("pathlib.Path.write_text", refused)
-    with pytest.raises(DivergedError, match="step 2: the gradients' norm is nan; learning rate"):
+    with pytest.raises(DivergedError, match="step 2: the gradient norm is nan; learning rate"):
         begin(tiny, tmp_path / "run", watch=gradient(2), warn=warned)
     (warning,) = warned
     assert warning.startswith("warning: cannot write")
@@ -255,7 +255,7 @@ def test_a_validation_that_goes_wrong_once_is_mended(tiny, tmp_path, monkeypatch
 
     def measured(trainer):
         found = measure(trainer)
-        return {**found, "val": Figures(next(wrong, found["val"].loss))}
+        return {**found, "val": next(wrong, found["val"])}
 
     monkeypatch.setattr(Trainer, "_measure_all", measured)
     warned = []
@@ -321,7 +321,7 @@ def test_a_skipped_step_leaves_no_trace(tiny, tmp_path, step):
     agrees(run, written_out(tiny, tmp_path, plan))
     curves = clean(run)
     assert numpy.isnan(curves.grad_norm).nonzero()[0].tolist() == [step - 1]
-    assert warned == [f"warning: step {step}: the gradients' norm is nan; skipped (1 of 3 times)"]
+    assert warned == [f"warning: step {step}: the gradient norm is nan; skipped (1 of 3 times)"]
     progress = read_checkpoint(run / "last.safetensors").state.progress
     assert (progress.step, progress.recoveries, progress.rate_scale) == (2 * STEPS, 1, 1.0)
     assert not (run / "diverged.json").exists()
@@ -341,7 +341,7 @@ def test_a_rollback_goes_on_at_half_the_rate(tiny, tmp_path, seldom, step, back)
         [rate if k < back else rate / 2 for k, rate in enumerate(rates)]
     )
     assert warned == [
-        f"warning: step {step}: the gradients' norm is nan; back to step {back}, at 0.5 of the"
+        f"warning: step {step}: the gradient norm is nan; back to step {back}, at 0.5 of the"
         " learning rate (1 of 3 times)"
     ]
 
@@ -422,7 +422,7 @@ def test_only_so_often(tiny, tmp_path, policy, limit):
 
     warned, run = [], tmp_path / "run"
     step = (2, 4, 7)[limit] if policy == "skip" else 2
-    with pytest.raises(DivergedError, match=rf"step {step}: the gradients' norm is nan"):
+    with pytest.raises(DivergedError, match=rf"step {step}: the gradient norm is nan"):
         begin(tiny, run, watch=watch, on_nan=OnNaN(policy, limit), warn=warned)
     assert [line[-15:] for line in warned] == [
         f" ({k} of {limit} times)"[-15:] for k in range(1, limit + 1)
@@ -487,7 +487,7 @@ def test_in_bf16(tiny, tmp_path, gpu, monkeypatch, place):
 @pytest.mark.parametrize(
     ("policy", "limit", "message"),
     [
-        ("ignore", 3, "'ignore' is unknown; expected stop, skip, rollback when numbers go wrong"),
+        ("ignore", 3, "policy 'ignore' is unknown; expected stop, skip, rollback"),
         ("skip", -1, "-1 recoveries cannot be; expected 0 or more"),
     ],
 )
@@ -501,7 +501,7 @@ def test_a_guarded_device_is_not_asked_at_every_step(tiny, tmp_path, seldom):
     waits = []
 
     def watch(trainer):
-        trainer._callbacks["step"].insert(0, lambda t: counters.reset())
+        trainer.on("step", lambda t: counters.reset(), Priority.CHECK + 1)
         trainer.on("step", lambda t: waits.append(counters.synchronizations))
 
     begin(tiny, tmp_path / "run", open_guard(), watch=watch)

@@ -74,11 +74,10 @@ def test_a_step_waits_for_nothing_and_takes_nothing_from_the_host(dataset):
     )  # fmt: skip
     step = ResidentStep(model, Optimizer("adam"), split, BATCH, 5.0)
     batches = EpochBatches(split, BATCH, 0, with_features=False)
-    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
-    taken = iter(batches.epoch(0))
-    step(next(taken), 0, 1.0)
+    taken = step.epoch(batches, 0, 0, 0, [1.0] * len(batches))
+    next(taken)
     counters.reset()
-    step(next(taken), 1, 1.0)
+    next(taken)
     assert counters.synchronizations == 0
 
 
@@ -88,11 +87,10 @@ def test_parameters_that_are_replaced_are_taken_over(dataset):
     model = CaptioningRNN(dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, seed=0)
     batches = EpochBatches(split, BATCH, 0)
     step = ResidentStep(model, Optimizer("sgd"), split, BATCH)
-    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
-    first, second, *_ = batches.epoch(0)
-    step(first, 0, 1.0)
+    taken = step.epoch(batches, 0, 0, 0, [1.0] * len(batches))
+    next(taken)
     model.params["W_vocab"] = numpy.zeros_like(model.params["W_vocab"])
-    step(second, 1, 1.0)
+    next(taken)
     assert 0 < abs(model.params["W_vocab"]).max() < 0.1
 
 
@@ -104,8 +102,7 @@ def test_nothing_outside_shares_memory_with_what_a_graph_has_recorded(dataset, b
     )
     step = ResidentStep(model, Optimizer("adam"), split, BATCH, 5.0)
     batches = EpochBatches(split, BATCH, 0, with_features=False)
-    step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
-    step(next(batches.epoch(0)), 0, 1.0)
+    next(step.epoch(batches, 0, 0, 0, [1.0] * len(batches)))
     step._totals[...] = -1
     assert float(step.loss) > 0
     assert float(step.gradient_norm) > 0
@@ -131,9 +128,9 @@ def test_a_step_that_is_dropped_is_freed_at_once(dataset, backend):
 
     def train():
         step = ResidentStep(model, optimizer, split, BATCH, 5.0)
-        step.begin_epoch(batches, 0, 0, [1.0] * len(batches))
-        for k, batch in zip(range(3), batches.epoch(0), strict=False):
-            step(batch, k, 1.0)
+        taken = step.epoch(batches, 0, 0, 0, [1.0] * len(batches))
+        for _ in range(3):
+            next(taken)
         return weakref.ref(step)
 
     gc.collect()

@@ -14,10 +14,10 @@ from tiny import make_tiny
 
 import xpcap.train.run
 from xpcap.backend import CPU, to_host
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train.history import read_history
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saving
@@ -176,8 +176,8 @@ def falling_and_rising(monkeypatch):
         loss = [3.0, 2.0, 4.0, 5.0, 6.0, 7.0][trainer.epoch]
         for batches in trainer.validation.values():
             for _ in batches.epoch(0):
-                trainer._tell("measured")
-        return {"val": xpcap.train.Figures(loss)}
+                trainer._emit("measured")
+        return {"val": loss}
 
     monkeypatch.setattr(xpcap.train.Trainer, "_measure_all", measure)
 
@@ -239,7 +239,7 @@ def test_other_data_are_refused(tiny, stopped, split, what):
     with h5py.File(tiny / "coco2014_captions.h5", "r+") as file:
         rows = file[f"{split}_{what}"][:]
         file[f"{split}_{what}"][:] = rows[[1, 0, *range(2, len(rows))]] if what == "captions" else 0
-    with pytest.raises(DataError, match=r"tiny has other captions than .*run was begun with"):
+    with pytest.raises(DataError, match=r"tiny has other captions than .*run was trained with"):
         resume(stopped)
     assert content(stopped) == before
 
@@ -256,7 +256,7 @@ def test_other_words_and_features_are_refused(tiny, stopped, tmp_path):
             rows = file["features"][:]
             del file["features"]
             file["features"] = numpy.hstack([rows, rows])
-    with pytest.raises(DataError, match="wide has 14 features an image; expected 7"):
+    with pytest.raises(DataError, match="wide has 14 features per image; expected 7"):
         resume(stopped, data=tmp_path / "wide")
 
 
@@ -264,11 +264,11 @@ def test_without_the_best_epochs_parameters_it_does_not_go_on(stopped):
     path = stopped / "best.safetensors"
     best = read_checkpoint(path)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best so"):
+    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best one"):
         resume(stopped)
     older = replace(best.state, progress=replace(best.state.progress, best_epoch=0))
     write_checkpoint(path, replace(best, state=older))
-    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best so"):
+    with pytest.raises(CheckpointError, match=r"best.safetensors is not of epoch 1, the best one"):
         resume(stopped)
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"best.safetensors is not a whole checkpoint"):
@@ -280,7 +280,7 @@ def test_without_the_best_epochs_parameters_it_does_not_go_on(stopped):
 def test_a_copy_of_the_best_is_nothing_to_go_on_from(stopped):
     """It lacks what the update rule remembers: the steps would be others."""
     shutil.copy(stopped / "best.safetensors", stopped / "last.safetensors")
-    with pytest.raises(CheckpointError, match=r"last.safetensors does not have all that adam rem"):
+    with pytest.raises(CheckpointError, match=r"last.safetensors lacks optimizer state of adam"):
         resume(stopped)
 
 
@@ -332,13 +332,15 @@ def test_numbers_of_another_rule_are_refused(stopped):
     last = read_checkpoint(path)
     numbers = {"t": 7, "learning_rate": 0.1}
     write_checkpoint(path, replace(last, state=replace(last.state, optimizer=numbers)))
-    with pytest.raises(CheckpointError, match=r"last.safetensors does not have all that adam rem"):
+    with pytest.raises(CheckpointError, match=r"last.safetensors lacks optimizer state of adam"):
         resume(stopped)
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     for name in ("none", "empty"):
-        with pytest.raises(CheckpointError, match=rf"{name} has no last.safetensors to go on from"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name} has no last.safetensors to resume from"
+        ):
             resume(tmp_path / name)
         (tmp_path / "empty").mkdir(exist_ok=True)
     assert list((tmp_path / "empty").iterdir()) == []
@@ -352,7 +354,7 @@ def test_a_history_that_was_lost_goes_on_with_what_is_there(tiny, stopped, tmp_p
     kept = path.read_text().count("\n")
     warned = []
     resume(stopped, warn=warned)
-    assert warned == [f"warning: {path} does not tell of all steps; it goes on as it is"]
+    assert warned == [f"warning: {path} lacks some steps; it is continued as it is"]
     assert path.read_text().splitlines(keepends=True) == whole[:kept] + whole[8:]
 
 
@@ -459,7 +461,7 @@ def test_how_it_is_saved_and_mended_stays_unless_said_anew(ended, tmp_path):
 
 def test_what_cannot_be_resumed_is_one_line(ended, tmp_path):
     for name in ("nowhere", "tiny"):
-        one_line(command(ended, "--resume", name), f"{name} has no last.safetensors to go on from")
+        one_line(command(ended, "--resume", name), f"{name} has no last.safetensors to resume from")
     (tmp_path / "run" / "last.safetensors").write_bytes(b"\0" * 100)
     one_line(command(ended, "--resume", "run"), "last.safetensors is not a whole checkpoint")
 

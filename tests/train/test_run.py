@@ -5,14 +5,14 @@ import pytest
 from tiny import make_tiny
 
 from xpcap.backend import CPU
-from xpcap.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, DivergedError, XpcapError
-from xpcap.run_folder import open_run
+from xpcap.runs import open_run
+from xpcap.runs.captions import caption_images, caption_split
+from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.train import Schedule, evaluate
 from xpcap.train.options import RunOptions
 from xpcap.train.run import train_run
-from xpcap.train.showing import caption_pictures, caption_split
 
 OPTIONS = {"hidden": 16, "wordvec": 8, "batch_size": 10, "lr": 0.02}
 
@@ -38,8 +38,8 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
     assert opened.config["training"]["schedule"]["epochs"] == 30
     # two of seven features are 1, the others 0
     assert opened.config["training"]["feature_scale"] == pytest.approx((2 / 7) ** 0.5)
-    figures = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
-    assert figures.loss == pytest.approx(trainer.best_loss, rel=1e-4)
+    loss = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
+    assert loss == pytest.approx(trainer.best_loss, rel=1e-4)
     shown = caption_split(opened, "val", 3, None)
     assert [entry["image"][-6:] for entry in shown] == ["/0.png", "/5.png", "11.png"]
     assert all(entry["caption"] in entry["references"] for entry in shown)
@@ -64,8 +64,8 @@ def test_a_moved_data_set_is_named(tiny, tmp_path):
 
 def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
     run(tiny, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"cannot compute from a picture \(given away\)"):
-        caption_pictures(open_run(tmp_path / "run"), [tmp_path / "a.png"])
+    with pytest.raises(CheckpointError, match=r"cannot compute from an image \(given away\)"):
+        caption_images(open_run(tmp_path / "run"), [tmp_path / "a.png"])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
     [
         ({"cell": "mlp"}, "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
         ({"rule": "adagrad"}, "update rule 'adagrad' is unknown"),
-        ({"lr": float("nan")}, "--lr must be a finite positive number, got nan"),
+        ({"lr": float("nan")}, "lr must be a finite positive number, got nan"),
         ({"batch_size": 49}, r"batch size 49 is not in 1\.\.48"),
         ({"max_train": 49}, r"max-train 49 is not in 1\.\.48"),
         ({"max_train": 5, "batch_size": 10}, r"batch size 10 is not in 1\.\.5"),
@@ -127,12 +127,12 @@ def without(checkpoint, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(model={"depth": 2}), "expected 'model' of the same input_dim"),
+        (changed(model={"cell_type": "rnn"}), "'model' lacks 'input_dim'"),
         (changed(model=3), "expected 'model' and 'data', both"),
         (changed(data={"kind": "x"}), "expected 'data' with"),
         (
             lambda found: changed(model={**found.config["model"], "hidden_dim": 10**9})(found),
-            "hidden",
+            r"'W_proj' is of shape \(7, 16\); expected \(7, 1000000000\)",
         ),
         (
             lambda found: changed(model={**found.config["model"], "cell_type": "x"})(found),
@@ -146,7 +146,7 @@ def without(checkpoint, name):
             lambda found: changed(model={**found.config["model"], "depth": 1})(found),
             "cannot be built",
         ),
-        (lambda found: without(found, "W_proj"), r"'W_proj' is of shape \(\)"),
+        (lambda found: without(found, "W_proj"), "'W_proj' is of shape None"),
         (lambda found: without(found, "b"), "'b' is of shape None"),
     ],
 )

@@ -13,12 +13,13 @@ from runs import STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
 import xpcap.train.saving
-from xpcap.checkpoint import read_checkpoint
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import new_file
-from xpcap.run_folder import BEST, HISTORY, LAST, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, locked, open_run
+from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.train.history import read_history
 from xpcap.train.saving import Saving
+from xpcap.train.trainer import Priority
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_every_so_many_minutes(tiny, tmp_path, monkeypatch):
         now[0] += 60
 
     def watch(trainer):
-        trainer._callbacks["step"].insert(0, pass_time)
+        trainer.on("step", pass_time, Priority.CHECK)
 
     found = written(monkeypatch)
     begin(tiny, tmp_path / "run", saving=Saving(minutes=1.5), watch=watch)
@@ -245,7 +246,7 @@ def test_an_error_at_any_moment_is_a_warning(tiny, tmp_path, disk):
         begin(tiny, run, watch=lambda trainer: trainer.on("step", whole), warn=warned, **OFTEN)
         disk.act = lambda count: None
         assert len(warned) == 1, (moment, warned)
-        assert re.match(r"warning: cannot write .*; training goes on$", warned[0])
+        assert re.match(r"warning: cannot write .*; training continues$", warned[0])
         found, expected = content(run), content(tmp_path / "whole")
         for name in (HISTORY, LAST, BEST):
             assert found[name] == expected[name], (moment, name)
@@ -263,7 +264,7 @@ def test_errors_from_some_moment_on_lose_only_what_follows(tiny, tmp_path, disk,
     for moment in [*moments(disk, tiny, tmp_path)][:-12:5]:
         run, warned = tmp_path / f"run-{moment}", []
         disk.count, disk.act = 0, fail
-        message = r"the end of training could not be saved; xpcap train --resume \S+ goes on from"
+        message = "the end of training could not be saved; the run can be resumed from the"
         with pytest.raises(DataError, match=message):
             begin(tiny, run, warn=warned, **OFTEN)
         disk.act = lambda count: None
@@ -283,7 +284,7 @@ def test_a_signal_that_cannot_be_obeyed_with_a_checkpoint_says_so(tiny, tmp_path
         at("step", 7, lambda t: monkeypatch.setattr(Path, "write_bytes", refused))(trainer)
         stopping(count=7)(trainer)
 
-    message = "stopped after step 7, which could not be saved; xpcap .* goes on from the checkp"
+    message = "stopped after step 7; it could not be saved; the run can be resumed from the check"
     with monkeypatch.context(), pytest.raises(Stopped, match=message):
         begin(tiny, run, watch=watch, warn=warned)
     assert len(warned) == 1
@@ -311,9 +312,8 @@ def test_lines_that_cannot_be_written_wait_and_are_not_tried_at_every_step(
 
     begin(tiny, tmp_path / "run", epochs=4, watch=watch, warn=warned)
     assert len(warned) == 3 * (1 + 2)  # an epoch: once at its third line in three, twice at its end
-    assert set(warned) == {
-        f"warning: cannot write {tmp_path / 'run' / HISTORY}: Input/output error; training goes on"
-    }
+    where = tmp_path / "run" / HISTORY
+    assert set(warned) == {f"warning: cannot write {where}: Input/output error; training continues"}
     path = Path("run") / HISTORY
     assert (tmp_path / path).read_bytes() == (tmp_path / "whole" / HISTORY).read_bytes()
 

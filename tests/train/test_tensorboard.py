@@ -17,7 +17,7 @@ from xpcap.backend import CPU
 from xpcap.errors import ConfigurationError, DataError, DivergedError, Stopped, XpcapError
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
-from xpcap.train.run import Conduct, resume_run, train_run
+from xpcap.train.run import RunContext, resume_run, train_run
 from xpcap.train.tensorboard import EventFile
 
 TAGS = {
@@ -46,7 +46,7 @@ def run(tiny, out, logs, watch=None, clip_norm=5.0, **options):
         hidden=16, wordvec=8, batch_size=10, lr=0.02,
         schedule=Schedule(epochs=3, clip_norm=clip_norm), **options,
     )  # fmt: skip
-    return train_run(tiny, out, chosen, CPU, Conduct(tensorboard=logs, watch=watch))
+    return train_run(tiny, out, chosen, CPU, RunContext(tensorboard=logs, watch=watch))
 
 
 def masked_crc32c(data):
@@ -181,7 +181,7 @@ def test_a_resumed_run_goes_on_beside_its_first_events(tiny, tmp_path, event_pb2
     with pytest.raises(Stopped):
         run(tiny, tmp_path / "run", tmp_path / logs, interrupted_at(3))
     assert {step for step, *_ in scalars(tmp_path / logs / "run", event_pb2)} == {1, 2, 3, 4}
-    resume_run(tmp_path / "run", CPU, conduct=Conduct(tensorboard=tmp_path / logs))
+    resume_run(tmp_path / "run", CPU, context=RunContext(tensorboard=tmp_path / logs))
     found = scalars(tmp_path / logs / "run", event_pb2)
     assert sorted(found) == sorted(expected(tmp_path / "run"))
 
@@ -215,13 +215,13 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, event_pb2):
 def test_without_tensorboardx_nothing_is_begun(tiny, tmp_path, monkeypatch):
     for name in ("tensorboardX", "tensorboardX.proto.event_pb2"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigurationError, match=r"needs tensorboardX, .* its extra 'tensorboard'"):
+    with pytest.raises(ConfigurationError, match=r"need tensorboardX, .* its extra 'tensorboard'"):
         run(tiny, tmp_path / "run", tmp_path / "logs")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_a_mistake_elsewhere_leaves_no_events(tiny, tmp_path, event_pb2):
-    conduct = Conduct(tensorboard=tmp_path / "logs")
+    context = RunContext(tensorboard=tmp_path / "logs")
     with pytest.raises(XpcapError, match="batch size"):
-        train_run(tiny, tmp_path / "run", RunOptions(batch_size=99), CPU, conduct)
+        train_run(tiny, tmp_path / "run", RunOptions(batch_size=99), CPU, context)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -5,7 +5,7 @@ import sys
 import pytest
 from torture import Torture
 
-from xpcap.run_folder import HISTORY
+from xpcap.runs import HISTORY
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it knows no SIGKILL")
 KILLS = 3

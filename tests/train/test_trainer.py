@@ -13,6 +13,7 @@ from xpcap.optim import Optimizer, adam, clip_by_global_norm
 from xpcap.train import Schedule, Trainer, evaluate
 from xpcap.train.history import History
 from xpcap.train.shared import SharedLoss
+from xpcap.train.trainer import Priority, perplexity_of
 
 
 @pytest.fixture
@@ -67,13 +68,13 @@ def test_the_loop_is_the_one_written_out(dataset):
 def test_it_learns_and_keeps_the_best_epoch(dataset):
     trainer = build(dataset, schedule=Schedule(epochs=12, clip_norm=5.0))
     losses = []
-    trainer.on("epoch", lambda t: losses.append(t.figures["val"].loss))
+    trainer.on("epoch", lambda t: losses.append(t.losses["val"]))
     trainer.run()
     assert losses[-1] < 0.5 < losses[0]
     assert trainer.best_loss == min(losses) == losses[trainer.best_epoch - 1]
     trainer.model.params = trainer.best_params
     val = EpochBatches(dataset.splits["val"], 24)
-    assert evaluate(trainer.model, val).loss == pytest.approx(trainer.best_loss, rel=1e-5)
+    assert evaluate(trainer.model, val) == pytest.approx(trainer.best_loss, rel=1e-5)
 
 
 def test_a_loss_a_word_is_the_sum_over_words(dataset):
@@ -83,9 +84,10 @@ def test_a_loss_a_word_is_the_sum_over_words(dataset):
     for caption, image in zip(split.captions, split.image_idxs, strict=True):
         total += float(trainer.model.evaluate(split.features[image][None], caption[None]))
         words += (caption[1:] != 0).sum()
-    figures = evaluate(trainer.model, EpochBatches(split, 7))
-    assert figures.loss == pytest.approx(total / words, rel=1e-5)
-    assert figures.perplexity == pytest.approx(math.exp(total / words), rel=1e-5)
+    loss = evaluate(trainer.model, EpochBatches(split, 7))
+    assert loss == pytest.approx(total / words, rel=1e-5)
+    assert perplexity_of(loss) == pytest.approx(math.exp(total / words), rel=1e-5)
+    assert perplexity_of(1e9) < math.inf
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -98,6 +100,15 @@ def test_every_backend_trains_alike(dataset, backend, cell):
         return found
 
     assert losses(backend) == pytest.approx(losses("cpu"), rel=1e-4)
+
+
+def test_callbacks_are_called_in_order_of_priority(dataset):
+    trainer, called = build(dataset, schedule=Schedule(epochs=1)), []
+    order = [Priority.WATCH, Priority.SAVE, Priority.CHECK, Priority.RECORD, Priority.SAVE]
+    for place, priority in enumerate(order):
+        trainer.on("end", lambda t, place=place: called.append(place), priority)
+    trainer.run()
+    assert called == [2, 3, 1, 4, 0]
 
 
 def test_the_same_seed_gives_the_same_bits(dataset):
@@ -156,8 +167,8 @@ def test_history_has_an_object_a_step_and_one_an_epoch(dataset, tmp_path, monkey
     assert [line["loss"] for line in steps] == pytest.approx(losses, rel=1e-5)
     assert steps[0]["lr"] == 0.02 > steps[-1]["lr"] > 0
     assert [(line["step"], line["epoch"]) for line in epochs] == [(5, 1), (10, 2), (15, 3)]
-    assert epochs[-1]["val_loss"] == trainer.figures["val"].loss
-    assert epochs[-1]["train_perplexity"] == trainer.figures["train"].perplexity
+    assert epochs[-1]["val_loss"] == trainer.losses["val"]
+    assert epochs[-1]["train_perplexity"] == perplexity_of(trainer.losses["train"])
 
 
 @pytest.mark.parametrize(

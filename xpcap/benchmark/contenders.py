@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -49,13 +51,14 @@ class Ours:
         self.workload = workload
         self.model = workload.model(backend, dtype)
         optimizer, size = Optimizer("adam", learning_rate=1e-3), workload.configuration.batch_size
-        self._step: TrainingStep
+        self._resident: Iterator[Batch] | None = None
         if backend.device is None:
             self._step = TrainingStep(self.model, optimizer)
         else:
-            split = workload.split
-            self._step = ResidentStep(self.model, optimizer, split, size, precision=precision)
-        self._left = 0
+            step = ResidentStep(self.model, optimizer, workload.split, size, precision=precision)
+            factors = [1.0] * len(workload)
+            epochs = (step.epoch(workload, n, 0, 0, factors) for n in itertools.count())
+            self._resident = itertools.chain.from_iterable(epochs)
         self._packed = SharedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
@@ -63,12 +66,10 @@ class Ours:
 
     def train(self, k: int) -> None:
         """Take a training step on minibatch k; on a GPU, on the next one in device memory."""
-        resident = isinstance(self._step, ResidentStep)
-        if not self._left:
-            self._left = len(self.workload)
-            self._step.begin_epoch(self.workload, 0, 0, [1.0] * self._left)
-        self._left -= 1
-        self._step(Batch(None, None) if resident else self.workload.batch(k), k, 1.0)
+        if self._resident is None:
+            self._step(self.workload.batch(k), k, 1.0)
+        else:
+            next(self._resident)
 
     def loss(self, k: int) -> Array:
         """Compute the k-th minibatch's loss and gradients."""

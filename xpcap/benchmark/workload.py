@@ -7,6 +7,7 @@ length would measure a different computation.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy
@@ -126,6 +127,11 @@ class Workload:
     def batch(self, k: int) -> Batch:
         """Gather the k-th batch."""
         return gather(self.split, self.rows(k))
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Yield batches without features, as for a `ResidentStep`."""
+        for k in range(first, len(self)):
+            yield Batch(self.split.captions[self.rows(k)], None, self.rows(k))
 
     def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to train, the same every time."""

@@ -66,14 +66,14 @@ def make_decoder(
 ) -> Beam | Sampling:
     """Translate the options into a decoding of `count` captions per image (`--n-best`)."""
     from xpcap.decoding import Beam, Constraints, Sampling
-    from xpcap.run_folder import unsaid
+    from xpcap.runs import banned_tokens
 
     _check(options, count)
     constraints = Constraints(
         options["min_words"],
         options["max_words"],
         options["no_repeat_ngram"],
-        unsaid(vocabulary, options["allow_unk"]),
+        banned_tokens(vocabulary, options["allow_unk"]),
     )
     if options["sample"]:
         chosen = {name: options[name] for name in _SAMPLING_ONLY}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 import xpcap
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.cli._options import refuse_ranks
 from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
@@ -42,7 +42,7 @@ class Commands(click.Group):
         )
         if not standalone_mode:
             return run()
-        if parallel.rank():
+        if distributed.rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process prints the results
         try:
             with ended_by_signals():
@@ -53,9 +53,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             _end(error.format_message(), USER_ERROR)
         except Stopped as stop:
-            if stop.at_once:
-                _end(str(stop), SIGNALLED + stop.signal)
-            if not parallel.rank():  # all others have stopped at the same step
+            if not distributed.rank():  # all others have stopped at the same step
                 _print_error(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
@@ -75,20 +73,20 @@ class Commands(click.Group):
             _end(f"not enough memory: {error}", USER_ERROR)
         except Exception:
             traceback.print_exc()
-            parallel.end_all(1)
+            distributed.end_all(1)
             sys.exit(1)
         sys.exit(result if isinstance(result, int) else 0)
 
 
 def _print_error(message: str) -> None:
-    who = f"rank {parallel.rank()}: " if parallel.launched() else ""
+    who = f"rank {distributed.rank()}: " if distributed.launched() else ""
     click.echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
 
 
 def _end(message: str, status: int) -> NoReturn:
-    parallel.wait_for_first()
+    distributed.wait_for_first()
     _print_error(message)
-    parallel.end_all(status)
+    distributed.end_all(status)
     sys.exit(status)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from xpcap.backend import Backend
-    from xpcap.parallel import Ranks
-    from xpcap.run_folder import Run
+    from xpcap.distributed import Ranks
+    from xpcap.runs import Run
 
 
 def _use_threads(context: click.Context, parameter: click.Parameter, value: str) -> None:
@@ -80,7 +80,7 @@ def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_message(message: str) -> None:
     """Print a line to stderr, control characters escaped; of several processes the first does."""
-    if not parallel.rank():
+    if not distributed.rank():
         click.echo(printable(message), err=True)
 
 
@@ -116,7 +116,7 @@ def refuse_ranks(*others: str) -> None:
     """
     context = click.get_current_context()
     name = context.invoked_subcommand
-    if parallel.launched() and name not in others:
+    if distributed.launched() and name not in others:
         raise ConfigurationError(
             f"'{context.info_name} {name}' runs in one process; expected no mpirun"
         )
@@ -126,7 +126,7 @@ def open_device(name: str) -> Any:
     """Open and print the device for the rest of the command, and why `auto` chose it."""
     from xpcap.backend import open_backend
 
-    backend = open_backend(name, parallel.local_rank())
+    backend = open_backend(name, distributed.local_rank())
     click.get_current_context().with_resource(backend.activate())
     print_message(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
     return backend
@@ -137,14 +137,14 @@ def join_ranks(backend: Backend) -> Ranks:
 
     The device may differ: another machine may name its devices differently.
     """
-    ranks = parallel.join(backend)
+    ranks = distributed.join(backend)
     context = click.get_current_context()
     options = {
         parameter.opts[0]: context.params[parameter.name]
         for parameter in context.command.params
         if parameter.name in context.params and parameter.name != "device"
     }
-    parallel.check_alike(ranks, {"commands": context.info_name, **options})
+    distributed.check_alike(ranks, {"commands": context.info_name, **options})
     return ranks
 
 
@@ -156,7 +156,7 @@ def open_shared_device(name: str) -> tuple[Backend, Ranks]:
 
 def open_runs(runs: Sequence[Path], device: str) -> Run:
     """Open an ensemble of runs, shared by all processes that `mpirun` has started."""
-    from xpcap.run_folder import ensemble, open_run
+    from xpcap.runs import ensemble, open_run
 
     backend, ranks = open_shared_device(device)
     return replace(ensemble([open_run(run, backend) for run in runs]), ranks=ranks)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from xpcap import parallel
+from xpcap import distributed
 
 if TYPE_CHECKING:
     from xpcap.train import Trainer
@@ -64,20 +64,23 @@ class _TrainingBar:
 
     def _step(self, trainer: Trainer) -> None:
         assert trainer.batch is not None
+        assert trainer.result is not None
         self.seen += trainer.batch.total
         now = self.stepped = time.perf_counter()
         self.progress.update(self.task, advance=1)
         if now - self.shown >= REFRESH_SECONDS:
             self.shown = now
-            loss = float(trainer.loss) * trainer.batch.total / trainer.batch.words
+            loss = trainer.result.loss
             rate = self.seen / (now - self.started)
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
+        from xpcap.train.trainer import perplexity_of
+
         rate = self.seen / max(self.stepped - self.started, 1e-9)
         total = trainer.schedule.epochs
-        losses = "  ".join(f"{name} {f.loss:.4f}" for name, f in trainer.figures.items())
-        perplexity = trainer.figures["val"].perplexity
+        losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
+        perplexity = perplexity_of(trainer.losses["val"])
         self.progress.console.print(  # above the bar, which click.echo would run into
             f"epoch {trainer.epoch}/{total}: nats per word: {losses};"
             f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s",
@@ -97,7 +100,7 @@ def _bars(*figures: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, quiet=parallel.rank() > 0)
+    console = Console(stderr=True, quiet=distributed.rank() > 0)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpcap.cli._options import option_name
+from xpcap.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from xpcap.train.options import RunOptions
@@ -48,7 +50,11 @@ def to_options(values: Mapping[str, Any]) -> RunOptions:
     steps, minutes = values.pop("save_every")
     saving = Saving(steps, minutes, values.pop("keep"))
     on_nan = OnNaN(values.pop("on_nan"), values.pop("on_nan_limit"))
-    return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **values)
+    try:
+        return RunOptions(schedule=schedule, saving=saving, on_nan=on_nan, **values)
+    except ConfigurationError as error:  # it begins with the name of the argument
+        message = re.sub(r"^\w+(?= must be)", lambda name: option_name(name[0]), str(error))
+        raise ConfigurationError(message) from error
 
 
 def to_values(options: RunOptions) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def caption(
     Several RUNs form an ensemble: their word probabilities are averaged. Image files need runs
     whose features xpcap computes from pixels. --json adds the log-probability of every word.
     """
-    from xpcap.train.showing import caption_pictures, caption_split
+    from xpcap.runs.captions import caption_images, caption_split
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
@@ -64,7 +64,7 @@ def caption(
     run = common.open_runs(runs, device)
     decoder = make_decoder(run.vocabulary, options, n_best)
     if images:
-        captioned = caption_pictures(run, images, weights, decoder)
+        captioned = caption_images(run, images, weights, decoder)
     else:
         captioned = caption_split(run, split, count, data, decoder)
     (common.print_json if as_json else common.print_captions)(captioned)

@@ -42,7 +42,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
-    from xpcap.run_folder import HISTORY, is_run
+    from xpcap.runs import HISTORY, is_run
     from xpcap.train.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY
@@ -149,11 +149,11 @@ def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def _best(found: Curves) -> str:
-    from xpcap.train import Figures
+    from xpcap.train.trainer import perplexity_of
 
     assert found.best is not None
-    figures = Figures(float(found.val_loss[found.best]))
+    loss = float(found.val_loss[found.best])
     return (
         f"best epoch {found.epoch_number[found.best]} of {len(found.epoch_number)}:"
-        f" loss {figures.loss:.4f}, perplexity {figures.perplexity:.2f}"
+        f" loss {loss:.4f}, perplexity {perplexity_of(loss):.2f}"
     )

@@ -49,7 +49,7 @@ def evaluate(
     split's references. Perplexity is that of the encoded references.
     """
     from xpcap.evaluation import DEFAULT, evaluate_run, write_images, write_results
-    from xpcap.train.showing import open_data
+    from xpcap.runs.dataset import open_data
 
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
     run = common.open_runs(runs, device)

@@ -30,7 +30,7 @@ def export(run: Path, to: str, out: Path | None) -> None:
     An existing file is replaced. Files for PyTorch contain all that `xpcap import` needs.
     """
     from xpcap.exchange import FORMATS, export_run
-    from xpcap.run_folder import open_run
+    from xpcap.runs import open_run
 
     opened = open_run(run, "cpu")
     path = out or opened.folder / f"captioner{FORMATS[to]}"

@@ -21,8 +21,8 @@ def inspect(path: Path, as_json: bool) -> None:
     Prints what wrote it, the training progress, the model, data and options, the vocabulary size,
     and the dtype and shape of every array. Incomplete checkpoints are refused.
     """
-    from xpcap.checkpoint import read_checkpoint
-    from xpcap.run_folder import checkpoint_of
+    from xpcap.runs import checkpoint_of
+    from xpcap.runs.checkpoint import read_checkpoint
 
     file = checkpoint_of(path)
     found = _contents(file, read_checkpoint(file))
@@ -42,7 +42,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 def _contents(file: Path, checkpoint: Any) -> dict[str, Any]:
-    from xpcap.checkpoint import FORMAT, named_arrays
+    from xpcap.runs.checkpoint import FORMAT, named_arrays
 
     state = checkpoint.state
     return {

@@ -44,12 +44,12 @@ def report(
     """
     from xpcap.decoding import Beam, Constraints
     from xpcap.report import check, gather, write_report
-    from xpcap.run_folder import open_run, unsaid
+    from xpcap.runs import banned_tokens, open_run
 
     check()
     backend = common.open_device(device)
     runs = [open_run(folder, backend) for folder in (run, run2) if folder is not None]
-    constraints = Constraints(banned=unsaid(runs[0].vocabulary))
+    constraints = Constraints(banned=banned_tokens(runs[0].vocabulary))
     decoder = Beam(width=beam, length_penalty=length_penalty, constraints=constraints)
     page = out or run / "report.html"
     write_report(page, gather(runs, split, decoder, data, count))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from xpcap import parallel
+from xpcap import distributed
 from xpcap.cli import _options as common
 from xpcap.cli._options import AnyPath, NonNegative, Positive, choice, print_message
 from xpcap.cli._progress import stages, training
 from xpcap.cli._run_options import CHANGEABLE, changed, saved_every, to_options
+from xpcap.errors import DivergedError, Stopped
 
 if TYPE_CHECKING:
-    from xpcap.parallel import Ranks
+    from xpcap.distributed import Ranks
     from xpcap.train.trainer import Trainer
 
 SHOWN = 8
@@ -118,10 +121,10 @@ def train(
     validation loss and eight validation captions with their references. Ctrl-C stops after the
     current step, and --resume RUN continues as if the run had never been stopped.
     """
-    from xpcap.run_folder import Run, check_new_run
-    from xpcap.train import Figures
-    from xpcap.train.run import Conduct, resume_run, train_run
-    from xpcap.train.showing import caption_dataset
+    from xpcap.runs import Run, check_new_run
+    from xpcap.runs.captions import caption_dataset
+    from xpcap.train.run import RunContext, resume_run, train_run
+    from xpcap.train.trainer import perplexity_of
 
     tensorboard = options.pop("tensorboard")
     if resume is None:
@@ -131,7 +134,7 @@ def train(
         backend, ranks = common.open_shared_device(device)
         folder = _data_folder(data, ranks)
         name = f"{folder.name}-{chosen.cell}"
-        out = out or parallel.by_first(ranks, lambda: _next_run(Path("runs"), name))
+        out = out or distributed.by_first(ranks, lambda: _next_run(Path("runs"), name))
         print_message(f"data: {folder}; run: {out}")
         start = functools.partial(train_run, folder, out, chosen, backend)
     elif out is None:
@@ -143,30 +146,42 @@ def train(
         start = functools.partial(resume_run, resume, backend, change, moved)
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
-    with training() as show_progress:
+    with training() as show_progress, _hints(out):
         watch = show_progress if resume is None else _announcing(resume, show_progress)
-        conduct = Conduct(tensorboard, None if parallel.rank() else watch, print_message, ranks)
-        trainer, dataset = start(conduct)
+        context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
+        trainer, dataset = start(context)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
     captions = caption_dataset(run, dataset, "val", SHOWN)
-    best = Figures(trainer.best_loss)
+    loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
     if as_json:
         common.print_json(
             {
                 "run": str(out),
                 "epoch": trainer.best_epoch,
                 "steps": trainer.step,
-                "val_loss": best.loss,
-                "val_perplexity": best.perplexity,
+                "val_loss": loss,
+                "val_perplexity": perplexity,
                 "captions": captions,
             }
         )
     else:
         common.print_captions(captions)
         common.print_result(
-            f"validation loss {best.loss:.4f} nats per word, perplexity {best.perplexity:.2f}"
+            f"validation loss {loss:.4f} nats per word, perplexity {perplexity:.2f}"
             f" (epoch {trainer.best_epoch}); run: {out}"
         )
+
+
+@contextlib.contextmanager
+def _hints(run: Path) -> Iterator[None]:
+    """Add to errors of training the command and the options that help."""
+    resume = shlex.join(["xpcap", "train", "--resume", str(run)])
+    try:
+        yield
+    except Stopped as stop:
+        raise Stopped(f"{stop}: {resume}", stop.signal) from stop
+    except DivergedError as error:
+        raise DivergedError(f"{error} (--lr, --on-nan)") from error
 
 
 def _given(name: str) -> bool:
@@ -190,7 +205,7 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
             with stages() as progress:
                 make_scenes(folder, progress=progress)
 
-    parallel.in_turn(ranks, make)
+    distributed.in_turn(ranks, make)
     return folder
 
 

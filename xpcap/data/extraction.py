@@ -17,9 +17,9 @@ from xpcap import threads
 from xpcap.data.extractors import Extractor
 from xpcap.data.images import open_picture
 from xpcap.data.progress import Progress, no_progress
+from xpcap.distributed import Alone, Ranks, by_first, check_alike
 from xpcap.errors import DataError
 from xpcap.files import explained, lock
-from xpcap.parallel import Alone, Ranks, by_first, check_alike
 
 BATCH = 32
 _BLOCK = 1024  # rows that are read back at a time

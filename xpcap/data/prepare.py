@@ -15,9 +15,9 @@ from xpcap.data.extraction import Broken, Extraction
 from xpcap.data.extractors import Extractor
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import Vocabulary, tokenize_any
+from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, explained, new_folder
-from xpcap.parallel import Alone, Ranks
 
 VALIDATION_EVERY = 10
 MANY_CAPTIONS, FREQUENT = 5_000, 5

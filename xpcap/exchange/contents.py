@@ -11,11 +11,11 @@ from typing import Any
 import numpy
 
 from xpcap.backend import to_host
-from xpcap.checkpoint import Checkpoint, State, written_by
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
-from xpcap.run_folder import BEST, HISTORY, Run, create_run
+from xpcap.runs import BEST, HISTORY, Run, create_run
+from xpcap.runs.checkpoint import Checkpoint, TrainingState, written_by
 
 FORMAT, TEXT = 1, "xpcap"
 
@@ -43,7 +43,7 @@ def contents_of(run: Run) -> Contents:
 
 def write_run(folder: Path, contents: Contents) -> None:
     """Make a new run folder with an empty history."""
-    state = State(contents.params)
+    state = TrainingState(contents.params)
     best = Checkpoint(contents.config, contents.vocabulary, state, written_by("cpu"))
     create_run(folder, {BEST: best}, contents.transform)
     with explained(folder, "write"):

@@ -10,7 +10,7 @@ from xpcap.exchange.course import write_npz
 from xpcap.exchange.onnx_graph import write_onnx
 from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
-from xpcap.run_folder import Run, unsaid
+from xpcap.runs import Run, banned_tokens
 
 FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
 """Export formats, and the extensions of their files."""
@@ -52,4 +52,4 @@ def export_run(run: Run, to: str, path: Path) -> None:
         )
     if to == "torch":
         return write_safetensors(path, contents)
-    return write_onnx(path, contents, unsaid(contents.vocabulary))
+    return write_onnx(path, contents, banned_tokens(contents.vocabulary))

@@ -19,8 +19,8 @@ from xpcap.exchange.parameters import NAMES, sizes_of, unified
 from xpcap.exchange.tensors import Description, read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import explained, new_folder
-from xpcap.run_folder import Run, check_new_run, open_run
-from xpcap.train.showing import open_data
+from xpcap.runs import Run, check_new_run, open_run
+from xpcap.runs.dataset import open_data
 
 _ZIP = b"PK"  # the first bytes of an .npz file
 

@@ -105,6 +105,7 @@ class CaptioningRNN(CaptionModel):
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
         """Return the shapes of `W_proj (D, H)`, `W_embed (V, W)`, the cell's weights and so on."""
+        check_cell(sizes["cell_type"])
         D, W, H = (sizes[name] for name in ("input_dim", "wordvec_dim", "hidden_dim"))
         cell = CELLS[sizes["cell_type"]].shapes(W, H)
         weights = {name: cell.pop(name) for name in ("Wx", "Wh", "b")}
@@ -118,6 +119,11 @@ class CaptioningRNN(CaptionModel):
         vectors = rng.standard_normal(shapes["W_embed"]) / 100
         others = {name: shape for name, shape in shapes.items() if name != "W_embed"}
         return {"W_embed": vectors, **super().initial(others, rng)}
+
+    def scale_features(self, scale: float) -> None:
+        """Divide `W_proj` by the root mean square of the features, so that h0 has unit variance."""
+        with self.backend.activate():
+            self.params["W_proj"] /= scale
 
     def forward(
         self, features: Array, batch: PackedBatch, space: Workspace

@@ -20,7 +20,7 @@ from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors.filter_bank import FilterBank
 from xpcap.models.inspection import word_gradients
 from xpcap.report.images import Box, boxes_of
-from xpcap.run_folder import Run
+from xpcap.runs import Run
 
 NAMED = 3  # categories in a text
 LEVELS = 9  # of strength, on either side of zero

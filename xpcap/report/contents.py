@@ -18,10 +18,10 @@ from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import GateSaturation, GradientFlow, gate_saturation, gradient_flow
 from xpcap.report.attribution import Attribution, attribute
 from xpcap.report.images import View, categories_of, open_image, view
-from xpcap.run_folder import HISTORY, Run
+from xpcap.runs import HISTORY, Run
+from xpcap.runs.dataset import open_data
 from xpcap.train.history import Curves, read_history
 from xpcap.train.options import options_of
-from xpcap.train.showing import open_data
 
 SORTED_BY = "CIDEr-D"
 INSPECTED = 256  # captions whose gradients and gates are inspected

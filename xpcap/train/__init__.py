@@ -1,12 +1,11 @@
-"""Training: the loop, its schedule and events, validation, and the solver of the course."""
+"""Training: the loop, its schedule and events, validation, and the CS231n solver."""
 
 from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
-from xpcap.train.trainer import Figures, Schedule, Trainer, evaluate
+from xpcap.train.trainer import Schedule, Trainer, evaluate
 
 __all__ = [
     "CaptioningSolver",
     "CaptioningTrainer",
-    "Figures",
     "Schedule",
     "Trainer",
     "evaluate",

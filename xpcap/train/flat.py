@@ -1,4 +1,4 @@
-"""All parameters side by side in one array, so that one kernel updates them all."""
+"""All parameters in one array, which one kernel updates and one all-reduce sums."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from xpcap.backend import Array, Namespace
 from xpcap.errors import ShapeError
 from xpcap.workspace import round_up
 
-_ALIGNMENT = 16  # elements: 64 bytes of float32, a line of a cache
+_ALIGNMENT = 16  # elements: 64 bytes of float32, a cache line
 
 
 class FlatLayout:
-    """Where each of several named arrays lies in one array `(P,)`.
+    """The layout of several named arrays in one array `(P,)`.
 
-    Between two of them, between the rows of one, and at the end, a few elements may be unused; they
-    are zero and stay so.
+    Padding between them, between the rows of one, and at the end is zero and stays so.
 
     Parameters
     ----------
     shapes
-        By name, in the order in which they shall lie.
-    parts
-        Into how many equal parts P can be divided.
+        By name, in storage order.
     multiple
-        Rows of matrices begin at multiples of so many elements.
+        Rows of matrices begin at multiples of this many elements.
 
     Attributes
     ----------
@@ -33,9 +30,7 @@ class FlatLayout:
         P.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], parts: int = 1, multiple: int = 1
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], multiple: int = 1) -> None:
         self._shapes = dict(shapes)
         self._stored: dict[str, tuple[slice, tuple[int, ...]]] = {}
         self.size = 0
@@ -44,16 +39,9 @@ class FlatLayout:
             length = math.prod(stored)
             self._stored[name] = (slice(self.size, self.size + length), stored)
             self.size += round_up(length, _ALIGNMENT)
-        self.size += -self.size % (parts * _ALIGNMENT)
 
     def check(self, arrays: Mapping[str, Array]) -> None:
-        """Check that arrays have the names and the shapes of the layout.
-
-        Raises
-        ------
-        ShapeError
-            It says which one has not.
-        """
+        """Raise `ShapeError` unless arrays have the names and the shapes of the layout."""
         given = {name: tuple(array.shape) for name, array in arrays.items()}
         for name in self._shapes | given:
             before, now = self._shapes.get(name, "none of that name"), given.get(name, "missing")

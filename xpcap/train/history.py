@@ -1,4 +1,4 @@
-"""What happened in training, as JSON lines: an object a step, and one an epoch."""
+"""The history of training as JSON lines: one object per step, and one per epoch."""
 
 from __future__ import annotations
 
@@ -14,65 +14,41 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
-from xpcap.train.trainer import StepFigures, Trainer, fetch
+from xpcap.train.trainer import Priority, StepResult, Trainer, perplexity_of
 
 FLUSH_EVERY = 50
 _LARGEST = 2**53  # integers up to here are floats too
-_COLUMNS = 32  # names in lines, at most; each has a number for every line
+_COLUMNS = 32  # largest number of names; each costs memory for every line
 
 Line: TypeAlias = dict[str, Any]
-
-
-@dataclass
-class _Entry:
-    """A line to be written: of an epoch, or of a step whose figures may not have been read yet.
-
-    `when`: seconds since 1970; `share`: captions per word of the step's minibatch.
-    """
-
-    when: float
-    line: Line
-    figures: StepFigures | None = None
-    share: float = 1.0
-
-    def complete(self) -> Line:
-        """Return the line with its loss, in nats per word, and gradient norm, where it has any."""
-        if self.figures is None:
-            return self.line
-        loss, norm = self.figures.values
-        return {
-            **self.line,
-            "loss": _finite(float(loss * self.share)),
-            "grad_norm": _finite(float(norm)),
-        }
 
 
 class History:
     """Writes a run's `history.jsonl`.
 
-    A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats a word and the norm of
-    all gradients before clipping, either null if it is not finite.
-    An epoch is `{"step", "epoch"}` and `{split}_loss`, `{split}_perplexity` for each split
-    measured. Losses and norms stay on the device until lines are written, and are read together.
+    A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats per word and norm of the
+    gradient before clipping, null if not finite. An epoch is `{"step", "epoch"}` and
+    `{split}_loss`, `{split}_perplexity` for each split measured. Losses and norms stay on the
+    device until lines are written, and are read together.
 
     Parameters
     ----------
     path
-        The file; lines are added to it. None writes nothing: another process does.
+        Lines are appended to this file. None writes nothing: another process does.
     length
-        How many of its bytes are to be kept, as where a run is resumed; of a file that is shorter,
-        whole lines.
+        Bytes of the file to keep when a run is resumed; of a shorter file, its whole lines.
     also
-        Called with the lines that were written, and when each happened, in seconds since 1970.
+        Called with the lines written, and the time of each in seconds since 1970.
     warn
-        Told why lines could not be written; they are tried again with the next ones. None raises.
+        Write-error callback; the lines are tried again with the next ones. If None, errors
+        propagate.
     check
-        Called with the trainer before anything is written, so that it may raise.
+        Called with the trainer before anything is written; may raise.
 
     Attributes
     ----------
     length
-        How many bytes are written.
+        Bytes written.
     """
 
     def __init__(
@@ -86,43 +62,40 @@ class History:
         self.path = path
         self.length = _whole_lines(path, length)
         if path is not None and self.length < length and warn is not None:
-            warn(f"warning: {path} does not tell of all steps; it goes on as it is")
+            warn(f"warning: {path} lacks some steps; it is continued as it is")
         self._also = also
         self._warn = warn
         self._check = check
-        self._pending: list[_Entry] = []
-        self._steps = 0  # since the last attempt to write: where one fails, ranks stay together
+        self._pending: list[tuple[float, Line, StepResult | None]] = []
+        self._steps = 0  # since the last attempt to write; ranks flush together also after an error
 
     def follow(self, trainer: Trainer) -> None:
-        """Write down all that a trainer does from now on."""
-        trainer.on("step", self._step)
-        trainer.on("epoch", self._epoch)
+        """Record all steps and epochs of a trainer from now on."""
+        trainer.on("step", self._step, Priority.RECORD)
+        trainer.on("epoch", self._epoch, Priority.RECORD)
 
     def _step(self, trainer: Trainer) -> None:
-        batch = trainer.batch
-        assert batch is not None
         line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
-        share = batch.total / batch.words
-        self._pending.append(_Entry(time.time(), line, trainer.step_figures, share))
+        self._pending.append((time.time(), line, trainer.result))
         self._steps += 1
         if self._steps >= FLUSH_EVERY:
             self.flush(trainer)
 
     def _epoch(self, trainer: Trainer) -> None:
         line: Line = {"step": trainer.step, "epoch": trainer.epoch}
-        for name, figures in trainer.figures.items():
-            line[f"{name}_loss"] = figures.loss
-            line[f"{name}_perplexity"] = figures.perplexity
-        self._pending.append(_Entry(time.time(), line))
+        for name, loss in trainer.losses.items():
+            line[f"{name}_loss"] = loss
+            line[f"{name}_perplexity"] = perplexity_of(loss)
+        self._pending.append((time.time(), line, None))
         self.flush(trainer)
 
     def flush(self, trainer: Trainer) -> None:
-        """Write what is pending, to the disk; where that fails, it stays pending."""
+        """Write pending lines to the disk; if that fails, they stay pending."""
         self._steps = 0
         if self._check is not None:
             self._check(trainer)
-        fetch(entry.figures for entry in self._pending if entry.figures is not None)
-        lines = [(entry.when, entry.complete()) for entry in self._pending]
+        StepResult.fetch(result for _, _, result in self._pending if result is not None)
+        lines = [(when, _complete(line, result)) for when, line, result in self._pending]
         text = "".join(f"{json.dumps(line)}\n" for _, line in lines).encode()
         try:
             if self.path is not None:
@@ -134,15 +107,22 @@ class History:
         except DataError as error:
             if self._warn is None:
                 raise
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")
 
     def drop(self, step: int) -> None:
-        """Forget what is pending of later steps than `step`: they are taken back."""
-        self._pending = [entry for entry in self._pending if entry.line["step"] <= step]
+        """Remove pending lines of steps after `step`, which are undone."""
+        self._pending = [entry for entry in self._pending if entry[1]["step"] <= step]
+
+
+def _complete(line: Line, result: StepResult | None) -> Line:
+    if result is None:
+        return line
+    loss, norm = _finite(result.loss), _finite(result.gradient_norm)
+    return {**line, "loss": loss, "grad_norm": norm}
 
 
 def _whole_lines(path: Path | None, length: int) -> int:
-    """Return how long the whole lines are that lie in the first `length` bytes of a file."""
+    """Return the length of the whole lines in the first `length` bytes of a file."""
     if path is None:
         return 0
     with explained(path, "read"):
@@ -152,24 +132,23 @@ def _whole_lines(path: Path | None, length: int) -> int:
 
 
 def _finite(number: float) -> float | None:
-    """Return a number, or None for what JSON does not have."""
     return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A run's history as columns; NaN is where there is no figure.
+    """A run's history as columns, NaN where there is no value.
 
     Parameters
     ----------
     step, epoch
-        `(S,)` integers, from 1: of each step, its number and epoch.
+        `(S,)` integers from 1: number and epoch of each step.
     loss, lr, grad_norm
-        `(S,)`: nats a word, the learning rate, and the norm of all gradients before clipping.
+        `(S,)`: nats per word, learning rate, and gradient norm before clipping.
     epoch_step, epoch_number
-        `(E,)` integers: the last step of each epoch, and its number.
+        `(E,)` integers: last step and number of each epoch.
     losses, perplexities
-        By split, `(E,)`: nats a word, and e to that power.
+        By split, `(E,)`: nats per word, and e to that power.
     """
 
     step: numpy.ndarray
@@ -189,18 +168,18 @@ class Curves:
 
     @property
     def best(self) -> int | None:
-        """Which of the E epochs has the lowest validation loss, or None if none has one."""
+        """The index of the epoch with the lowest validation loss, or None."""
         known = numpy.isfinite(self.val_loss)
         return int(numpy.nanargmin(self.val_loss)) if known.any() else None
 
 
 def read_history(path: Path) -> Curves:
-    """Read a `history.jsonl`, also while it is being written: a half-written last line is left out.
+    """Read a `history.jsonl`, also while it is being written: an incomplete last line is left out.
 
     Raises
     ------
     DataError
-        If the file cannot be read, or a line, which is named, is not what `History` writes.
+        If the file cannot be read, or a line is not one of `History`; it is named.
     """
     lines = read_bytes(path).split(b"\n")
     steps, epochs, names = list[Line](), list[Line](), set[str]()
@@ -233,7 +212,6 @@ def read_history(path: Path) -> Curves:
 
 
 def _check(line: Any) -> None:
-    """Check that a line has a step and an epoch, and otherwise numbers or null."""
     if not isinstance(line, dict):
         raise ValueError("expected an object")
     for name in ("step", "epoch"):

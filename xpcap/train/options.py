@@ -1,24 +1,21 @@
-"""What a run is made of, and how that is written down in its configuration and read back."""
+"""The options of a run, and its configuration, in which they are stored."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy
-
-from xpcap.data.dataset import Dataset, Split
+from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import check_cell
 from xpcap.optim import check_positive, find_rule
+from xpcap.runs.dataset import fingerprint
 from xpcap.train.recovery import OnNaN
 from xpcap.train.saving import Saving
 from xpcap.train.trainer import Schedule
 
-_COMPARED = 100  # images
 _MODEL = {
     "wordvec": "wordvec_dim",
     "hidden": "hidden_dim",
@@ -30,7 +27,7 @@ _MODEL = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is made of, besides its data and its place.
+    """The options of a run.
 
     Parameters
     ----------
@@ -41,26 +38,26 @@ class RunOptions:
     feature_dtype
         `"float32"` or `"float16"`.
     max_train
-        Train on so many captions, drawn at random; None takes all.
+        Number of training captions, drawn at random; None takes all.
     cell, hidden, wordvec, dropout, dtype
         Of the model, see `CaptioningRNN`.
     batch_size
-        Captions a step; None is 128, or all of them where there are fewer.
+        Captions per step; None is 128, or all if there are fewer.
     rule, lr
         The update rule and its learning rate.
     precision
         Of matrix products, see `TrainingStep`.
     schedule, saving, on_nan
-        How long it is trained, when it is saved, and what is done when numbers go wrong.
+        When to stop, when to save, and what to do when training diverges.
     seed
-        Of initial parameters, dropout, order and draws.
+        Of initial parameters, dropout, order and sampling.
     threads
-        CPU threads that share each batch; None is as many as `use_threads` says.
+        CPU threads that share each batch; None is the number of `use_threads`.
 
     Raises
     ------
     ConfigurationError
-        If an option has a value that cannot be used, whatever the data.
+        If an option is invalid for any data set.
     """
 
     features: str = "auto"
@@ -86,21 +83,21 @@ class RunOptions:
         check_cell(self.cell)
         check_rate(self.dropout)
         find_rule(self.rule)
-        check_positive("--lr", self.lr)
-        for name, value in (("--batch-size", self.batch_size), ("--max-train", self.max_train)):
+        check_positive("lr", self.lr)
+        for name, value in (("batch_size", self.batch_size), ("max_train", self.max_train)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:
-    """Return what a run's checkpoints say of it.
+    """Return the configuration of a run.
 
     Parameters
     ----------
     dataset, options
-        What it is trained on, and how; the batch size is known.
+        The data, and the options with a batch size.
     feature_scale
-        What its initial `W_proj` was divided by.
+        Root mean square of the features, see `ScalesFeatures`.
     """
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
@@ -119,13 +116,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
 
 
 def options_of(config: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a run was begun with.
-
-    Raises
-    ------
-    CheckpointError
-        If they are not there: the run was not made by training.
-    """
+    """Return the options of a run, or raise `CheckpointError` if it was not made by training."""
     try:
         training = dict(config["training"])
         del training["feature_scale"]
@@ -136,26 +127,3 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
         return RunOptions(**training, **model)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
-
-
-def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Return, by name, what tells splits from others: captions, and features of some images."""
-    found = {}
-    for name, split in splits.items():
-        rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
-        found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
-        found[f"features of '{name}'"] = _digest([split.features[rows]])
-    return found
-
-
-def fingerprint(splits: Mapping[str, Split]) -> str:
-    """Return a number, in hexadecimal, that tells captions and their images from all others."""
-    both = splits["train"], splits["val"]
-    return _digest(array for split in both for array in (split.captions, split.image_idxs))
-
-
-def _digest(arrays: Iterable[numpy.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(numpy.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""What happens when numbers go wrong: a loss that is not finite, or that explodes.
+"""Recovery from divergence: a loss that is not finite, or explodes.
 
-Losses stay on the device until a number of steps are written down together; then they are looked
-at. Training, a function of its state, is taken back to the last state that was well, and the steps
-up to the one that failed are taken again.
+Losses stay on the device and are checked when several steps are written together. Training depends
+only on its state, so it is restored to the last finite state, and the steps before the one that
+diverged are taken again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import numpy
 
 from xpcap.backend import namespace, to_host
-from xpcap.checkpoint import State
 from xpcap.data.minibatch import Batch, gather
+from xpcap.distributed import Ranks
 from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import explained, new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
-from xpcap.parallel import Ranks
-from xpcap.run_folder import REPORT
-from xpcap.train.trainer import StepFigures, Trainer, WentWrong, fetch, wrong_with
+from xpcap.runs import REPORT
+from xpcap.runs.checkpoint import TrainingState
+from xpcap.train.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
 
 POLICIES = ("stop", "skip", "rollback")
 _NAMED = 5  # captions in a message
@@ -33,15 +33,15 @@ _NAMED = 5  # captions in a message
 
 @dataclass(frozen=True)
 class OnNaN:
-    """What to do.
+    """What to do when training diverges.
 
     Parameters
     ----------
     policy
-        `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last state that was well, at most
-        50 steps ago, and go on at half the learning rate.
+        `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last finite state, at most 50 steps
+        ago, and go on at half the learning rate.
     limit
-        How often the last two, before it stops all the same.
+        Maximum number of recoveries.
 
     Raises
     ------
@@ -55,26 +55,26 @@ class OnNaN:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ConfigurationError(
-                f"'{self.policy}' is unknown; expected {', '.join(POLICIES)} when numbers go wrong"
+                f"policy '{self.policy}' is unknown; expected {', '.join(POLICIES)}"
             )
         if self.limit < 0:
             raise ConfigurationError(f"{self.limit} recoveries cannot be; expected 0 or more")
 
 
 class Recovery:
-    """Watches a trainer's numbers, and mends what went wrong.
+    """Checks a trainer's numbers, and recovers from divergence.
 
     Parameters
     ----------
     on_nan
         What to do.
     folder
-        Where `diverged.json` is written when training stops: the step, its learning rate, its
-        captions' places in the training split, and what was the first to be not finite.
+        Where `diverged.json` is written when training stops: the step, its learning rate, the rows
+        of its captions in the training split, and the first non-finite value.
     warn
-        Told what was done.
+        Called with a line about each recovery.
     ranks
-        The processes that train together: the first of them writes the file.
+        The processes that train together; the first one writes the file.
     """
 
     def __init__(
@@ -84,95 +84,91 @@ class Recovery:
         self.folder = folder
         self._warn = warn
         self._ranks = ranks
-        self._unseen: list[tuple[int, float, StepFigures]] = []
-        self._well: State | None = None
+        self._unchecked: list[StepResult] = []
+        self._finite: TrainingState | None = None
 
     def follow(self, trainer: Trainer) -> None:
-        """Watch all that a trainer does from now on, until `check` is called."""
-        self._well = _copied(trainer)
-        trainer.on("step", self._note)
-        trainer.on("measured", self._look)
-        trainer.on("epoch", self._remember)
+        """Check all steps of a trainer from now on, when `check` is called."""
+        self._finite = _copied(trainer)
+        trainer.on("step", self._note, Priority.CHECK)
+        trainer.on("measured", self._check_results, Priority.CHECK)
+        trainer.on("epoch", self._remember, Priority.CHECK)
 
     def _note(self, trainer: Trainer) -> None:
-        batch, figures = trainer.batch, trainer.step_figures
-        assert batch is not None
-        assert figures is not None
-        self._unseen.append((trainer.step, batch.total / batch.words, figures))
+        assert trainer.result is not None
+        self._unchecked.append(trainer.result)
 
     def check(self, trainer: Trainer) -> None:
-        """Look at the steps since the last look, and remember the state if they are well.
+        """Check the steps since the last check, and remember the state if they are finite.
 
         Raises
         ------
-        WentWrong
-            It names the first that went wrong.
+        StepDiverged
+            It names the first step that diverged.
         """
-        if self._unseen:
-            self._look(trainer)
+        if self._unchecked:
+            self._check_results(trainer)
             self._remember(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
-        """Look at the steps since the last look, and at what they leave."""
-        unseen, self._unseen = self._unseen, []
-        fetch(figures for _, _, figures in unseen)
-        for step, share, figures in unseen:
-            loss, norm = map(float, figures.values)
-            wrong = wrong_with(loss * share, len(trainer.model.word_to_idx))
-            if wrong is not None:
-                raise WentWrong(step, f"the loss {wrong}")
-            if not math.isfinite(norm):
-                raise WentWrong(step, f"the gradients' norm is {norm}")
-        if unseen and not _is_finite(trainer.state()):
-            raise WentWrong(trainer.step, "it leaves parameters or moments that are not finite")
+    def _check_results(self, trainer: Trainer) -> None:
+        results, self._unchecked = self._unchecked, []
+        StepResult.fetch(results)
+        for result in results:
+            reason = divergence(result.loss, len(trainer.model.word_to_idx))
+            if reason is not None:
+                raise StepDiverged(result.step, f"the loss {reason}")
+            if not math.isfinite(result.gradient_norm):
+                norm = result.gradient_norm
+                raise StepDiverged(result.step, f"the gradient norm is {norm}")
+        if results and not _is_finite(trainer.state()):
+            raise StepDiverged(trainer.step, "its update leaves parameters or moments not finite")
 
     def _remember(self, trainer: Trainer) -> None:
-        self._well = _copied(trainer)
+        self._finite = _copied(trainer)
 
-    def recover(self, trainer: Trainer, wrong: WentWrong) -> int:
-        """Take training back to where it was well, so that it can go on, or end it.
+    def recover(self, trainer: Trainer, error: StepDiverged) -> int:
+        """Restore training to a finite state from which it can go on, or end it.
 
         Returns
         -------
         int
-            Up to which step what was done still counts.
+            The step up to which what was done still counts.
 
         Raises
         ------
         DivergedError
-            If it is to stop; `diverged.json` is written then.
+            If training stops; `diverged.json` is then written.
         """
-        assert self._well is not None
-        self._unseen.clear()
-        trainer.restore(self._well)
-        if trainer.step >= wrong.step:  # a validation goes wrong, and no step can be taken again
-            raise DivergedError(f"{wrong}; try a lower --lr")
+        assert self._finite is not None
+        self._unchecked.clear()
+        trainer.restore(self._finite)
+        if trainer.step >= error.step:  # validation diverges, and no step can be taken again
+            raise DivergedError(f"{error}; try a lower learning rate")
         policy, left = self.on_nan.policy, trainer.recoveries < self.on_nan.limit
         if left and policy == "rollback":
             trainer.rate_scale /= 2
             what = f"back to step {trainer.step}, at {trainer.rate_scale:g} of the learning rate"
         else:
-            trainer.replay(wrong.step - 1)
+            trainer.replay(error.step - 1)
             if not (left and policy == "skip" and _is_finite(trainer.state())):
-                raise DivergedError(self._report(trainer, wrong))
-            trainer.step = wrong.step
+                raise DivergedError(self._report(trainer, error))
+            trainer.step = error.step
             what = "skipped"
         trainer.recoveries += 1
-        self._warn(f"warning: {wrong}; {what} ({trainer.recoveries} of {self.on_nan.limit} times)")
+        self._warn(f"warning: {error}; {what} ({trainer.recoveries} of {self.on_nan.limit} times)")
         self._remember(trainer)
         return trainer.step
 
-    def _report(self, trainer: Trainer, wrong: WentWrong) -> str:
-        """Write down what is known of a step that is about to go wrong; return it in a line."""
-        batch, factor = trainer.next_batch()
+    def _report(self, trainer: Trainer, error: StepDiverged) -> str:
+        """Write a diagnosis of the step that is about to diverge; return it in a line."""
+        batch, rate = trainer.next_batch()
         batch = _whole(batch, self._ranks)
-        rate = trainer.optimizer.learning_rate * factor
         with multiplied_in(trainer.training_step.precision):
             first = first_nonfinite(trainer.model, *_arrays(trainer, batch), trainer.step)
         rows = [] if batch.rows is None else to_host(batch.rows).tolist()
         report = {
-            "step": wrong.step,
-            "reason": wrong.reason,
+            "step": error.step,
+            "reason": error.reason,
             "learning_rate": rate,
             "first": first,
             "captions": rows,
@@ -182,18 +178,17 @@ class Recovery:
             if not self._ranks.rank:
                 with new_file(path) as temporary, explained(path, "write"):
                     temporary.write_text(json.dumps(report, indent=2))
-        except DataError as error:
-            self._warn(f"warning: {error}")
+        except DataError as problem:
+            self._warn(f"warning: {problem}")
         named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
-        what = f"first not finite: {first}" if first else "taken again, its numbers are finite"
+        what = f"first not finite: {first}" if first else "taken again, all its numbers are finite"
         return (
-            f"{wrong}; learning rate {rate:.3g}, captions {named} of the training split;"
-            f" {what} ({path}); try a lower --lr, or --on-nan skip or rollback"
+            f"{error}; learning rate {rate:.3g}, captions {named} of the training split;"
+            f" {what} ({path}); try a lower learning rate, or skip such steps or roll them back"
         )
 
 
-def _copied(trainer: Trainer) -> State:
-    """Return a trainer's state, which changes no more."""
+def _copied(trainer: Trainer) -> TrainingState:
     state = trainer.state()
     return replace(
         state,
@@ -206,7 +201,7 @@ def _copied(trainer: Trainer) -> State:
 
 
 def _whole(batch: Batch, ranks: Ranks) -> Batch:
-    """Put a minibatch together from all ranks' shares of it, on the host."""
+    """Return a whole minibatch from the shares of all ranks, on the host."""
     if batch.share is None:
         return batch
     share = (batch.share.places, *map(to_host, (batch.captions, batch.features, batch.rows)))
@@ -215,8 +210,8 @@ def _whole(batch: Batch, ranks: Ranks) -> Batch:
     return Batch(captions, features, rows)
 
 
-def _is_finite(state: State) -> bool:
-    """Whether all numbers of a state are finite; it waits for the device once."""
+def _is_finite(state: TrainingState) -> bool:
+    """Whether all numbers of a state are finite; waits for the device once."""
     arrays = [*state.parameters.values()]
     for by_name in state.memory.values():
         arrays += by_name.values()
@@ -225,8 +220,8 @@ def _is_finite(state: State) -> bool:
 
 
 def _arrays(trainer: Trainer, batch: Batch) -> tuple[Any, Any]:
-    """Return a minibatch's features and captions where the model is."""
-    if batch.features is None:  # they stay on the device, all of them
+    """Return a minibatch's features and captions on the model's device."""
+    if batch.features is None:  # the step is resident
         batch = gather(trainer.batches.split, to_host(batch.rows))  # type: ignore[attr-defined]
     to_device = trainer.model.backend.to_device
     return to_device(batch.features), to_device(batch.captions)

@@ -1,13 +1,13 @@
-"""Training steps on data that lie on the device: nothing comes from the host while an epoch lasts.
+"""Training steps on data that stay on the device: an epoch needs nothing from the host.
 
-The epoch's order and every step's settings are sent at its beginning; a step finds its own
-minibatch, and on a GPU is one CUDA graph. All its captions have the same number of places, padding
-being weighted with 0, because a graph's shapes cannot change.
+The order of an epoch and the settings of its steps are sent at its beginning; each step gathers its
+own minibatch, and on a GPU is one CUDA graph. All captions are padded to one length with weight 0,
+because the shapes of a graph cannot change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -21,7 +21,7 @@ from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
 from xpcap.kernels.updates import loss_and_norm
 from xpcap.layers.recurrence import Packing
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import PackedBatch
 from xpcap.optim import Optimizer
 from xpcap.train.shared import SharedLoss
@@ -29,24 +29,24 @@ from xpcap.train.step import TrainingStep
 
 
 class ResidentStep(TrainingStep):
-    """`TrainingStep`, on minibatches that it gathers from a split that it keeps on the device.
+    """A `TrainingStep` whose epochs use a split that is on the device.
 
-    Dropout, clipping and the rule's settings, other than its learning rate, are those of the first
-    steps; a changed learning rate counts from the next epoch on.
+    Dropout, clipping and the settings of the update rule, other than its learning rate, are those
+    of the first step; a changed learning rate counts from the next epoch on.
 
     Parameters
     ----------
     model, optimizer, clip_norm, precision
         As for `TrainingStep`.
     split
-        The captions and features that are trained on; copied to the device.
+        The captions and features to train on; copied to the device.
     batch_size
         N.
     """
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         optimizer: Optimizer,
         split: Split,
         batch_size: int,
@@ -56,7 +56,7 @@ class ResidentStep(TrainingStep):
         super().__init__(model, optimizer, clip_norm, precision)
         backend, xp = model.backend, self.packed.xp
         N, T = batch_size, split.captions.shape[1] - 1
-        dtype = model.params["W_proj"].dtype
+        dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         self._captions = backend.to_device(split.captions, numpy.int32)
         self._image_idxs = backend.to_device(split.image_idxs, numpy.int32)
         with backend.activate():
@@ -84,27 +84,38 @@ class ResidentStep(TrainingStep):
             self._now.weight,
             backend.to_device(places.reshape(-1)),
         )
-        self.measuring = SharedLoss(model)  # larger batches would move what the graph has recorded
+        self.measuring = SharedLoss(model)  # larger batches would move the memory of the graph
         self._repeated = self._new_repeated()
 
-    def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
-        """Send an epoch's order and its remaining steps' settings to the device."""
+    def epoch(
+        self, batches: Any, number: int, first: int, step: int, factors: Sequence[float]
+    ) -> Iterator[Batch]:
+        """Take the remaining steps of an epoch in the order that `batches` has.
+
+        Parameters
+        ----------
+        batches
+            `EpochBatches` of the split; their features are not used and may be None.
+        number, first, step, factors
+            As for `TrainingStep.epoch`.
+        """
         t = self.optimizer.config["t"] + 1
         table = [self.optimizer.settings(t + k, factor) for k, factor in enumerate(factors)]
-        first = len(self._table) - len(table)
-        to_device = self.model.backend.to_device
-        self._order[...] = to_device(batches.order(epoch), numpy.int32)
         settings = numpy.array(table, self._table.dtype).reshape(-1, self._table.shape[1])
+        to_device = self.model.backend.to_device
+        self._order[...] = to_device(batches.order(number), numpy.int32)
         self._table[first:] = to_device(settings)
         self._position[...] = to_device(numpy.array([first, step]))
+        for batch, factor in zip(batches.epoch(number, first), factors, strict=True):
+            self._take_next(factor)
+            yield batch
 
-    def __call__(self, batch: Batch, step: int, factor: float) -> None:
-        """Take the epoch's next step; batch, number and factor are those of `begin_epoch`."""
+    def _take_next(self, factor: float) -> None:
         with self.model.backend.activate(), multiplied_in(self.precision):
             if self._gather():
                 self._repeated = self._new_repeated()
             self._repeated(self._launch)
-            self.figures = self._totals.copy()  # the next step writes where this one did
+            self.figures = self._totals.copy()  # the next step writes to the same memory
         self.optimizer.count(factor)
 
     def _new_repeated(self) -> Repeated:

@@ -1,4 +1,4 @@
-"""One whole run: open the data, train, and leave a run folder behind; or go on with one."""
+"""A whole run: open the data, train, and leave a run folder; or resume one."""
 
 from __future__ import annotations
 
@@ -7,76 +7,79 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 
 from xpcap import threads
 from xpcap.backend import Backend
-from xpcap.checkpoint import Checkpoint, State, read_checkpoint, written_by
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches
 from xpcap.data.pca import PCA
 from xpcap.data.prefetch import PrefetchedBatches
+from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.files import explained
 from xpcap.kernels.products import check_precision
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
-from xpcap.parallel import Alone, Ranks, check_alike
-from xpcap.run_folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, locked
+from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
+from xpcap.runs.dataset import check_data, fingerprint, fingerprints
+from xpcap.runs.opening import build_model, make_model
 from xpcap.train.history import History
-from xpcap.train.options import (
-    RunOptions,
-    configuration,
-    fingerprint,
-    fingerprints,
-    options_of,
-)
+from xpcap.train.options import RunOptions, configuration, options_of
 from xpcap.train.recovery import Recovery
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saver
-from xpcap.train.showing import check_data
-from xpcap.train.signals import heard
+from xpcap.train.signals import noted_signals
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.tensorboard import EventFile, check_events
-from xpcap.train.trainer import Trainer, WentWrong
+from xpcap.train.trainer import StepDiverged, Trainer
 
 BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000
 
 
-def say_nothing(message: str) -> None:
-    """Take no notice of a warning."""
+@runtime_checkable
+class ScalesFeatures(Protocol):
+    """A model that adapts its initial parameters to the scale of the features."""
+
+    def scale_features(self, scale: float) -> None:
+        """Take features as if they were divided by their root mean square, `scale`."""
+
+
+def ignore_warning(message: str) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
-class Conduct:
-    """How a run is watched while it trains.
+class RunContext:
+    """The surroundings of a run while it trains.
 
     Parameters
     ----------
     tensorboard
-        Where TensorBoard looks: an event file is written to its subfolder of the run's name.
+        Write TensorBoard events to the subfolder of the run's name here; None writes none.
     watch
         Called with the trainer before the first step, to add callbacks.
     warn
-        Told of what does not end training.
+        Called with problems that do not end training.
     ranks
-        The processes that train together; None is this one alone.
+        The processes that train together.
     """
 
     tensorboard: Path | None = None
     watch: Callable[[Trainer], None] | None = None
-    warn: Callable[[str], None] = say_nothing
+    warn: Callable[[str], None] = ignore_warning
     ranks: Ranks = field(default_factory=Alone)
 
 
 def train_run(
-    data: Path, out: Path, options: RunOptions, backend: Backend, conduct: Conduct | None = None
+    data: Path, out: Path, options: RunOptions, backend: Backend, context: RunContext | None = None
 ) -> tuple[Trainer, Dataset]:
     """Train a captioner and write its run folder.
 
@@ -89,29 +92,29 @@ def train_run(
     options
         What to train.
     backend
-        Where.
-    conduct
-        How it is watched.
+        The device.
+    context
+        Callbacks, and the processes that train together.
 
     Returns
     -------
     trainer, dataset
-        After the last epoch; the model has the best epoch's parameters.
+        The model has the parameters of the best epoch.
 
     Raises
     ------
     XpcapError
-        One line that names what is wrong. A mistake leaves no folder; of a run that has begun, the
-        last checkpoint is there.
+        If options or data are invalid, which leaves no folder, or training fails; the last
+        checkpoint is then there.
     Stopped
-        If SIGINT or SIGTERM came; the run can be resumed.
+        On SIGINT or SIGTERM; the run can be resumed.
     """
-    conduct = conduct or Conduct()
+    context = context or RunContext()
     check_precision(options.precision, backend.device is not None, options.dtype)
-    ranks = conduct.ranks
+    ranks = context.ranks
     if not ranks.rank:
         check_new_run(out)
-    events = _events(conduct, out)
+    events = _events(context, out)
     dataset = _open(data, options, ranks)
     train = dataset.splits["train"]
     options = replace(
@@ -121,21 +124,21 @@ def train_run(
     )
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
     try:
-        model = CaptioningRNN(dataset.vocabulary.word_to_idx, **config["model"], backend=backend)
+        model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
         raise ConfigurationError(
             f"a model with {config['model']} cannot be made: {error}"
         ) from error
-    with backend.activate():
-        model.params["W_proj"] /= config["training"]["feature_scale"]
-    _check_alike(conduct, config, dataset)
+    if isinstance(model, ScalesFeatures):
+        model.scale_features(config["training"]["feature_scale"])
+    _check_alike(context, config, dataset)
     trainer = _trainer(model, dataset, options, ranks)
-    begun = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
+    initial = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
-        create_run(out, {LAST: begun}, PCA.read(data / layout.PCA) if reduced else None)
+        create_run(out, {LAST: initial}, PCA.read(data / layout.PCA) if reduced else None)
     with _locked(out, ranks):
-        _train(out, trainer, begun, options, conduct, events)
+        _train(out, trainer, initial, options, context, events)
     return trainer, dataset
 
 
@@ -144,27 +147,27 @@ def resume_run(
     backend: Backend,
     change: Callable[[RunOptions], RunOptions] | None = None,
     data: Path | None = None,
-    conduct: Conduct | None = None,
+    context: RunContext | None = None,
 ) -> tuple[Trainer, Dataset]:
-    """Go on with a run from its last checkpoint as if it had never stopped.
+    """Resume a run from its last checkpoint.
 
-    On the device and with the versions that it was begun with, every number is the same as then;
-    elsewhere within rounding. The number of threads is that of the run, unless `use_threads` has
+    On the same device and with the same versions, every number is that of an uninterrupted run;
+    otherwise within rounding. The number of threads is that of the run, unless `use_threads` has
     set another one.
 
     Parameters
     ----------
     folder
-        The run.
+        The run folder.
     backend
-        Where to go on.
+        The device.
     change
-        Told the options that the run had, returns those it shall have: `schedule.epochs`,
-        `schedule.patience`, `lazy`, `saving` and `on_nan` may be others. None leaves them all.
+        Called with the options of the run, returns new ones, which may differ in `schedule.epochs`,
+        `schedule.patience`, `lazy`, `saving` and `on_nan`. None leaves them all.
     data
         The data folder, if it has moved.
-    conduct
-        How it is watched.
+    context
+        As for `train_run`.
 
     Returns
     -------
@@ -174,16 +177,16 @@ def resume_run(
     Raises
     ------
     XpcapError, Stopped
-        As `train_run`; and if the folder holds no run that can be gone on with, another process is
-        at work on it, or the data are others.
+        As `train_run`; and if the folder holds no run that can be resumed, another process trains
+        there, or the data are not those of the run.
     """
-    conduct, path = conduct or Conduct(), folder / LAST
+    context, path = context or RunContext(), folder / LAST
     with explained(folder, "read"):
         if not path.exists():
             raise CheckpointError(
-                f"{folder} has no {LAST} to go on from; expected a run made by xpcap train"
+                f"{folder} has no {LAST} to resume from; expected a run made by xpcap train"
             )
-    ranks = conduct.ranks
+    ranks = context.ranks
     with _locked(folder, ranks):
         last = read_checkpoint(path)
         try:
@@ -194,73 +197,68 @@ def resume_run(
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
         check_precision(options.precision, backend.device is not None, options.dtype)
-        run = open_run(path, backend)
+        model = build_model(path, last).to(backend)
+        run = Run(folder, last.config, last.vocabulary, model)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
         check_data(run, dataset)
         if fingerprint(dataset.splits) != run.config["data"].get("captions"):
-            raise DataError(f"{dataset.folder} has other captions than {folder} was begun with")
+            raise DataError(f"{dataset.folder} has other captions than {folder} was trained with")
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
-        _check_alike(conduct, {**config, "progress": asdict(last.state.progress)}, dataset)
+        _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = _trainer(run.model, dataset, options, ranks)
         _restore(folder, trainer, last.state, options.rule)
-        begun = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
-        events = _events(conduct, folder, resumed=True)
-        _train(folder, trainer, begun, options, conduct, events)
+        initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
+        events = _events(context, folder, resumed=True)
+        _train(folder, trainer, initial, options, context, events)
     return trainer, dataset
 
 
-def _restore(folder: Path, trainer: Trainer, last: State, rule: str) -> None:
-    """Let a trainer go on from the last checkpoint, and know the best epoch so far.
+def _restore(folder: Path, trainer: Trainer, last: TrainingState, rule: str) -> None:
+    """Restore the last checkpoint, and the best epoch.
 
-    That may be one which the last checkpoint does not know of yet: it was written before it, and
-    the steps since then, when they are taken again, are the same.
+    The best checkpoint may be newer than the last one, since it is written first; the steps between
+    them are taken again with the same results.
     """
-    forgotten = set(find_rule(rule).memory) - last.memory.keys()
+    missing = set(find_rule(rule).memory) - last.memory.keys()
     if last.optimizer.keys() != trainer.optimizer.numbers.keys() or (
-        last.optimizer["t"] and forgotten
+        last.optimizer["t"] and missing
     ):
         raise CheckpointError(
-            f"{folder / LAST} does not have all that {rule} remembers; expected a checkpoint to go"
-            f" on from, which {BEST} is not"
+            f"{folder / LAST} lacks optimizer state of {rule}; expected a checkpoint to resume"
+            f" from, which {BEST} is not"
         )
     trainer.restore(last)
-    best = read_checkpoint(folder / BEST).state if (folder / BEST).exists() else State({})
+    best = read_checkpoint(folder / BEST).state if (folder / BEST).exists() else TrainingState({})
     if best.progress.best_epoch < last.progress.best_epoch:
         raise CheckpointError(
-            f"{folder / BEST} is not of epoch {last.progress.best_epoch}, the best so far as"
-            f" {folder / LAST} says"
+            f"{folder / BEST} is not of epoch {last.progress.best_epoch}, the best one according to"
+            f" {folder / LAST}"
         )
     if best.parameters:
-        trainer.remember_best(best)
+        trainer.restore_best(best)
 
 
 def _locked(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
-    """Let no others train in a run's folder; of several ranks the first one sees to it."""
+    """Lock a run folder; of several ranks, the first one does."""
     return nullcontext() if ranks.rank else locked(folder)
 
 
-def _events(conduct: Conduct, folder: Path, resumed: bool = False) -> Path | None:
-    """Return where TensorBoard's events go, if anywhere, after a look whether they can."""
-    if conduct.tensorboard is None or conduct.ranks.rank:
+def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | None:
+    """Return the folder for TensorBoard's events, if any, after checking it."""
+    if context.tensorboard is None or context.ranks.rank:
         return None
-    events = conduct.tensorboard / folder.resolve().name
+    events = context.tensorboard / folder.resolve().name
     check_events(events, resumed)
     return events
 
 
-def _check_alike(conduct: Conduct, config: Mapping[str, Any], dataset: Dataset) -> None:
-    """Check that all ranks go about the same run in the same way, with the same data and versions.
-
-    Raises
-    ------
-    ConfigurationError
-        It says what differs.
-    """
-    if conduct.ranks.size > 1:
+def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Dataset) -> None:
+    """Check that all ranks have the same options, data and versions."""
+    if context.ranks.size > 1:
         found = {**_flat(config), **written_by(""), **fingerprints(dataset.splits)}
         del found["data.folder"], found["training.threads"]  # may differ between machines
-        check_alike(conduct.ranks, found)
+        check_alike(context.ranks, found)
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -281,11 +279,11 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
         max_train=options.max_train,
         rng=numpy.random.default_rng(options.seed),
     )
-    dataset.references("val")  # a damaged file shall not be found after hours of training
+    dataset.references("val")  # find a damaged file now, not after hours of training
     return dataset
 
 
-def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
+def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
@@ -301,28 +299,28 @@ def _trainer(model: CaptioningRNN, dataset: Dataset, options: RunOptions, ranks:
 def _train(
     folder: Path,
     trainer: Trainer,
-    begun: Checkpoint,
+    initial: Checkpoint,
     options: RunOptions,
-    conduct: Conduct,
+    context: RunContext,
     events: Path | None,
 ) -> None:
-    """Train to the end, in a folder that holds a run; the model has the best parameters then."""
-    ranks = conduct.ranks
-    with heard() as signal:
-        recovery = Recovery(options.on_nan, folder, conduct.warn, ranks)
+    """Train to the end in a folder that holds a run; the model gets the best parameters."""
+    ranks = context.ranks
+    with noted_signals() as received:
+        recovery = Recovery(options.on_nan, folder, context.warn, ranks)
         history = History(
             None if ranks.rank else folder / HISTORY,
-            begun.state.progress.history,
+            initial.state.progress.history,
             also=None if events is None else EventFile(events, trainer.step).write,
-            warn=conduct.warn,
+            warn=context.warn,
             check=recovery.check,
         )
         recovery.follow(trainer)
         history.follow(trainer)
-        saver = Saver(folder, begun, history, options.saving, signal, conduct.warn, ranks)
+        saver = Saver(folder, initial, history, options.saving, received, context.warn, ranks)
         saver.follow(trainer)
-        if conduct.watch is not None:
-            conduct.watch(trainer)
+        if context.watch is not None:
+            context.watch(trainer)
         try:
             with (
                 trainer.model.backend.activate(),
@@ -337,30 +335,30 @@ def _train(
 
 
 def _run(trainer: Trainer, recovery: Recovery, history: History) -> None:
-    """Train to the end; where numbers go wrong and can be mended, go on."""
+    """Train to the end, recovering from divergence if that is allowed."""
     while True:
         try:
             trainer.run()
             return
-        except WentWrong as wrong:
+        except StepDiverged as error:
             try:
-                history.drop(recovery.recover(trainer, wrong))
+                history.drop(recovery.recover(trainer, error))
             except DivergedError:
-                history.drop(wrong.step)
+                history.drop(error.step)
                 raise
 
 
 def _place(
     split: Split,
-    model: CaptioningRNN,
+    model: CaptionModel,
     optimizer: Optimizer,
     options: RunOptions,
     size: int,
     ranks: Ranks,
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Decide where the training data lie: on a GPU whole, if its memory is twice as much.
+    """Place the training data: on a GPU if they take half its free memory, else on the host.
 
-    Of several ranks each has its share of every batch only, which comes from the host.
+    Of several ranks, each gets its share of every batch from the host.
     """
     backend, clip_norm = model.backend, options.schedule.clip_norm
     seed = options.seed
@@ -375,23 +373,19 @@ def _place(
 
 
 def _some_of(split: Split) -> Split:
-    """Take evenly spaced captions, as many as are worth measuring after each epoch."""
+    """Take evenly spaced captions, to be measured after each epoch."""
     count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
     rows = numpy.linspace(0, len(split) - 1, count).astype(int)
     return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)
 
 
 def _feature_scale(split: Split) -> float:
-    """Return the root mean square of a split's features, or 1 if they are all zero.
-
-    The initial `W_proj`, N(0, 1) / sqrt(D), gives h0 unit variance if features have mean square 1.
-    Whatever their unit is, dividing it by their scale does that too.
-    """
+    """Return the root mean square of a split's features, or 1 if they are all zero."""
     features = split.features[split.image_idxs].astype(numpy.float64)
     return float(numpy.sqrt((features**2).mean())) or 1.0
 
 
 def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:
-    """Make batches; of features that lie in a file, a thread reads them ahead."""
+    """Make batches; a thread prefetches features that are in a file."""
     kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
     return kind(split, size, seed, rank=ranks.rank, ranks=ranks.size)

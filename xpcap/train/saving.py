@@ -1,34 +1,33 @@
-"""When a run writes checkpoints, and that it stops where it can be resumed."""
+"""When a run writes checkpoints, and stopping it where it can be resumed."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xpcap.checkpoint import Checkpoint, State, write_checkpoint
+from xpcap.distributed import Ranks
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import explained, new_file
-from xpcap.parallel import Ranks
-from xpcap.run_folder import BEST, EARLIER, LAST
+from xpcap.runs import BEST, EARLIER, LAST
+from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
 from xpcap.train.history import History
-from xpcap.train.signals import Heard
-from xpcap.train.trainer import Trainer
+from xpcap.train.signals import Received
+from xpcap.train.trainer import Priority, Trainer
 
 
 @dataclass(frozen=True)
 class Saving:
-    """How often a run is saved, besides after each epoch.
+    """How often a run is saved, in addition to each epoch.
 
     Parameters
     ----------
     steps, minutes
-        After so many; None is never.
+        Save every N steps or minutes; None is never.
     keep
-        How many checkpoints are kept beside the last and the best, as `step-NUMBER.safetensors`.
+        Number of earlier checkpoints to keep, as `step-NUMBER.safetensors`.
 
     Raises
     ------
@@ -51,29 +50,28 @@ class Saving:
 
 
 class Saver:
-    """Writes a trainer's checkpoints, and stops it when a signal was heard.
+    """Writes a trainer's checkpoints, and stops it when a signal was received.
 
-    A checkpoint that cannot be written, as where the disk is full, leaves the one before whole;
-    training goes on, and the next one is tried. The best epoch's is written before the last one: so
-    whatever moment a process is killed at, the last one never knows of a better epoch than is
-    there.
+    If a checkpoint cannot be written, as on a full disk, the one before stays, and training
+    continues. The best epoch's checkpoint is written before the last one, so that at any moment a
+    process may be killed, the last checkpoint refers to a best epoch that is there.
 
     Parameters
     ----------
     folder
-        The run.
+        The run folder.
     checkpoint
-        With the run's configuration and vocabulary; each one has them.
+        Configuration and vocabulary for all checkpoints.
     history
-        Written to the end before each checkpoint.
+        Flushed before each checkpoint.
     saving
         How often.
-    heard
+    received
         The signal, if one came.
     warn
-        Told what could not be written.
+        Write-error callback.
     ranks
-        The processes that train together: the first of them writes, all stop at the same step.
+        The processes that train together: the first one writes, all stop at the same step.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class Saver:
         checkpoint: Checkpoint,
         history: History,
         saving: Saving,
-        heard: Heard,
+        received: Received,
         warn: Callable[[str], None],
         ranks: Ranks,
     ) -> None:
@@ -90,20 +88,20 @@ class Saver:
         self.saving = saving
         self._checkpoint = checkpoint
         self._history = history
-        self._heard = heard
+        self._received = received
         self._warn = warn
         self._ranks = ranks
         self._time = time.monotonic()
         self._failed = False
-        self._best: State | None = None  # of the best epoch, until it is written
+        self._best: TrainingState | None = None  # of the best epoch, until it is written
 
     def follow(self, trainer: Trainer) -> None:
-        """Save whatever a trainer does from now on."""
-        trainer.on("step", self._step)
-        trainer.on("measured", self._stop_if_asked)
-        trainer.on("epoch", self._epoch)
-        trainer.on("end", self._end)
-        if trainer.step:  # the process before may have been killed before it did this
+        """Save a trainer's state from now on."""
+        trainer.on("step", self._step, Priority.SAVE)
+        trainer.on("measured", self._stop_if_asked, Priority.SAVE)
+        trainer.on("epoch", self._epoch, Priority.SAVE)
+        trainer.on("end", self._end, Priority.SAVE)
+        if trainer.step:  # a process that was killed may not have come to this
             self._keep(trainer.step)
 
     def _step(self, trainer: Trainer) -> None:
@@ -122,36 +120,30 @@ class Saver:
         self._stop_if_asked(trainer, saved)
 
     def _stop_if_asked(self, trainer: Trainer, saved: bool = False) -> None:
-        if not self._ranks.any(self._heard.signal is not None):
+        if not self._ranks.any(self._received.signal is not None):
             return
         if saved or self.save(trainer):
-            what, where = "", f"step {trainer.step}"
+            what = "the run can be resumed"
         else:
-            what, where = ", which could not be saved", "the checkpoint before"
-        signals = self._ranks.gather(self._heard.signal)
-        raise Stopped(
-            f"stopped after step {trainer.step}{what}; {self._resuming} goes on from {where}",
-            next(number for number in signals if number is not None),
-        )
+            what = "it could not be saved; the run can be resumed from the checkpoint before"
+        signals = self._ranks.gather(self._received.signal)
+        number = next(number for number in signals if number is not None)
+        raise Stopped(f"stopped after step {trainer.step}; {what}", number)
 
     def _end(self, trainer: Trainer) -> None:
         if self._failed and not self.save(trainer):
             raise DataError(
-                f"the end of training could not be saved; {self._resuming} goes on from the"
+                "the end of training could not be saved; the run can be resumed from the"
                 " checkpoint before"
             )
         self._stop_if_asked(trainer, saved=True)
 
-    @property
-    def _resuming(self) -> str:
-        return shlex.join(["xpcap", "train", "--resume", str(self.folder)])
-
     def save(self, trainer: Trainer) -> bool:
-        """Write the last checkpoint; return whether that was possible."""
+        """Write the last checkpoint; return whether that succeeded."""
         self._time = time.monotonic()
         self._history.flush(trainer)
-        state = trainer.state()  # all ranks have to ask for it, though only one writes
-        self._failed = self._ranks.any(not (self._write_best() and self._write(LAST, state)))
+        written = self._write_best() and self._write(LAST, trainer.state())
+        self._failed = self._ranks.any(not written)
         if self._failed:
             return False
         self._keep(trainer.step)
@@ -162,7 +154,7 @@ class Saver:
             self._best = None
         return self._best is None
 
-    def _write(self, name: str, state: State) -> bool:
+    def _write(self, name: str, state: TrainingState) -> bool:
         if self._ranks.rank:
             return True
         progress = replace(state.progress, history=self._history.length)
@@ -170,12 +162,12 @@ class Saver:
         try:
             write_checkpoint(self.folder / name, replace(self._checkpoint, state=state))
         except DataError as error:
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")
             return False
         return True
 
     def _keep(self, step: int) -> None:
-        """Give the last checkpoint a second name that stays, and take it from the oldest."""
+        """Keep the last checkpoint under a second name, and remove the oldest kept one."""
         if self._ranks.rank or not self.saving.keep:
             return
         path = self.folder / EARLIER.replace("*", f"{step:08d}")
@@ -186,4 +178,4 @@ class Saver:
                 for old in sorted(self.folder.glob(EARLIER))[: -self.saving.keep]:
                     old.unlink()
         except DataError as error:
-            self._warn(f"warning: {error}; training goes on")
+            self._warn(f"warning: {error}; training continues")

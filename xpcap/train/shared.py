@@ -1,7 +1,7 @@
-"""Loss and gradients of a batch whose captions are shared among the CPU's threads.
+"""Loss and gradients of a batch that is shared among the CPU's threads.
 
-Each thread has memory and gradients of its own; at the end the gradients are summed. So results
-depend on the number of threads, within rounding, but not on anything else.
+Each thread has its own memory and gradients; at the end the gradients are summed. Results depend on
+the number of threads within rounding.
 """
 
 from __future__ import annotations
@@ -13,20 +13,14 @@ import numpy
 from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
 from xpcap.data.minibatch import Batch, Share, count_words, deal
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 
 
 class SharedLoss(Objective):
-    """A captioner's loss and gradients, computed by all threads together.
+    """An `Objective` that all threads compute together."""
 
-    Parameters
-    ----------
-    model
-        As for `Objective`.
-    """
-
-    def __init__(self, model: CaptioningRNN) -> None:
+    def __init__(self, model: CaptionModel) -> None:
         super().__init__(model)
         self._others: list[Objective] = []
         self._gradients: list[dict[str, Array]] = []
@@ -39,7 +33,7 @@ class SharedLoss(Objective):
         gradients: dict[str, Array],
         share: Share | None = None,
     ) -> Array:
-        """Compute what `Objective.loss` computes."""
+        """As `Objective.loss`."""
         batches = self._deal(Batch(captions, features, share=share))
         several = [gradients, *self._memory(len(batches) - 1, gradients)]
         tasks = [
@@ -51,7 +45,7 @@ class SharedLoss(Objective):
         return sum(others, start=loss)
 
     def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
-        """Compute what `Objective.evaluate` computes."""
+        """As `Objective.evaluate`."""
         batches = self._deal(Batch(captions, features, share=share))
         tasks = [
             partial(Objective.evaluate, part, batch.features, batch.captions, batch.share)
@@ -75,7 +69,7 @@ class SharedLoss(Objective):
         ]
 
     def _memory(self, count: int, like: dict[str, Array]) -> list[dict[str, Array]]:
-        """Return memory for `count` more gradients, kept from call to call."""
+        """Return memory for `count` more gradients, reused from call to call."""
         known = self._gradients[:1]
         if known and any(known[0][name].dtype != like[name].dtype for name in like):
             self._gradients.clear()
@@ -86,7 +80,7 @@ class SharedLoss(Objective):
 
 
 def _add(several: list[dict[str, Array]]) -> None:
-    """Add all gradients to the first; each thread does so for a part of every array."""
+    """Add all gradients to the first; each thread adds a part of every array."""
     total, *others = ({name: g.reshape(-1) for name, g in each.items()} for each in several)
 
     def add(thread: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, heard at the end of a step."""
+"""SIGINT and SIGTERM while training: the first one is noted, and ends training after a step."""
 
 from __future__ import annotations
 
@@ -8,52 +8,42 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-
-from xpcap.errors import Stopped
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
-class Heard:
-    """The last signal that came, or None."""
+class Received:
+    """The signal that came, or None."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[Heard]:
-    """Let the first SIGINT or SIGTERM inside the block be noted only; the second ends it at once.
+def noted_signals() -> Iterator[Received]:
+    """Note the first SIGINT or SIGTERM inside the block; handle a second one as outside of it.
 
-    Outside the main thread, where Python hears no signals, nothing is changed.
-
-    Raises
-    ------
-    Stopped
-        At the second.
+    Where that is no function of Python's, the second one raises `KeyboardInterrupt`. Signals that
+    are ignored stay so. Outside the main thread, which alone can handle signals, nothing changes.
     """
-    note = Heard()
+    received = Received()
     if threading.current_thread() is not threading.main_thread():
-        yield note
+        yield received
         return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        again = note.signal is not None
-        note.signal = number
-        if again:
-            raise KeyboardInterrupt  # which nothing on the way takes for an error of its own
+    def handle(number: int, frame: FrameType | None) -> None:
+        first, received.signal = received.signal is None, number
+        if not first:
+            outside = before[number]
+            (outside if callable(outside) else signal.default_int_handler)(number, frame)
 
-    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    handled = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, handle)
     try:
-        yield note
-    except KeyboardInterrupt as error:
-        if note.signal is None:
-            raise
-        raise Stopped(
-            "stopped at once; --resume goes on from the last checkpoint",
-            note.signal,
-            at_once=True,
-        ) from error
+        yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in handled:
+            signal.signal(number, before[number])

@@ -14,7 +14,7 @@ from xpcap.train.trainer import Schedule, Trainer
 
 
 class _Sampled:
-    """Random minibatches of a `load_coco_data` dictionary, as many an epoch as fit in it."""
+    """Random minibatches of a `load_coco_data` dictionary, N_train // N per epoch."""
 
     def __init__(self, data: Mapping[str, Any], batch_size: int) -> None:
         self.data = data
@@ -41,13 +41,13 @@ class CaptioningSolver:
     update_rule
         `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
     optim_config
-        The rule's settings, `learning_rate` among them.
+        Its settings, such as `learning_rate`.
     lr_decay
-        What every learning rate is multiplied by after each epoch.
+        Learning-rate decay factor per epoch.
     batch_size, num_epochs
-        N; and how many times `max(N_train // batch_size, 1)` iterations are made.
+        N, and the number of epochs of `max(N_train // batch_size, 1)` iterations.
     print_every
-        Print the loss at every so many iterations.
+        Print the loss every this many iterations.
     verbose
         Print at all.
     updater_config
@@ -56,11 +56,11 @@ class CaptioningSolver:
     Attributes
     ----------
     loss_history
-        A loss per iteration, in nats a caption.
+        The loss of each iteration, in nats per caption.
     optim_configs
-        By parameter, what the rule remembers.
+        Settings and optimizer state by parameter.
     epoch
-        How many are done.
+        The number of completed epochs.
 
     Raises
     ------
@@ -103,12 +103,12 @@ class CaptioningSolver:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """The number of completed epochs."""
         return self._trainer.epoch
 
     @property
     def optim_configs(self) -> dict[str, dict[str, Any]]:
-        """What the update rule remembers of each parameter."""
+        """Settings and optimizer state of each parameter."""
         config = self._trainer.optimizer.config
         _, memory = self._trainer.training_step.state()
         return {
@@ -117,7 +117,7 @@ class CaptioningSolver:
         }
 
     def train(self) -> None:
-        """Train for `num_epochs` epochs; called again, for as many more."""
+        """Train for `num_epochs` more epochs."""
         schedule = self._trainer.schedule
         epochs = self._trainer.epoch + self._num_epochs
         self._trainer.schedule = dataclasses.replace(schedule, epochs=epochs)

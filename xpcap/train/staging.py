@@ -1,7 +1,7 @@
-"""Features that do not fit on a GPU: the next batch's are copied while this one is computed with.
+"""Features that do not fit on a GPU: those of the next batch are copied during a step.
 
-Two buffers take turns, each of pinned memory on the host and as much on the device. A copy runs on
-a stream of its own; events keep it from overwriting what is still read.
+Two buffers take turns, each of pinned host memory and device memory of the same size. Copies run on
+their own stream; events keep them from overwriting data in use.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from xpcap.data.minibatch import Batch, EpochBatches
 
 
 class StagedBatches:
-    """`EpochBatches` whose features are on a GPU when their batch is handed out.
+    """`EpochBatches` with features on a GPU.
 
     Parameters
     ----------
     batches
-        Whose features are on the host.
+        With features on the host.
     backend
         A GPU.
     """
@@ -39,7 +39,7 @@ class StagedBatches:
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield batches as `EpochBatches` does; the copy of the next has begun by then."""
+        """Yield batches as `EpochBatches` does, after starting the copy of the next."""
         waiting: tuple[Batch, _Buffer] | None = None
         for k, batch in enumerate(self._batches.epoch(number, first)):
             buffer = self._buffers[k % 2]
@@ -65,7 +65,7 @@ class _Buffer:
         self._rows = 0
 
     def send(self, features: numpy.ndarray) -> None:
-        """Begin to copy features to the device, after all that was launched so far."""
+        """Start to copy features to the device, after all work launched so far."""
         self._sent.synchronize()  # of two batches ago: the pinned memory is free again
         self._rows = len(features)
         self._host[: self._rows] = features
@@ -76,6 +76,6 @@ class _Buffer:
         self._sent.record(self._stream)
 
     def receive(self) -> Array:
-        """Return the features; what is launched from here on waits for their copy."""
+        """Return the features; later launches wait for their copy."""
         self._cuda.get_current_stream().wait_event(self._sent)
         return self._device[: self._rows]

@@ -1,67 +1,72 @@
 """One training step: loss and gradients, clipping, update, all in memory that stays where it is.
 
-Of several ranks, each computes gradients of its share of a batch; of their sum it gets a part, with
-which it updates that part of the parameters. So each remembers the moments of that part only, as in
-ZeRO's first stage (Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
-parameter models", 2020).
+Of several ranks, each computes the gradient of its share of a batch, and one all-reduce sums them.
+All ranks then apply the same update to all parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy
 
 from xpcap.backend import Array
 from xpcap.data.minibatch import Batch
+from xpcap.distributed import Alone, Ranks
 from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import clip_scale, square_sum
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer
-from xpcap.parallel import Alone, Ranks, part_of
 from xpcap.train.flat import FlatLayout
-from xpcap.train.replicas import InCommon, Separate, replicate
 from xpcap.train.shared import SharedLoss
 from xpcap.workspace import row_multiple
 
 
+class Batches(Protocol):
+    """A source of minibatches: `len` of them per epoch."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, first: int = 0, /) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
+
+
 class TrainingStep:
-    """Updates a captioner's parameters, a batch at a time.
+    """Updates a captioner's parameters, one batch at a time.
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
-    that were put there meanwhile are taken over. On a GPU the rows of matrices are padded to
-    multiples of 8 elements. Several ranks may have this array in common: they
-    change a parameter between two steps by putting a new array there, the same and all of them.
+    that replace them are copied into it. On a GPU the rows of matrices are padded to multiples of 8
+    elements.
 
     Parameters
     ----------
     model
-        What is trained.
+        The model to train.
     optimizer
         The update rule.
     clip_norm
-        The largest joint norm of all gradients, or None.
+        The largest global norm of the gradient, or None.
     precision
-        `"float32"`, or on a GPU `"tf32"` or `"bf16"`: how the factors of matrix products are
-        rounded. Parameters, moments, states and all sums are float32.
+        `"float32"`, or on a GPU `"tf32"` or `"bf16"`: rounding of the factors of matrix products.
+        Parameters, moments, states and all sums are float32.
     ranks
-        The processes over which each batch is shared out; None is this one alone.
+        The processes that share each batch; None is this one alone.
 
     Attributes
     ----------
     gradients
-        Of the last step, by parameter, before clipping; of several ranks, none has all of them.
+        Of the last step, by parameter, before clipping.
     packed, measuring
-        What computes losses with gradients, and what may be used to measure a loss.
+        Compute losses with gradients; and losses of validation data.
     figures
-        Of the last step, `(2,)` on the device: its loss in nats per caption, and the joint norm of
-        all gradients before clipping. Every step makes a new array.
+        Of the last step, `(2,)` on the device: loss in nats per caption, and global norm of the
+        gradient before clipping. Every step makes a new array.
     """
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         optimizer: Optimizer,
         clip_norm: float | None = None,
         precision: str = "float32",
@@ -78,28 +83,34 @@ class TrainingStep:
         self.gradients: dict[str, Array] = {}
         self.packed = self.measuring = SharedLoss(model)
         shapes = {name: value.shape for name, value in model.params.items()}
-        self._layout = FlatLayout(shapes, self.ranks.size, row_multiple(model.backend.xp))
-        self._own = part_of(self.ranks, self._layout.size)
-        self._replica: Separate | InCommon
+        self._layout = FlatLayout(shapes, row_multiple(model.backend.xp))
         self._parameters: Array = None
         self._gradients: Array = None
         self._views: dict[str, Array] = {}
 
-    def begin_epoch(self, batches: Any, epoch: int, step: int, factors: Sequence[float]) -> None:
-        """Called before each epoch; here all that a step needs comes with its batch.
+    def epoch(
+        self, batches: Any, number: int, first: int, step: int, factors: Sequence[float]
+    ) -> Iterator[Batch]:
+        """Take the remaining steps of an epoch; yield each batch after its step.
 
         Parameters
         ----------
         batches
-            Where the epoch's batches come from.
-        epoch, step
-            Which epoch it is, and the number of its first step.
+            `Batches`.
+        number, first
+            The epoch, counted from 0, and its first remaining batch.
+        step
+            The number of the first step.
         factors
-            What the schedule multiplies the learning rate by, step by step.
+            Schedule factors of the learning rate, one per remaining step.
         """
+        for batch, factor in zip(batches.epoch(number, first), factors, strict=True):
+            self(batch, step, factor)
+            step += 1
+            yield batch
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
-        """Take a step.
+        """Take one step.
 
         Parameters
         ----------
@@ -108,28 +119,37 @@ class TrainingStep:
         step
             Its number, which chooses the dropout masks.
         factor
-            What the schedule multiplies the learning rate by.
+            Schedule factor of the learning rate.
         """
+        xp = self.packed.xp
         with self.model.backend.activate():
-            self._take(batch, step, factor)
+            self._gather()
+            loss = self._loss(batch, step)
+            self.ranks.sum(self._gradients)
+            self.figures = self._loss_and_norm(loss)
+            scale: Any = 1.0
+            if self.clip_norm is not None:
+                scale = clip_scale(xp, self.figures[1], self.clip_norm)
+            self.optimizer.update(xp, self._parameters, self._gradients, factor, scale)
 
-    def _take(self, batch: Batch, step: int, factor: float) -> None:
-        self._gather()
-        if len(batch.captions):
-            features = self.model.backend.to_device(batch.features)
-            with multiplied_in(self.precision):
-                loss = self.packed.loss(features, batch.captions, step, self.gradients, batch.share)
-        else:  # a small batch, of which others have all
-            loss = self.packed.xp.zeros((), dtype=self._gradients.dtype)
+    def _loss(self, batch: Batch, step: int) -> Array:
+        if not len(batch.captions):  # the batch has fewer captions than there are ranks
             self._gradients[...] = 0
-        self._replica.sum_gradients()
-        self.figures = self.totals(loss)
-        scale: Any = 1.0
-        if self.clip_norm is not None:
-            scale = clip_scale(self.packed.xp, self.figures[1], self.clip_norm)
-        parameters, gradients = self._parameters[self._own], self._gradients[self._own]
-        self.optimizer.update(self.packed.xp, parameters, gradients, factor, scale)
-        self._replica.tell_parameters()
+            return 0
+        features = self.model.backend.to_device(batch.features)
+        with multiplied_in(self.precision):
+            return self.packed.loss(features, batch.captions, step, self.gradients, batch.share)
+
+    def _loss_and_norm(self, loss: Array) -> Array:
+        """Return the loss, summed over all ranks, and the norm of the summed gradient, `(2,)`."""
+        xp = self.packed.xp
+        totals = xp.empty(2, dtype=self._gradients.dtype)
+        totals[:1] = loss
+        self.ranks.sum(totals[:1])
+        norm = totals[1:]
+        square_sum(xp, self._gradients, norm)
+        xp.sqrt(norm, out=norm)  # CuPy would copy another view of the same memory first
+        return totals
 
     @property
     def loss(self) -> Array:
@@ -138,56 +158,29 @@ class TrainingStep:
 
     @property
     def gradient_norm(self) -> Array:
-        """The last step's joint norm of all gradients before clipping, a 0-d array, or None."""
+        """The last step's norm of the gradient before clipping, a 0-d array, or None."""
         return None if self.figures is None else self.figures[1]
-
-    def totals(self, loss: Array) -> Array:
-        """Return the loss and the joint norm of all gradients, summed over all ranks, `(2,)`."""
-        xp = self.packed.xp
-        sums = xp.empty(2, dtype=self._gradients.dtype)
-        norm = sums[1:]
-        sums[:1] = loss
-        square_sum(xp, self._gradients[self._own], norm)
-        self.ranks.sum(sums)
-        xp.sqrt(norm, out=norm)  # CuPy would copy another view of the same memory first
-        return sums
 
     def _gather(self) -> bool:
         """Make the parameters views of one array; return whether they were not already."""
-        params = self.model.params
-        views = self._views
+        params, views = self.model.params, self._views
         if params.keys() == views.keys() and all(params[name] is views[name] for name in views):
             return False
         self._layout.check(params)
         xp, dtype = self.packed.xp, numpy.result_type(*(value.dtype for value in params.values()))
-        self._replica = replicate(self.ranks, self._layout.join(xp, params, dtype))
-        self._parameters, self._gradients = self._replica.parameters, self._replica.gradients
+        self._parameters = self._layout.join(xp, params, dtype)
+        self._gradients = xp.zeros_like(self._parameters)
         self._views = self._layout.views(self._parameters)
         self.gradients = self._layout.views(self._gradients)
         params.update(self._views)
         return True
 
     def state(self) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
-        """Return the parameters, and what the update rule remembers of each: views of both.
-
-        Of several ranks, all have to ask for it together; they get copies of what is remembered.
-        """
+        """Return views of the parameters, and of the optimizer state by kind and parameter."""
         with self.model.backend.activate():
             self._gather()
-            memory = {
-                key: self._layout.views(self._whole(part))
-                for key, part in self.optimizer.memory.items()
-            }
-        return dict(self._views), memory
-
-    def _whole(self, part: Array) -> Array:
-        """Return an array `(P,)` of which each rank has its part."""
-        if self.ranks.size == 1:
-            return part
-        whole = self.packed.xp.empty_like(self._parameters)
-        whole[self._own] = part
-        self.ranks.all_gather(whole)
-        return whole
+        memory = self.optimizer.memory.items()
+        return dict(self._views), {key: self._layout.views(array) for key, array in memory}
 
     def restore(
         self,
@@ -195,7 +188,7 @@ class TrainingStep:
         memory: Mapping[str, Mapping[str, Array]],
         numbers: Mapping[str, float],
     ) -> None:
-        """Go back, or on, to another state, in the memory of this one.
+        """Set parameters and optimizer state, in the memory they are in.
 
         Parameters
         ----------
@@ -210,18 +203,16 @@ class TrainingStep:
             If the parameters are not those of the model.
         """
         self._layout.check(parameters)
-        self.ranks.wait()  # others may still look at the parameters that are changed here
         to_device = self.model.backend.to_device
         with self.model.backend.activate():
             self._gather()
-            xp = self.packed.xp
             for key in {*memory, *self.optimizer.memory}:
-                whole = xp.zeros_like(self._parameters)
-                views = self._layout.views(whole)
+                new = self.packed.xp.zeros_like(self._parameters)
+                array = self.optimizer.config.setdefault(key, new)
+                array[...] = 0
+                views = self._layout.views(array)
                 for name, value in memory.get(key, {}).items():
                     views[name][...] = to_device(value)
-                part = self.optimizer.config.setdefault(key, xp.empty_like(whole[self._own]))
-                part[...] = whole[self._own]
             for name, view in self._views.items():
                 view[...] = to_device(parameters[name])
         self.optimizer.config.update(numbers)

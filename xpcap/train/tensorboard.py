@@ -1,10 +1,10 @@
 """Scalars as a TensorBoard event file, made with tensorboardX (the extra `tensorboard`).
 
-tensorboardX's own writer hands events to a thread: when its disk is full the thread dies, and the
-program waits for it forever. Here each batch of events is one write to a file that is closed again.
+tensorboardX's own writer uses a thread that dies when the disk is full, and the program waits
+forever. Here each batch of events is one write to a file that is closed again.
 
-A file is records, each: the length of its data (8 bytes, little end first), that length's checksum,
-the data, their checksum. Data are a protocol buffer `Event`; checksums are CRC-32C, masked
+A file is a sequence of records: length of the data (8 bytes, little-endian), checksum of the
+length, data, checksum of the data. Data are a protocol buffer `Event`; checksums are masked CRC-32C
 (tensorflow/core/lib/io/record_writer.h).
 """
 
@@ -33,15 +33,14 @@ _TAGS = {
 
 
 def check_events(folder: Path, resumed: bool = False) -> None:
-    """Check that an event file can be begun in a folder: a new one, unless a run is resumed.
+    """Check that an event file can be created in a folder: a new one, unless a run is resumed.
 
     Raises
     ------
     ConfigurationError
         If tensorboardX is missing.
     DataError
-        If it cannot be written, or is not a new name: TensorBoard would mix what is there with the
-        new events.
+        If it cannot be written, or exists: TensorBoard would mix old and new events.
     """
     _module("proto.event_pb2")
     if not resumed:
@@ -53,18 +52,18 @@ def check_events(folder: Path, resumed: bool = False) -> None:
 
 
 class EventFile:
-    """Writes what `History` writes as scalars for TensorBoard.
+    """Writes the lines of a `History` as scalars for TensorBoard.
 
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
-    `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats a
-    word. What is null in the history is left out.
+    `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats per
+    word. Null values are left out.
 
     Parameters
     ----------
     folder
-        Where the file is put; made if it is not there.
+        The folder of the file; created if missing.
     step
-        After which it begins: TensorBoard forgets what other files there say of later ones.
+        The file begins after this step: TensorBoard drops later steps of other files there.
 
     Raises
     ------
@@ -105,7 +104,7 @@ class EventFile:
 
     def _write(self, events: Sequence[Any]) -> None:
         records = b"".join(self._record(event.SerializeToString()) for event in events)
-        append(self._path, records)  # a part of a record would spoil all that follow
+        append(self._path, records)  # whole records, or nothing can be read after them
 
     def _record(self, data: bytes) -> bytes:
         length = struct.pack("<Q", len(data))
@@ -118,6 +117,6 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"tensorboardX.{name}")
     except ImportError as error:
         raise ConfigurationError(
-            f"--tensorboard needs tensorboardX, which cannot be imported ({error}); install xpcap"
-            " with its extra 'tensorboard'"
+            f"TensorBoard events need tensorboardX, which cannot be imported ({error}); install"
+            " xpcap with its extra 'tensorboard'"
         ) from error

@@ -1,38 +1,49 @@
-"""The training loop: minibatch -> loss and gradients -> clip -> update; then look at held-out data.
+"""The training loop: an epoch of steps, then the loss on held-out captions, then the next epoch.
 
-The whole loop stands in `Trainer.run`. What happens besides (history, progress, files) is done by
-callbacks, by event: `"step"` after each update, `"measured"` after each batch of a validation,
-`"epoch"` after the whole of it, `"end"`. At the first three a callback may raise: `state` is then
-that of the last step, and whatever `restore` is given goes on from there.
+`Trainer.run` is the whole loop. Everything else (history, checkpoints, progress) is a callback of
+an event: `"step"` after each update, `"measured"` after each validation batch, `"epoch"` after
+validation, `"end"`. Callbacks of an event are called in order of priority. At the first three a
+callback may raise: `state` is then that of the last step, and training can go on from any state
+given to `restore`.
 """
 
 from __future__ import annotations
 
 import collections
+import enum
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.checkpoint import Progress, State
 from xpcap.data.minibatch import Batch, count_words
+from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
-from xpcap.models import CaptioningRNN
+from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer, check_positive, cosine
-from xpcap.parallel import Alone, Ranks
+from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.train.shared import SharedLoss
-from xpcap.train.step import TrainingStep
+from xpcap.train.step import Batches, TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
-EXPLODED = 3.0  # times the loss of one who guesses among all words
+EXPLODED = 3.0  # multiple of the uniform loss, log V
 
 
-class WentWrong(DivergedError):
-    """A step whose numbers are no good, and why."""
+class Priority(enum.IntEnum):
+    """Callbacks with a higher priority are called first; equal ones in the order of `on`."""
+
+    CHECK = 400
+    RECORD = 300
+    SAVE = 200
+    WATCH = 100
+
+
+class StepDiverged(DivergedError):
+    """A step with a non-finite or exploding loss."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")
@@ -40,68 +51,77 @@ class WentWrong(DivergedError):
         self.reason = reason
 
 
-def wrong_with(loss: float, words: int) -> str | None:
-    """Say what is wrong with a loss, in nats a word of so many words; None if nothing is."""
+def divergence(loss: float, words: int) -> str | None:
+    """Say how a loss in nats per word diverges, for a vocabulary of `words`; None if not."""
     if not math.isfinite(loss):
         return f"is {loss}"
     if loss > EXPLODED * math.log(words):
-        return f"explodes: {loss:.3g} nats a word, guessing has {math.log(words):.3g}"
+        return f"explodes: {loss:.3g} nats per word, {math.log(words):.3g} by guessing"
     return None
 
 
-class StepFigures:
-    """Loss and gradient norm of one training step, on the device until `fetch` has read them.
+def perplexity_of(loss: float) -> float:
+    """Return e^loss, the perplexity at a loss in nats per word; finite."""
+    return math.exp(min(loss, 700.0))
+
+
+class StepResult:
+    """Loss and gradient norm of one step, on the device until they are read.
 
     Parameters
     ----------
+    step
+        The number of the step, from 1.
     values
-        `(2,)`: the loss in nats per caption, and the joint norm of all gradients before clipping.
-
-    Attributes
-    ----------
-    values
-        The same, on the host after `fetch`.
+        `(2,)`: the loss in nats per caption, and the gradient norm before clipping.
+    batch
+        The minibatch.
     """
 
-    def __init__(self, values: Array) -> None:
-        self.values = values
+    def __init__(self, step: int, values: Array, batch: Batch) -> None:
+        self.step = step
+        self._values = values
+        self._batch = batch._replace(features=None)
 
+    @property
+    def loss(self) -> float:
+        """The loss in nats per word."""
+        self.fetch([self])
+        return float(self._values[0] * (self._batch.total / self._batch.words))
 
-def fetch(several: Iterable[StepFigures]) -> None:
-    """Read the figures of several steps from the device, in one copy; what is read stays read."""
-    waiting = [figures for figures in several if not isinstance(figures.values, numpy.ndarray)]
-    if waiting:
-        xp = namespace(waiting[0].values)
-        rows = to_host(xp.stack([figures.values for figures in waiting]))
-        for figures, row in zip(waiting, rows, strict=True):
-            figures.values = row
+    @property
+    def gradient_norm(self) -> float:
+        """The norm of the gradient before clipping."""
+        self.fetch([self])
+        return float(self._values[1])
 
-
-class Batches(Protocol):
-    """Where minibatches come from: `len` of them an epoch."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, number: int, first: int = 0, /) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, from its batch `first` on."""
+    @staticmethod
+    def fetch(results: Iterable[StepResult]) -> None:
+        """Read several results from the device in one copy; they stay on the host."""
+        waiting = [one for one in results if not isinstance(one._values, numpy.ndarray)]
+        if waiting:
+            xp = namespace(waiting[0]._values)
+            rows = to_host(xp.stack([one._values for one in waiting]))
+            for one, row in zip(waiting, rows, strict=True):
+                one._values = row
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train, and how the learning rate falls.
+    """How long to train, and the learning rate of each step.
 
     Parameters
     ----------
     epochs
-        How many times through the data.
+        Passes through the data.
     lr_decay
-        What the learning rate is multiplied by after each epoch.
+        Learning-rate decay factor per epoch.
     cosine
-        Let it fall to zero besides, on half a cosine over all steps.
+        Also anneal the learning rate to zero, on half a cosine over all steps.
     clip_norm
-        The largest joint norm of all gradients; None leaves them as they are.
+        The largest global norm of the gradient; None does not clip.
     patience
-        Stop after so many epochs without a better validation loss; None never does.
+        Stop after this many epochs without a lower validation loss; None never does.
 
     Raises
     ------
@@ -125,49 +145,31 @@ class Schedule:
             check_positive("gradient clipping", self.clip_norm)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """Return what the learning rate is multiplied by in a step, counted from 0."""
+        """Return the factor of the learning rate in a step, counted from 0."""
         factor = self.lr_decay ** (step // steps_per_epoch)
         return factor * cosine(step / (self.epochs * steps_per_epoch)) if self.cosine else factor
 
 
-@dataclass(frozen=True)
-class Figures:
-    """How well a model predicts some captions.
-
-    Parameters
-    ----------
-    loss
-        Cross entropy in nats a word, `<END>` counted.
-    """
-
-    loss: float
-
-    @property
-    def perplexity(self) -> float:
-        """e^loss: among how many equally likely words the model hesitates."""
-        return math.exp(min(self.loss, 700.0))
-
-
-def evaluate(model: CaptioningRNN, batches: Batches) -> Figures:
-    """Measure a model on every batch of one epoch, without dropout; one wait for the device."""
+def evaluate(model: CaptionModel, batches: Batches) -> float:
+    """Return a model's loss in nats per word on one epoch of batches, without dropout."""
     return _measure(SharedLoss(model), batches, Alone(), lambda: None)
 
 
 def _measure(
-    packed: Objective, batches: Batches, ranks: Ranks, tell: Callable[[], None]
-) -> Figures:
+    objective: Objective, batches: Batches, ranks: Ranks, after_batch: Callable[[], None]
+) -> float:
     total: Any = 0.0
     words = 0
-    backend = packed.model.backend
+    backend = objective.model.backend
     with backend.activate():
         for batch in batches.epoch(0):
             if len(batch.captions):  # a small batch may leave nothing to this rank
                 features = backend.to_device(batch.features)
-                total = total + packed.evaluate(features, batch.captions) * len(batch.captions)
+                total = total + objective.evaluate(features, batch.captions) * len(batch.captions)
                 words += count_words(to_host(batch.captions))
-            tell()
+            after_batch()
         parts = ranks.gather((float(total), words))
-        return Figures(sum(part for part, _ in parts) / sum(count for _, count in parts))
+        return sum(part for part, _ in parts) / sum(count for _, count in parts)
 
 
 class Trainer:
@@ -176,39 +178,39 @@ class Trainer:
     Parameters
     ----------
     model
-        What is trained; its `params` are changed in place, and by callbacks as `TrainingStep` says.
+        Its `params` are changed in place, see `TrainingStep`.
     batches
-        Where minibatches come from.
+        The source of minibatches.
     optimizer
-        The update rule and what it remembers.
+        The update rule and its state.
     schedule
-        How long, and with which learning rates.
+        Epochs and learning rates.
     validation
-        By name (`"train"`, `"val"`), captions to measure after each epoch. Of `"val"` the best
-        epoch is remembered.
+        By name (`"train"`, `"val"`), batches to measure after each epoch. The best epoch is that
+        with the lowest loss of `"val"`.
     training_step
-        What takes the steps, if not a `TrainingStep` of model, optimizer and schedule.
+        Takes the steps; None is a `TrainingStep` of model, optimizer and schedule.
 
     Attributes
     ----------
     step, epoch
-        How many are done.
+        The number of completed ones.
     batch, learning_rate, loss, gradient_norm
-        Of the last step: what it saw; the rate used; nats per caption and the gradients' norm
-        before clipping, 0-d arrays on the device.
-    step_figures
-        The last step's loss and gradient norm, to be read later, together with others'.
-    figures
-        Of the last epoch, by name.
+        Of the last step; loss in nats per caption and norm before clipping are 0-d arrays on the
+        device.
+    result
+        The last step's `StepResult`, to be read later, together with others.
+    losses
+        Of the last epoch, by name, in nats per word.
     best_loss, best_epoch, best_params
-        The validation loss of the best epoch so far, which it was, and its parameters.
+        The lowest validation loss so far, its epoch and parameters.
     rate_scale, recoveries
-        What all learning rates are multiplied by, and how often numbers went wrong so far.
+        Factor of all learning rates after recoveries from divergence, and their number.
     """
 
     def __init__(
         self,
-        model: CaptioningRNN,
+        model: CaptionModel,
         batches: Batches,
         optimizer: Optimizer,
         schedule: Schedule,
@@ -221,17 +223,22 @@ class Trainer:
         self.schedule = schedule
         self.validation = validation or {}
         self.step = self.epoch = 0
-        self.step_figures: StepFigures | None = None
-        self.learning_rate = optimizer.learning_rate
+        self.result: StepResult | None = None
         self.batch: Batch | None = None
-        self.figures: dict[str, Figures] = {}
+        self.losses: dict[str, float] = {}
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_params = self._copies()
         self.rate_scale = 1.0
         self.recoveries = 0
         self.training_step = training_step or TrainingStep(model, optimizer, schedule.clip_norm)
-        self._callbacks: dict[str, list[Callable[[Trainer], None]]] = collections.defaultdict(list)
+        self._callbacks: dict[str, list[tuple[int, Callable[[Trainer], None]]]]
+        self._callbacks = collections.defaultdict(list)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.config["learning_rate"])
 
     @property
     def loss(self) -> Array:
@@ -240,40 +247,40 @@ class Trainer:
 
     @property
     def gradient_norm(self) -> Array:
-        """The last step's joint norm of all gradients before clipping, a 0-d array."""
+        """The last step's gradient norm before clipping, a 0-d array on the device."""
         return self.training_step.gradient_norm
 
-    def on(self, event: str, callback: Callable[[Trainer], None]) -> None:
-        """Have `callback(trainer)` called at each `event`, one of `EVENTS`."""
+    def on(
+        self, event: str, callback: Callable[[Trainer], None], priority: int = Priority.WATCH
+    ) -> None:
+        """Call `callback(trainer)` at each `event`, one of `EVENTS`; higher priorities first."""
         if event not in EVENTS:
             raise ConfigurationError(f"event '{event}' is unknown; expected {', '.join(EVENTS)}")
-        self._callbacks[event].append(callback)
+        callbacks = self._callbacks[event]
+        callbacks.append((priority, callback))
+        callbacks.sort(key=lambda entry: -entry[0])
 
     def run(self) -> None:
-        """Train until the last epoch, or until no epoch has been better for `patience` of them.
+        """Train to the last epoch, or until `patience` epochs have brought no lower loss.
 
         Raises
         ------
-        WentWrong
+        StepDiverged
             If a loss measured after an epoch is not finite, or explodes.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
-            for batch, factor in self._remaining():
-                self._take_step(batch, factor)
-                self._tell("step")
-            figures = self._measure_all()
+            for _ in self._steps():
+                self._emit("step")
+            losses = self._measure_all()
             self.epoch += 1
-            self._judge(figures)
-            self._tell("epoch")
-        self._tell("end")
+            self._compare(losses)
+            self._emit("epoch")
+        self._emit("end")
 
-    def state(self) -> State:
-        """Return where training is: views of the parameters and of what the rule remembers.
-
-        Of several ranks, all have to ask together.
-        """
+    def state(self) -> TrainingState:
+        """Return the state of training, with views of parameters and optimizer state."""
         parameters, memory = self.training_step.state()
-        progress = Progress(
+        progress = TrainingProgress(
             step=self.step,
             epoch=self.epoch,
             best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
@@ -281,10 +288,10 @@ class Trainer:
             rate_scale=self.rate_scale,
             recoveries=self.recoveries,
         )
-        return State(parameters, memory, self.optimizer.numbers, progress)
+        return TrainingState(parameters, memory, self.optimizer.numbers, progress)
 
-    def restore(self, state: State) -> None:
-        """Go to where `state` is, in the middle of an epoch or not; `best_params` stay."""
+    def restore(self, state: TrainingState) -> None:
+        """Go to a state, in the middle of an epoch or not; `best_params` stay."""
         progress = state.progress
         self.training_step.restore(state.parameters, state.memory, state.optimizer)
         self.step, self.epoch = progress.step, progress.epoch
@@ -292,8 +299,8 @@ class Trainer:
         self.best_epoch = progress.best_epoch
         self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
 
-    def remember_best(self, state: State) -> None:
-        """Take the best epoch's parameters and its loss from elsewhere."""
+    def restore_best(self, state: TrainingState) -> None:
+        """Set the best epoch's parameters and loss."""
         to_device = self.model.backend.to_device
         self.best_params = {name: to_device(value) for name, value in state.parameters.items()}
         self.best_epoch = state.progress.best_epoch
@@ -301,46 +308,51 @@ class Trainer:
             self.best_loss = state.progress.best_loss
 
     def replay(self, step: int) -> None:
-        """Take steps of this epoch again, telling nobody, until `step` of them all are done."""
-        remaining = self._remaining()
+        """Take steps of this epoch again, without callbacks, until `step` of them are completed."""
+        steps = self._steps()
         while self.step < step:
-            self._take_step(*next(remaining))
+            next(steps)
 
     def next_batch(self) -> tuple[Batch, float]:
-        """Return the minibatch of the next step, and what its learning rate is scaled by."""
-        return next(self._remaining())
+        """Return the minibatch of the next step, and its learning rate."""
+        batch = next(self.batches.epoch(self.epoch, self._first))
+        return batch, self.optimizer.learning_rate * self._factor(self.step)
 
-    def _remaining(self) -> Iterator[tuple[Batch, float]]:
-        """Begin, or go on with, an epoch: yield its batches and what their rates are scaled by."""
-        total = len(self.batches)
-        first = self.step - self.epoch * total
-        steps = range(self.step, self.step + total - first)
-        factors = [self.rate_scale * self.schedule.factor(step, total) for step in steps]
-        self.training_step.begin_epoch(self.batches, self.epoch, self.step, factors)
-        yield from zip(self.batches.epoch(self.epoch, first), factors, strict=True)
+    @property
+    def _first(self) -> int:
+        """The next batch of the epoch."""
+        return self.step - self.epoch * len(self.batches)
 
-    def _take_step(self, batch: Batch, factor: float) -> None:
-        self.training_step(batch, self.step, factor)
-        self.batch = batch
-        self.step_figures = StepFigures(self.training_step.figures)
-        self.learning_rate = self.optimizer.learning_rate * factor
-        self.step += 1
+    def _factor(self, step: int) -> float:
+        return self.rate_scale * self.schedule.factor(step, len(self.batches))
 
-    def _measure_all(self) -> dict[str, Figures]:
-        packed = self.training_step.measuring
+    def _steps(self) -> Iterator[None]:
+        """Take the remaining steps of the epoch."""
+        end = (self.epoch + 1) * len(self.batches)
+        factors = [self._factor(step) for step in range(self.step, end)]
+        taken = self.training_step.epoch(self.batches, self.epoch, self._first, self.step, factors)
+        for batch in taken:
+            self.step += 1
+            self.batch = batch
+            self.result = StepResult(self.step, self.training_step.figures, batch)
+            yield
+
+    def _measure_all(self) -> dict[str, float]:
+        step = self.training_step
         return {
-            name: _measure(packed, held, self.training_step.ranks, lambda: self._tell("measured"))
+            name: _measure(step.measuring, held, step.ranks, lambda: self._emit("measured"))
             for name, held in self.validation.items()
         }
 
-    def _judge(self, figures: dict[str, Figures]) -> None:
-        self.figures = figures
-        for name, found in figures.items():
-            wrong = wrong_with(found.loss, len(self.model.word_to_idx))
-            if wrong is not None:
-                raise WentWrong(self.step, f"the {name} loss after epoch {self.epoch} {wrong}")
-        if "val" in figures and figures["val"].loss < self.best_loss:
-            self.best_loss = figures["val"].loss
+    def _compare(self, losses: dict[str, float]) -> None:
+        """Check the losses of an epoch, and keep its parameters if it is the best."""
+        self.losses = losses
+        for name, loss in losses.items():
+            reason = divergence(loss, len(self.model.word_to_idx))
+            if reason is not None:
+                raise StepDiverged(self.step, f"the {name} loss after epoch {self.epoch} {reason}")
+        if "val" in losses and losses["val"] < self.best_loss:
+            self.best_loss = losses["val"]
             self.best_epoch = self.epoch
             self.best_params = self._copies()
 
@@ -351,6 +363,6 @@ class Trainer:
         patience = self.schedule.patience
         return patience is not None and self.epoch - self.best_epoch >= patience
 
-    def _tell(self, event: str) -> None:
-        for callback in self._callbacks[event]:
+    def _emit(self, event: str) -> None:
+        for _, callback in self._callbacks[event]:
             callback(self)

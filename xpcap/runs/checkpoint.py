@@ -1,23 +1,22 @@
-"""A training run in one file: all that it needs to go on as if it had never stopped.
+"""Checkpoints: the whole state of a training run in one file, which it resumes from bit for bit.
 
-The file is in safetensors format, named arrays and a text. Reading it runs no code, and allocates
-no more than the file is long. Its arrays are
+The file is in safetensors format: named arrays and a text. Reading it runs no code and allocates no
+more than the file's length. The arrays are
 
-    parameters.NAME         the model's parameters
-    memory.KEY.NAME         what the update rule remembers of each, such as Adam's m and v
+    parameters.NAME         the model's parameters; names may contain dots
+    memory.KEY.NAME         optimizer state for each parameter, such as Adam's m and v
 
-and its text, `xpcap` in the metadata, is JSON:
+and the text, `xpcap` in the metadata, is JSON:
 
     format                  2
-    written_by              the versions of xpcap, Python, NumPy and CuPy, and the device
-    config                  the model's sizes, where data and features came from, all options
-    vocabulary              the words, by their indices
-    optimizer               the update rule's numbers and its count of steps
-    progress                see `Progress`
+    written_by              versions of xpcap, Python, NumPy and CuPy, and the device
+    config                  the model's family and sizes, the data set, all options
+    vocabulary              the words in the order of their indices
+    optimizer               settings of the update rule and its step count
+    progress                see `TrainingProgress`
 
-Nothing is kept of random numbers, because they have no state: the order of captions is a function
-of the seed and the epoch, dropout's masks are one of the seed and the step. Nothing in it depends
-on the device: it may be read on another.
+There is no random state: the order of captions depends only on the seed and the epoch, dropout
+masks only on the seed and the step. A checkpoint can be read on any device.
 """
 
 from __future__ import annotations
@@ -47,19 +46,19 @@ _DTYPES = ("F32", "F64")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is.
+class TrainingProgress:
+    """How far training has come.
 
     Parameters
     ----------
     step, epoch
-        How many are done; the steps of an epoch that is not done count.
+        Completed steps, also those of an unfinished epoch, and completed epochs.
     best_loss, best_epoch
-        The lowest validation loss, in nats a word, and its epoch; None and 0 before the first.
+        The lowest validation loss, in nats per word, and its epoch; None and 0 before the first.
     rate_scale, recoveries
-        What the learning rate is multiplied by since numbers went wrong, and how often they did.
+        Factor of the learning rate after recoveries from divergence, and their number.
     history
-        How many bytes of `history.jsonl` tell of these steps.
+        Length in bytes of `history.jsonl` up to this step.
     """
 
     step: int = 0
@@ -72,56 +71,56 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class State:
-    """Training at the end of a step.
+class TrainingState:
+    """The state of training after a step.
 
     Parameters
     ----------
     parameters
         By name.
     memory
-        By what the update rule remembers, then by parameter, arrays of the parameters' shapes.
+        Optimizer state: by kind, then by parameter, arrays of the parameters' shapes.
     optimizer
-        The rule's numbers, and `t`, its count of steps.
+        Settings of the update rule, and `t`, its step count.
     progress
-        How far it is.
+        How far training has come.
     """
 
     parameters: Mapping[str, Array]
     memory: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     optimizer: Mapping[str, float] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The contents of a checkpoint file.
 
     Parameters
     ----------
     config
-        As in a run's `config.json`.
+        `model`, `data` and `training`.
     vocabulary
         The words.
     state
-        Where training is.
+        The state of training.
     written_by
-        By which versions, and on which device.
+        Versions and device.
     """
 
     config: Mapping[str, Any]
     vocabulary: Vocabulary
-    state: State
+    state: TrainingState
     written_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint from any device; a file that was there is replaced in one step.
+    """Write a checkpoint from any device; an existing file is replaced atomically.
 
     Raises
     ------
     DataError
-        If it cannot be written; one that was there before is then still whole.
+        If it cannot be written; an existing file is then unchanged.
     """
     state = checkpoint.state
     text = {
@@ -141,8 +140,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         temporary.write_bytes(content)
 
 
-def named_arrays(state: State) -> Iterator[tuple[tuple[str, ...], Array]]:
-    """Yield all arrays of a state, each with the parts of its name in a file."""
+def named_arrays(state: TrainingState) -> Iterator[tuple[tuple[str, ...], Array]]:
+    """Yield all arrays of a state, each with the parts of its name in the file."""
     for name, value in state.parameters.items():
         yield ("parameters", name), value
     for key, by_name in state.memory.items():
@@ -151,7 +150,7 @@ def named_arrays(state: State) -> Iterator[tuple[tuple[str, ...], Array]]:
 
 
 def written_by(device: str) -> dict[str, str]:
-    """Return the versions that a checkpoint written here and now comes from."""
+    """Return the versions that write a checkpoint, and the device."""
     versions = {
         "xpcap": xpcap.__version__,
         "python": platform.python_version(),
@@ -171,7 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     DataError
         If there is no file that can be read.
     CheckpointError
-        If it is no checkpoint, is damaged, or has another format: it says which version wrote it.
+        If it is no checkpoint, damaged, or of another format; the message names its writer.
     """
     text, arrays = _read(path)
     try:
@@ -217,13 +216,6 @@ def _check_format(path: Path, text: Mapping[str, Any]) -> None:
 
 
 def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Checkpoint:
-    """Make sense of a checkpoint's text and arrays.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError, OverflowError
-        If they make none.
-    """
     vocabulary = Vocabulary.checked(text["vocabulary"], "'vocabulary'")
     for name in ("config", "optimizer", "progress"):
         if not isinstance(text.get(name), dict):
@@ -231,10 +223,10 @@ def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Chec
     parameters: dict[str, numpy.ndarray] = {}
     memory: dict[str, dict[str, numpy.ndarray]] = {}
     for name, value in arrays.items():
-        match name.split("."):
-            case ["parameters", parameter]:
-                parameters[parameter] = value
-            case ["memory", key, parameter]:
+        match name.split(".", 1)[0], name.split(".", 2)[1:]:
+            case "parameters", [_, *_]:
+                parameters[name.removeprefix("parameters.")] = value
+            case "memory", [key, parameter]:
                 memory.setdefault(key, {})[parameter] = value
             case _:
                 raise CheckpointError(f"'{name}' is no array of a checkpoint")
@@ -249,12 +241,12 @@ def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Chec
     for name, number in text["optimizer"].items():
         if type(number) not in (int, float) or not math.isfinite(number):
             raise CheckpointError(f"optimizer: expected '{name}' to be a number")
-    state = State(parameters, memory, text["optimizer"], _progress(text["progress"]))
+    state = TrainingState(parameters, memory, text["optimizer"], _progress(text["progress"]))
     return Checkpoint(text["config"], vocabulary, state, text["written_by"])
 
 
-def _progress(found: Mapping[str, Any]) -> Progress:
-    known = {one.name for one in fields(Progress)}
+def _progress(found: Mapping[str, Any]) -> TrainingProgress:
+    known = {one.name for one in fields(TrainingProgress)}
     if found.keys() != known:
         raise CheckpointError(f"progress: expected {', '.join(sorted(known))}")
     for name, value in found.items():
@@ -263,7 +255,7 @@ def _progress(found: Mapping[str, Any]) -> Progress:
             continue
         if type(value) not in kinds or not 0 <= value < 2**53:
             raise CheckpointError(f"progress: expected '{name}' to be a number from 0 on")
-    return Progress(**found)
+    return TrainingProgress(**found)
 
 
 def _reason(error: Exception) -> str:

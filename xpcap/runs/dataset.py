@@ -1,0 +1,80 @@
+"""The data set of a run: opening it again, and checking that it is the same one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy
+
+from xpcap.data import folder as layout
+from xpcap.data.dataset import Dataset, Split, open_dataset
+from xpcap.data.pca import PCA
+from xpcap.distributed import check_alike
+from xpcap.errors import DataError
+from xpcap.runs.run import Run, extractor_of
+
+_COMPARED = 100  # images
+
+
+def open_data(run: Run, data: Path | None = None) -> Dataset:
+    """Open the run's own data set, from `data` if it has moved, features left in their files.
+
+    Raises
+    ------
+    DataError
+        If the data set is not there, or is not the one the run was trained on.
+    ConfigurationError
+        If the ranks have different ones.
+    """
+    folder = data or Path(run.config["data"]["folder"])
+    dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
+    check_data(run, dataset)
+    if run.ranks.size > 1:
+        check_alike(run.ranks, fingerprints(dataset.splits))
+    return dataset
+
+
+def check_data(run: Run, dataset: Dataset) -> None:
+    """Raise `DataError` unless a data set has the vocabulary and features of a run."""
+    folder = dataset.folder
+    if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
+        raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
+    if dataset.feature_dim != run.config["model"]["input_dim"]:
+        raise DataError(
+            f"{folder} has {dataset.feature_dim} features per image; expected"
+            f" {run.config['model']['input_dim']}, as {run.folder} was trained with"
+        )
+    found, expected = extractor_of(dataset.description), extractor_of(run.config["data"])
+    if found != expected:
+        raise DataError(
+            f"{folder} has features from {found}; expected those from {expected}, as {run.folder}"
+            " was trained with"
+        )
+    transform = run.transform
+    if transform is not None and not transform.equals(PCA.read(folder / layout.PCA)):
+        raise DataError(f"{folder} has other principal components than {run.folder}")
+
+
+def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
+    """Return, by name, hashes of the captions of each split, and of the features of some images."""
+    found = {}
+    for name, split in splits.items():
+        rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
+        found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
+        found[f"features of '{name}'"] = _digest([split.features[rows]])
+    return found
+
+
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """Return a hash of the captions and their images, in hexadecimal."""
+    both = splits["train"], splits["val"]
+    return _digest(array for split in both for array in (split.captions, split.image_idxs))
+
+
+def _digest(arrays: Iterable[numpy.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(numpy.ascontiguousarray(array).data)
+    return digest.hexdigest()

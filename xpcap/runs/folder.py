@@ -1,0 +1,102 @@
+"""The folder of a training run.
+
+best.safetensors    checkpoint of the epoch with the lowest validation loss
+last.safetensors    most recent checkpoint, from which training resumes
+history.jsonl       one object per step, and one per epoch with the validation losses
+pca.h5              where features are reduced: the transform, for new images
+step-N.safetensors  earlier checkpoints, if they are kept
+diverged.json       diagnosis of the step at which training diverged, if it stopped there
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from xpcap.data.pca import PCA
+from xpcap.errors import CheckpointError
+from xpcap.files import explained, lock, new_folder, not_through_links, remove_parts
+from xpcap.runs.checkpoint import Checkpoint, write_checkpoint
+
+BEST, LAST, EARLIER = "best.safetensors", "last.safetensors", "step-*.safetensors"
+HISTORY, TRANSFORM, REPORT = "history.jsonl", "pca.h5", "diverged.json"
+_LOCK = ".lock"
+
+
+def create_run(
+    folder: Path, checkpoints: Mapping[str, Checkpoint], transform: PCA | None = None
+) -> None:
+    """Create a run folder.
+
+    Parameters
+    ----------
+    folder
+        A new name.
+    checkpoints
+        The first checkpoints by file name, `BEST` or `LAST`.
+    transform
+        How the features were reduced, if they were.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds another run.
+    DataError
+        If it holds something else, or cannot be written.
+    """
+    check_new_run(folder)
+    with new_folder(folder) as temporary:
+        for name, checkpoint in checkpoints.items():
+            write_checkpoint(temporary / name, checkpoint)
+        if transform is not None:
+            transform.write(temporary / TRANSFORM)
+
+
+def check_new_run(folder: Path) -> None:
+    """Raise `CheckpointError` if a folder holds a run."""
+    if is_run(folder):
+        raise CheckpointError(f"{folder} holds another run; expected a new name")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    with explained(folder, "read"):
+        return any((folder / name).exists() for name in (BEST, LAST))
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return a run's last checkpoint, or its best one if there is no last; a file as it is.
+
+    Raises
+    ------
+    CheckpointError
+        If there is neither.
+    """
+    with explained(path, "read"):
+        if not path.is_dir():
+            return path
+        for name in (LAST, BEST):
+            if (path / name).exists():
+                return path / name
+    raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run folder against training by another process.
+
+    Partly written files that killed processes have left there are removed.
+
+    Raises
+    ------
+    DataError
+        If another process holds the lock, or the folder cannot be written.
+    """
+    with explained(folder, "write"):
+        file = open(folder / _LOCK, "ab", opener=not_through_links)  # noqa: SIM115 - closed below
+    with file:
+        lock(file, folder)
+        for name in (BEST, LAST, EARLIER, REPORT):
+            remove_parts(folder, name)
+        yield

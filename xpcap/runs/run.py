@@ -1,0 +1,255 @@
+"""A captioner trained by a run, with what is needed to caption new images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from xpcap import threads
+from xpcap.backend import is_host, to_host
+from xpcap.data.extraction import BATCH as IMAGES
+from xpcap.data.extraction import extract
+from xpcap.data.extractors import open_extractor
+from xpcap.data.pca import PCA
+from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary, decode_captions, plain
+from xpcap.decoding import (
+    Beam,
+    Captioner,
+    Constraints,
+    Decoded,
+    Ensemble,
+    Sampling,
+    beam_search,
+    sample,
+    score_captions,
+)
+from xpcap.distributed import Alone, Ranks, share_out
+from xpcap.errors import CheckpointError
+from xpcap.models import CaptionModel
+from xpcap.runs.folder import TRANSFORM
+
+BATCH = 256
+
+
+def _joined(parts: Sequence[Decoded]) -> Decoded:
+    return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    config
+        The configuration in its checkpoints.
+    vocabulary
+        Its words.
+    model
+        With the parameters of the best epoch.
+    partners
+        Models of other runs, see `ensemble`.
+    ranks
+        The processes that share the images.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    vocabulary: Vocabulary
+    model: CaptionModel
+    partners: Sequence[CaptionModel] = ()
+    ranks: Ranks = field(default_factory=Alone)
+
+    @property
+    def captioner(self) -> Captioner:
+        """What predicts words: the model, or the ensemble with its partners."""
+        return Ensemble([self.model, *self.partners]) if self.partners else self.model
+
+    def decode(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> Decoded:
+        """Caption images, with the log-probabilities of the words.
+
+        Parameters
+        ----------
+        features
+            `(N, D)` of the kind the run was trained on, on the host.
+        how
+            The search; None is greedy, without `<UNK>`.
+
+        Returns
+        -------
+        Decoded
+            Of all N images, on the host.
+        """
+        if how is None:
+            how = Beam(width=1, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
+        backend, captioner = self.model.backend, self.captioner
+
+        def work(part: slice) -> Decoded:
+            rows = backend.to_device(features[part])
+            if isinstance(how, Beam):
+                found = beam_search(captioner, rows, how)
+            else:
+                found = sample(captioner, rows, how, part.start)
+            return Decoded(*map(to_host, found))
+
+        def share(part: slice) -> Decoded:
+            first, spans = part.start, self._spans(part.stop - part.start)
+            parts = [slice(first + span.start, first + span.stop) for span in spans]
+            return _joined(threads.run([partial(work, part) for part in parts]))
+
+        with backend.activate():
+            return _joined(share_out(max(len(features), 1), BATCH, self.ranks, share))
+
+    def _spans(self, count: int) -> list[slice]:
+        """Return the spans of `count` images or captions that each CPU thread takes."""
+        return threads.spans(count) if is_host(self.model.backend.xp) else [slice(0, count)]
+
+    def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
+        """Return the best caption of each image that `decode` finds.
+
+        Returns
+        -------
+        list of str
+            N sentences without `<START>` and `<END>`.
+        """
+        words = self.decode(features, how).words[:, 0]
+        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+
+    def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
+        """Return the log-probabilities of the words of given captions, see `score_captions`.
+
+        Parameters
+        ----------
+        features
+            `(N, D)`, one image a caption, on the host.
+        captions
+            `(N, T+1)` on the host.
+
+        Returns
+        -------
+        array
+            `(N, T)` in nats, on the host.
+        """
+        backend = self.model.backend
+
+        def work(part: slice) -> numpy.ndarray:
+            arrays = backend.to_device(features[part]), backend.to_device(captions[part])
+            return numpy.asarray(to_host(score_captions(self.captioner, *arrays)))
+
+        with backend.activate():
+            spans = self._spans(len(captions))
+            return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
+
+    def features_of(self, images: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
+        """Compute features of images as those of the training set were computed.
+
+        Parameters
+        ----------
+        images
+            Files that Pillow can open.
+        weights
+            The extractor's file, if it has moved.
+
+        Returns
+        -------
+        array
+            `(N, D)` float32.
+
+        Raises
+        ------
+        CheckpointError
+            If the run was trained on features that xpcap cannot compute from pixels.
+        DataError
+            If a file is no image, or the extractor is missing or another one.
+        """
+        data = self.config["data"]
+        if not data.get("extractor"):
+            raise CheckpointError(
+                f"{self.folder} was trained on features that xpcap cannot compute from an image"
+                f" ({data.get('features') or 'no extractor in its data set'})"
+            )
+        extractor = open_extractor(data["extractor"], weights)
+
+        def work(part: slice) -> numpy.ndarray:
+            return extract(extractor, images[part])
+
+        features = numpy.concatenate(share_out(max(len(images), 1), IMAGES, self.ranks, work))
+        transform = self.transform
+        return features if transform is None else transform.transform(features)
+
+    @property
+    def transform(self) -> PCA | None:
+        """The transform that reduced the features of its extractor, or None."""
+        data = self.config["data"]
+        if data["kind"] != "pca" or not data.get("extractor"):
+            return None
+        return PCA.read(self.folder / TRANSFORM)
+
+
+def banned_tokens(vocabulary: Vocabulary, allow_unk: bool = False) -> tuple[int, ...]:
+    """Return the special tokens that captions must not contain; `<UNK>` may be allowed."""
+    tokens = (NULL, START) if allow_unk else (NULL, START, UNK)
+    return tuple(vocabulary.word_to_idx[token] for token in tokens)
+
+
+def ensemble(runs: Sequence[Run]) -> Run:
+    """Combine runs: the probability of a word is the average of theirs.
+
+    Parameters
+    ----------
+    runs
+        One or more, on one device.
+
+    Returns
+    -------
+    Run
+        The first one, with the others' models as partners.
+
+    Raises
+    ------
+    CheckpointError
+        If one has another vocabulary than the first, or needs other features.
+    """
+    for other in runs[1:]:
+        _check_compatible(runs[0], other)
+    models = [model for run in runs for model in (run.model, *run.partners)]
+    return replace(runs[0], model=models[0], partners=models[1:])
+
+
+def _check_compatible(first: Run, other: Run) -> None:
+    why = "expected the same, as they are to decide together"
+    if tuple(other.vocabulary.idx_to_word) != tuple(first.vocabulary.idx_to_word):
+        raise CheckpointError(f"{other.folder} has another vocabulary than {first.folder}; {why}")
+    expected, found = _input(first), _input(other)
+    for what in expected:
+        if found[what] != expected[what]:
+            raise CheckpointError(
+                f"{other.folder} has {what} {found[what]}, {first.folder} {expected[what]}; {why}"
+            )
+    one, another = first.transform, other.transform
+    if one is not None and another is not None and not another.equals(one):
+        raise CheckpointError(
+            f"{other.folder} has other principal components than {first.folder}; {why}"
+        )
+
+
+def _input(run: Run) -> dict[str, Any]:
+    data = run.config["data"]
+    return {
+        "the input size": run.model.sizes.get("input_dim"),
+        "features of the kind": data["kind"],
+        "features from": extractor_of(data) or data.get("features"),
+    }
+
+
+def extractor_of(description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the extractor of a data set's or run's description, without its file's location."""
+    extractor = description.get("extractor")
+    return extractor and {key: value for key, value in extractor.items() if key != "weights"}
