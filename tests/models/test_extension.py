@@ -7,12 +7,16 @@ import pytest
 from click.testing import CliRunner
 from tiny import make_tiny
 
-from xpcap.backend import CPU, to_host
+from xpcap.backend import CPU, namespace, to_host
 from xpcap.cli import main
-from xpcap.decoding import Beam
+from xpcap.decoding import Beam, score_captions
+from xpcap.errors import ConfigurationError
 from xpcap.exchange.exporting import export_run
+from xpcap.gradcheck import eval_numerical_gradient
 from xpcap.layers.activations import sigmoid
+from xpcap.layers.embedding import add_rows
 from xpcap.layers.recurrence import Cell, split_gates
+from xpcap.models import FAMILIES, CaptionModel
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
@@ -96,3 +100,96 @@ def test_a_new_cell_stands_in_a_report(tmp_path):
     done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "candidate" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+class Bigram(CaptionModel):
+    """A toy family: the image and the last word alone predict the next word."""
+
+    family = "bigram"
+
+    @classmethod
+    def shapes(cls, words, *, input_dim, hidden_dim, **others):
+        return {
+            "image": (input_dim, hidden_dim),
+            "words.vectors": (words, hidden_dim),
+            "W_vocab": (hidden_dim, words),
+            "b_vocab": (words,),
+        }
+
+    def forward(self, features, batch, space):
+        vectors = self.params["words.vectors"][batch.words]
+        batch.drop(vectors)
+        images = features @ self.params["image"]
+        rows = space.xp.concatenate([images[: r.stop - r.start] for r in batch.packing.rows])
+        return space.xp.tanh(rows + vectors), (features, rows + vectors, batch, space.xp)
+
+    def backward(self, dhidden, cache, gradients):
+        features, sums, batch, xp = cache
+        dsums = dhidden * (1 - xp.tanh(sums) ** 2)
+        gradients["image"][...] = 0
+        for rows in batch.packing.rows:
+            gradients["image"] += features[: rows.stop - rows.start].T @ dsums[rows]
+        batch.drop(dsums)
+        add_rows(xp, batch.words, dsums, gradients["words.vectors"])
+
+    def start(self, features):
+        return None, (features.astype(self.dtype, copy=False) @ self.params["image"],)
+
+    def advance(self, words, parents, state, context):
+        xp, images = namespace(words, *state), state[0] if parents is None else state[0][parents]
+        return xp.tanh(images + self.params["words.vectors"][words]), (images,)
+
+
+@pytest.fixture
+def bigram(monkeypatch):
+    monkeypatch.setitem(FAMILIES, Bigram.family, Bigram)
+
+
+def small_bigram(backend, dropout=0.0):
+    words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "sits": 4}
+    sizes = {"input_dim": 3, "hidden_dim": 4}
+    model = Bigram(words, dtype=numpy.float64, seed=0, dropout=dropout, backend=backend, **sizes)
+    rng = numpy.random.default_rng(1)
+    features = backend.to_device(rng.standard_normal((3, 3)))
+    captions = backend.to_device(numpy.array([[1, 3, 4, 2], [1, 4, 2, 0], [1, 2, 0, 0]]))
+    return model, features, captions
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_new_family_is_gradient_checked(backend, dropout):
+    model, features, captions = small_bigram(backend, dropout)
+    _, gradients = model.loss(features, captions)
+
+    def loss(_):
+        return model.loss(features, captions)[0]
+
+    for name, value in model.params.items():
+        numerical = eval_numerical_gradient(loss, value, verbose=False, h=1e-5)
+        assert scaled_difference(gradients[name], numerical) < 1e-7, name
+
+
+def test_likelihoods_of_a_new_family_are_its_loss(backend):
+    model, features, captions = small_bigram(backend)
+    log_probs = to_host(score_captions(model, features, captions))
+    assert -log_probs.sum() / 3 == pytest.approx(float(model.evaluate(features, captions)))
+
+
+@pytest.mark.usefixtures("bigram")
+def test_a_new_family_trains_decodes_resumes_and_stands_in_a_report(tmp_path):
+    data = make_tiny(tmp_path / "tiny")
+    options = RunOptions(family="bigram", hidden=8, batch_size=10, schedule=Schedule(epochs=4))
+    train_run(data, tmp_path / "whole", options, CPU)
+    train_run(data, tmp_path / "run", replace(options, schedule=Schedule(epochs=2)), CPU)
+    resume_run(tmp_path / "run", CPU, lambda found: replace(found, schedule=Schedule(epochs=4)))
+    whole, run = (open_run(tmp_path / name, CPU) for name in ("whole", "run"))
+    assert isinstance(run.model, Bigram)
+    for name, value in whole.model.params.items():
+        numpy.testing.assert_array_equal(run.model.params[name], value)
+    features = numpy.eye(7, dtype=numpy.float32)
+    assert len(run.caption(features, Beam(width=3))) == 7
+    export_run(run, "npz", tmp_path / "params.npz")
+    with pytest.raises(ConfigurationError, match="'bigram' has no conversion to torch"):
+        export_run(run, "torch", tmp_path / "params.safetensors")
+    pytest.importorskip("matplotlib", reason="reports need the extra 'report'")
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--device", "cpu"])
+    assert done.exit_code == 0, done.output

@@ -1,8 +1,7 @@
-"""What only a backward pass shows: gradients on their way back, and what speaks for a word.
+"""Gradients through time, gates, and the gradient of each word with respect to the features.
 
-Here a captioner runs step by step, through the public `*_step_forward` and `*_step_backward` of its
-cell, so that every gate, every state and every gradient of a state is at hand. That is slower than
-`CaptioningRNN.loss`, and computes the same.
+The forward pass is the model's; backward, the cell's gradient is taken step by step, so that the
+gradient of every state is at hand. That is slower than `CaptionModel.loss`, and computes the same.
 
 R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks"
 (ICML 2013), look at gradients through time; A. Karpathy, J. Johnson and L. Fei-Fei, "Visualizing
@@ -11,16 +10,34 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 
 from __future__ import annotations
 
+import abc
 from typing import Any, NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace, to_host
 from xpcap.data.vocabulary import START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.layers.recurrence import Cell, split_gates
+from xpcap.models.model import CaptionModel
 from xpcap.models.objective import Objective, PackedBatch
-from xpcap.models.recurrent import CaptioningRNN
 
 _LOW, _LOW_TANH, _HIGH = 0.1, -0.9, 0.9  # beyond which a unit is saturated
+
+
+class Inspectable(CaptionModel):
+    """A model that runs a recurrent cell over packed captions, whose states can be looked at.
+
+    The cache of its `forward` has `run`, an `Unrolled`, and `batch`.
+    """
+
+    cell: Cell
+
+    @abc.abstractmethod
+    def recurrent_weights(self) -> dict[str, Array]:
+        """Return `Wh` and the further biases of the cell."""
+
+    @abc.abstractmethod
+    def feature_gradient(self, dh0: Array) -> Array:
+        """Return the gradient of features `(R, D)` from that of first hidden states `(R, H)`."""
 
 
 class GradientFlow(NamedTuple):
@@ -70,7 +87,7 @@ class GateSaturation(NamedTuple):
     mean: Array
 
 
-def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> GradientFlow:
+def gradient_flow(model: Inspectable, features: Array, captions: Array) -> GradientFlow:
     """Follow the gradient of captions' losses back through time, without dropout.
 
     Parameters
@@ -80,7 +97,7 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
     features
         `(N, D)` floating, an image a caption, where the model is.
     captions
-        Word indices `(N, T+1)` as for `CaptioningRNN.loss`.
+        Word indices `(N, T+1)` as for `CaptionModel.loss`.
 
     Returns
     -------
@@ -121,7 +138,7 @@ def gradient_flow(model: CaptioningRNN, features: Array, captions: Array) -> Gra
         return GradientFlow(counts, hidden, of_cell if "dc" in further else None, first)
 
 
-def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> GateSaturation:
+def gate_saturation(model: Inspectable, features: Array, captions: Array) -> GateSaturation:
     """Find how many units of each gate are saturated while captions are read, without dropout.
 
     Parameters
@@ -131,7 +148,7 @@ def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> G
     features
         `(N, D)` floating, an image a caption, where the model is.
     captions
-        Word indices `(N, T+1)` as for `CaptioningRNN.loss`.
+        Word indices `(N, T+1)` as for `CaptionModel.loss`.
 
     Returns
     -------
@@ -160,7 +177,7 @@ def gate_saturation(model: CaptioningRNN, features: Array, captions: Array) -> G
         return GateSaturation(names, low, high, mean)
 
 
-def word_gradients(model: CaptioningRNN, features: Array, words: Array) -> tuple[Array, Array]:
+def word_gradients(model: Inspectable, features: Array, words: Array) -> tuple[Array, Array]:
     """Differentiate the log-probability of each word of captions with respect to the features.
 
     Times the features, less those of a reference image if there is one, a gradient says how much
@@ -222,11 +239,11 @@ def _zeros(cell: Cell, xp: Namespace, n: int, H: int, dtype: Any) -> tuple[Array
 
 
 def _step_back(
-    model: CaptioningRNN, cache: Any, t: int, above: Array, back: Array, further: dict[str, Array]
+    model: Inspectable, cache: Any, t: int, above: Array, back: Array, further: dict[str, Array]
 ) -> None:
     """Take gradients of the first n captions' states after step t back to those before it."""
     xp, cell, run, n = namespace(above), model.cell, cache.run, len(above)
-    Wh = model.params["Wh"]
+    Wh = model.recurrent_weights()["Wh"]
     dah, dax = (xp.empty((n, Wh.shape[1]), dtype=above.dtype) for _ in range(2))
     arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
     gradients = {name: gradient[:n] for name, gradient in further.items()}

@@ -26,7 +26,8 @@ from xpcap.layers.gru import GRU
 from xpcap.layers.lstm import LSTM
 from xpcap.layers.recurrence import Unrolled, unroll, unroll_backward, weight_gradients
 from xpcap.layers.rnn import RNN
-from xpcap.models.model import CaptionModel, State
+from xpcap.models.inspection import Inspectable
+from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
 from xpcap.workspace import Workspace, passing
 
@@ -53,7 +54,7 @@ class _Cache(NamedTuple):
     space: Workspace
 
 
-class CaptioningRNN(CaptionModel):
+class CaptioningRNN(Inspectable):
     """A captioner whose network is recurrent.
 
     Parameters

@@ -18,7 +18,7 @@ import numpy
 from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors.filter_bank import FilterBank
-from xpcap.models.inspection import word_gradients
+from xpcap.models.inspection import Inspectable, word_gradients
 from xpcap.report.images import Box, boxes_of
 from xpcap.runs import Run
 
@@ -74,10 +74,11 @@ def attribute(
     extractor = run.config["data"].get("extractor") or {}
     by_region = extractor.get("name") == FilterBank.name
     unknown = [Attribution()] * words.shape[1]
-    if not (by_region or categories):
+    model = run.model
+    if not (by_region or categories) or not isinstance(model, Inspectable):
         return [unknown] * len(words)
-    to_device = run.model.backend.to_device
-    _, gradients = map(to_host, word_gradients(run.model, to_device(features), to_device(words)))
+    to_device = model.backend.to_device
+    _, gradients = map(to_host, word_gradients(model, to_device(features), to_device(words)))
     if categories:
         shape = (*words.shape, len(categories), len(NUMBERS))
         values = (gradients * features[:, None]).reshape(shape).sum(axis=-1)

@@ -9,13 +9,20 @@ from typing import Any, TypeVar
 
 import numpy
 
-from xpcap.backend import to_host
+from xpcap.backend import Array, to_host
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import NULL, decode_captions, plain
 from xpcap.decoding import Beam, Decoded
 from xpcap.errors import CheckpointError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
-from xpcap.models.inspection import GateSaturation, GradientFlow, gate_saturation, gradient_flow
+from xpcap.models import CaptionModel
+from xpcap.models.inspection import (
+    GateSaturation,
+    GradientFlow,
+    Inspectable,
+    gate_saturation,
+    gradient_flow,
+)
 from xpcap.report.attribution import Attribution, attribute
 from xpcap.report.images import View, categories_of, open_image, view
 from xpcap.runs import HISTORY, Run
@@ -71,9 +78,9 @@ class RunPart:
     name: str
     facts: dict[str, str]
     curves: Curves
-    flow: GradientFlow
-    saturation: GateSaturation
     evaluation: Evaluation
+    flow: GradientFlow | None = None
+    saturation: GateSaturation | None = None
 
 
 @dataclass(frozen=True)
@@ -179,9 +186,19 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
         name,
         _facts(run, dataset),
         read_history(run.folder / HISTORY),
-        _on_host(gradient_flow(run.model, features, captions)),
-        _on_host(gate_saturation(run.model, features, captions)),
         evaluation,
+        *_inspected(run.model, features, captions),
+    )
+
+
+def _inspected(
+    model: CaptionModel, features: Array, captions: Array
+) -> tuple[GradientFlow | None, GateSaturation | None]:
+    if not isinstance(model, Inspectable):
+        return None, None
+    return (
+        _on_host(gradient_flow(model, features, captions)),
+        _on_host(gate_saturation(model, features, captions)),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from xpcap.models.inspection import GateSaturation, GradientFlow
 from xpcap.report.contents import SORTED_BY, RunPart
 from xpcap.report.libraries import load
 
@@ -76,7 +77,11 @@ def plots(runs: Sequence[RunPart]) -> Plots:
         if any(numpy.isfinite(run.curves.grad_norm).any() for run in runs):
             text = "The norm of all gradients together, before clipping."
             training.append(_by_step(runs, "grad_norm", "gradient norm", text, scale="log"))
-        inside = [_gradients(runs), *(_saturation(run, k) for k, run in enumerate(runs))]
+        flows = [(k, run.name, run.flow) for k, run in enumerate(runs) if run.flow]
+        inside = [_gradients(flows)] if flows else []
+        for k, run in enumerate(runs):
+            if run.saturation is not None:
+                inside.append(_saturation(run.name, run.saturation, k))
         return Plots(_scores(runs), training, inside)
 
 
@@ -114,20 +119,20 @@ def _by_step(
     return _plot(figure, text)
 
 
-def _gradients(runs: Sequence[RunPart]) -> Plot:
+def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:
     figure, axes = _axes(_WORDS, "norm of the gradient")
     _whole_numbers(axes)
-    for k, run in enumerate(runs):
-        words = 1 + numpy.arange(len(run.flow.hidden))
-        axes.plot(words, run.flow.hidden, "o-", color=_SERIES[k], label=f"{run.name}: hidden state")
-        if run.flow.cell is not None:
+    for k, name, flow in flows:
+        words = 1 + numpy.arange(len(flow.hidden))
+        axes.plot(words, flow.hidden, "o-", color=_SERIES[k], label=f"{name}: hidden state")
+        if flow.cell is not None:
             axes.plot(
-                words, run.flow.cell, "s--",
-                color=_SERIES[k], markerfacecolor="none", label=f"{run.name}: cell state",
+                words, flow.cell, "s--",
+                color=_SERIES[k], markerfacecolor="none", label=f"{name}: cell state",
             )  # fmt: skip
     axes.set_yscale("log")
     axes.legend()
-    first = "; ".join(f"{run.name} {run.flow.first:.3g}" for run in runs)
+    first = "; ".join(f"{name} {flow.first:.3g}" for _, name, flow in flows)
     return _plot(
         figure,
         "Mean norm of the gradient of a caption's loss with respect to the state after each word"
@@ -135,8 +140,8 @@ def _gradients(runs: Sequence[RunPart]) -> Plot:
     )
 
 
-def _saturation(run: RunPart, number: int) -> Plot:
-    gates = run.saturation.names
+def _saturation(name: str, saturation: GateSaturation, number: int) -> Plot:
+    gates = saturation.names
     figure = _figure(_WIDTH, 2.2 * math.ceil(len(gates) / 2))
     axes = figure.subplots(
         math.ceil(len(gates) / 2), min(2, len(gates)), squeeze=False, sharey=True
@@ -145,17 +150,17 @@ def _saturation(run: RunPart, number: int) -> Plot:
         panel.set_visible(k < len(gates))
         if k >= len(gates):
             continue
-        words = 1 + numpy.arange(run.saturation.low.shape[1])
-        high, low = run.saturation.high[k], run.saturation.low[k]
+        words = 1 + numpy.arange(saturation.low.shape[1])
+        high, low = saturation.high[k], saturation.low[k]
         panel.fill_between(words, 1 - high, 1, color=_SERIES[number], alpha=0.55)
         panel.fill_between(words, 0, low, color=_SERIES[number], alpha=0.25)
         panel.set(title=gates[k], ylim=(0, 1), xlabel=_WORDS)
         _whole_numbers(panel)
     text = "; ".join(
         f"{gate} {low.mean():.0%} low, {high.mean():.0%} high"
-        for gate, low, high in zip(gates, run.saturation.low, run.saturation.high, strict=True)
+        for gate, low, high in zip(gates, saturation.low, saturation.high, strict=True)
     )
-    return _plot(figure, f"{run.name}: shares of saturated units: {text}.")
+    return _plot(figure, f"{name}: shares of saturated units: {text}.")
 
 
 def _scores(runs: Sequence[RunPart]) -> Plot:

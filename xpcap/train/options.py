@@ -9,7 +9,7 @@ from typing import Any
 from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
-from xpcap.models.recurrent import check_cell
+from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_positive, find_rule
 from xpcap.runs.dataset import fingerprint
 from xpcap.train.recovery import OnNaN
@@ -39,6 +39,8 @@ class RunOptions:
         `"float32"` or `"float16"`.
     max_train
         Number of training captions, drawn at random; None takes all.
+    family
+        The model family, a key of `xpcap.models.FAMILIES`.
     cell, hidden, wordvec, dropout, dtype
         Of the model, see `CaptioningRNN`.
     batch_size
@@ -64,6 +66,7 @@ class RunOptions:
     lazy: bool = False
     feature_dtype: str = "float32"
     max_train: int | None = None
+    family: str = "recurrent"
     cell: str = "lstm"
     hidden: int = 512
     wordvec: int = 256
@@ -80,7 +83,8 @@ class RunOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_cell(self.cell)
+        if self.family == CaptioningRNN.family:
+            check_cell(self.cell)
         check_rate(self.dropout)
         find_rule(self.rule)
         check_positive("lr", self.lr)
@@ -100,7 +104,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
         Root mean square of the features, see `ScalesFeatures`.
     """
     training = {**asdict(options), "features": dataset.kind}
-    model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
+    model = {theirs: training.pop(ours) for ours, theirs in {**_MODEL, "family": "family"}.items()}
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
         "data": {
@@ -124,6 +128,7 @@ def options_of(config: Mapping[str, Any]) -> RunOptions:
             training[name] = kind(**training[name])
         training["features"] = config["data"]["kind"]
         model = {ours: config["model"][theirs] for ours, theirs in _MODEL.items()}
-        return RunOptions(**training, **model)
+        family = config["model"].get("family", CaptioningRNN.family)
+        return RunOptions(**training, **model, family=family)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
         raise CheckpointError(f"expected the options of a training run: {error}") from error
