@@ -163,7 +163,7 @@ def test_choice_of_features_of_a_data_folder(tiny, tmp_path):
         assert run.config["data"]["kind"] == kind
         assert run.config["data"]["extractor"] == {"name": "filter-bank", "version": 1}
         assert (out / "pca.h5").exists() == (kind == "pca")
-    message = r"tiny has 3 features an image; expected 7, as .*a\.safetensors was trained with"
+    message = r"tiny has 3 features per image; expected 7, as .*a\.safetensors was trained with"
     model, _ = model_for(tiny)
     save_file(to_torch(model.params), tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=message):
