@@ -67,7 +67,7 @@ def namespace(*arrays: Array) -> Namespace:
 
 def is_host(xp: Namespace) -> bool:
     """Whether arrays are in host memory, where reading values does not wait for a device."""
-    return getattr(xp, "xp", xp) is numpy
+    return xp is numpy or getattr(xp, "xp", None) is numpy
 
 
 def to_host(array: Array) -> Array:

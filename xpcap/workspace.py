@@ -81,5 +81,8 @@ def passing(xp: Namespace, dtype: Any) -> Workspace:
     """
     if not is_host(xp):
         return Workspace(xp, dtype)
-    mine: dict[str, Workspace] = _thread_local.__dict__.setdefault("workspaces", {})
-    return mine.setdefault(numpy.dtype(dtype).name, Workspace(numpy, dtype))
+    mine: dict[Any, Workspace] = _thread_local.__dict__
+    dtype = numpy.dtype(dtype)
+    if dtype not in mine:
+        mine[dtype] = Workspace(numpy, dtype)
+    return mine[dtype]

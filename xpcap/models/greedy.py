@@ -27,6 +27,7 @@ from xpcap.workspace import Workspace, passing
 if TYPE_CHECKING:
     from xpcap.models.model import CaptionModel
 
+_WORK = 2**22  # rows times H^2 that are worth a thread: 105 images with 200 hidden units
 _ASK_EVERY = 4  # steps between two questions whether all captions have ended
 _KEPT = 4  # decoders of a model, each for another N or length: full batches, the last one, ...
 _TILE = 8  # rows that a product on a CPU takes together: 41 of them need as long as 48, or longer
@@ -46,11 +47,22 @@ def greedy(model: CaptionModel, features: Array, max_length: int) -> Array:
     """
     xp = namespace(features, *model.params.values())
     if is_host(xp):
-        parts = [features[part] for part in threads.spans(len(features))]
+        parts = [features[part] for part in decoding_spans(model, len(features))]
         tasks = [partial(_dropping_ended, model, part, max_length) for part in parts]
         return numpy.concatenate(threads.run(tasks))
     with _lock:
         return _decoder(model, features, max_length)(model, features)
+
+
+def decoding_spans(model: CaptionModel, count: int) -> list[slice]:
+    """Return the spans of `count` images that threads decode, one if they are not on the host.
+
+    Small products are not worth a thread: Python is called between them, by one thread at a time.
+    """
+    if not is_host(model.backend.xp):
+        return [slice(0, count)]
+    H = len(model.params[model.head[0]])
+    return threads.spans(count, max(threads.LEAST, _WORK // H**2))
 
 
 def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: int) -> numpy.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from xpcap import threads
-from xpcap.backend import is_host, to_host
+from xpcap.backend import to_host
 from xpcap.data.extraction import BATCH as IMAGES
 from xpcap.data.extraction import extract
 from xpcap.data.extractors import open_extractor
@@ -31,6 +31,7 @@ from xpcap.decoding import (
 from xpcap.distributed import Alone, Ranks, share_out
 from xpcap.errors import CheckpointError
 from xpcap.models import CaptionModel
+from xpcap.models.greedy import decoding_spans
 from xpcap.runs.folder import TRANSFORM
 
 BATCH = 256
@@ -100,16 +101,12 @@ class Run:
             return Decoded(*map(to_host, found))
 
         def share(part: slice) -> Decoded:
-            first, spans = part.start, self._spans(part.stop - part.start)
+            first, spans = part.start, decoding_spans(self.model, part.stop - part.start)
             parts = [slice(first + span.start, first + span.stop) for span in spans]
             return _joined(threads.run([partial(work, part) for part in parts]))
 
         with backend.activate():
             return _joined(share_out(max(len(features), 1), BATCH, self.ranks, share))
-
-    def _spans(self, count: int) -> list[slice]:
-        """Return the spans of `count` images or captions that each CPU thread takes."""
-        return threads.spans(count) if is_host(self.model.backend.xp) else [slice(0, count)]
 
     def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
         """Return the best caption of each image that `decode` finds.
@@ -144,7 +141,7 @@ class Run:
             return numpy.asarray(to_host(score_captions(self.captioner, *arrays)))
 
         with backend.activate():
-            spans = self._spans(len(captions))
+            spans = decoding_spans(self.model, len(captions))
             return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
     def features_of(self, images: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
