@@ -41,7 +41,7 @@ def next_batch(
     settings: Array,
     streams: Array,
 ) -> None:
-    """Gather one minibatch of an epoch and go on to the next.
+    """Gather one minibatch of an epoch and advance to the next.
 
     Parameters
     ----------

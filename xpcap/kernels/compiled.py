@@ -501,7 +501,7 @@ def _best_continuations(
     parents, words = numpy.zeros((2, images, width), numpy.int64)
     for m in range(R):
         image, parent = divmod(places[m], width)
-        best, of, said = found[image], parents[image], words[image]
+        best, of, tokens = found[image], parents[image], words[image]
         row, total = values[m], totals[m]
         for first in range(0, V, 16):
             part = row[first : min(first + 16, V)]
@@ -517,8 +517,8 @@ def _best_continuations(
                 if k < width:
                     for other in range(width - 1, k, -1):
                         best[other], of[other] = best[other - 1], of[other - 1]
-                        said[other] = said[other - 1]
-                    best[k], of[k], said[k] = value, parent, first + j
+                        tokens[other] = tokens[other - 1]
+                    best[k], of[k], tokens[k] = value, parent, first + j
     return found, parents, words
 
 

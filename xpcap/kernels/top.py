@@ -35,7 +35,7 @@ def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
 def best_continuations(
     xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
 ) -> tuple[Array, Array, Array]:
-    """Return the best words to go on with, among those of all beginnings of each image.
+    """Return the best continuations among all hypotheses of each image.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def best_continuations(
     -------
     values, places, words
         `(images, width)` each, falling: the sums, minus infinity where there is nothing left; the
-        place in the beam that each goes on from, and the word. Of equal sums the first.
+        beam slot that each continues, and the word. Of equal sums the first.
     """
     best, word = top(xp, values + totals[:, None], min(width, values.shape[1]))
     return _of_each_image(xp, best, word, places, images, width)
@@ -61,7 +61,7 @@ def best_continuations(
 def _of_each_image(
     xp: Namespace, best: Array, word: Array, places: Array, images: int, width: int
 ) -> tuple[Array, Array, Array]:
-    """Choose among the best words `(R, few)` to go on with from each beginning."""
+    """Choose among the best words `(R, few)` of each hypothesis."""
     few = best.shape[1]
     sums = xp.full((images * width, few), -xp.inf, dtype=best.dtype)
     words = xp.zeros((images * width, few), dtype=numpy.int64)

@@ -87,7 +87,7 @@ def temporal_softmax_loss(
     Returns
     -------
     loss, dx
-        In nats a caption, a 0-d array; and its gradient `(N, T, V)`.
+        In nats per caption, a 0-d array; and its gradient `(N, T, V)`.
 
     Raises
     ------

@@ -117,11 +117,11 @@ class Packing:
     Parameters
     ----------
     captions
-        N, how many there are, those without a word counted.
+        N, the number of captions, including those without a word.
     sizes
-        How many captions go on at each step; none is larger than the one before.
+        Number of active captions at each step; none is larger than the one before.
     capacity
-        The most rows that any batch of this kind has, for which memory is laid out.
+        The largest number of rows of any batch, for which memory is allocated.
 
     Attributes
     ----------

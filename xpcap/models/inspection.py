@@ -58,7 +58,7 @@ class GradientFlow(NamedTuple):
         through h = o tanh(c): `dnext_c + dnext_h o (1 - tanh(c)^2)` of `lstm_step_backward`.
         None for other cells.
     first
-        dL/dh of the hidden state that the image sets, of no axes, over captions with any word.
+        dL/dh of the first hidden state, a 0-d array, over captions with any word.
     """
 
     captions: Array

@@ -39,7 +39,7 @@ class OnNaN:
     ----------
     policy
         `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last finite state, at most 50 steps
-        ago, and go on at half the learning rate.
+        ago, and continue at half the learning rate.
     limit
         Maximum number of recoveries.
 
@@ -127,7 +127,7 @@ class Recovery:
         self._finite = _copied(trainer)
 
     def recover(self, trainer: Trainer, error: StepDiverged) -> int:
-        """Restore training to a finite state from which it can go on, or end it.
+        """Restore training to a finite state from which it can continue, or end it.
 
         Returns
         -------

@@ -3,7 +3,7 @@
 `Trainer.run` is the whole loop. Everything else (history, checkpoints, progress) is a callback of
 an event: `"step"` after each update, `"measured"` after each validation batch, `"epoch"` after
 validation, `"end"`. Callbacks of an event are called in order of priority. At the first three a
-callback may raise: `state` is then that of the last step, and training can go on from any state
+callback may raise: `state` is then that of the last step, and training can continue from any state
 given to `restore`.
 """
 
