@@ -16,15 +16,16 @@ import pytest
 from tiny import make_tiny
 
 import xpcap
-from xpcap import threads
+from xpcap import CaptioningRNN, threads
 from xpcap.backend import CPU
 from xpcap.benchmark import busy_processes
 from xpcap.decoding import Beam, Sampling
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.runs import open_run
 from xpcap.threads import available, use_threads
 from xpcap.train.options import RunOptions
 from xpcap.train.run import resume_run, train_run
+from xpcap.train.shared import SharedLoss
 from xpcap.train.trainer import Schedule
 
 SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10]
@@ -247,6 +248,47 @@ def test_all_tasks_have_ended_when_one_has_failed(failing):
     assert threads.run([lambda: 5]) == [5]
 
 
+def test_an_interrupt_waits_for_the_other_tasks():
+    """They write into memory that the caller may use again."""
+    ended, began = [], threading.Event()
+
+    def slow():
+        began.set()
+        time.sleep(0.3)
+        ended.append(True)
+
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        threads.run([lambda: timer.start() or began.wait(60), slow])
+        time.sleep(60)
+    assert ended == [True]
+
+
+def test_a_setting_made_while_others_compute_counts_after_them():
+    entered, go = threading.Event(), threading.Event()
+
+    def task():
+        entered.set()
+        go.wait(60)
+        return blas_threads()
+
+    with ThreadPoolExecutor(1) as caller, use_threads(2):
+        other = caller.submit(threads.run, [task])
+        entered.wait(60)
+        with use_threads(3):
+            assert set(blas_threads()) == {1}
+            go.set()
+            assert {n for numbers in other.result() for n in numbers} == {1}
+            assert set(blas_threads()) == {3}
+        assert set(blas_threads()) == {2}
+
+
+def test_a_setting_is_that_of_all_threads_of_the_process():
+    with use_threads(3), ThreadPoolExecutor(1) as caller:
+        assert caller.submit(threads.number).result() == 3
+
+
 def test_tasks_inside_tasks_run_one_after_another():
     def outer():
         return threads.run([threading.get_ident, threading.get_ident])
@@ -301,6 +343,24 @@ def test_numbers_of_threads_give_the_same_within_rounding(tmp_path):
     runs = [trained(tmp_path, n, batch_size=40, dropout=0.3, dtype="float64") for n in (1, 2)]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-10)
     assert losses(runs[0]) != losses(runs[1])  # a sum in another order
+
+
+def test_gradients_of_any_memory_order_are_summed():
+    model = CaptioningRNN({"<NULL>": 0, "<START>": 1, "<END>": 2}, 3, 4, 5, "gru", seed=0)
+    rng = numpy.random.default_rng(0)
+    features, captions = rng.random((40, 3)), rng.integers(3, size=(40, 6))
+    _, expected = model.loss(features, captions)
+    found = {name: numpy.empty_like(value, order="F") for name, value in model.params.items()}
+    with use_threads(2):
+        SharedLoss(model).loss(features, captions, 0, found)
+    for name, value in expected.items():
+        numpy.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_shares_of_features_that_do_not_fit_are_refused():
+    model = CaptioningRNN({"<NULL>": 0, "<START>": 1, "<END>": 2}, 3, 4, 5, seed=0)
+    with use_threads(2), pytest.raises(ShapeError, match="features"):
+        SharedLoss(model).evaluate(numpy.zeros((50, 3)), numpy.ones((40, 6), int))
 
 
 def test_a_resumed_run_uses_its_own_number_of_threads(tmp_path, monkeypatch):

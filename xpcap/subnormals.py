@@ -26,7 +26,8 @@ from xpcap.backend import Array, Namespace, is_host
 def lowest(dtype: numpy.dtype) -> float:
     """Return the x below which e^x counts as 0: log(smallest normal number / epsilon^2)."""
     about = numpy.finfo(dtype)
-    return (about.minexp + 2 * about.nmant) * math.log(2)
+    exponent = about.minexp + 2 * about.nmant
+    return (exponent if exponent < 0 else about.minexp) * math.log(2)  # half precision has few
 
 
 def power(xp: Namespace, x: Array) -> Array:

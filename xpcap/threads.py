@@ -18,7 +18,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -119,33 +119,33 @@ class use_threads:
         self.__enter__()
 
     def __enter__(self) -> use_threads:
+        global _process
         if not self._active:
-            self._outside = _setting.get()
-            self._before = [controller.num_threads for controller in _controllers()]
             self._active = True
-            _setting.set((self.number, self.automatic))
-            _limit_blas([self.number] * len(self._before))
+            self._outside, _process = _process, (self.number, self.automatic)
+            self._before = _change_blas([self.number] * len(_controllers()))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._active = False
-        _setting.set(self._outside)
-        _limit_blas(self._before)
+        global _process
+        self._active, _process = False, self._outside
+        _change_blas(self._before)
 
 
-_setting: contextvars.ContextVar[tuple[int, bool] | None]
-_setting = contextvars.ContextVar("threads", default=None)
+_process: tuple[int, bool] | None = None  # number of threads, and whether it was "auto"
+_context: contextvars.ContextVar[tuple[int, bool] | None]
+_context = contextvars.ContextVar("threads", default=None)
 
 
 @contextlib.contextmanager
 def shared_among(threads: int) -> Iterator[None]:
-    """Use this number of threads inside the context; BLAS outside of shares is not limited."""
-    outside = _setting.get()
-    _setting.set((threads, False))
+    """Share work among this number of threads in this context of the calling thread alone."""
+    outside = _context.get()
+    _context.set((threads, False))
     try:
         yield
     finally:
-        _setting.set(outside)
+        _context.set(outside)
 
 
 def _number(text: str) -> int:
@@ -159,14 +159,14 @@ _default = functools.cache(_number)
 
 def number() -> int:
     """Return the number of threads: of `use_threads`, or of `XPCAP_THREADS`, by default `auto`."""
-    if (setting := _setting.get()) is not None:
+    if (setting := _context.get() or _process) is not None:
         return setting[0]
     return _default(os.environ.get("XPCAP_THREADS", "auto"))
 
 
 def automatic() -> bool:
     """Return whether the number of threads was left to xpcap."""
-    if (setting := _setting.get()) is not None:
+    if (setting := _context.get() or _process) is not None:
         return setting[1]
     return os.environ.get("XPCAP_THREADS", "auto") == "auto"
 
@@ -187,16 +187,27 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     if getattr(_this, "shares", False):
         return [task() for task in tasks]
     with _one_threaded_blas():
-        copies = [contextvars.copy_context() for _ in tasks]
-        futures = [
-            _pool().submit(copy.run, _work, task)
-            for copy, task in zip(copies[1:], tasks[1:], strict=True)
-        ]
+        futures: list[Future[T]] = []
         try:
+            for task in tasks[1:]:
+                context = contextvars.copy_context()
+                futures.append(_pool().submit(context.run, _work, task))
             results = [_work(tasks[0])]
         finally:
-            wait(futures)
+            _wait(futures)
     return results + [future.result() for future in futures]
+
+
+def _wait(futures: Sequence[Future[Any]]) -> None:
+    """Wait until all have ended; an interrupt is raised only then, as they write into memory."""
+    interrupt: BaseException | None = None
+    while not all(future.done() for future in futures):
+        try:
+            wait(futures)
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 _this = threading.local()
@@ -219,10 +230,6 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1000, "xpcap", lambda: _limit_blas([1] * len(_controllers())))
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive in a child process
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
 _lock = threading.Lock()
 _running = 0  # calls of `run` at this moment
 _numbers: list[int] = []  # of BLAS threads, outside of them
@@ -243,6 +250,32 @@ def _one_threaded_blas() -> Iterator[None]:
             _running -= 1
             if not _running:
                 _limit_blas(_numbers)
+
+
+def _change_blas(numbers: list[int]) -> list[int]:
+    """Set the numbers of BLAS threads outside of shares; return those before."""
+    global _numbers
+    with _lock:
+        if _running:
+            before, _numbers = _numbers, numbers
+        else:
+            before = [controller.num_threads for controller in _controllers()]
+            _limit_blas(numbers)
+    return before
+
+
+def _begin_child() -> None:
+    """Forget the threads of the parent process, which a forked one does not have."""
+    global _lock, _running
+    _pool.cache_clear()
+    if _running:
+        _running, numbers = 0, _numbers
+        _limit_blas(numbers)
+    _lock, _this.shares = threading.Lock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 @functools.cache

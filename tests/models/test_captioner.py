@@ -178,6 +178,17 @@ def test_float64_parameters_in_a_float32_model(cell_type, backend):
     assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float64)}
 
 
+@every_cell
+def test_parameters_of_several_dtypes(cell_type):
+    model, double = build(cell_type, dtype=numpy.float32), build(cell_type)
+    expected = float(double.loss(FEATURES, CAPTIONS)[0])
+    for name in model.params:
+        model.params[name] = model.params[name].astype(numpy.float64)
+        loss, gradients = model.loss(FEATURES, CAPTIONS)
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        assert gradients[name].dtype == numpy.float64
+
+
 @pytest.mark.parametrize("dtype", [numpy.float16, numpy.float32, numpy.float64])
 @every_cell
 def test_features_of_any_floating_dtype(cell_type, dtype, backend):

@@ -176,7 +176,10 @@ def _gru_cell_gradient_in_place(
 @take_rows.version("numpy")
 def _take_rows_at_once(xp: Namespace, table: Array, indices: Array, out: Array) -> None:
     """The reference without a temporary array, which the mode "raise" would make."""
-    numpy.take(table, indices, axis=0, out=out, mode="clip")
+    if table.dtype == out.dtype:
+        numpy.take(table, indices, axis=0, out=out, mode="clip")
+    else:
+        out[...] = table[indices]
 
 
 @add_rows.version("numpy")

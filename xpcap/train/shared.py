@@ -7,6 +7,7 @@ the number of threads within rounding.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy
 
@@ -57,8 +58,9 @@ class SharedLoss(Objective):
     def _deal(self, batch: Batch) -> list[Batch]:
         """Return each thread's captions."""
         captions, features, _, share = batch
-        host = is_host(self.model.backend.xp) and captions.ndim == 2
-        count = len(threads.spans(len(captions))) if host else 1
+        fits = captions.ndim == 2 and features.shape[:1] == captions.shape[:1]
+        shared = fits and is_host(self.model.backend.xp)
+        count = len(threads.spans(len(captions))) if shared else 1
         if count == 1:
             return [batch]
         self._others += [Objective(self.model) for _ in range(count - 1 - len(self._others))]
@@ -70,8 +72,7 @@ class SharedLoss(Objective):
 
     def _memory(self, count: int, like: dict[str, Array]) -> list[dict[str, Array]]:
         """Return memory for `count` more gradients, reused from call to call."""
-        known = self._gradients[:1]
-        if known and any(known[0][name].dtype != like[name].dtype for name in like):
+        if self._gradients and _layout(self._gradients[0]) != _layout(like):
             self._gradients.clear()
         while len(self._gradients) < count:
             empty = {name: namespace(value).empty_like(value) for name, value in like.items()}
@@ -79,9 +80,13 @@ class SharedLoss(Objective):
         return self._gradients[:count]
 
 
+def _layout(gradients: dict[str, Array]) -> dict[str, Any]:
+    return {name: (value.shape, value.dtype) for name, value in gradients.items()}
+
+
 def _add(several: list[dict[str, Array]]) -> None:
-    """Add all gradients to the first; each thread adds a part of every array."""
-    total, *others = ({name: g.reshape(-1) for name, g in each.items()} for each in several)
+    """Add all gradients to the first; each thread adds some rows of every array."""
+    total, *others = several
 
     def add(thread: int, count: int) -> None:
         for name, sums in total.items():
