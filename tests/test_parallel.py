@@ -74,7 +74,7 @@ def test_parts_are_shared_out_and_put_in_order(count, ranks):
 
 
 def test_one_after_the_other():
-    """Whoever comes later finds what the first has left."""
+    """Later processes find what the first has left."""
     left = []
 
     def work(own):

@@ -44,7 +44,7 @@ def seldom(monkeypatch):
 
 
 def rows_of(tiny, step):
-    """Return which captions a step, counted from 1, sees."""
+    """Return the captions of a step, counted from 1."""
     batches = EpochBatches(open_dataset(tiny).splits["train"], 10, seed=0)
     epoch, place = divmod(step - 1, STEPS)
     return list(batches.epoch(epoch))[place].rows
@@ -206,7 +206,7 @@ def test_a_rate_that_is_too_high_is_named_by_its_step(tiny, tmp_path):
 
 
 def test_a_loss_that_explodes_is_told_from_one_that_is_high(tiny, tmp_path):
-    """15 words: who guesses loses 2.7 nats a word, and 8.1 are too many."""
+    """15 words: the uniform loss is 2.7 nats per word, and 8.1 are too many."""
 
     def loud(trainer):
         trainer.model.params["b_vocab"][:4] = [0, 0, 0, 40]  # 37 nats for any other word

@@ -170,7 +170,7 @@ def test_a_run_that_has_ended_only_shows_what_it_was(tiny, tmp_path):
 
 
 def falling_and_rising(monkeypatch):
-    """Let the validation losses be lowest after the second epoch, whoever measures them."""
+    """Let the validation losses be lowest after the second epoch."""
 
     def measure(trainer):
         loss = [3.0, 2.0, 4.0, 5.0, 6.0, 7.0][trainer.epoch]
