@@ -242,7 +242,7 @@ def test_all_ranks_try_again_what_one_could_not_write(tiny, tmp_path, monkeypatc
 
 
 def test_all_ranks_save_when_one_finds_that_it_is_time(tiny, tmp_path, monkeypatch):
-    """Clocks differ; a rank that saved alone would be restored to another state after divergence."""
+    """Clocks differ; a rank that saved alone would be restored to another state later."""
     own = threading.local()
     clock = SimpleNamespace(monotonic=lambda: getattr(own, "now", 0.0))
     monkeypatch.setattr("xpcap.train.saving.time", clock)

@@ -220,11 +220,6 @@ class Unrolled(NamedTuple):
     prev_h: Array
     more: dict[str, Array]
 
-    def states(self, cell: Cell, packing: Packing) -> tuple[Array, ...]:
-        """Return the states `(N, H)` after the last step of a sequence without padding."""
-        last = packing.rows[-1]
-        return (self.h[last], *(self.more[name][last] for name in cell.states[1:]))
-
     def at(self, cell: Cell, packing: Packing, t: int) -> dict[str, Array]:
         """Return the arrays of step t by name; those of further states before it as `prev_c`."""
         rows = packing.rows[t]
