@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import cli_reference
 import click
 import pytest
 
@@ -12,43 +13,53 @@ import xpcap
 from xpcap.cli import main
 from xpcap.data.scenes import make_scenes
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in (".", ".github", "datasets", "tools", "xpcap", "xpcap/*")
+    for path in ROOT.glob(f"{folder}/*.md")
+}
+SNIPPETS = [
+    snippet
+    for text in PAGES.values()
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+]
 SHELL_LINES = [
     line.split("#")[0]
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for text in PAGES.values()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
 ]
+COMMANDS = dict(cli_reference.commands(main))
 
 
-def commands(group, path):
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, [*path, name])
-        else:
-            yield [*path, name], command
-
-
-COMMANDS = list(commands(main, ["xpcap"]))
-
-
-@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=lambda x: str(x))
-def test_every_command_has_help_and_stands_in_the_readme(path, command):
-    assert f"`{' '.join(path)}" in README
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name):
+    command = COMMANDS[name]
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
 
 
-def test_every_command_line_of_the_readme_is_one():
-    known = {" ".join(path[1:]): command for path, command in COMMANDS}
-    lines = re.findall(r"\bxpcap ((?:data )?[a-z-]+)([^\n&`]*)", "\n".join(SHELL_LINES))
+def test_the_reference_of_the_command_line_is_current():
+    assert cli_reference.FILE.read_text(encoding="utf-8") == cli_reference.reference()
+
+
+def test_command_lines_in_the_documentation_are_valid():
+    lines = re.findall(r"\b(xpcap (?:data )?[a-z-]+)([^\n&`]*)", "\n".join(SHELL_LINES))
     assert len(lines) >= 5
     for name, rest in lines:
-        assert name in known
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert name in COMMANDS
+        options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
         assert {word for word in shlex.split(rest) if word.startswith("--")} <= options
+
+
+def test_links_in_the_documentation_lead_somewhere():
+    for page, text in PAGES.items():
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +70,9 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.split("\n")[0])
-def test_the_readmes_snippets_run(snippet, place, monkeypatch):
+def test_snippets_of_the_documentation_run(snippet, place, monkeypatch):
     monkeypatch.chdir(place)
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
-
-
-def test_the_readmes_ten_lines_are_ten():
-    lines = [line for line in SNIPPETS[0].splitlines() if line and "import" not in line]
-    assert len(lines) <= 10
+    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
 
 
 def modules():
