@@ -27,9 +27,14 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def is_url(address: str) -> bool:
+    """Whether an address begins with http:// or https://."""
+    return address.lower().startswith(("http://", "https://"))
+
+
 def check_web(url: str) -> None:
-    """Raise a `DataError` unless `url` begins with http:// or https://."""
-    if not url.lower().startswith(("http://", "https://")):
+    """Raise a `DataError` unless `is_url`."""
+    if not is_url(url):
         raise DataError(f"{url} is not an http or https address")
 
 
