@@ -55,8 +55,8 @@ BLOCKS = {
     "chunked": plainly(chunks=(8, 6)),
     "cut both ways": plainly(chunks=(7, 4)),
     "compressed": plainly(chunks=(16, 6), compression="gzip"),
-    "lzf": plainly(chunks=(16, 4), compression="lzf", shuffle=True),
-    "checked": plainly(chunks=(1, 6), fletcher32=True, shuffle=True),
+    "shuffled": plainly(chunks=(1, 6), shuffle=True),
+    "shuffled and compressed": plainly(chunks=(16, 4), compression="gzip", shuffle=True),
     "growing": plainly(maxshape=(None, 6)),
     "compact": compact,
     "padded": padded,
@@ -223,6 +223,11 @@ def test_an_unknown_dtype_is_refused(tmp_path):
     path = write(tmp_path / "f.h5", PLAIN["plain"])
     with pytest.raises(DataError, match="feature dtype 'int8' is unknown"):
         LazyFeatures(path, "int8")
+
+
+def test_other_filters_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "f.h5", plainly(compression="lzf", fletcher32=True))
+    assert "is stored with lzf, fletcher32; expected gzip" in one_line(path)
 
 
 def test_overflow_in_half_precision_is_refused(tmp_path):

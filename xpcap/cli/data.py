@@ -190,10 +190,7 @@ def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
         return
     print_message(
         f"{report.images} images: {report.width} to {report.dim} features,"
-        f" {report.explained:.1%} of the variance"
-    )
-    print_message(
-        f"{report.seconds:.1f} s, of which {report.product_seconds:.1f} s for matrix products"
+        f" {report.explained:.1%} of the variance, in {report.seconds:.1f} s"
     )
     print_result(folder)
 

@@ -64,14 +64,9 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
 class LazyFeatures:
     """Features that stay in their file; indexing reads the requested rows, from any thread.
 
-    Parameters
-    ----------
-    path
-        HDF5 file with the floating array `features (images, D)`. Fastest if uncompressed and
-        contiguous, h5py's default.
-    dtype
-        Dtype of the rows returned: `"float32"`, or `"float16"` for half the memory and about three
-        digits.
+    The HDF5 file holds a floating array `features (images, D)`: fastest if uncompressed and
+    contiguous, h5py's default; gzip and shuffle are read too. Rows are returned as `"float32"`, or
+    `"float16"` for half the memory and about three digits.
 
     Raises
     ------

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.chunks import Chunks
 from xpcap.errors import DataError
 from xpcap.files import check_plain, check_swelling, explained
 
-DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-"""Exceptions of h5py for damaged files."""
+DAMAGED = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, zlib.error
+)  # fmt: skip
+"""Exceptions of h5py and of `Chunks` for damaged files."""
 
 KINDS = {"f": "floating", "iu": "integer"}
 
@@ -46,18 +49,9 @@ def open_hdf5(path: Path) -> Any:
 
 
 def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
-    """Find the array `key` in an open file and check it, without reading its values.
+    """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
-    Parameters
-    ----------
-    file, path
-        Open file and its path.
-    key, ndim, kinds
-        Name, number of axes, and NumPy kinds of dtype: `"f"` floating, `"iu"` integer.
-
-    Returns
-    -------
-    h5py.Dataset
+    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer.
 
     Raises
     ------
@@ -106,8 +100,85 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     with whole(path, key):
         if found.chunks is None:
             return found[...]
-        with contextlib.closing(Chunks(path, key, found)) as chunks:
-            return chunks.read(0, len(found))
+        return Chunks(f"{path}: '{key}'", found).read(0, len(found))
+
+
+class Chunks:
+    """The chunks of an open array, decompressed here; may be read from any thread.
+
+    HDF5 gives the stored bytes of a chunk only. It would decompress them to any size, and read
+    memory past their end where there are too few.
+    """
+
+    def __init__(self, where: str, array: Any) -> None:
+        import h5py
+
+        plan = array.id.get_create_plist()
+        filters = [plan.get_filter(k) for k in range(plan.get_nfilters())]
+        known = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE)
+        unknown = [name.decode(errors="replace") for code, *_, name in filters if code not in known]
+        if unknown or array.id.get_type() != h5py.h5t.py_create(array.dtype):
+            raise DataError(
+                f"{where} is stored with {', '.join(unknown) or 'an unknown dtype'}; expected gzip,"
+                " shuffle, or nothing"
+            )
+        self.height: int = array.chunks[0]
+        self._deflated = [code == h5py.h5z.FILTER_DEFLATE for code, *_ in filters]
+        self._array = array
+        self._offsets = self._by_block(where)
+
+    def _by_block(self, where: str) -> dict[int, list[tuple[int, ...]]]:
+        """Return the offsets of the chunks that were written, by block of rows."""
+        shape, sides = self._array.shape, self._array.chunks
+        most = prod(-(-size // side) for size, side in zip(shape, sides, strict=True))
+        found: list[tuple[int, ...]] = []
+
+        def note(chunk: Any) -> bool | None:
+            found.append(chunk.chunk_offset)
+            return len(found) > most or None  # anything but None stops the iteration
+
+        self._array.id.chunk_iter(note)
+        blocks = defaultdict(list)
+        for offset in set(found):
+            blocks[offset[0] // self.height].append(offset)
+        fits = len(set(found)) == len(found) and all(
+            start % side == 0 and start < size
+            for offset in found
+            for start, side, size in zip(offset, sides, shape, strict=True)
+        )
+        if not fits:
+            raise DataError(f"{where} is damaged: a chunk is in an impossible place")
+        return blocks
+
+    def read(self, first: int, end: int) -> numpy.ndarray:
+        """Read rows from `first`, a multiple of `height`; raises one of `DAMAGED`."""
+        array, height = self._array, self.height
+        count = max(0, min(end, len(array)) - first)
+        rows = numpy.full((count, *array.shape[1:]), array.fillvalue, array.dtype)
+        for block in range(first // height, -(-(first + count) // height)):
+            for offset in self._offsets.get(block, ()):
+                begins = (offset[0] - first, *offset[1:])
+                target = rows[tuple(slice(begin, None) for begin in begins)]
+                chunk = self._unpacked(offset)
+                inside = tuple(map(slice, map(min, chunk.shape, target.shape)))
+                target[inside] = chunk[inside]
+        return rows
+
+    def _unpacked(self, offset: tuple[int, ...]) -> numpy.ndarray:
+        sides, dtype = self._array.chunks, self._array.dtype
+        skipped, content = self._array.id.read_direct_chunk(offset)
+        for k, deflated in reversed(list(enumerate(self._deflated))):
+            if skipped >> k & 1:
+                continue
+            if deflated:
+                inflater = zlib.decompressobj()
+                content = inflater.decompress(content, prod(sides) * dtype.itemsize + 1)
+                if not inflater.eof:
+                    raise ValueError("it is larger than a chunk, or ends early")
+            else:  # shuffle stores the first bytes of all items before the second ones
+                planes = numpy.frombuffer(content, numpy.uint8).reshape(dtype.itemsize, -1)
+                content = planes.T.tobytes()
+        return numpy.frombuffer(content, dtype).reshape(sides)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:

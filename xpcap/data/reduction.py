@@ -14,7 +14,7 @@ from xpcap.backend import CPU, Backend
 from xpcap.data import folder as layout
 from xpcap.data.dataset import check_widths
 from xpcap.data.features import LazyFeatures, row_blocks
-from xpcap.data.pca import PCA, Clock, fit_components
+from xpcap.data.pca import PCA, fit_components
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
@@ -24,8 +24,7 @@ from xpcap.files import explained, new_file
 class PCAReport:
     """Result of `reduce_folder`: `images` of both splits have `dim` instead of `width` features.
 
-    `explained` is the share of the training features' variance that is kept, `product_seconds` the
-    part of `seconds` spent in matrix products of features.
+    `explained` is the share of the training features' variance that is kept.
     """
 
     images: int
@@ -33,7 +32,6 @@ class PCAReport:
     dim: int
     explained: float
     seconds: float
-    product_seconds: float
 
 
 def reduce_folder(
@@ -44,24 +42,16 @@ def reduce_folder(
     progress: Progress = no_progress,
     replace: bool = False,
 ) -> PCAReport:
-    """Add pca features of both splits, and the transform, to a data folder with fc7 features.
+    """Reduce the fc7 features of a data folder to `dim` principal components of its training split.
 
-    The components are those of the training split. Features are read and written in blocks.
-
-    Parameters
-    ----------
-    folder
-        The data folder.
-    dim, whiten, backend, progress
-        See `fit_components`.
-    replace
-        Overwrite existing pca features.
+    Writes the pca features of both splits, which replace existing ones if `replace`, and the
+    transform; features are read and written in blocks. See `fit_components` for the other options.
 
     Raises
     ------
     DataError
-        If there are no features, or pca features already; if they cannot be reduced (`PCA.fit`);
-        or a file cannot be written. The folder is then unchanged.
+        If there are no features, or pca features already; if they cannot be reduced; or a file
+        cannot be written. The folder is then unchanged.
     """
     begun = time.perf_counter()
     targets = {split: folder / layout.features_file(split, "pca") for split in layout.SPLITS}
@@ -70,7 +60,6 @@ def reduce_folder(
             exists = path.exists()
         if exists:
             raise DataError(f"{path} already exists; expected none (or --replace)")
-    products = Stopwatch(backend)
     with contextlib.ExitStack() as stack:
         features = {
             split: stack.enter_context(
@@ -79,10 +68,10 @@ def reduce_folder(
             for split in layout.SPLITS
         }
         check_widths(folder, features)
-        pca, share = fit_components(features["train"], dim, whiten, backend, progress, products)
+        pca, share = fit_components(features["train"], dim, whiten, backend, progress)
         for split, rows in features.items():
             temporary = stack.enter_context(new_file(targets[split]))
-            reduced = _reduced(f"{split} features", rows, pca, backend, progress, products)
+            reduced = _reduced(f"{split} features", rows, pca, backend, progress)
             layout.write_features(temporary, (len(rows), dim), reduced)
         pca.write(folder / layout.PCA)  # written last; then the others are moved into place
     return PCAReport(
@@ -91,34 +80,12 @@ def reduce_folder(
         dim=dim,
         explained=share,
         seconds=time.perf_counter() - begun,
-        product_seconds=products.seconds,
     )
 
 
 def _reduced(
-    doing: str,
-    features: LazyFeatures,
-    pca: PCA,
-    backend: Backend,
-    progress: Progress,
-    clock: Clock,
+    doing: str, features: LazyFeatures, pca: PCA, backend: Backend, progress: Progress
 ) -> Iterator[numpy.ndarray]:
     for block in row_blocks(features):
-        yield pca.transform(features[block], backend, clock)
+        yield pca.transform(features[block], backend)
         progress(doing, block.stop, len(features))
-
-
-class Stopwatch:
-    """Sums the seconds that a device computes inside `with`; synchronizes it before and after."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.seconds = 0.0
-        self._backend = backend
-
-    def __enter__(self) -> None:
-        self._backend.synchronize()
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._backend.synchronize()
-        self.seconds += time.perf_counter() - self._begun

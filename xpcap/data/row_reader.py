@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.chunks import Chunks
-from xpcap.data.hdf5 import find_array, open_hdf5, whole
+from xpcap.data.hdf5 import Chunks, find_array, open_hdf5, whole
 
 KEPT_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**20  # per block of an array that has no chunks
@@ -29,8 +28,8 @@ BLOCK_BYTES = 2**20  # per block of an array that has no chunks
 def open_rows(path: Path, key: str) -> PlainRows | BlockRows:
     """Open a floating two-dimensional array in an HDF5 file.
 
-    The `read` method of the result may be called from any thread; it raises the exceptions of h5py
-    or of the system if the file is damaged.
+    The `read` method of the result may be called from any thread; it raises one of `DAMAGED` if the
+    file is.
 
     Raises
     ------
@@ -41,12 +40,13 @@ def open_rows(path: Path, key: str) -> PlainRows | BlockRows:
         file = stack.enter_context(open_hdf5(path))
         array = find_array(file, path, key, 2, "f")
         with whole(path, key):
-            if array.chunks is not None:
-                chunks = Chunks(path, key, array)
-                return BlockRows(chunks.read, chunks.close, array, chunks.height)
-            if (start := _find_start(array)) is not None:
+            start = _find_start(array)
+            if start is not None:
                 return PlainRows(path, start, array.shape, array.dtype)
+            chunks = Chunks(f"{path}: '{key}'", array) if array.chunks else None
         stack.pop_all()
+        if chunks is not None:
+            return BlockRows(chunks.read, file.close, array, chunks.height)
         return BlockRows(lambda first, end: array[first:end], file.close, array)
 
 
@@ -96,18 +96,10 @@ class PlainRows:
 
 
 class BlockRows:
-    """Rows of any array, read in blocks, of which the last 256 MiB (at least one) are cached.
+    """Rows of an array, read in blocks, of which the last 256 MiB (at least one) are cached.
 
-    Parameters
-    ----------
-    read
-        Returns the rows from a first one to before an end.
-    close
-        Closes the file.
-    array
-        Gives shape and dtype.
-    height
-        Rows per block; None is 1 MiB of them.
+    `read` returns the rows from a first one to before an end, and `close` closes the file; a block
+    has `height` rows, or else 1 MiB of them.
     """
 
     def __init__(
