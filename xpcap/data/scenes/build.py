@@ -13,14 +13,14 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.archive import read_member
-from xpcap.data.encoding import encode
+from xpcap.data.encoding import CaptionedImage, encode
 from xpcap.data.extractors import FilterBank
 from xpcap.data.images import LARGEST_FILE, decode_picture
 from xpcap.data.pca import PCA
@@ -70,30 +70,27 @@ def make_scenes(
             " expected 2 and 1 or more, from a seed of 0 or more"
         )
     counts = {"train": train, "val": val}
-    scenes, images, references, features = {}, {}, {}, {}
+    scenes, images, captioned, features = {}, {}, {}, {}
     with new_folder(out) as folder:
         for number, (split, count) in enumerate(counts.items()):
             rng = numpy.random.default_rng([seed, number])
             scenes[split] = [random_scene(rng, 1 + index % 2) for index in range(count)]
             images[split] = numpy.stack([draw(scene, rng) for scene in scenes[split]])
-            references[split] = [captions(scene, rng) for scene in scenes[split]]
+            captioned[split] = [
+                CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
+                for k, scene in enumerate(scenes[split])
+            ]
             features[split] = _extract(images[split], _DOING[split], progress)
         progress("components", 0, 1)
         pca = PCA.fit(features["train"], min(COMPONENTS, train - 1))
         pca.write(folder / layout.PCA)
         progress("components", 1, 1)
-        longest = max(len(c.split()) for part in references.values() for some in part for c in some)
-        encoded = encode(out, references, str.split, None, 1, longest)
+        sentences = (c for part in captioned.values() for image in part for c in image.captions)
+        longest = max(len(sentence.split()) for sentence in sentences)
+        encoded = encode(out, captioned, str.split, None, 1, longest)
         contents = {
-            split: layout.SplitContents(
-                encoded.captions[split],
-                encoded.image_idxs[split],
-                features={"fc7": features[split], "pca": pca.transform(features[split])},
-                urls=[f"{PICTURES}/{_member(split, index)}" for index in range(count)],
-                ids=range(count),
-                references=references[split],
-            )
-            for split, count in counts.items()
+            split: replace(part, features={"fc7": rows, "pca": pca.transform(rows)})
+            for (split, part), rows in zip(encoded.splits.items(), features.values(), strict=True)
         }
         description = {
             "name": "scenes",
