@@ -98,7 +98,7 @@ def test_the_first_does_it_for_all():
 def test_the_built_in_scenes_are_drawn_once(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xpcap.data.locations.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("xpcap.data.scenes.build.cache_folder", lambda: tmp_path)
 
     def draw(folder, progress):
         folder.mkdir(parents=True)

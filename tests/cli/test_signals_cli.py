@@ -12,7 +12,7 @@ from processes import WITHIN, ended, starting, wait_for
 from tiny import make_tiny
 
 from xpcap.cli._signals import Signalled, ended_by_signals
-from xpcap.data.locations import cache_folder
+from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import Stopped
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")

@@ -20,7 +20,6 @@ from archive_server import (
 
 from xpcap.data import download, fetch
 from xpcap.data.archive import Expected
-from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
 
 
@@ -83,7 +82,7 @@ def test_a_disk_that_is_too_full(site, out, monkeypatch):
     disk_with(monkeypatch, 2_400_000_000)
     message = r"data has 2\.40 GB free; http://127.* needs 2\.50 GB"
     with pytest.raises(DataError, match=message) as caught:
-        download.download_archive(out, site.address, big, no_progress)
+        download.download_coco(out, site.address, manifest=big)
     assert "\n" not in str(caught.value)
     check_kept(out, 0)
 

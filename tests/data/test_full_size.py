@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from xpcap.backend import CPU
 from xpcap.data.dataset import open_dataset
-from xpcap.data.prefetch import PrefetchedBatches
+from xpcap.data.minibatch import PrefetchedBatches
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
 from xpcap.train.run import RunContext, train_run

@@ -192,8 +192,7 @@ def _given(name: str) -> bool:
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
     """Return the data folder; on each machine the built-in one is created if it does not exist."""
-    from xpcap.data.locations import scenes_folder
-    from xpcap.data.scenes import make_scenes
+    from xpcap.data.scenes import make_scenes, scenes_folder
 
     if data != "scenes":
         return Path(data)

@@ -16,19 +16,17 @@ FOLDER = "coco_captioning"
 MANIFEST = Path(__file__).with_name("coco_manifest.json")
 
 
-def download_coco(out: Path, url: str = ADDRESS, progress: Progress = no_progress) -> None:
-    """Download the COCO captioning archive of CS231n, verify it, and unpack it.
+def download_coco(
+    out: Path,
+    url: str = ADDRESS,
+    progress: Progress = no_progress,
+    manifest: Manifest | None = None,
+) -> None:
+    """Download the COCO captioning archive of CS231n, verify it, and unpack it into a new folder.
 
-    A partial download is kept in a hidden file beside `out`, and the next call resumes it.
-
-    Parameters
-    ----------
-    out
-        The folder to make: a new name, or an empty folder.
-    url
-        An http or https address of the archive.
-    progress
-        Callback, in bytes; if the server does not tell the total, it is the number so far.
+    A partial download is kept in a hidden file beside `out`, and the next call resumes it. Progress
+    is in bytes; if the server does not tell the total, it is the number so far. The files expected
+    are those of `manifest`, by default of `coco_manifest.json`.
 
     Raises
     ------
@@ -36,12 +34,7 @@ def download_coco(out: Path, url: str = ADDRESS, progress: Progress = no_progres
         If `out` exists or the disk is too full, the archive cannot be fetched, or it has other
         contents than expected; `out` is then not made.
     """
-    download_archive(out, url, read_manifest(MANIFEST), progress)
-
-
-def download_archive(out: Path, url: str, manifest: Manifest, progress: Progress) -> None:
-    """Download an archive with the files of `manifest`, as `download_coco` does."""
-    out = out.absolute()
+    out, manifest = out.absolute(), manifest or read_manifest(MANIFEST)
     check_web(url)
     check_new_folder(out)
     part = Part(out.with_name(f".{out.name}.zip.part"), url)

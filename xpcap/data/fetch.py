@@ -33,12 +33,9 @@ class Part:
         self.total: int | None = None
         self._note = path.with_name(f"{path.name}.json")
         with contextlib.suppress(DataError):
-            self._recall(read_json(self._note))
-
-    def _recall(self, note: object) -> None:
-        match note:
-            case {"url": self.url, "version": str(version), "total": int(total)}:
-                self.version, self.total = version, total
+            match read_json(self._note):
+                case {"url": self.url, "version": str(version), "total": int(total)}:
+                    self.version, self.total = version, total
 
     @property
     def have(self) -> int:
@@ -91,12 +88,8 @@ class _CutError(Exception):
 def fetch(part: Part, spare: int, progress: Progress) -> None:
     """Download the rest of a file, retrying if the connection is cut.
 
-    `spare` bytes must stay free on its disk.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be fetched; what can be resumed is kept.
+    `spare` bytes must stay free on its disk. A `DataError` is raised if the file cannot be fetched;
+    what can be resumed is kept.
     """
     pauses, most = list(PAUSES), part.have
     while True:
@@ -107,14 +100,11 @@ def fetch(part: Part, spare: int, progress: Progress) -> None:
             if part.have > most:
                 pauses, most = list(PAUSES), part.have
             if not pauses:
-                raise DataError(f"cannot fetch {part.url}: {cut}{_kept(part)}") from cut
+                kept = f"; {part.have} of {part.total} bytes are kept, the next call resumes there"
+                raise DataError(
+                    f"cannot fetch {part.url}: {cut}{kept if part.have else ''}"
+                ) from cut
         time.sleep(pauses.pop(0))
-
-
-def _kept(part: Part) -> str:
-    if not part.have:
-        return ""
-    return f"; {part.have} of {part.total} bytes are kept, the next call resumes there"
 
 
 def _fetch_rest(part: Part, spare: int, progress: Progress) -> None:
@@ -141,10 +131,11 @@ def _ask(part: Part) -> HTTPResponse:
         answer = open_url(part.url, TIMEOUT, part.headers)
     except FAILURES as error:
         reason = reason_of(error)
-        if part.have and _status(error) == 416:  # the file is shorter than before
+        status = error.code if isinstance(error, urllib.error.HTTPError) else None
+        if part.have and status == 416:  # the file is shorter than before
             part.remove()
             raise _CutError(reason) from error
-        if _is_transient(error):
+        if _is_transient(error, status):
             raise _CutError(reason) from error
         raise DataError(f"cannot fetch {part.url}: {reason}") from error
     if answer.status not in (200, 206):
@@ -153,15 +144,10 @@ def _ask(part: Part) -> HTTPResponse:
     return answer
 
 
-def _is_transient(error: Exception) -> bool:
-    status = _status(error)
+def _is_transient(error: Exception, status: int | None) -> bool:
     if status is not None:
         return status >= 500 or status in (408, 429)
     return not isinstance(error, (ValueError, InvalidURL))
-
-
-def _status(error: Exception) -> int | None:
-    return error.code if isinstance(error, urllib.error.HTTPError) else None
 
 
 def _check_room(part: Part, spare: int) -> None:

@@ -16,9 +16,8 @@ from xpcap.backend import Backend
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
-from xpcap.data.minibatch import EpochBatches
+from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.data.pca import PCA
-from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.files import explained

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -109,6 +111,24 @@ def make_scenes(
             for split, part in scenes.items()
         }
         layout.write_text(folder / SCENES, json.dumps(truth))
+
+
+def scenes_folder() -> Path:
+    """Return `datasets/scenes` in a checkout of xpcap, else a folder in the user's cache."""
+    if Path("xpcap/data/scenes/build.py").is_file() and Path("datasets").is_dir():
+        return Path("datasets") / "scenes"
+    return cache_folder() / "scenes"
+
+
+def cache_folder() -> Path:
+    """Return xpcap's folder in the user's cache of the platform; it need not exist."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "xpcap"
 
 
 def _extract(images: numpy.ndarray, doing: str, progress: Progress) -> numpy.ndarray:
