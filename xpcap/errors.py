@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message, or the type of its error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class XpcapError(Exception):
     """Base class of all errors raised on purpose; the message is one line and `printable`.
 

@@ -67,7 +67,8 @@ def reduce_folder(
             )
             for split in layout.SPLITS
         }
-        check_widths(folder, features)
+        shapes = {split: rows.shape for split, rows in features.items()}
+        check_widths(folder, "fc7", shapes)
         pca, share = fit_components(features["train"], dim, whiten, backend, progress)
         for split, rows in features.items():
             temporary = stack.enter_context(new_file(targets[split]))

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.archive import read_member
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
-from xpcap.data.images import LARGEST_FILE, decode_picture, open_picture
+from xpcap.data.images import open_packed, open_picture
 from xpcap.errors import DataError
 
 THUMBNAIL = 256  # pixels of the longer side, at most
@@ -58,8 +57,7 @@ def open_image(dataset: Dataset, split: str, row: int) -> Any:
         if "pictures" not in description:
             return open_picture(Path(address))
         archive = description["pictures"]
-        member = address.removeprefix(f"{archive}/")
-        return decode_picture(read_member(dataset.folder / archive, member, LARGEST_FILE), address)
+        return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
     except DataError:
         return None
 

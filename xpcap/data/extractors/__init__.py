@@ -57,10 +57,8 @@ def make_extractor(
     name
         `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any
         other network.
-    weights
-        The ONNX file, for all but the filter bank.
-    output
-        Name of the network's output to take; None is the only one.
+    weights, output
+        See `OnnxExtractor`; not for the filter bank.
     changes
         Fields of `Preprocessing` that differ from the preset's.
 
@@ -90,12 +88,8 @@ def make_extractor(
 def open_extractor(description: Mapping[str, Any], weights: Path | None = None) -> Extractor:
     """Return the extractor of a description stored in a data set or run.
 
-    `weights` is where its ONNX file is now, if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the extractor is not available in the same version, with the same weights.
+    `weights` is where its ONNX file is now, if it has moved. A `DataError` is raised if the
+    extractor is not available in the same version, with the same weights.
     """
     if "weights" in description:
         return open_onnx(description, weights)

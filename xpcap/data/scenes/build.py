@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.archive import read_member
 from xpcap.data.encoding import CaptionedImage, encode
 from xpcap.data.extractors import FilterBank
-from xpcap.data.images import LARGEST_FILE, decode_picture
+from xpcap.data.images import open_packed
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.scenes.drawing import draw
@@ -46,20 +45,10 @@ _DOING = {"train": "training images", "val": "validation images"}
 def make_scenes(
     out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = no_progress
 ) -> None:
-    """Draw, caption and extract the scenes, and write them as a data folder.
+    """Draw, caption and extract the scenes, and write them as a new data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
-
-    Parameters
-    ----------
-    out
-        The folder to make: a new name, or an empty folder.
-    seed
-        Of all scenes, images and captions; each split has its own generator.
-    train, val
-        Number of images; every other one has two things.
-    progress
-        Callback.
+    `train` and `val` are numbers of images; every other one has two things.
 
     Raises
     ------
@@ -159,13 +148,7 @@ def _write_images(path: Path, images: Mapping[str, numpy.ndarray]) -> None:
 
 
 def read_scenes(folder: Path) -> dict[str, list[Scene]]:
-    """Read the scenes of `"train"` and `"val"` from a folder that `make_scenes` made.
-
-    Raises
-    ------
-    DataError
-        If the folder has no `scenes.json`, or it has other contents.
-    """
+    """Read the scenes of `"train"` and `"val"` from a folder that `make_scenes` made."""
     path = folder / SCENES
     truth = read_json(path)
     try:
@@ -187,13 +170,5 @@ def _read_thing(shape: str, colour: str, size: str, place: str) -> Thing:
 
 
 def read_picture(folder: Path, split: str, index: int) -> numpy.ndarray:
-    """Read an image `(64, 64, 3)` uint8 from a folder that `make_scenes` made.
-
-    Raises
-    ------
-    DataError
-        If the folder has no such image, or its file is damaged.
-    """
-    path, member = folder / PICTURES, _member(split, index)
-    png = read_member(path, member, LARGEST_FILE)
-    return numpy.array(decode_picture(png, f"{path}/{member}"))
+    """Read an image `(64, 64, 3)` uint8 from a folder that `make_scenes` made."""
+    return numpy.array(open_packed(folder / PICTURES, _member(split, index)))
