@@ -18,7 +18,7 @@ from archive_server import (
     zipped,
 )
 
-from xpcap.data import download, fetch
+from xpcap.data import download
 from xpcap.data.archive import Expected
 from xpcap.errors import DataError
 
@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_written(site, out):
 
 
 def test_pauses_grow(site, out, monkeypatch):
-    monkeypatch.setattr(fetch, "PAUSES", (1.0, 2.0, 4.0))
+    monkeypatch.setattr(download, "PAUSES", (1.0, 2.0, 4.0))
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     site.cuts = [0, 0, 20_000, 0]

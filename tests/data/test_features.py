@@ -7,9 +7,8 @@ import h5py
 import numpy
 import pytest
 
-from xpcap.data import row_reader
-from xpcap.data.features import LazyFeatures, read_features
-from xpcap.data.row_reader import BlockRows, PlainRows
+from xpcap.data import features
+from xpcap.data.features import BlockRows, LazyFeatures, PlainRows, read_features
 from xpcap.errors import DataError
 
 VALUES = numpy.random.default_rng(0).standard_normal((50, 6)).astype("float32")
@@ -134,27 +133,27 @@ def test_row_indices_out_of_range_raise(name, tmp_path):
 
 def test_adjacent_rows_are_read_at_once(tmp_path, monkeypatch):
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
-    original, sizes = row_reader.os.preadv, []
+    original, sizes = features.os.preadv, []
 
     def preadv(file, buffers, position):
         sizes.append(len(buffers[0]) // 24)
         return original(file, [buffers[0][:50]], position)  # less than asked for
 
-    monkeypatch.setattr(row_reader.os, "preadv", preadv)
+    monkeypatch.setattr(features.os, "preadv", preadv)
     numpy.testing.assert_array_equal(lazy[[9, 5, 4, 30, 5]], VALUES[[9, 5, 4, 30, 5]])
     assert sizes == [2, 1, 1]
     numpy.testing.assert_array_equal(lazy[:], VALUES)
 
 
 def test_hdf5_reads_where_preadv_is_missing(tmp_path, monkeypatch):
-    monkeypatch.delattr(row_reader.os, "preadv")
+    monkeypatch.delattr(features.os, "preadv")
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
     numpy.testing.assert_array_equal(lazy[[9, 0]], VALUES[[9, 0]])
 
 
 def counted(height, kept, monkeypatch):
     """A reader of blocks, and a list of those that it reads."""
-    monkeypatch.setattr(row_reader, "KEPT_BYTES", kept)
+    monkeypatch.setattr(features, "KEPT_BYTES", kept)
     read = []
 
     def part(first, end):

@@ -92,16 +92,9 @@ def build_from_coco(
     return encoded.report
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, as COCO's annotation files are")
-    return content
-
-
 def _read_images(path: Path) -> dict[int, AnnotatedImage]:
     """Read a captions file: images by id."""
-    content = _read_object(path)
+    content = read_json(path)
     images: dict[int, AnnotatedImage] = {}
     for where, record in records_of(path, content, "images"):
         id_ = value_of(where, record, "id", int)
@@ -117,7 +110,7 @@ def _read_images(path: Path) -> dict[int, AnnotatedImage]:
 
 def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, str]:
     """Add the boxes of an instances file to known images, and return the categories by id."""
-    content = _read_object(path)
+    content = read_json(path)
     categories: dict[int, str] = {
         value_of(where, record, "id", int): value_of(where, record, "name", str)
         for where, record in records_of(path, content, "categories")

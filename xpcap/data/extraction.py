@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -138,11 +138,12 @@ class Extraction:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def features(self, rows: Sequence[int]) -> numpy.ndarray:
-        """Return the features of some images, by ascending index."""
-        first = rows[0]
-        block = self._read(first, rows[-1] + 1)
-        return numpy.asarray(block["features"][numpy.asarray(rows) - first])
+    def features(self, images: Collection[Path]) -> Iterator[numpy.ndarray]:
+        """Yield the features of some of the images, in the order of all, in blocks."""
+        for first in range(0, len(self.images), _BLOCK):
+            wanted = [path in images for path in self.images[first : first + _BLOCK]]
+            if any(wanted):
+                yield self._read(first, first + len(wanted))["features"][wanted]
 
     def forget(self) -> None:
         """Remove the file, and those of other images and extractors beside the same path."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.captions_file import ImageFile, read_captions
@@ -22,7 +20,6 @@ from xpcap.files import check_new_folder, explained, new_folder
 VALIDATION_EVERY = 10
 MANY_CAPTIONS, FREQUENT = 5_000, 5
 _OTHER = {"val": "test", "test": "val"}
-_BLOCK = 1024  # rows of features that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,11 @@ def prepare(
         with new_folder(out) as folder:
             layout.write_contents(folder, encoded.vocabulary, encoded.splits, description)
             if extraction is not None:
-                _write_features(folder, extraction, parts)
+                for name, part in parts.items():
+                    path = folder / layout.features_file(name, "fc7")
+                    blocks = extraction.features({image.path for image in part})
+                    with explained(path, "write"):
+                        layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
         if extraction is not None:
             extraction.forget()
     return PrepareReport(
@@ -176,19 +177,3 @@ def _check_exist(source: Path, images: Sequence[Path]) -> None:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(f"{source} names {missing[0]}, which does not exist{more}")
-
-
-def _write_features(
-    folder: Path, extraction: Extraction, parts: Mapping[str, Sequence[ImageFile]]
-) -> None:
-    places = {path: k for k, path in enumerate(extraction.images)}
-    for name, part in parts.items():
-        path = folder / layout.features_file(name, "fc7")
-        blocks = _feature_blocks(extraction, [places[image.path] for image in part])
-        with explained(path, "write"):
-            layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
-
-
-def _feature_blocks(extraction: Extraction, rows: Sequence[int]) -> Iterator[numpy.ndarray]:
-    for first in range(0, len(rows), _BLOCK):
-        yield extraction.features(rows[first : first + _BLOCK])

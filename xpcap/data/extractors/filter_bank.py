@@ -88,7 +88,7 @@ class FilterBank:
         ]
         windows = [_windows(self.size, width) for width in (_FORM_WINDOW, _PLACE_WINDOW)]
         self._whole = [_Windows(window, window) for window in windows]
-        self._cut = [_cut(window) for window in windows]
+        self._by_region = [_cut(window) for window in windows]
 
     def __call__(self, images: Array) -> Array:
         """Compute the features of RGB images `(N, 64, 64, 3)` uint8, of NumPy or CuPy.
@@ -109,7 +109,7 @@ class FilterBank:
         They are `(N, 8, 8, 4096)` float32 of the same library, 1 MiB per image: for each region of
         8 x 8 pixels its contribution to every feature. Summed over regions, they are the features.
         """
-        return self._in_blocks(images, (_CELLS, _CELLS), self._cut)
+        return self._in_blocks(images, (_CELLS, _CELLS), self._by_region)
 
     def describe(self) -> dict[str, Any]:
         """Return name and version, for `open_extractor`."""

@@ -72,10 +72,8 @@ def make_scenes(
                 for k, scene in enumerate(scenes[split])
             ]
             features[split] = _extract(images[split], _DOING[split], progress)
-        progress("components", 0, 1)
-        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1))
+        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1), progress=progress)
         pca.write(folder / layout.PCA)
-        progress("components", 1, 1)
         sentences = (c for part in captioned.values() for image in part for c in image.captions)
         longest = max(len(sentence.split()) for sentence in sentences)
         encoded = encode(out, captioned, str.split, None, 1, longest)
