@@ -9,8 +9,7 @@ from tiny import make_tiny
 
 from xpcap.backend import Backend
 from xpcap.data.dataset import open_dataset
-from xpcap.data.pca import PCA
-from xpcap.data.reduction import reduce_folder
+from xpcap.data.pca import PCA, reduce_folder
 from xpcap.errors import DataError
 
 WIDTH = 12

@@ -180,7 +180,7 @@ def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
     The features may be larger than memory. Runs trained on the folder use the reduced features, and
     store the transform for new images.
     """
-    from xpcap.data.reduction import reduce_folder
+    from xpcap.data.pca import reduce_folder
 
     backend = common.open_device(device)
     with stages() as progress:

@@ -51,12 +51,8 @@ class ImageFile(CaptionedImage):
 def read_captions(file: Path, images: Path | None = None) -> list[ImageFile]:
     """Read a captions file of any of the formats above, each image once in the file's order.
 
-    Names of images are relative to the folder `images`, by default that of the file.
-
-    Raises
-    ------
-    DataError
-        If the file or a record of it cannot be used.
+    Names of images are relative to the folder `images`, by default that of the file. A `DataError`
+    is raised if the file or a record of it cannot be used.
     """
     folder = file.parent if images is None else images
     found: dict[Path, ImageFile] = {}

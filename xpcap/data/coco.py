@@ -29,11 +29,6 @@ def load_coco_data(
         `train_captions (M, T)` and `train_image_idxs (M,)` int32, `train_features (images, D)`
         float32, `train_urls (images,)` text; the same for `val`; `idx_to_word`, a list, and
         `word_to_idx`, a dict. All but text and words are on the default backend.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, damaged or has other contents.
     """
     dataset = open_dataset(
         Path(base_dir) if base_dir is not None else DEFAULT_FOLDER,

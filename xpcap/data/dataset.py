@@ -111,23 +111,11 @@ def open_dataset(
     max_train: int | None = None,
     rng: numpy.random.Generator | None = None,
 ) -> Dataset:
-    """Open a data folder: the original CS231n one, or one made by xpcap.
+    """Open a data folder (`xpcap.data.folder`): the original CS231n one, or one made by xpcap.
 
-    Parameters
-    ----------
-    folder
-        With the files listed in `xpcap.data.folder`.
-    features
-        `"pca"`, `"fc7"`, or `"auto"`: pca if there are any, else fc7.
-    lazy, dtype
-        Whether the features stay in their files, see `LazyFeatures`; and their dtype in memory.
-    max_train, rng
-        Keep only this number of training captions, drawn without replacement.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, damaged or has other contents.
+    Features are `"pca"`, `"fc7"`, or by `"auto"` pca if there are any, else fc7; if `lazy`, they
+    stay in their files. Of the training captions `rng` draws `max_train` without replacement. A
+    `DataError` is raised if a file is missing, damaged or has other contents.
     """
     check_folder(folder)
     kind = _choose_features(folder, features)

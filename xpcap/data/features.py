@@ -52,13 +52,7 @@ def row_blocks(features: Features) -> Iterator[slice]:
 
 
 def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
-    """Read a whole feature file, as `LazyFeatures` does.
-
-    Raises
-    ------
-    DataError
-        Also if the features do not fit in memory.
-    """
+    """Read a whole feature file, as `LazyFeatures` does."""
     lazy = LazyFeatures(path, dtype)
     try:
         out = numpy.empty(lazy.shape, dtype)

@@ -31,10 +31,7 @@ KINDS = {"f": "floating", "iu": "integer"}
 def open_hdf5(path: Path) -> Any:
     """Open an HDF5 file for reading, as an `h5py.File` that the caller closes.
 
-    Raises
-    ------
-    DataError
-        If it is missing, not an HDF5 file, or shorter than its header says.
+    A `DataError` is raised if it is missing, not an HDF5 file, or shorter than its header says.
     """
     import h5py
 
@@ -51,12 +48,8 @@ def open_hdf5(path: Path) -> Any:
 def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
-    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer.
-
-    Raises
-    ------
-    DataError
-        If there is no such array, or its size is implausible.
+    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
+    there is no such array, or its size is implausible.
     """
     import h5py
 

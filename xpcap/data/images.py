@@ -32,13 +32,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # or else Python pri
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
     """Fetch an RGB image `(height, width, 3)` uint8 from an http or https address.
 
-    `timeout` is in seconds, for each answer of the server.
-
-    Raises
-    ------
-    DataError
-        If the address is invalid, the server does not answer in time or refuses, the file is too
-        large, or it is not an image.
+    A `DataError` is raised if the address is invalid, the server refuses or does not answer within
+    `timeout` seconds, the file is too large, or it is not an image.
     """
     check_web(url)
     try:
