@@ -50,14 +50,7 @@ def build_from_coco(
     """Build a data folder from a captions file and an instances file of the same images.
 
     Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. The other
-    options are those of `prepare`.
-
-    Raises
-    ------
-    DataError
-        If a file or a record of it cannot be used; nothing is left behind.
-    ConfigurationError
-        If `min_count` or `max_words` is less than 1.
+    options are those of `xpcap.data.prepare.prepare`, which raises the same errors.
     """
     check_limits(min_count, max_words)
     images = _read_images(captions)

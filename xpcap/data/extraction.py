@@ -83,16 +83,10 @@ class Extraction:
         progress: Progress = no_progress,
         ranks: Ranks | None = None,
     ) -> list[Broken]:
-        """Compute the missing rows, and return the images that cannot be opened.
+        """Compute the missing rows, and return the images that cannot be opened, if skipped.
 
-        Parameters
-        ----------
-        skip_broken
-            Skip images that cannot be opened, instead of raising.
-        workers
-            Threads that open and prepare images; None is one per core.
-        ranks
-            Processes that share the batches, on one file system; the first writes the file.
+        There are `workers` threads that open and prepare images, by default one per core. The ranks
+        share the batches, on one file system; the first writes the file.
 
         Raises
         ------

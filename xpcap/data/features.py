@@ -72,13 +72,9 @@ class LazyFeatures:
 
     The HDF5 file holds a floating array `features (images, D)`: fastest if uncompressed and
     contiguous, h5py's default; gzip and shuffle are read too. Rows are returned as `"float32"`, or
-    `"float16"` for half the memory and about three digits.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, truncated or has other contents; when indexed, if it cannot be read
-        there, or a value is not finite in `dtype`.
+    `"float16"` for half the memory and about three digits. A `DataError` is raised if the file is
+    missing, truncated or has other contents; when indexed, if it cannot be read there, or a value
+    is not finite in `dtype`.
     """
 
     def __init__(self, path: Path, dtype: str = "float32") -> None:

@@ -60,7 +60,6 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     """Decode an image file, called `name` in messages, as an 8-bit RGB `PIL.Image.Image`.
 
     The EXIF orientation is applied, transparent areas become white, and 16 bits are reduced to 8.
-
     The file is in one of `FORMATS`; TIFF without compression. Pillow's other formats run external
     programs, or libraries that print or have had vulnerabilities.
 

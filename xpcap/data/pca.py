@@ -223,12 +223,8 @@ def reduce_folder(
 
     Writes the pca features of both splits, which replace existing ones if `replace`, and the
     transform; features are read and written in blocks. See `fit_components` for the other options.
-
-    Raises
-    ------
-    DataError
-        If there are no features, or pca features already; if they cannot be reduced; or a file
-        cannot be written. The folder is then unchanged.
+    A `DataError` is raised if there are no features, or pca features already, they cannot be
+    reduced, or a file cannot be written; the folder is then unchanged.
     """
     begun = time.perf_counter()
     targets = {split: folder / layout.features_file(split, "pca") for split in layout.SPLITS}

@@ -52,15 +52,9 @@ def make_extractor(
 ) -> Extractor:
     """Return an extractor for a new data set.
 
-    Parameters
-    ----------
-    name
-        `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any
-        other network.
-    weights, output
-        See `OnnxExtractor`; not for the filter bank.
-    changes
-        Fields of `Preprocessing` that differ from the preset's.
+    The name is `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"`
+    for any other network. `weights` and `output` are those of `OnnxExtractor`, `changes` the fields
+    of `Preprocessing` that differ from the preset's.
 
     Raises
     ------

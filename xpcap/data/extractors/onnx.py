@@ -26,14 +26,8 @@ class OnnxExtractor:
     fixed batch size; its output `(N, D)` or `(N, D, 1, 1)`.
 
     `weights` is the ONNX file, `output` the name of the output to take, or else its only one, and
-    `name` is `"onnx"` or the preset's.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, or inputs or outputs are others.
-    ConfigurationError
-        If onnxruntime is not installed.
+    `name` is `"onnx"` or the preset's. A file that cannot be used raises a `DataError`, and a
+    missing onnxruntime a `ConfigurationError`.
     """
 
     version = 1

@@ -48,12 +48,8 @@ def make_scenes(
     """Draw, caption and extract the scenes, and write them as a new data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
-    `train` and `val` are numbers of images; every other one has two things.
-
-    Raises
-    ------
-    DataError
-        If a number is out of range, or `out` exists or cannot be written; nothing is left behind.
+    `train` and `val` are numbers of images; every other one has two things. A `DataError` is raised
+    if a number is out of range, or `out` exists or cannot be written; nothing is left behind.
     """
     if train < 2 or val < 1 or seed < 0:
         raise DataError(
