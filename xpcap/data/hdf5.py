@@ -109,20 +109,27 @@ class Chunks:
         plan = array.id.get_create_plist()
         filters = [plan.get_filter(k) for k in range(plan.get_nfilters())]
         known = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE)
-        unknown = [name.decode(errors="replace") for code, *_, name in filters if code not in known]
+        unknown = [
+            name.decode(errors="replace") or f"filter {code}"
+            for code, *_, name in filters
+            if code not in known
+        ]
         if unknown or array.id.get_type() != h5py.h5t.py_create(array.dtype):
             raise DataError(
                 f"{where} is stored with {', '.join(unknown) or 'an unknown dtype'}; expected gzip,"
                 " shuffle, or nothing"
             )
-        self.height: int = array.chunks[0]
+        # kept, as h5py looks each up anew
+        self._id, self._shape, self._dtype = array.id, array.shape, array.dtype
+        self._sides, self._fill = array.chunks, array.fillvalue
+        self.height: int = self._sides[0]
+        self._bytes = prod(self._sides) * self._dtype.itemsize
         self._deflated = [code == h5py.h5z.FILTER_DEFLATE for code, *_ in filters]
-        self._array = array
         self._offsets = self._by_block(where)
 
     def _by_block(self, where: str) -> dict[int, list[tuple[int, ...]]]:
         """Return the offsets of the chunks that were written, by block of rows."""
-        shape, sides = self._array.shape, self._array.chunks
+        shape, sides = self._shape, self._sides
         most = prod(-(-size // side) for size, side in zip(shape, sides, strict=True))
         found: list[tuple[int, ...]] = []
 
@@ -130,7 +137,7 @@ class Chunks:
             found.append(chunk.chunk_offset)
             return len(found) > most or None  # anything but None stops the iteration
 
-        self._array.id.chunk_iter(note)
+        self._id.chunk_iter(note)
         blocks = defaultdict(list)
         for offset in set(found):
             blocks[offset[0] // self.height].append(offset)
@@ -145,10 +152,9 @@ class Chunks:
 
     def read(self, first: int, end: int) -> numpy.ndarray:
         """Read rows from `first`, a multiple of `height`; raises one of `DAMAGED`."""
-        array, height = self._array, self.height
-        count = max(0, min(end, len(array)) - first)
-        rows = numpy.full((count, *array.shape[1:]), array.fillvalue, array.dtype)
-        for block in range(first // height, -(-(first + count) // height)):
+        count = max(0, min(end, self._shape[0]) - first)
+        rows = numpy.full((count, *self._shape[1:]), self._fill, self._dtype)
+        for block in range(first // self.height, -(-(first + count) // self.height)):
             for offset in self._offsets.get(block, ()):
                 begins = (offset[0] - first, *offset[1:])
                 target = rows[tuple(slice(begin, None) for begin in begins)]
@@ -158,20 +164,19 @@ class Chunks:
         return rows
 
     def _unpacked(self, offset: tuple[int, ...]) -> numpy.ndarray:
-        sides, dtype = self._array.chunks, self._array.dtype
-        skipped, content = self._array.id.read_direct_chunk(offset)
+        skipped, content = self._id.read_direct_chunk(offset)
         for k, deflated in reversed(list(enumerate(self._deflated))):
             if skipped >> k & 1:
                 continue
             if deflated:
                 inflater = zlib.decompressobj()
-                content = inflater.decompress(content, prod(sides) * dtype.itemsize + 1)
+                content = inflater.decompress(content, self._bytes + 1)
                 if not inflater.eof:
                     raise ValueError("it is larger than a chunk, or ends early")
             else:  # shuffle stores the first bytes of all items before the second ones
-                planes = numpy.frombuffer(content, numpy.uint8).reshape(dtype.itemsize, -1)
+                planes = numpy.frombuffer(content, numpy.uint8).reshape(self._dtype.itemsize, -1)
                 content = planes.T.tobytes()
-        return numpy.frombuffer(content, dtype).reshape(sides)
+        return numpy.frombuffer(content, self._dtype).reshape(self._sides)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
