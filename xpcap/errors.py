@@ -7,7 +7,6 @@ built-in exception that the class also derives from.
 from __future__ import annotations
 
 import re
-import sys
 
 LONGEST = 2000  # characters of a message
 _CONTROL = re.compile(
@@ -83,14 +82,3 @@ class Stopped(XpcapError):
 
 class DivergedError(XpcapError, ArithmeticError):
     """Training diverged: a loss is not finite or explodes."""
-
-
-def is_handled(*kinds: type[BaseException]) -> bool:
-    """Return whether an exception of these classes is being handled, or is in its context.
-
-    In a signal handler this is about the interrupted code.
-    """
-    error = sys.exception()
-    while error is not None and not isinstance(error, kinds):
-        error = error.__context__
-    return error is not None

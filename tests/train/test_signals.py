@@ -14,7 +14,7 @@ from tiny import make_tiny
 
 from xpcap.errors import Stopped
 from xpcap.runs.checkpoint import read_checkpoint
-from xpcap.train.signals import noted_signals
+from xpcap.signals import noted_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
@@ -119,7 +119,7 @@ def test_a_second_signal_is_handled_as_outside_of_training():
     try:
         with pytest.raises(Stopped, match="now"), noted_signals() as received:
             signal.raise_signal(signal.SIGINT)
-            assert (received.signal, called) == (signal.SIGINT, [])
+            assert (received, called) == ([signal.SIGINT], [])
             signal.raise_signal(signal.SIGTERM)
         assert called == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is outside
@@ -132,7 +132,7 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with noted_signals() as received:
             signal.raise_signal(signal.SIGINT)
-        assert received.signal is None
+        assert not received
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -29,12 +29,12 @@ from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, lock
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, fingerprint, fingerprints
 from xpcap.runs.opening import build_model, make_model
+from xpcap.signals import noted_signals
 from xpcap.train.history import History
 from xpcap.train.options import RunOptions, configuration, options_of
 from xpcap.train.recovery import Recovery
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saver
-from xpcap.train.signals import noted_signals
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.tensorboard import EventFile, check_events

@@ -124,7 +124,7 @@ class CaptioningSolver:
         self._trainer.run()
 
     def _record(self, trainer: Trainer) -> None:
-        self.loss_history.append(float(trainer.loss))
+        self.loss_history.append(float(trainer.training_step.loss))
         if self.verbose and (trainer.step - 1) % self.print_every == 0:
             total = trainer.schedule.epochs * len(trainer.batches)
             print(f"(Iteration {trainer.step} / {total}) loss: {self.loss_history[-1]:f}")
