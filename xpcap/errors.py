@@ -30,12 +30,9 @@ def printable(text: str) -> str:
 
 
 class XpcapError(Exception):
-    """Base class of all errors raised on purpose; the message is one line and `printable`.
+    """Base class of all errors raised on purpose: what is wrong, and what was expected.
 
-    Parameters
-    ----------
-    message
-        What is wrong, and what was expected; a long one is cut in the middle to 2,000 characters.
+    The message is one line and `printable`; a long one is cut in the middle to 2,000 characters.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -65,15 +62,7 @@ class ConfigurationError(XpcapError, ValueError):
 
 
 class Stopped(XpcapError):
-    """Training was stopped by a signal and has written a checkpoint.
-
-    Parameters
-    ----------
-    message
-        What was saved, and how to resume.
-    signal
-        Signal number.
-    """
+    """Training was stopped by the signal of this number; the message says what was saved."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -18,16 +18,7 @@ from xpcap.runs.run import Run
 def caption_dataset(
     run: Run, dataset: Dataset, split: str, count: int, how: Beam | Sampling | None = None
 ) -> list[dict[str, Any]]:
-    """Caption evenly spaced images of a split.
-
-    Parameters
-    ----------
-    run, dataset, split
-        The captioner, and the images.
-    count
-        The number of images.
-    how
-        The search, see `Run.decode`.
+    """Caption evenly spaced images of a split, `count` of them, as `Run.decode` does.
 
     Returns
     -------
@@ -55,13 +46,7 @@ def caption_dataset(
 def caption_split(
     run: Run, split: str, count: int, data: Path | None, how: Beam | Sampling | None = None
 ) -> list[dict[str, Any]]:
-    """Caption images of the run's own data set, from `data` if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the data set is not there, or is not the one the run was trained on.
-    """
+    """Caption images of the run's own data set, see `open_data`, as `caption_dataset` does."""
     return caption_dataset(run, open_data(run, data), split, count, how)
 
 

@@ -27,60 +27,27 @@ _MODEL = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run.
+    """The options of a run; one that is invalid for any data set raises `ConfigurationError`."""
 
-    Parameters
-    ----------
-    features
-        `"pca"`, `"fc7"` or `"auto"`.
-    lazy
-        Leave the features in their files.
-    feature_dtype
-        `"float32"` or `"float16"`.
-    max_train
-        Number of training captions, drawn at random; None takes all.
-    family
-        The model family, a key of `xpcap.models.FAMILIES`.
-    cell, hidden, wordvec, dropout, dtype
-        Of the model, see `CaptioningRNN`.
-    batch_size
-        Captions per step; None is 128, or all if there are fewer.
-    rule, lr
-        The update rule and its learning rate.
-    precision
-        Of matrix products, see `TrainingStep`.
-    schedule, saving, on_nan
-        When to stop, when to save, and what to do when training diverges.
-    seed
-        Of initial parameters, dropout, order and sampling.
-    threads
-        CPU threads that share each batch; None is the number of `use_threads`.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is invalid for any data set.
-    """
-
-    features: str = "auto"
-    lazy: bool = False
-    feature_dtype: str = "float32"
-    max_train: int | None = None
-    family: str = "recurrent"
-    cell: str = "lstm"
+    features: str = "auto"  # or "pca", "fc7"
+    lazy: bool = False  # leave the features in their files
+    feature_dtype: str = "float32"  # or "float16"
+    max_train: int | None = None  # training captions, drawn at random; None takes all
+    family: str = "recurrent"  # of the model, a key of `xpcap.models.FAMILIES`
+    cell: str = "lstm"  # this and the next four: see `CaptioningRNN`
     hidden: int = 512
     wordvec: int = 256
     dropout: float = 0.0
     dtype: str = "float32"
-    batch_size: int | None = None
-    rule: str = "adam"
-    lr: float = 1e-3
-    precision: str = "float32"
+    batch_size: int | None = None  # captions per step; None is 128, or all if there are fewer
+    rule: str = "adam"  # a key of `xpcap.optim.RULES`
+    lr: float = 1e-3  # learning rate
+    precision: str = "float32"  # of matrix products, see `TrainingStep`
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)
-    seed: int = 0
-    threads: int | None = None
+    seed: int = 0  # of initial parameters, dropout, order and sampling
+    threads: int | None = None  # that share each batch; None is the number of `use_threads`
 
     def __post_init__(self) -> None:
         if self.family == CaptioningRNN.family:
@@ -94,15 +61,7 @@ class RunOptions:
 
 
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:
-    """Return the configuration of a run.
-
-    Parameters
-    ----------
-    dataset, options
-        The data, and the options with a batch size.
-    feature_scale
-        Root mean square of the features, see `ScalesFeatures`.
-    """
+    """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in {**_MODEL, "family": "family"}.items()}
     return {

@@ -58,43 +58,18 @@ def ignore_warning(message: str) -> None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The surroundings of a run while it trains.
+    """The surroundings of a run while it trains."""
 
-    Parameters
-    ----------
-    tensorboard
-        Write TensorBoard events to the subfolder of the run's name here; None writes none.
-    watch
-        Called with the trainer before the first step, to add callbacks.
-    warn
-        Called with problems that do not end training.
-    ranks
-        The processes that train together.
-    """
-
-    tensorboard: Path | None = None
-    watch: Callable[[Trainer], None] | None = None
-    warn: Callable[[str], None] = ignore_warning
-    ranks: Ranks = field(default_factory=Alone)
+    tensorboard: Path | None = None  # events are written to the subfolder of the run's name here
+    watch: Callable[[Trainer], None] | None = None  # called before the first step, adds callbacks
+    warn: Callable[[str], None] = ignore_warning  # called with problems that do not end training
+    ranks: Ranks = field(default_factory=Alone)  # the processes that train together
 
 
 def train_run(
     data: Path, out: Path, options: RunOptions, backend: Backend, context: RunContext | None = None
 ) -> tuple[Trainer, Dataset]:
-    """Train a captioner and write its run folder.
-
-    Parameters
-    ----------
-    data
-        A data folder.
-    out
-        The run folder, a new name.
-    options
-        What to train.
-    backend
-        The device.
-    context
-        Callbacks, and the processes that train together.
+    """Train a captioner on a data folder, and write its run folder `out`, a new name.
 
     Returns
     -------
@@ -149,7 +124,7 @@ def resume_run(
     data: Path | None = None,
     context: RunContext | None = None,
 ) -> tuple[Trainer, Dataset]:
-    """Resume a run from its last checkpoint.
+    """Resume a run from its last checkpoint, as `train_run` would have continued.
 
     On the same device and with the same versions, every number is that of an uninterrupted run;
     otherwise within rounding. The number of threads is that of the run, unless `use_threads` has
@@ -157,22 +132,13 @@ def resume_run(
 
     Parameters
     ----------
-    folder
-        The run folder.
-    backend
-        The device.
+    folder, backend, context
+        The run folder; the device and the context may be other ones than before.
     change
         Called with the options of the run, returns new ones, which may differ in `schedule.epochs`,
         `schedule.patience`, `lazy`, `saving` and `on_nan`. None leaves them all.
     data
         The data folder, if it has moved.
-    context
-        As for `train_run`.
-
-    Returns
-    -------
-    trainer, dataset
-        As from `train_run`.
 
     Raises
     ------

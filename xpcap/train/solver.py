@@ -34,38 +34,21 @@ class CaptioningSolver:
 
     Parameters
     ----------
-    model
-        A `CaptioningRNN`.
-    data
-        From `load_coco_data`.
     update_rule
         `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
-    optim_config
-        Its settings, such as `learning_rate`.
+    optim_config, updater_config
+        Two names of its settings, such as `learning_rate`.
     lr_decay
         Learning-rate decay factor per epoch.
     batch_size, num_epochs
         N, and the number of epochs of `max(N_train // batch_size, 1)` iterations.
-    print_every
-        Print the loss every this many iterations.
-    verbose
-        Print at all.
-    updater_config
-        Another name for `optim_config`.
+    print_every, verbose
+        Print the loss every this many iterations, or never.
 
     Attributes
     ----------
     loss_history
         The loss of each iteration, in nats per caption.
-    optim_configs
-        Settings and optimizer state by parameter.
-    epoch
-        The number of completed epochs.
-
-    Raises
-    ------
-    ConfigurationError
-        If the rule is unknown, both names of its settings are used, or a number is out of range.
     """
 
     def __init__(
