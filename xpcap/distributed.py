@@ -107,14 +107,8 @@ class Alone:
 class MPIRanks:
     """The processes that `mpirun` has started; `rank` is the number of this one, of `size`.
 
-    `mpi` is the module `mpi4py.MPI`; on GPUs each rank of a machine has its own.
-
-    Raises
-    ------
-    ConfigurationError
-        If mpi4py belongs to another MPI than `mpirun`, or only some ranks have GPUs.
-    BackendError
-        If NCCL cannot connect the GPUs.
+    `mpi` is the module `mpi4py.MPI`; it must belong to that `mpirun`. Either all ranks have a GPU,
+    which NCCL connects, or none has.
     """
 
     def __init__(self, mpi: Any, backend: Backend) -> None:
@@ -154,13 +148,7 @@ Ranks: TypeAlias = Alone | MPIRanks
 
 
 def join(backend: Backend) -> Ranks:
-    """Join the other processes, if `mpirun` has started any.
-
-    Raises
-    ------
-    ConfigurationError, BackendError
-        If mpi4py is missing, or as `MPIRanks` does.
-    """
+    """Join the other processes, if `mpirun` has started any."""
     if not launched():
         return Alone()
     try:
@@ -201,13 +189,7 @@ def in_turn(ranks: Ranks, work: Callable[[], Value]) -> Value:
 
 
 def check_alike(ranks: Ranks, found: Mapping[str, Any]) -> None:
-    """Check that all ranks have the same values by name.
-
-    Raises
-    ------
-    ConfigurationError
-        On every rank; it names the first difference.
-    """
+    """Raise a `ConfigurationError` on every rank if their values of a name differ."""
     first, *others = ranks.gather(dict(found))
     for number, other in enumerate(others, start=1):
         for name in first | other:

@@ -11,7 +11,6 @@ import numpy
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.decoding import Beam, Sampling
-from xpcap.runs.dataset import open_data
 from xpcap.runs.run import Run
 
 
@@ -41,13 +40,6 @@ def caption_dataset(
         }
         for row, captions in zip(rows, found, strict=True)
     ]
-
-
-def caption_split(
-    run: Run, split: str, count: int, data: Path | None, how: Beam | Sampling | None = None
-) -> list[dict[str, Any]]:
-    """Caption images of the run's own data set, see `open_data`, as `caption_dataset` does."""
-    return caption_dataset(run, open_data(run, data), split, count, how)
 
 
 def caption_images(

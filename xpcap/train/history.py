@@ -36,13 +36,11 @@ class History:
     path
         Lines are appended to this file. None writes nothing: another process does.
     length
-        Bytes of the file to keep when a run is resumed; of a shorter file, its whole lines. As an
-        attribute, the bytes written.
+        Bytes of the file to keep when a run is resumed; of a shorter file, its whole lines.
     also
         Called with the lines written, and the time of each in seconds since 1970.
     warn
-        Write-error callback; the lines are tried again with the next ones. If None, errors
-        propagate.
+        Write-error callback; lines are tried again with the next ones. If None, errors propagate.
     check
         Called with the trainer before anything is written; may raise.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from xpcap.data.dataset import Dataset
@@ -17,6 +18,7 @@ from xpcap.train.saving import Saving
 from xpcap.train.trainer import Schedule
 
 _MODEL = {
+    "family": "family",
     "wordvec": "wordvec_dim",
     "hidden": "hidden_dim",
     "cell": "cell_type",
@@ -63,7 +65,7 @@ class RunOptions:
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:
     """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
-    model = {theirs: training.pop(ours) for ours, theirs in {**_MODEL, "family": "family"}.items()}
+    model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
         "data": {
@@ -78,16 +80,16 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     }
 
 
-def options_of(config: Mapping[str, Any]) -> RunOptions:
-    """Return the options of a run, or raise `CheckpointError` if it was not made by training."""
+def options_of(path: Path, config: Mapping[str, Any]) -> RunOptions:
+    """Return the options of a run; `CheckpointError` names its file if training has not made it."""
     try:
         training = dict(config["training"])
         del training["feature_scale"]
         for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
             training[name] = kind(**training[name])
         training["features"] = config["data"]["kind"]
-        model = {ours: config["model"][theirs] for ours, theirs in _MODEL.items()}
-        family = config["model"].get("family", CaptioningRNN.family)
-        return RunOptions(**training, **model, family=family)
+        described = {"family": CaptioningRNN.family, **config["model"]}
+        model = {ours: described[theirs] for ours, theirs in _MODEL.items()}
+        return RunOptions(**training, **model)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
-        raise CheckpointError(f"expected the options of a training run: {error}") from error
+        raise CheckpointError(f"{path}: expected the options of a training run: {error}") from error

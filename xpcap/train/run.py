@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,6 @@ from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.files import explained
-from xpcap.kernels.products import check_precision
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, locked
@@ -85,7 +84,6 @@ def train_run(
         On SIGINT or SIGTERM; the run can be resumed.
     """
     context = context or RunContext()
-    check_precision(options.precision, backend.device is not None, options.dtype)
     ranks = context.ranks
     if not ranks.rank:
         check_new_run(out)
@@ -112,7 +110,7 @@ def train_run(
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
         create_run(out, {LAST: initial}, PCA.read(data / layout.PCA) if reduced else None)
-    with _locked(out, ranks):
+    with nullcontext() if ranks.rank else locked(out):
         _train(out, trainer, initial, options, context, events)
     return trainer, dataset
 
@@ -146,23 +144,19 @@ def resume_run(
         As `train_run`; and if the folder holds no run that can be resumed, another process trains
         there, or the data are not those of the run.
     """
-    context, path = context or RunContext(), folder / LAST
+    context = context or RunContext()
+    ranks, path = context.ranks, folder / LAST
     with explained(folder, "read"):
         if not path.exists():
             raise CheckpointError(
                 f"{folder} has no {LAST} to resume from; expected a run made by xpcap train"
             )
-    ranks = context.ranks
-    with _locked(folder, ranks):
+    with nullcontext() if ranks.rank else locked(folder):
         last = read_checkpoint(path)
-        try:
-            options = options_of(last.config)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        options = options_of(path, last.config)
         options = options if change is None else change(options)
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
-        check_precision(options.precision, backend.device is not None, options.dtype)
         model = build_model(path, last).to(backend)
         run = Run(folder, last.config, last.vocabulary, model)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
@@ -205,11 +199,6 @@ def _restore(folder: Path, trainer: Trainer, last: TrainingState, rule: str) -> 
         trainer.restore_best(best)
 
 
-def _locked(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
-    """Lock a run folder; of several ranks, the first one does."""
-    return nullcontext() if ranks.rank else locked(folder)
-
-
 def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | None:
     """Return the folder for TensorBoard's events, if any, after checking it."""
     if context.tensorboard is None or context.ranks.rank:
@@ -230,9 +219,8 @@ def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Datase
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= (
-            _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-        )
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{above}{name}.") if inner else {above + name: value}
     return found
 
 
@@ -322,12 +310,11 @@ def _place(
     size: int,
     ranks: Ranks,
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Place the training data: on a GPU if they take half its free memory, else on the host.
+    """Place the training data: on a GPU if they fit in half its free memory, else on the host.
 
     Of several ranks, each gets its share of every batch from the host.
     """
-    backend, clip_norm = model.backend, options.schedule.clip_norm
-    seed = options.seed
+    backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
     step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
     if backend.device is None:
         return _batches(split, size, seed, ranks), step
