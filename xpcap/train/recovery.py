@@ -23,8 +23,8 @@ from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
-from xpcap.runs import REPORT
 from xpcap.runs.checkpoint import TrainingState
+from xpcap.runs.folder import REPORT
 from xpcap.train.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
 
 POLICIES = ("stop", "skip", "rollback")

@@ -24,10 +24,11 @@ from xpcap.errors import CheckpointError, ConfigurationError, DataError, Diverge
 from xpcap.files import explained
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
-from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, locked
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, fingerprint, fingerprints
+from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked
 from xpcap.runs.opening import build_model, make_model
+from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
 from xpcap.train.history import History
 from xpcap.train.options import RunOptions, configuration, options_of

@@ -11,8 +11,8 @@ from pathlib import Path
 from xpcap.distributed import Ranks
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import explained, new_file
-from xpcap.runs import BEST, EARLIER, LAST
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
+from xpcap.runs.folder import BEST, EARLIER, LAST
 from xpcap.train.history import History
 from xpcap.train.trainer import Priority, Trainer
 
