@@ -230,6 +230,13 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raise `ConfigurationError` unless the settings that are given are at least 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {count}")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raise `ConfigurationError` unless a setting is a finite positive number."""
     if not (isinstance(value, (int, float, numpy.floating)) and math.isfinite(value) and value > 0):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from xpcap.data.dataset import Dataset
-from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
+from xpcap.errors import CheckpointError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import CaptioningRNN, check_cell
-from xpcap.optim import check_positive, find_rule
+from xpcap.optim import check_counts, check_positive, find_rule
 from xpcap.runs.dataset import fingerprint
 from xpcap.train.recovery import OnNaN
 from xpcap.train.saving import Saving
@@ -57,9 +57,7 @@ class RunOptions:
         check_rate(self.dropout)
         find_rule(self.rule)
         check_positive("lr", self.lr)
-        for name, value in (("batch_size", self.batch_size), ("max_train", self.max_train)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        check_counts(batch_size=self.batch_size, max_train=self.max_train)
 
 
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:

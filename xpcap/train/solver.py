@@ -9,7 +9,7 @@ from typing import Any
 from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
+from xpcap.optim import Optimizer, check_counts
 from xpcap.train.trainer import Schedule, Trainer
 
 
@@ -67,9 +67,7 @@ class CaptioningSolver:
     ) -> None:
         if optim_config and updater_config:
             raise ConfigurationError("optim_config and updater_config are one setting; give one")
-        for name, value in (("batch_size", batch_size), ("print_every", print_every)):
-            if value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        check_counts(batch_size=batch_size, print_every=print_every)
         self.model = model
         self.data = data
         self.print_every = print_every

@@ -24,7 +24,7 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
-from xpcap.optim import Optimizer, check_positive, cosine
+from xpcap.optim import Optimizer, check_counts, check_positive, cosine
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import Batches, TrainingStep
@@ -110,9 +110,7 @@ class Schedule:
     patience: int | None = None  # stop after so many epochs without a lower validation loss
 
     def __post_init__(self) -> None:
-        for name, count in (("epochs", self.epochs), ("patience", self.patience)):
-            if count is not None and count < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {count}")
+        check_counts(epochs=self.epochs, patience=self.patience)
         check_positive("learning-rate decay", self.lr_decay)
         if self.clip_norm is not None:
             check_positive("gradient clipping", self.clip_norm)
