@@ -12,7 +12,8 @@ from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam, Constraints, Sampling, beam_search, sample
 from xpcap.errors import CheckpointError
-from xpcap.runs import TRANSFORM, Run, ensemble
+from xpcap.runs import Run, ensemble
+from xpcap.runs.folder import TRANSFORM
 
 CONFIG = {"data": {"kind": "fc7", "features": "numbers", "extractor": None}}
 

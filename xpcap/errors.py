@@ -7,7 +7,6 @@ built-in exception that the class also derives from.
 from __future__ import annotations
 
 import re
-import sys
 
 LONGEST = 2000  # characters of a message
 _CONTROL = re.compile(
@@ -36,12 +35,9 @@ def first_line(error: Exception) -> str:
 
 
 class XpcapError(Exception):
-    """Base class of all errors raised on purpose; the message is one line and `printable`.
+    """Base class of all errors raised on purpose: what is wrong, and what was expected.
 
-    Parameters
-    ----------
-    message
-        What is wrong, and what was expected; a long one is cut in the middle to 2,000 characters.
+    The message is one line and `printable`; a long one is cut in the middle to 2,000 characters.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -71,15 +67,7 @@ class ConfigurationError(XpcapError, ValueError):
 
 
 class Stopped(XpcapError):
-    """Training was stopped by a signal and has written a checkpoint.
-
-    Parameters
-    ----------
-    message
-        What was saved, and how to resume.
-    signal
-        Signal number.
-    """
+    """Training was stopped by the signal of this number; the message says what was saved."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -88,14 +76,3 @@ class Stopped(XpcapError):
 
 class DivergedError(XpcapError, ArithmeticError):
     """Training diverged: a loss is not finite or explodes."""
-
-
-def is_handled(*kinds: type[BaseException]) -> bool:
-    """Return whether an exception of these classes is being handled, or is in its context.
-
-    In a signal handler this is about the interrupted code.
-    """
-    error = sys.exception()
-    while error is not None and not isinstance(error, kinds):
-        error = error.__context__
-    return error is not None

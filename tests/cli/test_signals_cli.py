@@ -11,9 +11,9 @@ import pytest
 from processes import WITHIN, ended, starting, wait_for
 from tiny import make_tiny
 
-from xpcap.cli._signals import Signalled, ended_by_signals
 from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import Stopped
+from xpcap.signals import Signalled, ended_by_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
@@ -83,7 +83,7 @@ def test_later_signals_do_not_replace_stopped():
 @pytest.mark.parametrize(("number", "status"), [row[:2] for row in BOTH])
 def test_a_signal_after_the_command_ends_the_process_at_once(number, status):
     code = (
-        "import os, time\nfrom xpcap.cli._signals import ended_by_signals\n"
+        "import os, time\nfrom xpcap.signals import ended_by_signals\n"
         f"with ended_by_signals(): pass\nos.kill(os.getpid(), {number:d})\ntime.sleep({WITHIN})"
     )
     done = subprocess.run(

@@ -67,7 +67,7 @@ def test_lazy_training_equals_training_from_memory(folder, tmp_path):
         found = []
 
         def watch(trainer):
-            trainer.on("step", lambda trainer: found.append(float(trainer.loss)))
+            trainer.on("step", lambda trainer: found.append(trainer.result.loss))
 
         context = RunContext(watch=watch)
         trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, context)

@@ -42,7 +42,7 @@ from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
 from xpcap.report.images import open_image, view
 from xpcap.runs import BEST, HISTORY, LAST, open_run
-from xpcap.runs.captions import caption_split
+from xpcap.runs.captions import caption_dataset
 from xpcap.runs.checkpoint import (
     Checkpoint,
     TrainingProgress,
@@ -50,6 +50,7 @@ from xpcap.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from xpcap.runs.dataset import open_data
 from xpcap.train.history import read_history
 
 
@@ -140,7 +141,8 @@ def run(folder):
 
 
 def load_run(path):
-    caption_split(open_run(path, "cpu"), "val", 2, path.parent.parent / "tiny", Beam(2, 2))
+    opened = open_run(path, "cpu")
+    caption_dataset(opened, open_data(opened, path.parent.parent / "tiny"), "val", 2, Beam(2, 2))
 
 
 def resumable(folder, name):

@@ -52,7 +52,8 @@ def test_losses_and_norms_are_those_of_their_steps_though_fetched_later(
     found = []
 
     def fetch_at_once(t):
-        found.append((float(t.loss) * len(t.batch.rows) / t.batch.words, float(t.gradient_norm)))
+        loss, norm = t.training_step.figures.tolist()
+        found.append((loss * len(t.batch.rows) / t.batch.words, norm))
 
     trainer.on("step", fetch_at_once)
     trainer.run()

@@ -15,7 +15,6 @@ import click
 import xpcap
 from xpcap import distributed
 from xpcap.cli._options import refuse_ranks
-from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -28,6 +27,7 @@ from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
 from xpcap.errors import Stopped, XpcapError, printable
+from xpcap.signals import SIGNALLED, Signalled, ended_by_signals
 
 USER_ERROR = 2
 

@@ -55,7 +55,8 @@ def caption(
     Several RUNs form an ensemble: their word probabilities are averaged. Image files need runs
     whose features xpcap computes from pixels. --json adds the log-probability of every word.
     """
-    from xpcap.runs.captions import caption_images, caption_split
+    from xpcap.runs.captions import caption_dataset, caption_images
+    from xpcap.runs.dataset import open_data
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
@@ -66,5 +67,5 @@ def caption(
     if images:
         captioned = caption_images(run, images, weights, decoder)
     else:
-        captioned = caption_split(run, split, count, data, decoder)
+        captioned = caption_dataset(run, open_data(run, data), split, count, decoder)
     (common.print_json if as_json else common.print_captions)(captioned)

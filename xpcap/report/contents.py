@@ -213,7 +213,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     model = run.config["model"]
     parameters = sum(value.size for value in run.model.params.values())
     try:
-        options = options_of(run.config)
+        options = options_of(run.folder, run.config)
         how = (
             f"{options.rule}, learning rate {options.lr}, batches of {options.batch_size},"
             f" {options.schedule.epochs} epochs, dropout {options.dropout}, seed {options.seed}"

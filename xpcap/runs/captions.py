@@ -11,23 +11,13 @@ import numpy
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.decoding import Beam, Sampling
-from xpcap.runs.dataset import open_data
 from xpcap.runs.run import Run
 
 
 def caption_dataset(
     run: Run, dataset: Dataset, split: str, count: int, how: Beam | Sampling | None = None
 ) -> list[dict[str, Any]]:
-    """Caption evenly spaced images of a split.
-
-    Parameters
-    ----------
-    run, dataset, split
-        The captioner, and the images.
-    count
-        The number of images.
-    how
-        The search, see `Run.decode`.
+    """Caption evenly spaced images of a split, `count` of them, as `Run.decode` does.
 
     Returns
     -------
@@ -50,19 +40,6 @@ def caption_dataset(
         }
         for row, captions in zip(rows, found, strict=True)
     ]
-
-
-def caption_split(
-    run: Run, split: str, count: int, data: Path | None, how: Beam | Sampling | None = None
-) -> list[dict[str, Any]]:
-    """Caption images of the run's own data set, from `data` if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the data set is not there, or is not the one the run was trained on.
-    """
-    return caption_dataset(run, open_data(run, data), split, count, how)
 
 
 def caption_images(

@@ -33,14 +33,9 @@ _TAGS = {
 
 
 def check_events(folder: Path, resumed: bool = False) -> None:
-    """Check that an event file can be created in a folder: a new one, unless a run is resumed.
+    """Check that tensorboardX is there and an event file can be created in a folder.
 
-    Raises
-    ------
-    ConfigurationError
-        If tensorboardX is missing.
-    DataError
-        If it cannot be written, or exists: TensorBoard would mix old and new events.
+    It must be a new one, unless a run is resumed: TensorBoard would mix old and new events.
     """
     _module("proto.event_pb2")
     if not resumed:
@@ -56,21 +51,8 @@ class EventFile:
 
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
     `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats per
-    word. Null values are left out.
-
-    Parameters
-    ----------
-    folder
-        The folder of the file; created if missing.
-    step
-        The file begins after this step: TensorBoard drops later steps of other files there.
-
-    Raises
-    ------
-    ConfigurationError
-        If tensorboardX is missing.
-    DataError
-        If the file cannot be written, now or later.
+    word. Null values are left out. The file begins after `step`: TensorBoard drops later steps of
+    other files in the folder, which is created if missing.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
