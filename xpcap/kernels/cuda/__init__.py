@@ -10,6 +10,7 @@ array that is not contiguous (some allow rows that are padded), is the reference
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import numpy
@@ -25,6 +26,7 @@ from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.lstm import lstm_cell, lstm_cell_gradient
 from xpcap.layers.random import keep_mask
 from xpcap.layers.rnn import rnn_cell, rnn_cell_gradient
+from xpcap.operations import Operation
 
 importlib.import_module("xpcap.kernels.cuda.recurrence")  # registers the recurrences
 
@@ -39,10 +41,20 @@ def _parts(size: int, of: int) -> int:
     return -(-size // of)
 
 
-@cuda_version(rnn_cell, REAL="gates ah h")
-def _rnn_cell(source: Source, xp: Namespace, gates: Array, ah: Array, h: Array) -> None:
-    N, H = h.shape
-    source.launch("rnn_cell", (N, _parts(H, 128)), 128, int32(H), gates, ah, h)
+def _launch_cell(made: Operation[Any, None], state: int) -> None:
+    """Let a thread compute a hidden unit of a caption; argument `state` is an array `(N, H)`."""
+    kernel, names = made.reference.__name__, list(inspect.signature(made.reference).parameters)[1:]
+
+    @cuda_version(made, REAL=" ".join(names))
+    def run(source: Source, xp: Namespace, *arrays: Array) -> None:
+        N, H = arrays[state].shape
+        source.launch(kernel, (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+for _cell in (rnn_cell, lstm_cell, gru_cell):
+    _launch_cell(_cell, -1)
+for _gradient in (lstm_cell_gradient, gru_cell_gradient):
+    _launch_cell(_gradient, 0)
 
 
 @cuda_version(rnn_cell_gradient, REAL="above back h da")
@@ -51,30 +63,6 @@ def _rnn_cell_gradient(
 ) -> None:
     blocks = (_parts(da.size, 256),)
     source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, h, da)
-
-
-@cuda_version(lstm_cell, REAL="gates ah prev_c c tanh_c h")
-def _lstm_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[2].shape  # of prev_c
-    source.launch("lstm_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(lstm_cell_gradient, REAL="above back dc gates prev_c tanh_c da")
-def _lstm_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[4].shape  # of prev_c
-    source.launch("lstm_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n h")
-def _gru_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[3].shape  # of prev_h
-    source.launch("gru_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(gru_cell_gradient, REAL="above back gates ah_n prev_h dax dah")
-def _gru_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[4].shape  # of prev_h
-    source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
 
 
 @cuda_version(
