@@ -35,13 +35,7 @@ CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 def check_cell(cell_type: str) -> None:
-    """Check the name of a cell.
-
-    Raises
-    ------
-    ConfigurationError
-        It names the cells there are.
-    """
+    """Raise `ConfigurationError`, which names the cells there are, unless this is one of them."""
     if cell_type not in CELLS:
         raise ConfigurationError(f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}")
 
@@ -64,19 +58,9 @@ class CaptioningRNN(Inspectable):
     input_dim, wordvec_dim, hidden_dim
         D, W and H: sizes of the image features, of a word's vector and of the hidden state.
     cell_type
-        `"rnn"`, `"lstm"` or `"gru"`.
+        `"rnn"`, `"lstm"` or `"gru"`, a key of `CELLS`; `cell` is the `Cell`.
     dtype, dropout, seed, backend
-        As for `CaptionModel`.
-
-    Attributes
-    ----------
-    cell
-        The `Cell`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the cell is unknown, the rate not in [0, 1) or `<NULL>` missing.
+        As for `CaptionModel`, with its errors.
     """
 
     family = "recurrent"
