@@ -78,14 +78,13 @@ class CaptioningRNN(Inspectable):
         seed: int | None = None,
         backend: Backend | str | None = None,
     ) -> None:
-        check_cell(cell_type)
-        self.cell_type = cell_type
-        self.cell = CELLS[cell_type]
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
             cell_type=cell_type,
         )  # fmt: skip
+        self.cell_type = cell_type
+        self.cell = CELLS[cell_type]
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:

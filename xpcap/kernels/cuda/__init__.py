@@ -68,18 +68,10 @@ def _rnn_cell_gradient(
 @cuda_version(
     softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets", padded="scores"
 )
-def _softmax_cross_entropy(
-    source: Source,
-    xp: Namespace,
-    scores: Array,
-    bias: Array,
-    targets: Array,
-    scale: Array,
-    losses: Array,
-) -> None:
+def _softmax_cross_entropy(source: Source, xp: Namespace, scores: Array, *others: Array) -> None:
     M, V = scores.shape
-    arrays = (scores, bias, targets, scale, losses)
-    source.launch("softmax_cross_entropy", (M,), 256, int32(V), row_stride(scores), *arrays)
+    numbers = (int32(V), row_stride(scores))
+    source.launch("softmax_cross_entropy", (M,), 256, *numbers, scores, *others)
 
 
 @cuda_version(take_rows, ELEMENT="table out", INDEX="indices", padded="table")
@@ -118,23 +110,11 @@ def _keep_mask(
 
 
 @cuda_version(adam_update, REAL="w dw m v settings")
-def _adam_update(
-    source: Source,
-    xp: Namespace,
-    w: Array,
-    dw: Array,
-    m: Array,
-    v: Array,
-    settings: Array,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-) -> None:
-    real = w.dtype.type
-    numbers = map(real, (beta1, 1 - beta1, beta2, 1 - beta2, epsilon, weight_decay))
+def _adam_update(source: Source, xp: Namespace, w: Array, *others: Any) -> None:
+    *arrays, beta1, beta2, epsilon, decay = others
+    numbers = map(w.dtype.type, (beta1, 1 - beta1, beta2, 1 - beta2, epsilon, decay))
     blocks = (_parts(w.size, 256),)
-    source.launch("adam_update", blocks, 256, int64(w.size), w, dw, m, v, settings, *numbers)
+    source.launch("adam_update", blocks, 256, int64(w.size), w, *arrays, *numbers)
 
 
 def _square_sums(source: Source, xp: Namespace, values: Array) -> Array:
@@ -151,15 +131,8 @@ def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> Non
 
 
 @cuda_version(loss_and_norm, REAL="losses gradients totals settings")
-def _loss_and_norm(
-    source: Source,
-    xp: Namespace,
-    losses: Array,
-    gradients: Array,
-    max_norm: float | None,
-    totals: Array,
-    settings: Array,
-) -> None:
+def _loss_and_norm(source: Source, xp: Namespace, *arguments: Any) -> None:
+    losses, gradients, max_norm, totals, settings = arguments
     partial = _square_sums(open_source(xp, "square_sum", source.options), xp, gradients)
     most = totals.dtype.type(max_norm or 0)
     numbers = (int32(losses.size), losses, int32(partial.size), partial, most)
@@ -173,17 +146,8 @@ def _loss_and_norm(
     int64="position",
     uint64="streams",
 )
-def _next_batch(
-    source: Source,
-    xp: Namespace,
-    captions: Array,
-    image_idxs: Array,
-    order: Array,
-    table: Array,
-    position: Array,
-    null: int,
-    *written: Any,
-) -> None:
+def _next_batch(source: Source, xp: Namespace, *arguments: Any) -> None:
+    captions, image_idxs, order, table, position, null, *written = arguments
     (M, columns), (batches, K) = captions.shape, table.shape
     N = written[3].shape[0]
     sizes = (int64(M), int32(columns - 1), int32(N), int32(batches), int32(K))
