@@ -46,8 +46,8 @@ class GradientFlow(NamedTuple):
     A caption's loss is the cross entropy of its words in nats, added up. Norms are Euclidean, in
     float64, so that those that vanish do not become zero. At step t, `hidden` is dL/dh of the
     hidden state h after it, all of it: from the word predicted there and from all later ones.
-    `cell` is dL/dc of an LSTM's cell state c, through the next cell state and through h = o
-    tanh(c): `dnext_c + dnext_h o (1 - tanh(c)^2)` of `lstm_step_backward`.
+    `cell` is dL/dc of an LSTM's cell state c, through the next one and through h = o tanh(c):
+    `dnext_c + dnext_h o (1 - tanh(c)^2)` of `lstm_step_backward`.
     """
 
     captions: Array  # (T,): how many have a word to predict at a step; averages are over these
