@@ -1,8 +1,6 @@
 """Timing of training steps, losses and greedy decoding, and of their matrix products alone."""
 
 from xpcap.benchmark.contenders import Ours, Products
-from xpcap.benchmark.load import busy_processes, by_threads
-from xpcap.benchmark.machine import processor
 from xpcap.benchmark.timing import Result, Times, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, TASKS, Configuration, Workload, draw_captions
 
@@ -15,9 +13,6 @@ __all__ = [
     "Result",
     "Times",
     "Workload",
-    "busy_processes",
-    "by_threads",
     "draw_captions",
     "interleave",
-    "processor",
 ]
