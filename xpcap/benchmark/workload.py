@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy
 
 from xpcap.backend import Backend
-from xpcap.benchmark.clock import add_clock, clock_feature, set_vocabulary_bias
+from xpcap.benchmark.clock import add_clock, set_clock
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
 from xpcap.models import CaptioningRNN
@@ -144,8 +144,7 @@ class Workload:
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
         model = self._initialized()
-        set_vocabulary_bias(model, _frequencies(self.configuration.vocabulary))
-        add_clock(model)
+        add_clock(model, _frequencies(self.configuration.vocabulary))
         return _moved(model, backend, dtype)
 
     def _initialized(self) -> CaptioningRNN:
@@ -161,10 +160,8 @@ class Workload:
     def images_to_decode(self) -> numpy.ndarray:
         """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""
         N = self.configuration.batch_size
-        features = numpy.array(self.split.features[:N])
         lengths = (self.split.captions[:N, 1:] != NULL).sum(axis=1) - 1
-        features[:, 0] = [clock_feature(self.cell, int(length)) for length in lengths]
-        return features
+        return set_clock(self.decoding_model("cpu"), self.split.features[:N], lengths.tolist())
 
 
 def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> CaptioningRNN:
