@@ -86,7 +86,7 @@ def _losses(run: Path, found: Curves) -> list[Series]:
     from xpcap.errors import DataError
 
     series = []
-    size, step, loss = smoothed(found, POINTS)
+    size, step, loss = found.smoothed("loss", POINTS)
     if len(step):
         means = f", means of {size} steps" if size > 1 else ""
         label = f"training loss{means}: {loss[0]:.4g} to {loss[-1]:.4g}"
@@ -117,28 +117,6 @@ def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]
     if not series:
         raise DataError("none of the runs has an epoch yet")
     return series
-
-
-def smoothed(found: Curves, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
-    """Average the finite training losses over groups of steps.
-
-    Returns
-    -------
-    size, step, loss
-        The group size (the last group may be smaller), and the mean step and loss of each of at
-        most `points` groups.
-    """
-    import numpy
-
-    known = numpy.isfinite(found.loss)
-    size = max(1, math.ceil(known.sum() / points))
-    starts = numpy.arange(0, known.sum(), size)
-    counts = numpy.diff(starts, append=known.sum())
-    step, loss = (
-        numpy.add.reduceat(values[known], starts) / counts if len(starts) else values[known]
-        for values in (found.step, found.loss)
-    )
-    return size, step, loss
 
 
 def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:

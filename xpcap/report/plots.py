@@ -57,17 +57,8 @@ class Plot:
     text: str
 
 
-@dataclass(frozen=True)
-class Plots:
-    """All plots of a report, by section."""
-
-    scores: Plot
-    training: Sequence[Plot]
-    inside: Sequence[Plot]
-
-
-def plots(runs: Sequence[RunPart]) -> Plots:
-    """Draw all plots of one or two runs."""
+def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
+    """Draw all plots of one or two runs: `scores`, and lists `training` and `inside`."""
     matplotlib = load("matplotlib")
     with matplotlib.rc_context(_STYLE):
         training = [
@@ -82,7 +73,7 @@ def plots(runs: Sequence[RunPart]) -> Plots:
         for k, run in enumerate(runs):
             if run.saturation is not None:
                 inside.append(_saturation(run.name, run.saturation, k))
-        return Plots(_scores(runs), training, inside)
+        return {"scores": _scores(runs), "training": training, "inside": inside}
 
 
 def _losses(runs: Sequence[RunPart]) -> Plot:
@@ -91,7 +82,7 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
     for k, run in enumerate(runs):
         curves = run.curves
         axes.plot(
-            *_thinned(curves.step, curves.loss),
+            *curves.smoothed("loss", _POINTS)[1:],
             color=_SERIES[k], linewidth=0.8, alpha=0.6, label=f"{run.name}: training",
         )  # fmt: skip
         axes.plot(
@@ -111,7 +102,7 @@ def _by_step(
     figure, axes = _axes("step", label, height=2.2)
     for k, run in enumerate(runs):
         axes.plot(
-            *_thinned(run.curves.step, getattr(run.curves, name)),
+            *run.curves.smoothed(name, _POINTS)[1:],
             color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,
         )  # fmt: skip
     axes.set_yscale(scale)
@@ -203,13 +194,3 @@ def _plot(figure: Any, text: str) -> Plot:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return Plot(svg[svg.index("<svg") :], text)
-
-
-def _thinned(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Average neighbours, so that a curve has few enough points to be told apart."""
-    size = -(-len(x) // _POINTS) or 1
-    whole = len(x) // size * size
-    return (
-        x[:whole].reshape(-1, size).mean(axis=1),
-        y[:whole].reshape(-1, size).mean(axis=1),
-    )
