@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from xpcap import distributed
@@ -21,7 +21,6 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     figures = TextColumn("{task.completed}/{task.total}")
-    progress = _bars(*([DownloadColumn(), TransferSpeedColumn()] if in_bytes else [figures]))
     tasks: dict[str, Any] = {}
 
     def show(what: str, done: int, total: int) -> None:
@@ -29,22 +28,17 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
             tasks[what] = progress.add_task(what, total=total)
         progress.update(tasks[what], completed=done, total=total)
 
-    with _drawn(progress):
+    with _bars(*([DownloadColumn(), TransferSpeedColumn()] if in_bytes else [figures])) as progress:
         yield show
 
 
 @contextmanager
-def training() -> Iterator[Callable[[Trainer], None]]:
+def training() -> Iterator[Callable[[Trainer], object]]:
     """Yield `watch(trainer)`: one bar per epoch with loss and captions/s, and a line after each."""
     from rich.progress import TextColumn
 
-    progress = _bars(TextColumn("{task.fields[figures]}"))
-
-    def watch(trainer: Trainer) -> None:
-        _TrainingBar(progress, trainer)
-
-    with _drawn(progress):
-        yield watch
+    with _bars(TextColumn("{task.fields[figures]}")) as progress:
+        yield lambda trainer: _TrainingBar(progress, trainer)
 
 
 class _TrainingBar:
@@ -91,17 +85,14 @@ class _TrainingBar:
         self.started, self.seen = time.perf_counter(), 0
 
 
-def _drawn(progress: Any) -> AbstractContextManager[Any]:
+@contextmanager
+def _bars(*figures: Any) -> Iterator[Any]:
     """Draw bars inside the context; without a terminal, print nothing, not even a final newline."""
-    return nullcontext() if progress.disable else progress
-
-
-def _bars(*figures: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, quiet=distributed.rank() > 0)
-    return Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         *figures,
@@ -110,3 +101,5 @@ def _bars(*figures: Any) -> Any:
         transient=True,
         disable=not console.is_terminal,
     )
+    with nullcontext() if progress.disable else progress:
+        yield progress

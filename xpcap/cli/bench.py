@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._options import Positive, choice
+from xpcap.cli._options import choice
 
 
 @click.command()
@@ -18,7 +18,7 @@ from xpcap.cli._options import Positive, choice
     "train|loss|decode",
     "Time a training step, a loss with its gradients, or greedy decoding.",
 )
-@click.option("--rounds", type=Positive, default=10, help="Number of timing rounds.")
+@common.option("--rounds", 10, "Number of timing rounds.", type=common.Positive)
 @common.compute_options
 @common.json_option
 def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: bool) -> None:

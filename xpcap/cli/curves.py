@@ -58,24 +58,20 @@ def _read(run: Path) -> Curves:
 def _columns(run: Path, found: Curves) -> dict[str, Any]:
     """Return a history for JSON, with null for missing and non-finite values."""
 
-    def plain(values: numpy.ndarray) -> list[float | None]:
-        return [value if math.isfinite(value) else None for value in values.tolist()]
+    def plain(columns: dict[str, numpy.ndarray]) -> dict[str, list[float | None]]:
+        return {
+            name: [value if math.isfinite(value) else None for value in column.tolist()]
+            for name, column in columns.items()
+        }
 
+    steps = ("step", "epoch", "loss", "lr", "grad_norm")
+    epochs = {"step": found.epoch_step, "epoch": found.epoch_number}
+    epochs |= {f"{split}_loss": values for split, values in found.losses.items()}
+    epochs |= {f"{split}_perplexity": values for split, values in found.perplexities.items()}
     return {
         "run": str(run),
-        "steps": {
-            "step": found.step.tolist(),
-            "epoch": found.epoch.tolist(),
-            "loss": plain(found.loss),
-            "lr": plain(found.lr),
-            "grad_norm": plain(found.grad_norm),
-        },
-        "epochs": {
-            "step": found.epoch_step.tolist(),
-            "epoch": found.epoch_number.tolist(),
-            **{f"{split}_loss": plain(values) for split, values in found.losses.items()},
-            **{f"{split}_perplexity": plain(v) for split, v in found.perplexities.items()},
-        },
+        "steps": plain({name: getattr(found, name) for name in steps}),
+        "epochs": plain(epochs),
         "best_epoch": None if found.best is None else int(found.epoch_number[found.best]),
     }
 

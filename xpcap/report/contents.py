@@ -125,14 +125,14 @@ def gather(
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
     images = [open_image(datasets[0], split, row) for row in rows]
+    evaluated = [[part.evaluation.images[k] for k in listed] for part in parts]
     captions = [
-        _captions(run, dataset, split, rows, beam, part.evaluation, listed, images)
-        for run, dataset, part in zip(runs, datasets, parts, strict=True)
+        _captions(run, dataset, split, rows, beam, of_run, images)
+        for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
-    found = [parts[0].evaluation.images[k] for k in listed]
     entries = [
         Entry(entry["id"], view(datasets[0], split, row, image), entry["references"], by_run)
-        for entry, row, image, *by_run in zip(found, rows, images, *captions, strict=True)
+        for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
     return Report(parts, split, _describe(beam), entries, best, worst, different)
@@ -218,34 +218,24 @@ def _captions(
     split: str,
     rows: Sequence[int],
     beam: Beam,
-    evaluation: Evaluation,
-    listed: Sequence[int],
+    evaluated: Sequence[dict[str, Any]],
     images: Sequence[Any],
 ) -> list[RunCaption]:
     """Caption the listed images again, for all of the beam and the attributions."""
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
-    words = decoded.words[:, 0]
-    attributions = attribute(run, features, words, categories_of(dataset), images)
-    metrics = [evaluation.images[k] for k in listed]
-    return [
-        RunCaption(
-            _words(captions[0], attributed),
-            captions,
-            {name: value for name, value in values.items() if name not in _NO_METRICS},
-        )
-        for captions, attributed, values in zip(
-            captions_of(run, decoded), attributions, metrics, strict=True
-        )
-    ]
-
-
-def _words(caption: dict[str, Any], attributions: Sequence[Attribution]) -> list[Word]:
-    """Return the words of a caption, including `<END>`; the attributions of padding are left."""
-    return [
-        Word(found["word"], math.exp(found["log_prob"]), attribution)
-        for found, attribution in zip(caption["words"], attributions, strict=False)
-    ]
+    attributions = attribute(run, features, decoded.words[:, 0], categories_of(dataset), images)
+    entries = []
+    for beam_of_image, attributed, entry in zip(
+        captions_of(run, decoded), attributions, evaluated, strict=True
+    ):
+        words = [
+            Word(found["word"], math.exp(found["log_prob"]), attribution)
+            for found, attribution in zip(beam_of_image[0]["words"], attributed, strict=False)
+        ]
+        metrics = {name: value for name, value in entry.items() if name not in _NO_METRICS}
+        entries.append(RunCaption(words, beam_of_image, metrics))
+    return entries
 
 
 def _describe(beam: Beam) -> str:
