@@ -16,6 +16,7 @@ from xpcap.backend import Backend
 from xpcap.benchmark.clock import add_clock, set_clock
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
+from xpcap.data.vocabulary import SPECIAL
 from xpcap.models import CaptioningRNN
 
 TASKS = ("train", "loss", "decode")
@@ -74,16 +75,7 @@ def _frequencies(vocabulary: int) -> numpy.ndarray:
 class Workload:
     """Model sizes, a data set, and the order of its batches.
 
-    Parameters
-    ----------
-    configuration
-        The sizes.
-    cell
-        `"rnn"`, `"lstm"` or `"gru"`.
-    captions
-        Word indices `(count, T+1)` to use instead of generated ones.
-    seed
-        Random seed of everything.
+    `captions` are word indices `(count, T+1)` to use instead of generated ones.
     """
 
     def __init__(
@@ -135,7 +127,14 @@ class Workload:
 
     def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to train, the same every time."""
-        return _moved(self._initialized(), backend, dtype)
+        size = self.configuration
+        words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
+        model = CaptioningRNN(
+            {word: index for index, word in enumerate(words)},
+            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
+            seed=1, backend="cpu",
+        )  # fmt: skip
+        return _moved(model, backend, dtype)
 
     def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to decode with, the same every time.
@@ -143,19 +142,9 @@ class Workload:
         It is untrained, but its captions have COCO's lengths, and 128 of them have some 110
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
-        model = self._initialized()
+        model = self.model("cpu")
         add_clock(model, _frequencies(self.configuration.vocabulary))
         return _moved(model, backend, dtype)
-
-    def _initialized(self) -> CaptioningRNN:
-        size = self.configuration
-        names = ["<NULL>", "<START>", "<END>", "<UNK>"]
-        words = names + [f"w{k}" for k in range(len(names), size.vocabulary)]
-        return CaptioningRNN(
-            {word: index for index, word in enumerate(words)},
-            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
-            seed=1, backend="cpu",
-        )  # fmt: skip
 
     def images_to_decode(self) -> numpy.ndarray:
         """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""

@@ -33,22 +33,24 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def training() -> Iterator[Callable[[Trainer], object]]:
+def training() -> Iterator[Callable[[Trainer], None]]:
     """Yield `watch(trainer)`: one bar per epoch with loss and captions/s, and a line after each."""
     from rich.progress import TextColumn
 
     with _bars(TextColumn("{task.fields[figures]}")) as progress:
-        yield lambda trainer: _TrainingBar(progress, trainer)
+        yield _TrainingBar(progress).watch
 
 
 class _TrainingBar:
     """A bar that restarts at each epoch; the loss is fetched at most every `REFRESH_SECONDS`."""
 
-    def __init__(self, progress: Any, trainer: Trainer) -> None:
+    def __init__(self, progress: Any) -> None:
         self.progress = progress
+
+    def watch(self, trainer: Trainer) -> None:
         total = len(trainer.batches)
         done = trainer.step - trainer.epoch * total
-        self.task = progress.add_task(
+        self.task = self.progress.add_task(
             f"epoch {trainer.epoch + 1}", total=total, completed=done, figures=""
         )
         self.started = self.stepped = self.shown = time.perf_counter()

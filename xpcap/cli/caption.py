@@ -16,9 +16,7 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @common.split_option
 @common.option("--count", 10, "Number of images of the split.", type=common.Positive)
 @common.path(
-    "--image images",
-    "Image file to caption instead of a split; may be repeated.",
-    multiple=True,
+    "--image images", "Image file to caption instead of a split; may be repeated.", multiple=True
 )
 @common.path("--weights", "ONNX file of the feature extractor, if it has moved since training.")
 @common.data_option

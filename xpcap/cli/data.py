@@ -90,10 +90,7 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
 )
 @option("--max-words", 20, "Maximum words of a training caption.")
 @option(
-    "--validation",
-    "val",
-    "Split to validate on, if CAPTIONS names splits.",
-    metavar="val|test",
+    "--validation", "val", "Split to validate on, if CAPTIONS names splits.", metavar="val|test"
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be opened.")
 @click.option(

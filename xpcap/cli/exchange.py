@@ -46,10 +46,7 @@ def export(run: Path, to: str, out: Path | None) -> None:
     "auto|pca|fc7",
     "Features of --data; auto uses pca if their number matches the weights.",
 )
-@path(
-    "--vocab",
-    "Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.",
-)
+@path("--vocab", "Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.")
 def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path | None) -> None:
     """Make a run from the weights in FILE, to caption with.
 

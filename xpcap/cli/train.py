@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,13 @@ def train(
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
     with training() as show_progress, _hints(out):
-        watch = show_progress if resume is None else _announcing(resume, show_progress)
+
+        def watch(trainer: Trainer) -> None:
+            if resume is not None:
+                total = trainer.schedule.epochs * len(trainer.batches)
+                print_message(f"run: {resume}, from step {trainer.step} of {total}")
+            show_progress(trainer)
+
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
         trainer, dataset = start(context)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
@@ -191,17 +197,6 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
 
     distributed.in_turn(ranks, make)
     return folder
-
-
-def _announcing(run: Path, watch: Callable[[Trainer], None]) -> Callable[[Trainer], None]:
-    """Return a `watch` that first prints where a resumed run continues."""
-
-    def begin(trainer: Trainer) -> None:
-        total = trainer.schedule.epochs * len(trainer.batches)
-        print_message(f"run: {run}, from step {trainer.step} of {total}")
-        watch(trainer)
-
-    return begin
 
 
 def _next_run(parent: Path, name: str) -> Path:
