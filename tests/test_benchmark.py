@@ -15,18 +15,19 @@ from click.testing import CliRunner
 
 from xpcap import threads
 from xpcap.backend import CPU
-from xpcap.benchmark import (
+from xpcap.benchmark import contenders
+from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.timing import Times, interleave
+from xpcap.benchmark.workload import (
     CONFIGURATIONS,
+    END,
+    MAX_LENGTH,
+    NULL,
+    START,
     Configuration,
-    Ours,
-    Products,
-    Times,
     Workload,
-    contenders,
     draw_captions,
-    interleave,
 )
-from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
 
 SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, wordvec=8)
 

@@ -22,6 +22,8 @@ from xpcap.train.resident import ResidentStep
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
+TASKS = ("train", "loss", "decode")  # methods of each program
+
 
 class Ours:
     """Training steps, losses with their gradients, and decoding, as `xpcap` does them.

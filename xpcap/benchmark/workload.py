@@ -19,7 +19,6 @@ from xpcap.data.minibatch import Batch, gather
 from xpcap.data.vocabulary import SPECIAL
 from xpcap.models import CaptioningRNN
 
-TASKS = ("train", "loss", "decode")
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
@@ -83,11 +82,10 @@ class Workload:
         configuration: Configuration,
         cell: str,
         captions: numpy.ndarray | None = None,
-        seed: int = 0,
     ) -> None:
         self.configuration = size = configuration
         self.cell = cell
-        rng = numpy.random.default_rng(seed)
+        rng = numpy.random.default_rng(0)
         if captions is None:
             captions = draw_captions(CAPTIONS, size.vocabulary, size.steps, rng)
         captions = captions[: len(captions) // size.batch_size * size.batch_size]

@@ -27,19 +27,18 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
     Captions are generated with COCO's lengths and word frequencies. The products are a lower bound
     for any program; ratios are relative to xpcap's time.
     """
-    from xpcap import benchmark
+    from xpcap.benchmark.contenders import Ours, Products
+    from xpcap.benchmark.timing import Result, interleave
+    from xpcap.benchmark.workload import CONFIGURATIONS, Workload
 
     backend = common.open_device(device)
-    size = benchmark.CONFIGURATIONS[config]
-    workload = benchmark.Workload(size, cell)
-    programs = {
-        "xpcap": benchmark.Ours(workload, backend),
-        "products": benchmark.Products(workload, backend.xp),
-    }
+    size = CONFIGURATIONS[config]
+    workload = Workload(size, cell)
+    programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
-    figures = benchmark.interleave(calls, rounds, 5, backend.synchronize)
+    figures = interleave(calls, rounds, 5, backend.synchronize)
     results = [
-        benchmark.Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
+        Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
         for name, times in figures.items()
     ]
     if as_json:
