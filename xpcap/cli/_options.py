@@ -44,7 +44,7 @@ def choice(name: str, values: str, help: str) -> Callable[..., Any]:
 
 
 def path(name: str, help: str, **settings: Any) -> Callable[..., Any]:
-    """Make an option that is a path."""
+    """Make an option that is a path; `name` may end with that of the command's argument."""
     return click.option(*name.split(), type=AnyPath, help=help, **settings)
 
 

@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy
 
+from xpcap.errors import import_extra
 from xpcap.models.inspection import GateSaturation, GradientFlow
 from xpcap.report.contents import SORTED_BY, RunPart
-from xpcap.report.libraries import load
 
 # placeholders in the SVG for colour variables of the page's style, which has two themes
 _INK, _GRID = "#010101", "#020202"
@@ -47,6 +48,9 @@ _DASHES = ("solid", "dashed")
 _BINS = 25
 _WORDS = "words read"
 _METADATA = ("Date", "Creator", "Format", "Type")  # left out of the files
+
+
+load = partial(import_extra, need="a report needs", extra="report")
 
 
 @dataclass(frozen=True)
@@ -137,21 +141,18 @@ def _saturation(name: str, saturation: GateSaturation, number: int) -> Plot:
     axes = figure.subplots(
         math.ceil(len(gates) / 2), min(2, len(gates)), squeeze=False, sharey=True
     )
-    for k, panel in enumerate(axes.flat):
-        panel.set_visible(k < len(gates))
-        if k >= len(gates):
-            continue
-        words = 1 + numpy.arange(saturation.low.shape[1])
-        high, low = saturation.high[k], saturation.low[k]
+    shares = []
+    panels = axes.flat[: len(gates)]
+    for panel, gate, low, high in zip(panels, gates, saturation.low, saturation.high, strict=True):
+        words = 1 + numpy.arange(len(low))
         panel.fill_between(words, 1 - high, 1, color=_SERIES[number], alpha=0.55)
         panel.fill_between(words, 0, low, color=_SERIES[number], alpha=0.25)
-        panel.set(title=gates[k], ylim=(0, 1), xlabel=_WORDS)
+        panel.set(title=gate, ylim=(0, 1), xlabel=_WORDS)
         _whole_numbers(panel)
-    text = "; ".join(
-        f"{gate} {low.mean():.0%} low, {high.mean():.0%} high"
-        for gate, low, high in zip(gates, saturation.low, saturation.high, strict=True)
-    )
-    return _plot(figure, f"{name}: shares of saturated units: {text}.")
+        shares.append(f"{gate} {low.mean():.0%} low, {high.mean():.0%} high")
+    for panel in axes.flat[len(gates) :]:
+        panel.set_visible(False)
+    return _plot(figure, f"{name}: shares of saturated units: {'; '.join(shares)}.")
 
 
 def _scores(runs: Sequence[RunPart]) -> Plot:
