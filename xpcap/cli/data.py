@@ -119,13 +119,12 @@ def prepare(
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.files import read_json
 
+    chosen = None
     if extractor is not None:
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
     elif weights or output or preprocessing:
         raise click.UsageError("--weights, --output and --preprocessing need --extractor")
-    else:
-        chosen = None
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
