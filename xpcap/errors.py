@@ -6,7 +6,9 @@ built-in exception that the class also derives from.
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 _CONTROL = re.compile(
@@ -76,3 +78,17 @@ class Stopped(XpcapError):
 
 class DivergedError(XpcapError, ArithmeticError):
     """Training diverged: a loss is not finite or explodes."""
+
+
+def import_extra(module: str, need: str, extra: str) -> Any:
+    """Import a module of an optional library; a `ConfigurationError` says how to install it.
+
+    `need` begins the message, such as `"a report needs"`.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{need} {module.partition('.')[0]}, which cannot be imported ({error}); install xpcap"
+            f" with its extra '{extra}' (pip install 'xpcap[{extra}]')"
+        ) from error

@@ -16,7 +16,7 @@ from tiny import make_tiny
 import xpcap.kernels.cuda  # registers what is tested here
 import xpcap.kernels.products
 from xpcap.backend import CPU, Backend, to_host
-from xpcap.benchmark import Configuration, Workload
+from xpcap.benchmark.workload import Configuration, Workload
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import BackendError, ShapeError

@@ -18,8 +18,8 @@ from xpcap.selfcheck.cases import (
     gradients_above,
     on_device,
     run_layer,
+    scaled_difference,
 )
-from xpcap.selfcheck.check import scaled_difference
 
 REAL = Sizes(N=16, T=16, D=128, H=128, V=500)
 # seeds whose draws have no gradient so close to zero that its relative error is all rounding

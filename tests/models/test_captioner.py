@@ -11,8 +11,7 @@ from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.layers import dropout_forward
-from xpcap.selfcheck.cases import captioner_gradients
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import captioner_gradients, scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
 NULL, START, END = 0, 1, 2

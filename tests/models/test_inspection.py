@@ -10,7 +10,7 @@ from xpcap.backend import CPU, namespace, to_host
 from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.models.inspection import gate_saturation, gradient_flow, word_gradients
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
 NULL, START = 0, 1

@@ -92,8 +92,12 @@ def _end(message: str, status: int) -> NoReturn:
 
 @click.group(
     cls=Commands,
+    commands=[
+        train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
+        info,
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-)
+)  # fmt: skip
 @click.version_option(xpcap.__version__, prog_name="xpcap")
 def main() -> None:
     """Train recurrent networks to caption images, on a CPU or an NVIDIA GPU.
@@ -101,11 +105,3 @@ def main() -> None:
     `xpcap train` needs no data: it draws its own images and learns to describe them.
     """
     refuse_ranks("train", "caption", "evaluate", "data")
-
-
-COMMANDS = (
-    train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
-    info,
-)  # fmt: skip
-for command in COMMANDS:
-    main.add_command(command)

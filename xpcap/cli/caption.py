@@ -14,26 +14,18 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @click.command()
 @common.runs_argument
 @common.split_option
-@click.option("--count", type=common.Positive, default=10, help="Number of images of the split.")
-@click.option(
-    "--image",
-    "images",
-    type=common.AnyPath,
-    multiple=True,
-    help="Image file to caption instead of a split; may be repeated.",
+@common.option("--count", 10, "Number of images of the split.", type=common.Positive)
+@common.path(
+    "--image images", "Image file to caption instead of a split; may be repeated.", multiple=True
 )
-@click.option(
-    "--weights",
-    type=common.AnyPath,
-    help="ONNX file of the feature extractor, if it has moved since training.",
-)
+@common.path("--weights", "ONNX file of the feature extractor, if it has moved since training.")
 @common.data_option
-@click.option(
+@common.option(
     "--n-best",
-    type=common.Positive,
-    default=1,
-    help="Number of captions per image: the best of --beam, or samples of --sample, each with its"
+    1,
+    "Number of captions per image: the best of --beam, or samples of --sample, each with its"
     " log-probability in nats.",
+    type=common.Positive,
 )
 @decoding_options
 @common.compute_options

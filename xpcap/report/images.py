@@ -31,16 +31,9 @@ class Box:
 
 @dataclass(frozen=True)
 class View:
-    """How an image is shown.
+    """How an image is shown: scaled down as a `data:` URL, or by a link to its web address.
 
-    Parameters
-    ----------
-    data
-        The image itself, scaled down, as a `data:` URL; empty if it is not available.
-    link
-        Its web address; empty if it has none.
-    boxes
-        Its annotated objects, if they are the features.
+    Either is empty if there is none. `boxes` are its annotated objects, if they are the features.
     """
 
     data: str = ""

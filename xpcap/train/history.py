@@ -154,6 +154,23 @@ class Curves:
         known = numpy.isfinite(self.val_loss)
         return int(numpy.nanargmin(self.val_loss)) if known.any() else None
 
+    def smoothed(self, name: str, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
+        """Average the finite values of a column over groups of steps.
+
+        Returns the group size (the last group may be smaller), and the mean step and value of each
+        of at most `points` groups.
+        """
+        values = getattr(self, name)
+        known = numpy.isfinite(values)
+        size = max(1, math.ceil(known.sum() / points))
+        starts = numpy.arange(0, known.sum(), size)
+        counts = numpy.diff(starts, append=known.sum())
+        step, value = (
+            numpy.add.reduceat(column[known], starts) / counts if len(starts) else column[known]
+            for column in (self.step, values)
+        )
+        return size, step, value
+
 
 def read_history(path: Path) -> Curves:
     """Read a `history.jsonl`, also while it is being written: an incomplete last line is left out.

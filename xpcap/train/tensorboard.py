@@ -10,7 +10,6 @@ length, data, checksum of the data. Data are a protocol buffer `Event`; checksum
 
 from __future__ import annotations
 
-import importlib
 import os
 import struct
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError, import_extra
 from xpcap.files import append, check_new_folder, explained
 
 _TAGS = {
@@ -95,10 +94,4 @@ class EventFile:
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"tensorboardX.{name}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"TensorBoard events need tensorboardX, which cannot be imported ({error}); install"
-            " xpcap with its extra 'tensorboard'"
-        ) from error
+    return import_extra(f"tensorboardX.{name}", "TensorBoard events need", "tensorboard")
