@@ -10,7 +10,7 @@ from captioners import CELLS, WORDS, D, H, V, captioner, contents, images, score
 from onnx import TensorProto, helper
 
 from xpcap.data.pca import PCA
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
 from xpcap.exchange import onnx_graph
 from xpcap.exchange.onnx_graph import greedy_graph, write_onnx
 
@@ -147,9 +147,3 @@ def test_models_beyond_the_onnx_size_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "_LARGEST", 400)
     with pytest.raises(DataError, match=r"the captioner has \d+ bytes; expected less than 400"):
         write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")))
-
-
-def test_missing_onnx_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[export\]'"):
-        greedy_graph(contents(captioner("rnn")))

@@ -24,8 +24,7 @@ FORMAT, TEXT = 1, "xpcap"
 class Contents:
     """A captioner: its parameters by name, on the host, and what belongs to them.
 
-    `config` has `model` and `data` as in a run's checkpoints; `transform` reduces the features of
-    its extractor, if they are reduced.
+    `config` has `model` and `data` as in a run's checkpoints.
     """
 
     params: Mapping[str, numpy.ndarray]

@@ -7,7 +7,6 @@ from pathlib import Path
 from xpcap.errors import ConfigurationError
 from xpcap.exchange.contents import contents_of
 from xpcap.exchange.course import write_npz
-from xpcap.exchange.onnx_graph import write_onnx
 from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
 from xpcap.runs import Run, banned_tokens
@@ -19,16 +18,9 @@ FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
 def export_run(run: Run, to: str, path: Path) -> None:
     """Write a run's captioner to a file, which is replaced if it exists.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    to
-        `"torch"`: a state dict of PyTorch's layers, in safetensors, with words and configuration;
-        `"npz"`: the course's dict of parameters, of any model; `"onnx"`: a graph that captions as
-        `xpcap caption` does, greedily and without `<UNK>`.
-    path
-        The file.
+    Formats are `"torch"`, a state dict of PyTorch's layers, in safetensors, with words and
+    configuration; `"npz"`, the course's dict of parameters, of any model; and `"onnx"`, a graph
+    that captions as `xpcap caption` does, greedily and without `<UNK>`.
 
     Raises
     ------
@@ -52,4 +44,11 @@ def export_run(run: Run, to: str, path: Path) -> None:
         )
     if to == "torch":
         return write_safetensors(path, contents)
+    try:
+        from xpcap.exchange.onnx_graph import write_onnx
+    except ImportError as error:
+        raise ConfigurationError(
+            "an ONNX file needs onnx, which is not installed; expected the extra 'export'"
+            " (pip install 'xpcap[export]')"
+        ) from error
     return write_onnx(path, contents, banned_tokens(contents.vocabulary))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.data.dataset import open_dataset
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import ConfigurationError, DataError, XpcapError
@@ -32,16 +32,13 @@ def import_run(
     vocab: Path | None = None,
     features: str = "auto",
 ) -> Run:
-    """Make a run folder from a file of weights, and open it on the CPU.
+    """Make a run folder `out` from a file of weights, and open it on the CPU.
 
-    If the weights cannot be imported, no folder is left.
+    The file is a state dict in safetensors, or the course's `.npz`. If the weights cannot be
+    imported, no folder is left.
 
     Parameters
     ----------
-    file
-        A state dict in safetensors, or the course's `.npz`.
-    out
-        The new run folder.
     data
         The data folder that the weights were trained on; state dicts of `export_run` name theirs.
     vocab
@@ -126,7 +123,10 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     """Return the `data` of a run's configuration, and the transform of its features."""
     if data is None:
         return {"folder": "(no data folder)", "kind": "fc7"}, None
-    dataset = _opened(data, features, dim)
+    dataset = open_dataset(data, features, lazy=True)
+    others = data / layout.features_file("train", "fc7")
+    if features == "auto" and dataset.feature_dim != dim and others.exists():
+        dataset = open_dataset(data, "fc7", lazy=True)
     extractor = dataset.description.get("extractor")
     origin = {
         "folder": str(data.resolve()),
@@ -137,14 +137,6 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     }
     reduced = dataset.kind == "pca" and extractor
     return origin, PCA.read(data / layout.PCA) if reduced else None
-
-
-def _opened(data: Path, features: str, dim: int) -> Dataset:
-    dataset = open_dataset(data, features, lazy=True)
-    others = data / layout.features_file("train", "fc7")
-    if features == "auto" and dataset.feature_dim != dim and others.exists():
-        return open_dataset(data, "fc7", lazy=True)
-    return dataset
 
 
 def _check_features(run: Run, data: Path | None) -> None:

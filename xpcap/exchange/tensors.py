@@ -49,11 +49,7 @@ def write_safetensors(path: Path, contents: Contents) -> None:
 def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Description | None]:
     """Read the tensors of an untrusted file, and its description if xpcap wrote the file.
 
-    Raises
-    ------
-    DataError
-        If the file is damaged, has tensors of other dtypes than 16, 32 or 64 bit floats, or an
-        invalid description.
+    Tensors are 16, 32 or 64 bit floats.
     """
     with explained(path, "read"):
         content = path.read_bytes()
