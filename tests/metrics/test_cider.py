@@ -1,5 +1,4 @@
 import itertools
-import json
 import math
 
 import numpy
@@ -91,11 +90,10 @@ def test_10_needs_equal_references_and_informative_ngrams_of_every_length():
 
 
 @pytest.mark.parametrize("metric", [cider, cider_d])
-def test_a_single_image_scores_0_alone_and_its_value_with_stored_frequencies(metric, tmp_path):
+def test_a_single_image_scores_0_alone_and_its_value_with_stored_frequencies(metric):
     candidates, references = cut(CANDIDATES, REFERENCES)
     together = metric(candidates, references)
-    DocumentFrequencies.of(references).write(tmp_path / "frequencies.json")
-    stored = DocumentFrequencies.read(tmp_path / "frequencies.json")
+    stored = DocumentFrequencies.of(references)
     for k in range(5):
         one = candidates[k : k + 1], references[k : k + 1]
         assert metric(*one).corpus == 0
@@ -110,45 +108,7 @@ def test_document_frequencies_count_images_and_not_sentences():
     assert counted.idf(("a", "b")) == counted.idf(("never", "seen")) == pytest.approx(math.log(3))
 
 
-def test_document_frequencies_of_any_words_survive_a_file(tmp_path):
-    words = ["größer", "a b", '"', "", "山"]
-    counted = DocumentFrequencies.of([[words]] * 2)
-    counted.write(tmp_path / "frequencies.json")
-    assert DocumentFrequencies.read(tmp_path / "frequencies.json") == counted
-    assert counted.counts[("größer", "a b", '"', "")] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["frequencies.json"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [],
-        {},
-        {"images": 2, "ngrams": [["a"]]},
-        {"images": 2, "ngrams": [["a"]], "counts": [1, 2]},
-        {"images": 2, "ngrams": [["a"]], "counts": [3]},
-        {"images": 2, "ngrams": [["a"]], "counts": [0]},
-        {"images": 2, "ngrams": [["a"]], "counts": [1.5]},
-        {"images": 2, "ngrams": ["a"], "counts": [1]},
-        {"images": 2, "ngrams": [[1]], "counts": [1]},
-        {"images": 2, "ngrams": [[["a"]]], "counts": [1]},
-        {"images": 0, "ngrams": [], "counts": []},
-        {"images": 2.5, "ngrams": [], "counts": []},
-        {"images": None, "ngrams": [], "counts": []},
-    ],
-)
-def test_a_wrong_file_of_document_frequencies_is_refused(tmp_path, content):
-    path = tmp_path / "frequencies.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="expected document frequencies: 'images'") as caught:
-        DocumentFrequencies.read(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(DataError, match="No such file"):
-        DocumentFrequencies.read(tmp_path / "none.json")
+def test_bad_arguments_are_refused():
     with pytest.raises(DataError, match="of 0 images; expected at least one"):
         DocumentFrequencies.of([])
     with pytest.raises(DataError, match=r"must be in 1\.\.2"):
