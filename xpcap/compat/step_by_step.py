@@ -76,14 +76,8 @@ def rnn_cell_forward(
 ) -> tuple[Array, Array, RNNCellCache]:
     """Take one step: `a_next = tanh(Wax xt + Waa a_prev + ba)`, `yt_pred = softmax(Wya a + by)`.
 
-    Parameters
-    ----------
-    xt
-        Inputs `(n_x, m)`.
-    a_prev
-        Hidden state `(n_a, m)`.
-    parameters
-        `Wax (n_a, n_x)`, `Waa (n_a, n_a)`, `Wya (n_y, n_a)`, `ba (n_a, 1)`, `by (n_y, 1)`.
+    `xt (n_x, m)` are the inputs, `a_prev (n_a, m)` is the hidden state; the parameters are
+    `Wax (n_a, n_x)`, `Waa (n_a, n_a)`, `Wya (n_y, n_a)`, `ba (n_a, 1)`, `by (n_y, 1)`.
 
     Returns
     -------
@@ -158,15 +152,9 @@ def lstm_cell_forward(
     cc = tanh(Wc z + bc); `c_next = f c_prev + i cc`; `a_next = o tanh(c_next)`;
     `yt_pred = softmax(Wy a_next + by)`.
 
-    Parameters
-    ----------
-    xt
-        Inputs `(n_x, m)`.
-    a_prev, c_prev
-        Hidden state and cell state, `(n_a, m)` each.
-    parameters
-        `Wf`, `Wi`, `Wc`, `Wo (n_a, n_a + n_x)`; `bf`, `bi`, `bc`, `bo (n_a, 1)`; `Wy (n_y, n_a)`,
-        `by (n_y, 1)`.
+    `xt (n_x, m)` are the inputs, `a_prev` and `c_prev (n_a, m)` the hidden and the cell state; the
+    parameters are `Wf`, `Wi`, `Wc`, `Wo (n_a, n_a + n_x)`; `bf`, `bi`, `bc`, `bo (n_a, 1)`;
+    `Wy (n_y, n_a)`, `by (n_y, 1)`.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
 from xpcap.exchange.course import read_npz
 from xpcap.exchange.parameters import NAMES, sizes_of, unified
-from xpcap.exchange.tensors import Description, read_safetensors, split_transform
+from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import explained, new_folder
 from xpcap.runs import Run, check_new_run, open_run
@@ -50,8 +50,8 @@ def import_run(
     check_new_run(out)
     with explained(file, "read"), open(file, "rb") as opened:
         zipped = opened.read(len(_ZIP)) == _ZIP
-    tensors, described = (read_npz(file), None) if zipped else read_safetensors(file)
-    vocabulary = _vocabulary(file, described, data, vocab)
+    tensors, own, described = (read_npz(file), None, {}) if zipped else read_safetensors(file)
+    vocabulary = _vocabulary(file, own, data, vocab)
     tensors, transform = split_transform(tensors)
     params = _parameters(file, unified(str(file), tensors), len(vocabulary))
     words, sizes = sizes_of(str(file), params)
@@ -59,18 +59,18 @@ def import_run(
         raise DataError(
             f"{file} has weights of {words} words; expected {len(vocabulary)} as the vocabulary has"
         )
-    if described is None:
+    if not described:
         origin, transform = _origin(data, features, sizes["input_dim"])
     else:
         folder = {} if data is None else {"folder": str(data.resolve())}
-        origin = {**described.data, **folder}
+        origin = {**described["data"], **folder}
         if features not in ("auto", kind := origin.get("kind")):
             raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
     config = {
         "model": {
             "dropout": 0.0,
             "seed": 0,
-            **({} if described is None else described.model),
+            **described.get("model", {}),
             **sizes,
             "dtype": str(params["W_proj"].dtype),
         },
@@ -88,10 +88,10 @@ def import_run(
 
 
 def _vocabulary(
-    file: Path, described: Description | None, data: Path | None, vocab: Path | None
+    file: Path, own: Vocabulary | None, data: Path | None, vocab: Path | None
 ) -> Vocabulary:
     """Return the words of all sources that have any; they must be the same."""
-    found = {} if described is None else {file: described.vocabulary}
+    found = {} if own is None else {file: own}
     for path in (vocab, data and data / layout.VOCABULARY):
         if path is not None:
             found[path] = Vocabulary.read(path)

@@ -18,7 +18,7 @@ import xpcap
 from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import DataError
 from xpcap.exchange.contents import TEXT, Contents, description
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 
 MAX_LENGTH = 30
 
@@ -86,7 +86,7 @@ _CHOICE: list[Operation] = [
 def write_onnx(path: Path, contents: Contents, banned: Sequence[int] = ()) -> None:
     """Write the graph of `greedy_graph`."""
     content = greedy_graph(contents, MAX_LENGTH, banned).SerializeToString()
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
