@@ -113,10 +113,8 @@ def rnn_forward(
 def rnn_cell_backward(da_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
     """Gradients of `rnn_cell_forward`, given that of the new hidden state, `(n_a, m)`.
 
-    Returns
-    -------
-    dict
-        `dxt (n_x, m)`, `da_prev (n_a, m)`, `dWax (n_a, n_x)`, `dWaa (n_a, n_a)`, `dba (n_a, 1)`.
+    Returns `dxt (n_x, m)`, `da_prev (n_a, m)`, `dWax (n_a, n_x)`, `dWaa (n_a, n_a)` and
+    `dba (n_a, 1)`.
     """
     a_next, a_prev, xt, parameters = cache
     _check(
@@ -132,11 +130,7 @@ def rnn_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> di
     """Backpropagation through time of `rnn_forward`, over as many steps as `da` has.
 
     `da (n_a, m, T)` is the gradient of the first T hidden states from above, with T from 1 to T_x.
-
-    Returns
-    -------
-    dict
-        `dx (n_x, m, T)`, `da0 (n_a, m)`; the others as for `rnn_cell_backward`.
+    Returns `dx (n_x, m, T)`, `da0 (n_a, m)`, and the others as `rnn_cell_backward`.
     """
     return _backward_through_time(
         "rnn_backward", rnn_cell_backward, RNN_WEIGHTS, ["da_prev"], da, caches
@@ -196,11 +190,8 @@ def lstm_forward(
 def lstm_cell_backward(da_next: Array, dc_next: Array, cache: Sequence[Any]) -> dict[str, Array]:
     """Gradients of `lstm_cell_forward`, given those of the new states, `(n_a, m)` each.
 
-    Returns
-    -------
-    dict
-        `dxt (n_x, m)`; `da_prev`, `dc_prev (n_a, m)`; `dWf`, `dWi`, `dWc`, `dWo (n_a, n_a + n_x)`;
-        `dbf`, `dbi`, `dbc`, `dbo (n_a, 1)`.
+    Returns `dxt (n_x, m)`; `da_prev`, `dc_prev (n_a, m)`; `dWf`, `dWi`, `dWc`,
+    `dWo (n_a, n_a + n_x)`; `dbf`, `dbi`, `dbc`, `dbo (n_a, 1)`.
     """
     step = LSTMCellCache(*cache)
     xp = _check(
@@ -228,12 +219,7 @@ def lstm_backward(da: Array, caches: tuple[Sequence[Sequence[Any]], Array]) -> d
     The values that the 2018 edition of the course prints as expected are wrong: the gradients
     that come back from the next step are dropped there, and three bias sums are added to the
     wrong bias. The truth is the numerical gradient of `sum(a[:, :, :T] * da)`, and that is what
-    this function returns.
-
-    Returns
-    -------
-    dict
-        `dx (n_x, m, T)`; `da0 (n_a, m)`; the others as for `lstm_cell_backward`.
+    this function returns: `dx (n_x, m, T)`, `da0 (n_a, m)`, and the others as `lstm_cell_backward`.
     """
     return _backward_through_time(
         "lstm_backward", lstm_cell_backward, LSTM_WEIGHTS, ["da_prev", "dc_prev"], da, caches

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import to_host
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
-from xpcap.runs import BEST, HISTORY, Run, create_run
+from xpcap.runs import BEST, HISTORY, create_run
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, written_by
 
 FORMAT, TEXT = 1, "xpcap"
@@ -33,13 +32,6 @@ class Contents:
     transform: PCA | None = None
 
 
-def contents_of(run: Run) -> Contents:
-    """Return the contents of a run."""
-    params = {name: to_host(value) for name, value in run.model.params.items()}
-    config = {name: run.config[name] for name in ("model", "data")}
-    return Contents(params, run.vocabulary, config, run.transform)
-
-
 def write_run(folder: Path, contents: Contents) -> None:
     """Make a new run folder with an empty history."""
     state = TrainingState(contents.params)
@@ -50,6 +42,6 @@ def write_run(folder: Path, contents: Contents) -> None:
 
 
 def description(contents: Contents) -> str:
-    """Return the text `xpcap` of exported files: `format`, `vocabulary` and `config`, as JSON."""
+    """Return the text `xpcap` of exported files, JSON: `format`, `vocabulary` and `config`."""
     words = list(contents.vocabulary.idx_to_word)
     return json.dumps({"format": FORMAT, "vocabulary": words, "config": contents.config})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xpcap.backend import to_host
 from xpcap.errors import ConfigurationError
-from xpcap.exchange.contents import contents_of
+from xpcap.exchange.contents import Contents
 from xpcap.exchange.course import write_npz
 from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
@@ -20,21 +21,15 @@ def export_run(run: Run, to: str, path: Path) -> None:
 
     Formats are `"torch"`, a state dict of PyTorch's layers, in safetensors, with words and
     configuration; `"npz"`, the course's dict of parameters, of any model; and `"onnx"`, a graph
-    that captions as `xpcap caption` does, greedily and without `<UNK>`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the format is unknown or cannot express the model, or a library is missing.
-    DataError
-        If the file cannot be written.
+    that captions as `xpcap caption` does, greedily and without `<UNK>`. An unknown format, one that
+    cannot express the model, and a missing library raise a `ConfigurationError`.
     """
     if to not in FORMATS:
         raise ConfigurationError(f"format '{to}' is unknown; expected {', '.join(FORMATS)}")
-    contents = contents_of(run)
+    params = {name: to_host(value) for name, value in run.model.params.items()}
     if to == "npz":
-        return write_npz(path, contents.params)
-    model = contents.config["model"]
+        return write_npz(path, params)
+    model = run.config["model"]
     family, cell = model.get("family", "recurrent"), model.get("cell_type")
     if family != "recurrent" or cell not in GATES:
         what = f"the cell '{cell}'" if family == "recurrent" else f"the family '{family}'"
@@ -42,6 +37,8 @@ def export_run(run: Run, to: str, path: Path) -> None:
             f"{what} has no conversion to {to}; expected a recurrent model with {', '.join(GATES)},"
             " or the format npz"
         )
+    config = {"model": model, "data": run.config["data"]}
+    contents = Contents(params, run.vocabulary, config, run.transform)
     if to == "torch":
         return write_safetensors(path, contents)
     try:

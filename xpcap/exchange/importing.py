@@ -66,17 +66,9 @@ def import_run(
         origin = {**described["data"], **folder}
         if features not in ("auto", kind := origin.get("kind")):
             raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
-    config = {
-        "model": {
-            "dropout": 0.0,
-            "seed": 0,
-            **described.get("model", {}),
-            **sizes,
-            "dtype": str(params["W_proj"].dtype),
-        },
-        "data": origin,
-        "imported": file.name,
-    }
+    model = {"dropout": 0.0, "seed": 0, **described.get("model", {}), **sizes}
+    model["dtype"] = str(params["W_proj"].dtype)
+    config = {"model": model, "data": origin, "imported": file.name}
     with new_folder(out) as temporary:
         write_run(temporary, Contents(params, vocabulary, config, transform))
         try:

@@ -1,7 +1,6 @@
 """Safetensors files: a state dict and, in files that xpcap wrote, everything else a run needs.
 
-Such a file has one metadata text, `xpcap`, a JSON object: `format`; `vocabulary`, the list of
-words; and `config` with `model` and `data` as in a run's checkpoints. A transform of features is
+Such a file has one metadata text, `xpcap`, see `contents.description`. A transform of features is
 stored in three more tensors, `pca.mean`, `pca.components` and `pca.explained_variance`.
 """
 

@@ -83,20 +83,13 @@ def evaluate_captions(
     candidates, references
         One caption for each image, and at least one reference caption for each.
     names
-        Which of `METRICS` to compute, and in which order to return them.
+        Which of `METRICS` to compute; a `ConfigurationError` says what one lacks.
     document_frequencies
         For CIDEr and CIDEr-D, over tokens of `tokenize_any`; by default counted in `references`.
     training_captions
         For `novel`: the captions that the model was trained on.
     vocabulary
         For `vocabulary-use`: the words that the model can generate.
-
-    Raises
-    ------
-    ConfigurationError
-        If a name is unknown, or what its metric needs is missing.
-    DataError
-        If there is no candidate, or an image has no reference.
 
     Examples
     --------
