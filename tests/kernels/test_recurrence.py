@@ -399,7 +399,7 @@ def test_a_step_of_decoding_is_one_of_the_textbook(backend, cell, which, dtype):
     exact = [
         oracle.CELL_STEPS[name](
             given["ax"][word], [given[state][parent] for state in cell.states], **weights
-        )
+        )[0]
         for word, parent in zip(of_word, of_parent, strict=True)
     ]
     rows = [None if r is None else backend.to_device(numpy.array(r)) for r in (words, parents)]
