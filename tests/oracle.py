@@ -123,12 +123,12 @@ def loss(cell, params, features, captions, masks=None):
 
 def dropout_masks(model, captions, step):
     """Return the masks of a training step: those of the streams 2 step and 2 step + 1."""
-    widths = len(model.params["W_embed"][0]), len(model.params["W_vocab"])
-    ones = [numpy.ones((len(captions), len(captions[0]) - 1, width)) for width in widths]
-    drawn = [
-        dropout_forward(x, model.dropout, model.seed, 2 * step + k) for k, x in enumerate(ones)
-    ]
-    return [cache.mask for _, cache in drawn]
+    masks = []
+    for k, width in enumerate((model.params["W_embed"].shape[1], len(model.params["W_vocab"]))):
+        ones = numpy.ones((len(captions), captions.shape[1] - 1, width))
+        _, cache = dropout_forward(ones, model.dropout, model.seed, 2 * step + k)
+        masks.append(cache.mask)
+    return masks
 
 
 def sample(cell, params, features, max_length):
