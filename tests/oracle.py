@@ -3,10 +3,14 @@
 Recurrent cells take one caption step by step, by the textbook's formulas, a variable for each gate;
 the model feeds them one caption after the other, padding included. Their gradients come from no
 rule of differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x) and e may be so small that
-nothing else is left (the complex step). Decoding runs the model from the start for each word.
+nothing else is left (the complex step). Decoding runs the model from the start for each word;
+metrics count in loops.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import numpy
 
@@ -221,3 +225,47 @@ def slow_beam(model, features, beam):
                     ended[group].append((total / beam.penalty(len(words)), words, log_probs))
             live[group] = [new for new in kept if new[1][-1] != END]
     return sorted((entry for group in ended for entry in group), key=lambda entry: -entry[0])
+
+
+def grams(words, n):
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
+
+
+def cider(candidates, references, robust):
+    """CIDEr with dense vectors over all n-grams there are."""
+    values = []
+    for candidate, known in zip(candidates, references, strict=True):
+        total = 0.0
+        for n in (1, 2, 3, 4):
+            sentences = [*candidates, *itertools.chain(*references)]
+            every = sorted({gram for words in sentences for gram in grams(words, n)})
+            for reference in known:
+                c, r = numpy.zeros(len(every)), numpy.zeros(len(every))
+                for k, gram in enumerate(every):
+                    within = sum(any(gram in grams(s, n) for s in image) for image in references)
+                    idf = math.log(len(references) / max(1, within))
+                    c[k] = grams(candidate, n).count(gram) * idf
+                    r[k] = grams(reference, n).count(gram) * idf
+                dot = (numpy.minimum(c, r) if robust else c) @ r
+                if dot:
+                    bigrams = [len(grams(words, 2)) for words in (candidate, reference)]
+                    longer = bigrams[0] - bigrams[1]
+                    penalty = math.exp(-(longer**2) / (2 * 6.0**2)) if robust else 1
+                    norms = numpy.linalg.norm(c) * numpy.linalg.norm(r)
+                    total += penalty * dot / norms / (4 * len(known))
+        values.append(10 * total)
+    return values
+
+
+def longest_common(a, b):
+    """Return the length of the longest common subsequence: try all choices, the long ones first."""
+
+    def is_within(words):
+        rest = iter(b)
+        return all(word in rest for word in words)
+
+    return next(
+        length
+        for length in range(len(a), -1, -1)
+        if any(is_within(chosen) for chosen in itertools.combinations(a, length))
+    )
