@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy
 import pytest
-from slow_decoding import END, NULL, START, UNK, slow_beam
-from talkers import BANNED, SHORT, WORDS, model_of, some_features
+from oracle import END, NULL, START, UNK, slow_beam
+from small_captioners import BANNED, SHORT, WORDS, model_of, some_features
 
 import xpcap.runs.run
 from xpcap.backend import CPU

@@ -55,7 +55,7 @@ def evaluate_run(
     """
     by_lower = {name.lower(): name for name in METRICS}
     names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
-    check_names(names, (), (), METRICS)
+    check_names(names, METRICS)
     references = dataset.references(split)
     rows = [row for row, sentences in enumerate(references) if sentences]
     if not rows:

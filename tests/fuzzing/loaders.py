@@ -38,7 +38,6 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam
 from xpcap.exchange import export_run, import_run
 from xpcap.files import read_json
-from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
 from xpcap.report.images import open_image, view
 from xpcap.runs import BEST, HISTORY, LAST, open_run
@@ -370,12 +369,6 @@ def load_description(path):
         open_extractor(found)
 
 
-def frequencies(folder):
-    counted = DocumentFrequencies.of([[["a", "dog", "sits"]], [["a", "dog"]], [["a", "cat"]]])
-    counted.write(folder / "frequencies.json")
-    return folder / "frequencies.json"
-
-
 def tensors(folder):
     """Write what others make with `safetensors.torch.save_file`: no text of ours."""
     from safetensors.numpy import load_file, save_file
@@ -466,7 +459,6 @@ LOADERS = {
     "resume, best": Loader(partial(resumable, name=BEST), load_resumed, safetensors),
     "resume, history": Loader(partial(resumable, name=HISTORY), load_resumed, json_lines),
     "history": Loader(history, read_history, json_lines),
-    "frequencies": Loader(frequencies, DocumentFrequencies.read, json_file),
     "import, ours": Loader(partial(weights, to="torch"), load_weights, safetensors),
     "import, theirs": Loader(tensors, load_weights, safetensors),
     "import, npz": Loader(partial(weights, to="npz"), load_weights, zipped),
