@@ -49,15 +49,9 @@ def unpack(
 ) -> None:
     """Extract the files of the manifest, and no others, from an archive into a folder.
 
-    They are in the folder `inside` of the archive, or at its top level.
-
-    Raises
-    ------
-    DataError
-        If the archive is damaged, or a file is missing, duplicate, encrypted, not a regular file,
-        or not the expected one; the folder may then contain some of the files.
-    OSError
-        If a file cannot be written.
+    They are in the folder `inside` of the archive, or at its top level. If it is damaged, or a file
+    is missing, duplicate, encrypted, not a regular file, or not the expected one, a `DataError` is
+    raised, and an `OSError` if one cannot be written; the folder may then contain some of them.
     """
     with _opened(archive) as opened:
         members = []

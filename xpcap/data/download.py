@@ -38,13 +38,9 @@ def download_coco(
 
     A partial download is kept in a hidden file beside `out`, and the next call resumes it. Progress
     is in bytes; if the server does not tell the total, it is the number so far. The files expected
-    are those of `manifest`, by default of `coco_manifest.json`.
-
-    Raises
-    ------
-    DataError
-        If `out` exists or the disk is too full, the archive cannot be fetched, or it has other
-        contents than expected; `out` is then not made.
+    are those of `manifest`, by default of `coco_manifest.json`. A `DataError` is raised if `out`
+    exists or the disk is too full, the archive cannot be fetched, or it has other contents; `out`
+    is then not made.
     """
     out, manifest = out.absolute(), manifest or read_manifest(MANIFEST)
     check_web(url)

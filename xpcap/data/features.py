@@ -119,10 +119,10 @@ def _open_rows(path: Path, key: str) -> PlainRows | BlockRows:
             start = _find_start(array)
             if start is not None:
                 return PlainRows(path, start, array.shape, array.dtype)
-            chunks = Chunks(f"{path}: '{key}'", array) if array.chunks else None
+            if array.chunks is not None:
+                chunks = Chunks(path, key, array)
+                return BlockRows(chunks.read, chunks.close, array, chunks.height)
         stack.pop_all()
-        if chunks is not None:
-            return BlockRows(chunks.read, file.close, array, chunks.height)
         return BlockRows(lambda first, end: array[first:end], file.close, array)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
+import weakref
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -93,17 +95,18 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     with whole(path, key):
         if found.chunks is None:
             return found[...]
-        return Chunks(f"{path}: '{key}'", found).read(0, len(found))
+        with contextlib.closing(Chunks(path, key, found)) as chunks:
+            return chunks.read(0, len(found))
 
 
 class Chunks:
-    """The chunks of an open array, decompressed here; may be read from any thread.
+    """The chunks of an array in a file, which may be closed; may be read from any thread.
 
-    HDF5 gives the stored bytes of a chunk only. It would decompress them to any size, and read
-    memory past their end where there are too few.
+    HDF5 only tells where each chunk is stored. It would decompress them to any size, and crash or
+    read other memory where their sizes are wrong.
     """
 
-    def __init__(self, where: str, array: Any) -> None:
+    def __init__(self, path: Path, key: str, array: Any) -> None:
         import h5py
 
         plan = array.id.get_create_plist()
@@ -116,57 +119,68 @@ class Chunks:
         ]
         if unknown or array.id.get_type() != h5py.h5t.py_create(array.dtype):
             raise DataError(
-                f"{where} is stored with {', '.join(unknown) or 'an unknown dtype'}; expected gzip,"
-                " shuffle, or nothing"
+                f"{path}: '{key}' is stored with {', '.join(unknown) or 'an unknown dtype'};"
+                " expected gzip, shuffle, or nothing"
             )
-        # kept, as h5py looks each up anew
-        self._id, self._shape, self._dtype = array.id, array.shape, array.dtype
-        self._sides, self._fill = array.chunks, array.fillvalue
+        self._shape, self._sides = array.shape, array.chunks
+        self._dtype, self._fill = array.dtype, array.fillvalue
         self.height: int = self._sides[0]
         self._bytes = prod(self._sides) * self._dtype.itemsize
         self._deflated = [code == h5py.h5z.FILTER_DEFLATE for code, *_ in filters]
-        self._offsets = self._by_block(where)
+        found = self._located(array)
+        if not self._fit(found, path.stat().st_size):
+            raise DataError(f"{path}: '{key}' is damaged: a chunk is in an impossible place")
+        self._blocks: dict[int, list[Any]] = defaultdict(list)
+        for chunk in found:
+            self._blocks[chunk.chunk_offset[0] // self.height].append(chunk)
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._reading = threading.Lock()
+        self.close = weakref.finalize(self, self._file.close)
 
-    def _by_block(self, where: str) -> dict[int, list[tuple[int, ...]]]:
-        """Return the offsets of the chunks that were written, by block of rows."""
-        shape, sides = self._shape, self._sides
-        most = prod(-(-size // side) for size, side in zip(shape, sides, strict=True))
-        found: list[tuple[int, ...]] = []
+    def _located(self, array: Any) -> list[Any]:
+        """Return where the chunks are, up to one more than there can be."""
+        most = prod(-(-size // side) for size, side in zip(self._shape, self._sides, strict=True))
+        found: list[Any] = []
 
         def note(chunk: Any) -> bool | None:
-            found.append(chunk.chunk_offset)
+            found.append(chunk)
             return len(found) > most or None  # anything but None stops the iteration
 
-        self._id.chunk_iter(note)
-        blocks = defaultdict(list)
-        for offset in set(found):
-            blocks[offset[0] // self.height].append(offset)
-        fits = len(set(found)) == len(found) and all(
-            start % side == 0 and start < size
-            for offset in found
-            for start, side, size in zip(offset, sides, shape, strict=True)
+        array.id.chunk_iter(note)
+        return found
+
+    def _fit(self, found: list[Any], end: int) -> bool:
+        """Return whether chunks are distinct, and in the array and the file of `end` bytes."""
+        return len({chunk.chunk_offset for chunk in found}) == len(found) and all(
+            0 < chunk.size <= end - chunk.byte_offset
+            and all(
+                start % side == 0 and start < size
+                for start, side, size in zip(
+                    chunk.chunk_offset, self._sides, self._shape, strict=True
+                )
+            )
+            for chunk in found
         )
-        if not fits:
-            raise DataError(f"{where} is damaged: a chunk is in an impossible place")
-        return blocks
 
     def read(self, first: int, end: int) -> numpy.ndarray:
         """Read rows from `first`, a multiple of `height`; raises one of `DAMAGED`."""
         count = max(0, min(end, self._shape[0]) - first)
         rows = numpy.full((count, *self._shape[1:]), self._fill, self._dtype)
         for block in range(first // self.height, -(-(first + count) // self.height)):
-            for offset in self._offsets.get(block, ()):
-                begins = (offset[0] - first, *offset[1:])
-                target = rows[tuple(slice(begin, None) for begin in begins)]
-                chunk = self._unpacked(offset)
-                inside = tuple(map(slice, map(min, chunk.shape, target.shape)))
-                target[inside] = chunk[inside]
+            for chunk in self._blocks.get(block, ()):
+                above, *others = chunk.chunk_offset
+                target = rows[tuple(slice(begin, None) for begin in (above - first, *others))]
+                values = self._unpacked(chunk)
+                inside = tuple(map(slice, map(min, values.shape, target.shape)))
+                target[inside] = values[inside]
         return rows
 
-    def _unpacked(self, offset: tuple[int, ...]) -> numpy.ndarray:
-        skipped, content = self._id.read_direct_chunk(offset)
+    def _unpacked(self, chunk: Any) -> numpy.ndarray:
+        with self._reading:
+            self._file.seek(chunk.byte_offset)
+            content = self._file.read(chunk.size)
         for k, deflated in reversed(list(enumerate(self._deflated))):
-            if skipped >> k & 1:
+            if chunk.filter_mask >> k & 1:  # the chunk skips this filter
                 continue
             if deflated:
                 inflater = zlib.decompressobj()

@@ -54,14 +54,8 @@ def make_extractor(
 
     The name is `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"`
     for any other network. `weights` and `output` are those of `OnnxExtractor`, `changes` the fields
-    of `Preprocessing` that differ from the preset's.
-
-    Raises
-    ------
-    ConfigurationError
-        If the name is unknown, or an argument does not apply to the extractor.
-    DataError
-        If the file cannot be used.
+    of `Preprocessing` that differ from the preset's. A `ConfigurationError` is raised if the name
+    is unknown, or an argument does not apply to the extractor.
     """
     if name not in EXTRACTORS:
         raise ConfigurationError(
