@@ -149,8 +149,10 @@ def automatic() -> bool:
 
 
 def _setting() -> tuple[int, bool]:
+    if setting := _context.get() or _process:
+        return setting
     default = os.environ.get("XPCAP_THREADS", "auto")
-    return _context.get() or _process or (_default(default), default == "auto")
+    return _default(default), default == "auto"
 
 
 def spans(count: int, least: int = LEAST) -> list[slice]:

@@ -13,7 +13,7 @@ from tiny import make_tiny
 
 from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import Stopped
-from xpcap.signals import Signalled, ended_by_signals
+from xpcap.signals import Signalled, ended_by_signals, noted_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
@@ -112,11 +112,13 @@ def test_a_flood_of_signals_leaves_one_line_and_exit_status(start, tmp_path):
     assert ended(again)[0] == 0
 
 
-def test_an_ignored_signal_stays_ignored():
+@pytest.mark.parametrize("handling", [ended_by_signals, noted_signals])
+def test_an_ignored_signal_stays_ignored(handling):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with ended_by_signals():
+    with handling() as received:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         signal.raise_signal(signal.SIGINT)
+    assert not received
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 

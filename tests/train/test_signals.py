@@ -125,16 +125,6 @@ def test_a_second_signal_goes_to_the_previous_handler():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with noted_signals() as received:
-            signal.raise_signal(signal.SIGINT)
-        assert not received
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_handlers_are_restored_after_training(place):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped):

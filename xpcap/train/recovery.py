@@ -23,7 +23,7 @@ from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
-from xpcap.runs.checkpoint import TrainingState
+from xpcap.runs.checkpoint import TrainingState, named_arrays
 from xpcap.runs.folder import REPORT
 from xpcap.train.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
 
@@ -70,7 +70,7 @@ class Recovery:
 
     def follow(self, trainer: Trainer) -> None:
         """Check all steps of a trainer from now on, when `check` is called."""
-        self._finite = _copied(trainer)
+        self._remember(trainer)
         trainer.on("step", self._note, Priority.CHECK)
         trainer.on("measured", self._check_results, Priority.CHECK)
         trainer.on("epoch", self._remember, Priority.CHECK)
@@ -95,8 +95,8 @@ class Recovery:
             reason = divergence(result.loss, len(trainer.model.word_to_idx))
             if reason is not None:
                 raise StepDiverged(result.step, f"the loss {reason}")
-            if not math.isfinite(result.gradient_norm):
-                norm = result.gradient_norm
+            norm = result.gradient_norm
+            if not math.isfinite(norm):
                 raise StepDiverged(result.step, f"the gradient norm is {norm}")
         if results and not _is_finite(trainer.state()):
             raise StepDiverged(trainer.step, "its update leaves parameters or moments not finite")
@@ -183,9 +183,7 @@ def _whole(batch: Batch, ranks: Ranks) -> Batch:
 
 def _is_finite(state: TrainingState) -> bool:
     """Whether all numbers of a state are finite; waits for the device once."""
-    arrays = [*state.parameters.values()]
-    for by_name in state.memory.values():
-        arrays += by_name.values()
+    arrays = [array for _, array in named_arrays(state)]
     xp = namespace(*arrays)
     return bool(xp.stack([xp.isfinite(array).all() for array in arrays]).all())
 
