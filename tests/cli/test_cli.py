@@ -12,6 +12,7 @@ from commands import one_line
 from PIL import Image
 from tiny import make_tiny
 
+from xpcap import threads
 from xpcap.cli import main
 
 SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--epochs", "2", "--lr", "0.02"]
@@ -205,3 +206,11 @@ def test_bench_as_json(call):
     assert programs["xpcap"]["ms"] > 0
     assert programs["xpcap"]["times_xpcap"] == 1.0
     assert programs["products"]["config"] == "seed"
+
+
+def test_bench_under_load_compares_numbers_of_threads(call, monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    result = call("bench", "--rounds", "1", "--cell", "rnn", "--load", "1", "--json")
+    assert result.exit_code == 0
+    programs = [entry["program"] for entry in json.loads(result.stdout)]
+    assert programs == ["xpcap", "products", "xpcap, 1"]

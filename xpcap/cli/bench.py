@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._options import choice
+from xpcap.cli._options import NonNegative, choice
 
 
 @click.command()
@@ -19,15 +19,31 @@ from xpcap.cli._options import choice
     "Time a training step, a loss with its gradients, or greedy decoding.",
 )
 @common.option("--rounds", 10, "Number of timing rounds.", type=common.Positive)
+@click.option(
+    "--load",
+    type=NonNegative,
+    help="Number of processes to keep busy meanwhile; on the CPU, also time fewer threads.",
+)
+@common.option("--nice", 0, "Niceness of the busy processes.", type=click.IntRange(0, 19))
 @common.compute_options
 @common.json_option
-def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: bool) -> None:
+def bench(
+    config: str,
+    cell: str,
+    task: str,
+    rounds: int,
+    load: int | None,
+    nice: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Time xpcap on this machine, and its matrix products alone.
 
     Captions are generated with COCO's lengths and word frequencies. The products are a lower bound
     for any program; ratios are relative to xpcap's time.
     """
     from xpcap.benchmark.contenders import Ours, Products
+    from xpcap.benchmark.machine import busy_processes, by_threads, processor
     from xpcap.benchmark.timing import Result, interleave
     from xpcap.benchmark.workload import CONFIGURATIONS, Workload
 
@@ -36,7 +52,10 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
     workload = Workload(size, cell)
     programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
-    figures = interleave(calls, rounds, 5, backend.synchronize)
+    if load is not None and backend.device is None:
+        calls |= by_threads("xpcap", calls["xpcap"])
+    with busy_processes(load or 0, nice):
+        figures = interleave(calls, rounds, 5, backend.synchronize)
     results = [
         Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
         for name, times in figures.items()
@@ -47,5 +66,6 @@ def bench(config: str, cell: str, task: str, rounds: int, device: str, as_json: 
     common.print_message(
         f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions per call"
     )
+    common.print_message(processor())
     for result in results:
         common.print_result(result.line())
