@@ -75,7 +75,7 @@ class Site:
 
 
 def get(site, out, progress=no_progress):
-    download.download_archive(out, site.address, EXPECTED, progress)
+    download.download_coco(out, site.address, progress, EXPECTED)
 
 
 def check_got(out):

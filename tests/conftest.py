@@ -33,6 +33,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return OPEN[request.param]()
 
 
+@pytest.fixture(params=["guard", "cupy"])
+def elsewhere(request: pytest.FixtureRequest) -> Backend:
+    """Return a backend for what is compared with NumPy's results."""
+    return OPEN[request.param]()
+
+
 @pytest.fixture
 def gpu() -> Backend:
     return _open_cupy()

@@ -1,19 +1,31 @@
 """Naive versions of what the package computes, written for reading and not for speed.
 
-Recurrent cells take one caption step by step, by the textbook's formulas, a variable for each gate.
-Their gradients come from no rule of differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x)
-and e may be so small that nothing else is left (the complex step).
+Recurrent cells take one caption step by step, by the textbook's formulas, a variable for each gate;
+the model feeds them one caption after the other, padding included. Their gradients come from no
+rule of differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x) and e may be so small that
+nothing else is left (the complex step). Decoding runs the model from the start for each word;
+metrics count in loops.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy
 
+from xpcap.layers import dropout_forward
+
 STEP = 1e-200
+NULL, START, END, UNK = range(4)
 
 
 def logistic(a):
     return 1 / (1 + numpy.exp(-a))
+
+
+def log_softmax(scores):
+    return scores - numpy.log(numpy.exp(scores).sum(axis=-1, keepdims=True))
 
 
 def times(h, W):
@@ -23,14 +35,16 @@ def times(h, W):
 
 def rnn_step(ax, state, Wh):
     (h,) = state
-    return (numpy.tanh(ax + times(h, Wh)),)
+    h = numpy.tanh(ax + times(h, Wh))
+    return (h,), (h,)
 
 
 def lstm_step(ax, state, Wh):
     h, c = state
     a_i, a_f, a_o, a_g = numpy.split(ax + times(h, Wh), 4, axis=-1)
-    c = logistic(a_f) * c + logistic(a_i) * numpy.tanh(a_g)
-    return logistic(a_o) * numpy.tanh(c), c
+    i, f, o, g = logistic(a_i), logistic(a_f), logistic(a_o), numpy.tanh(a_g)
+    c = f * c + i * g
+    return (o * numpy.tanh(c), c), (i, f, o, g)
 
 
 def gru_step(ax, state, Wh, bn):
@@ -39,23 +53,99 @@ def gru_step(ax, state, Wh, bn):
     ah_r, ah_z, ah_n = numpy.split(times(h, Wh), 3, axis=-1)
     r, z = logistic(ax_r + ah_r), logistic(ax_z + ah_z)
     n = numpy.tanh(ax_n + r * (ah_n + bn))
-    return ((1 - z) * n + z * h,)
+    return ((1 - z) * n + z * h,), (r, z, n)
 
 
 CELL_STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
+"""`x Wx + b`, the state and the cell's weights give the next state and the gates."""
 
 
-def hidden_states(cell, ax, state, weights):
-    """Return the hidden states `(T, H)` of one caption.
+def first_state(cell, h0):
+    """Return the state before the first word; c0 is zero."""
+    return (h0, numpy.zeros_like(h0)) if cell == "lstm" else (h0,)
+
+
+def weights_of(params):
+    """Return what a cell's step takes of parameters or arguments: `Wh`, and `bn` of a GRU."""
+    return {name: params[name] for name in ("Wh", "bn") if name in params}
+
+
+def states(cell, ax, state, weights):
+    """Return the state and the gates after each step of one caption.
 
     `ax (T, kH)`: x Wx + b of each step; `state`: h0 and further first states, `(H,)` each;
     `weights`: `Wh` and further biases of the cell, by name.
     """
     found = []
     for t in range(ax.shape[-2]):
-        state = CELL_STEPS[cell](ax[..., t, :], state, **weights)
-        found.append(state[0])
-    return numpy.stack(found, axis=-2)
+        state, gates = CELL_STEPS[cell](ax[..., t, :], state, **weights)
+        found.append((state, gates))
+    return found
+
+
+def hidden_states(cell, ax, state, weights):
+    """Return the hidden states `(T, H)` of one caption, see `states`."""
+    return numpy.stack([h for (h, *_), _ in states(cell, ax, state, weights)], axis=-2)
+
+
+def inputs(params, words, mask=1.0):
+    """Return `x Wx + b` of each word; `mask` scales word vectors."""
+    x = params["W_embed"][..., words, :] * mask
+    return x @ params["Wx"] + params["b"][..., None, :]
+
+
+def initial(cell, params, image):
+    """Return the state that an image gives."""
+    return first_state(cell, times(image, params["W_proj"]) + params["b_proj"])
+
+
+def to_scores(params, hidden):
+    return hidden @ params["W_vocab"] + params["b_vocab"][..., None, :]
+
+
+def log_probs(cell, params, image, caption, masks=(1.0, 1.0)):
+    """Return the log-probability of each word `(T,)` after the first, 0 for `<NULL>`.
+
+    `masks` scale the word vectors `(T, W)` and the hidden states `(T, H)` that give scores.
+    """
+    ax = inputs(params, caption[:-1], masks[0])
+    hidden = hidden_states(cell, ax, initial(cell, params, image), weights_of(params))
+    return of_words(to_scores(params, hidden * masks[1]), caption[1:])
+
+
+def of_words(scores, words):
+    """Return the log-probability of each word `(T,)` by its scores `(T, V)`, 0 for `<NULL>`."""
+    return log_softmax(scores)[..., range(len(words)), words] * (words != NULL)
+
+
+def loss(cell, params, features, captions, masks=None):
+    """Return the loss of a captioner; `masks` of `log_probs` are for all captions."""
+    of_caption = [(1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
+    each = zip(features, captions, of_caption, strict=True)
+    return -sum(log_probs(cell, params, *one).sum(axis=-1) for one in each) / len(captions)
+
+
+def dropout_masks(model, captions, step):
+    """Return the masks of a training step: those of the streams 2 step and 2 step + 1."""
+    masks = []
+    for k, width in enumerate((model.params["W_embed"].shape[1], len(model.params["W_vocab"]))):
+        ones = numpy.ones((len(captions), captions.shape[1] - 1, width))
+        _, cache = dropout_forward(ones, model.dropout, model.seed, 2 * step + k)
+        masks.append(cache.mask)
+    return masks
+
+
+def sample(cell, params, features, max_length):
+    """Return the most likely next words, `<NULL>` after `<END>`."""
+    captions = numpy.full((len(features), max_length), NULL)
+    for n, image in enumerate(features):
+        state, word = initial(cell, params, image), START
+        for t in range(max_length):
+            ((state, _),) = states(cell, inputs(params, [word]), state, weights_of(params))
+            captions[n, t] = word = int(to_scores(params, state[0][None])[0].argmax())
+            if word == END:
+                break
+    return captions
 
 
 def gradient(function, x):
@@ -65,3 +155,117 @@ def gradient(function, x):
     """
     steps = STEP * 1j * numpy.eye(x.size).reshape(x.size, *x.shape)
     return (function(x + steps).imag / STEP).reshape(x.shape)
+
+
+def next_log_probs(model, words, features):
+    """Return the log-probabilities of all next words."""
+    cell, params = model.cell_type, model.params
+    ax = inputs(params, [START, *words])
+    hidden = hidden_states(cell, ax, initial(cell, params, features), weights_of(params))
+    return log_softmax(to_scores(params, hidden[-1:]))[0]
+
+
+def allowed(words, word, limits):
+    """Whether a word may come next, apart from a forced `<END>`."""
+    if word in limits.banned:
+        return False
+    if len(words) >= limits.max_length:
+        return word == END
+    if word == END:
+        return len(words) >= limits.min_length
+    n = limits.no_repeat_ngram
+    after = [*words, word]
+    ngrams = [tuple(after[k : k + n]) for k in range(len(after) - n + 1)]
+    return not n or len(set(ngrams)) == len(ngrams)
+
+
+def choices(words, size, limits):
+    """Return the words that may come next; `<END>` if there are none."""
+    return [word for word in range(size) if allowed(words, word, limits)] or [END]
+
+
+def every_caption(model, features, beam):
+    """Return all allowed captions with scores and log-probabilities, best first."""
+    found = []
+
+    def extend(words, log_probs):
+        following = next_log_probs(model, words, features)
+        for word in choices(words, len(following), beam.constraints):
+            caption, values = [*words, word], [*log_probs, following[word]]
+            if word == END:
+                found.append((sum(values) / beam.penalty(len(caption)), caption, values))
+            else:
+                extend(caption, values)
+
+    extend([], [])
+    return sorted(found, key=lambda entry: -entry[0])
+
+
+def slow_beam(model, features, beam):
+    """Search group by group at each step; finished captions keep their slots."""
+    slots = beam.width // beam.groups
+    live = [[(0.0, [], [])] for _ in range(beam.groups)]
+    ended = [[] for _ in range(beam.groups)]
+    for _ in range(beam.constraints.max_length + 1):
+        chosen = {}
+        for group in range(beam.groups):
+            candidates = []
+            for total, words, log_probs in live[group]:
+                following = next_log_probs(model, words, features)
+                for word in choices(words, len(following), beam.constraints):
+                    value = total + following[word] - beam.diversity * chosen.get(word, 0)
+                    new = (total + following[word], [*words, word], [*log_probs, following[word]])
+                    candidates.append((value, new))
+            candidates.sort(key=lambda entry: -entry[0])
+            kept = [new for _, new in candidates[: slots - len(ended[group])]]
+            for _, words, _ in kept:
+                chosen[words[-1]] = chosen.get(words[-1], 0) + 1
+            for total, words, log_probs in kept:
+                if words[-1] == END:
+                    ended[group].append((total / beam.penalty(len(words)), words, log_probs))
+            live[group] = [new for new in kept if new[1][-1] != END]
+    return sorted((entry for group in ended for entry in group), key=lambda entry: -entry[0])
+
+
+def grams(words, n):
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
+
+
+def cider(candidates, references, robust):
+    """CIDEr with dense vectors over all n-grams there are."""
+    values = []
+    for candidate, known in zip(candidates, references, strict=True):
+        total = 0.0
+        for n in (1, 2, 3, 4):
+            sentences = [*candidates, *itertools.chain(*references)]
+            every = sorted({gram for words in sentences for gram in grams(words, n)})
+            for reference in known:
+                c, r = numpy.zeros(len(every)), numpy.zeros(len(every))
+                for k, gram in enumerate(every):
+                    within = sum(any(gram in grams(s, n) for s in image) for image in references)
+                    idf = math.log(len(references) / max(1, within))
+                    c[k] = grams(candidate, n).count(gram) * idf
+                    r[k] = grams(reference, n).count(gram) * idf
+                dot = (numpy.minimum(c, r) if robust else c) @ r
+                if dot:
+                    bigrams = [len(grams(words, 2)) for words in (candidate, reference)]
+                    longer = bigrams[0] - bigrams[1]
+                    penalty = math.exp(-(longer**2) / (2 * 6.0**2)) if robust else 1
+                    norms = numpy.linalg.norm(c) * numpy.linalg.norm(r)
+                    total += penalty * dot / norms / (4 * len(known))
+        values.append(10 * total)
+    return values
+
+
+def longest_common(a, b):
+    """Return the length of the longest common subsequence: try all choices, the long ones first."""
+
+    def is_within(words):
+        rest = iter(b)
+        return all(word in rest for word in words)
+
+    return next(
+        length
+        for length in range(len(a), -1, -1)
+        if any(is_within(chosen) for chosen in itertools.combinations(a, length))
+    )

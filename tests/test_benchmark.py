@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +15,19 @@ from click.testing import CliRunner
 
 from xpcap import threads
 from xpcap.backend import CPU
-from xpcap.benchmark import (
+from xpcap.benchmark import contenders
+from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.timing import Times, interleave
+from xpcap.benchmark.workload import (
     CONFIGURATIONS,
+    END,
+    MAX_LENGTH,
+    NULL,
+    START,
     Configuration,
-    Ours,
-    Products,
-    Times,
     Workload,
-    contenders,
     draw_captions,
-    interleave,
-    load,
 )
-from xpcap.benchmark.machine import processor
-from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
 
 SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, wordvec=8)
 
@@ -176,6 +177,8 @@ def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):
     ],
 )
 def test_the_processor_is_named_with_its_instruction_set(text, expected, tmp_path):
+    from bench import processor
+
     (tmp_path / "cpuinfo").write_text(text)
     assert processor(tmp_path / "cpuinfo") == expected
     assert processor(tmp_path / "none")
@@ -216,8 +219,8 @@ def test_a_failing_program_does_not_stop_the_others(bench, monkeypatch, tmp_path
         ("train", "xpcap"), ("train", "products"), ("loss", "xpcap"), ("loss", "products"),
         ("decode", "xpcap"),
     ]  # fmt: skip
-    assert found["processor"] == processor()
-    assert processor() in done.output
+    assert found["processor"] == bench.processor()
+    assert bench.processor() in done.output
 
 
 def test_load_compares_numbers_of_threads(bench, monkeypatch, tmp_path):
@@ -226,7 +229,7 @@ def test_load_compares_numbers_of_threads(bench, monkeypatch, tmp_path):
 
     @contextlib.contextmanager
     def busy_processes(count, nice):
-        with load.busy_processes(count, nice) as processes:
+        with keep_busy(count, nice) as processes:
             started.extend(processes)
             yield processes
 
@@ -234,7 +237,7 @@ def test_load_compares_numbers_of_threads(bench, monkeypatch, tmp_path):
         busy_while.append([process.poll() is None for process in started])
         return original(*args)
 
-    original = bench.interleave
+    original, keep_busy = bench.interleave, bench.busy_processes
     monkeypatch.setattr(bench, "busy_processes", busy_processes)
     monkeypatch.setattr(bench, "interleave", interleave)
     monkeypatch.setattr(threads, "available", lambda: 2)
@@ -248,6 +251,30 @@ def test_load_compares_numbers_of_threads(bench, monkeypatch, tmp_path):
         (task, name) for task in ("train", "decode") for name in ("xpcap", "xpcap, 1")
     ]
     assert (found["load"], found["nice"]) == (1, 3)
+
+
+def test_busy_processes_end_with_their_context():
+    from bench import busy_processes
+
+    with pytest.raises(RuntimeError):
+        with busy_processes(2, nice=19) as processes:
+            assert [process.poll() for process in processes] == [None, None]
+            raise RuntimeError
+    assert None not in [process.poll() for process in processes]
+
+
+def test_busy_processes_end_when_their_parent_is_killed():
+    code = (
+        "import os, signal\nfrom bench import busy_processes\n"
+        "with busy_processes(1) as started:\n"
+        "    print(started[0].pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=paths) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read().strip().isdigit()  # to its end: nobody has it open any more
+    assert parent.returncode == -signal.SIGKILL
 
 
 def test_the_tool_runs_from_a_bare_checkout(tmp_path):

@@ -82,10 +82,13 @@ def modules():
             yield module.name
 
 
+NEEDS = {"xpcap.kernels.compiled": "numba", "xpcap.exchange.onnx_graph": "onnx"}
+
+
 @pytest.mark.parametrize("name", list(modules()))
 def test_docstrings_and_their_examples(name):
-    if name == "xpcap.kernels.compiled":
-        pytest.importorskip("numba")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     module = importlib.import_module(name)
     assert module.__doc__
     assert doctest.testmod(module).failed == 0

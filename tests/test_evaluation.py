@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy
 import pytest
-from slow_decoding import END, NULL, START, UNK, next_log_probs
-from talkers import WORDS, model_of, some_features
+from oracle import END, NULL, START, UNK, next_log_probs
+from small_captioners import WORDS, model_of, some_features
 from tiny import make_tiny
 
 from xpcap.backend import CPU

@@ -98,7 +98,7 @@ def test_the_first_does_it_for_all():
 def test_the_built_in_scenes_are_drawn_once(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xpcap.data.locations.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("xpcap.data.scenes.build.cache_folder", lambda: tmp_path)
 
     def draw(folder, progress):
         folder.mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_mpirun_of_another_mpi_is_named(monkeypatch):
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_arrays_are_summed_piece_by_piece(monkeypatch, count, size):
     monkeypatch.setenv("PMI_SIZE", str(count))
-    monkeypatch.setattr("xpcap.distributed.ranks._PIECE", 16)
+    monkeypatch.setattr("xpcap.distributed._PIECE", 16)
     given = numpy.random.default_rng(0).standard_normal((count, size))
 
     def work(own):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy
 import pytest
-from slow_decoding import END, NULL, START, UNK, slow_beam
-from talkers import BANNED, SHORT, WORDS, model_of, some_features
+from oracle import END, NULL, START, UNK, slow_beam
+from small_captioners import BANNED, SHORT, WORDS, model_of, some_features
 
 import xpcap.runs.run
 from xpcap.backend import CPU
@@ -12,7 +12,8 @@ from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam, Constraints, Sampling, beam_search, sample
 from xpcap.errors import CheckpointError
-from xpcap.runs import TRANSFORM, Run, ensemble
+from xpcap.runs import Run, ensemble
+from xpcap.runs.folder import TRANSFORM
 
 CONFIG = {"data": {"kind": "fc7", "features": "numbers", "extractor": None}}
 

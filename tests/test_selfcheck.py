@@ -8,8 +8,7 @@ from guard import open_guard
 import xpcap.selfcheck
 from xpcap.backend import CPU
 from xpcap.selfcheck import Check
-from xpcap.selfcheck.cases import LAYERS
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import LAYERS, scaled_difference
 from xpcap.selfcheck.reference import load_cases, reference_checks
 
 

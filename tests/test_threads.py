@@ -18,7 +18,6 @@ from tiny import make_tiny
 import xpcap
 from xpcap import CaptioningRNN, threads
 from xpcap.backend import CPU
-from xpcap.benchmark import busy_processes
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.runs import open_run
@@ -409,23 +408,3 @@ def test_decoding_and_likelihoods_are_shared(tmp_path, monkeypatch):
         greedy = run.model.sample(features, 9)
     numpy.testing.assert_array_equal(greedy, run.model.sample(features, 9))
     assert several == [1, 4] * 4 + [4, 1]
-
-
-def test_busy_processes_end_with_their_context():
-    with pytest.raises(RuntimeError):
-        with busy_processes(2, nice=19) as processes:
-            assert [process.poll() for process in processes] == [None, None]
-            raise RuntimeError
-    assert None not in [process.poll() for process in processes]
-
-
-def test_busy_processes_end_when_their_parent_is_killed():
-    code = (
-        "import os, signal\nfrom xpcap.benchmark import busy_processes\n"
-        "with busy_processes(1) as started:\n"
-        "    print(started[0].pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.read().strip().isdigit()  # to its end: nobody has it open any more
-    assert parent.returncode == -signal.SIGKILL

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy
 import pytest
 from guard import open_guard
-from talkers import model_of, some_features
+from small_captioners import model_of, some_features
 
 from xpcap.decoding import Beam, beam_search
 from xpcap.workspace import Workspace, passing

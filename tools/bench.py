@@ -29,19 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
-from xpcap.benchmark import (
-    CONFIGURATIONS,
-    TASKS,
-    Configuration,
-    Ours,
-    Products,
-    Result,
-    Workload,
-    busy_processes,
-    by_threads,
-    interleave,
-    processor,
-)
+from xpcap.benchmark.contenders import TASKS, Ours, Products
+from xpcap.benchmark.machine import busy_processes, by_threads, processor
+from xpcap.benchmark.timing import Result, interleave
+from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.vocabulary import tokenize
 from xpcap.models.recurrent import CELLS
 

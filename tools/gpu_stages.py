@@ -27,7 +27,7 @@ import numpy
 from gpu_check import MARK, ROOT
 
 from xpcap.backend import Backend, open_backend, to_host
-from xpcap.benchmark import CONFIGURATIONS, Configuration, Workload, draw_captions
+from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload, draw_captions
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import EpochBatches
 from xpcap.kernels import fastest

@@ -15,7 +15,7 @@ import click
 import h5py
 import numpy
 
-from xpcap.benchmark import draw_captions
+from xpcap.benchmark.workload import draw_captions
 from xpcap.data import folder as layout
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.errors import XpcapError

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from xpcap.backend import to_host
-from xpcap.benchmark import Workload
-from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START
+from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START, Workload
 
 ORDER = {"rnn": (0,), "gru": (0, 1, 2), "lstm": (0, 1, 3, 2)}  # of our gates in PyTorch's layers
 

@@ -44,10 +44,8 @@ def _library(array: Array) -> Namespace | None:
 def namespace(*arrays: Array) -> Namespace:
     """Return the array namespace of `arrays`, `numpy` or `cupy`; scalars and None are ignored.
 
-    Raises
-    ------
-    BackendError
-        If two libraries are mixed, an argument is not an array, or all are scalars.
+    Raises `BackendError` if two libraries are mixed, an argument is not an array, or all are
+    scalars.
     """
     found: Namespace | None = None
     for array in arrays:
@@ -80,16 +78,8 @@ def to_host(array: Array) -> Array:
 class Backend:
     """One device and the array namespace that computes on it.
 
-    Parameters
-    ----------
-    name
-        `"cpu"` or `"gpu:K"`.
-    xp
-        `numpy` or `cupy`.
-    device
-        Number of the GPU, or None on the CPU.
-    remark
-        Why `auto` chose the CPU; else empty.
+    Its `name` is `"cpu"` or `"gpu:K"`, with the number K also in `device`, None on the CPU.
+    `remark` says why `auto` chose the CPU.
     """
 
     name: str
@@ -240,15 +230,9 @@ def as_backend(backend: Backend | str | None) -> Backend:
 class use_backend:
     """Set the backend of new models and data, from now on or inside a `with` block.
 
-    It is set for the process, not per thread.
+    `backend` is a device name as `open_backend` takes it, or a `Backend`. It is set for the
+    process, not per thread.
 
-    Parameters
-    ----------
-    backend
-        A device name as `open_backend` takes it, or a `Backend`.
-
-    Examples
-    --------
     >>> import xpcap
     >>> with xpcap.use_backend("cpu") as backend:
     ...     print(backend.name)

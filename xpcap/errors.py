@@ -6,8 +6,9 @@ built-in exception that the class also derives from.
 
 from __future__ import annotations
 
+import importlib
 import re
-import sys
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 _CONTROL = re.compile(
@@ -30,13 +31,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-class XpcapError(Exception):
-    """Base class of all errors raised on purpose; the message is one line and `printable`.
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message, or the type of its error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
-    Parameters
-    ----------
-    message
-        What is wrong, and what was expected; a long one is cut in the middle to 2,000 characters.
+
+class XpcapError(Exception):
+    """Base class of all errors raised on purpose: what is wrong, and what was expected.
+
+    The message is one line and `printable`; a long one is cut in the middle to 2,000 characters.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -66,15 +69,7 @@ class ConfigurationError(XpcapError, ValueError):
 
 
 class Stopped(XpcapError):
-    """Training was stopped by a signal and has written a checkpoint.
-
-    Parameters
-    ----------
-    message
-        What was saved, and how to resume.
-    signal
-        Signal number.
-    """
+    """Training was stopped by the signal of this number; the message says what was saved."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -85,12 +80,15 @@ class DivergedError(XpcapError, ArithmeticError):
     """Training diverged: a loss is not finite or explodes."""
 
 
-def is_handled(*kinds: type[BaseException]) -> bool:
-    """Return whether an exception of these classes is being handled, or is in its context.
+def import_extra(module: str, need: str, extra: str) -> Any:
+    """Import a module of an optional library; a `ConfigurationError` says how to install it.
 
-    In a signal handler this is about the interrupted code.
+    `need` begins the message, such as `"a report needs"`.
     """
-    error = sys.exception()
-    while error is not None and not isinstance(error, kinds):
-        error = error.__context__
-    return error is not None
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{need} {module.partition('.')[0]}, which cannot be imported ({error}); install xpcap"
+            f" with its extra '{extra}' (pip install 'xpcap[{extra}]')"
+        ) from error

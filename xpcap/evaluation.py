@@ -16,7 +16,7 @@ from xpcap.data.vocabulary import SPECIAL, plain
 from xpcap.decoding import Beam, Sampling
 from xpcap.distributed import by_first, share_out
 from xpcap.errors import DataError
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.metrics import METRICS as OF_CAPTIONS
 from xpcap.metrics import Score, Scores, check_names, evaluate_captions
 from xpcap.runs import BATCH, Run
@@ -34,13 +34,8 @@ DEFAULT = tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
 class Evaluation:
     """A run's captions of a split, and their metrics.
 
-    Parameters
-    ----------
-    images
-        For each image `image` (its address), `id`, `caption`, `references`, and its value of each
-        metric; its perplexity is None if it has no encoded caption.
-    scores
-        The metrics of all images.
+    Each of `images` has `image` (its address), `id`, `caption`, `references`, and its value of each
+    metric; its perplexity is None if it has no encoded caption.
     """
 
     images: Sequence[dict[str, Any]]
@@ -56,18 +51,11 @@ def evaluate_run(
 ) -> Evaluation:
     """Caption the images of a split that have references, and compute the metrics.
 
-    Parameters
-    ----------
-    run, dataset, split
-        What captions, and which images.
-    how
-        The decoding; the best caption of each image counts.
-    metrics
-        Names of `METRICS`, case-insensitive.
+    The best caption of each image counts. Metrics are names of `METRICS`, case-insensitive.
     """
     by_lower = {name.lower(): name for name in METRICS}
     names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
-    check_names(names, (), (), METRICS)
+    check_names(names, METRICS)
     references = dataset.references(split)
     rows = [row for row, sentences in enumerate(references) if sentences]
     if not rows:
@@ -111,11 +99,8 @@ def _number(value: float) -> float | None:
 def perplexity(run: Run, split: Split) -> Score:
     """Compute e^(nats per word) of a split's encoded captions, `<END>` and `<UNK>` counted.
 
-    Returns
-    -------
-    Score
-        For all captions together, the exponential of the validation loss; and for each image of the
-        split, NaN if it has no captions.
+    For all captions together that is the exponential of the validation loss; of an image without
+    captions it is NaN.
     """
 
     def work(rows: slice) -> numpy.ndarray:
@@ -138,9 +123,8 @@ def perplexity(run: Run, split: Split) -> Score:
 
 def write_results(path: Path, evaluation: Evaluation) -> None:
     """Write the captions in COCO's results format, `image_id` and `caption`, for its own tools."""
-    results = [
-        {"image_id": image["id"], "caption": image["caption"]} for image in evaluation.images
-    ]
+    images = evaluation.images
+    results = [{"image_id": image["id"], "caption": image["caption"]} for image in images]
     _write(path, json.dumps(results))
 
 
@@ -150,5 +134,5 @@ def write_images(path: Path, evaluation: Evaluation) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

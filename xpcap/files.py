@@ -21,15 +21,7 @@ UNSUSPICIOUS, SWELLING = 2**26, 100  # bytes of memory; bytes of memory per byte
 
 @contextlib.contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `DataError` that names `path`.
-
-    Parameters
-    ----------
-    path
-        File or folder that is read or written.
-    doing
-        Verb of the message: `"write"`, `"read"`.
-    """
+    """Turn an `OSError` inside the block into a `DataError`: cannot `doing` (a verb) `path`."""
     try:
         yield
     except OSError as error:
@@ -70,12 +62,9 @@ def read_json(path: Path, most: int = LARGE) -> Any:
 
 
 def check_swelling(what: str, size: int, stored: int) -> None:
-    """Check that data of `size` bytes takes at most 64 MiB, or 100 times its `stored` bytes.
+    """Raise a `DataError` if data take more than 64 MiB and 100 times their `stored` bytes.
 
-    Raises
-    ------
-    DataError
-        If it takes more: a small file could fill the memory.
+    Otherwise a small file could fill the memory.
     """
     if size > max(UNSUSPICIOUS, SWELLING * stored):
         raise DataError(
@@ -88,12 +77,8 @@ def check_swelling(what: str, size: int, stored: int) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that atomically replaces `path` when the block succeeds.
 
-    File and folder are synchronized to disk.
-
-    Raises
-    ------
-    DataError
-        If the folder cannot be written to or is full; `path` is unchanged.
+    File and folder are synchronized to disk. An `OSError`, also in the block, becomes a `DataError`
+    and leaves `path` unchanged.
     """
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,21 +93,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def append(path: Path, content: bytes, length: int | None = None) -> None:
-    """Append to a file and synchronize it to disk, or leave the file unchanged.
+    """Append to a file, created if missing, and synchronize it to disk, or leave it unchanged.
 
-    Parameters
-    ----------
-    path
-        The file; created if missing.
-    content
-        Bytes to append.
-    length
-        Truncate the file to this many bytes first; None appends at the end.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written.
+    The file is truncated to `length` bytes first, if it is given.
     """
     rest = memoryview(content)
     with explained(path, "write"), open(path, "ab", buffering=0, opener=not_through_links) as file:
@@ -148,12 +121,7 @@ def not_through_links(path: str, flags: int) -> int:
 def remove_parts(folder: Path, name: str) -> None:
     """Remove temporary files of `new_file` that killed processes have left in a folder.
 
-    Parameters
-    ----------
-    folder
-        Where no other process writes files of that name.
-    name
-        Name or glob pattern of the files that were being written.
+    No other process may write files of that name, or glob pattern, there.
     """
     with explained(folder, "write"):
         for part in folder.glob(f".{name}.*.part"):
@@ -178,10 +146,7 @@ def synchronize(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block succeeds.
 
-    Raises
-    ------
-    DataError
-        If `path` exists and is not an empty folder, or cannot be written; nothing is left behind.
+    Otherwise nothing is left behind. A `path` that exists must be an empty folder.
     """
     with explained(path, "write"):
         path = path.absolute()
@@ -204,11 +169,6 @@ def lock(file: IO[bytes], path: Path) -> None:
     """Lock an open file, called `path`, against other processes until it is closed.
 
     Does nothing on Windows and on file systems without locks.
-
-    Raises
-    ------
-    DataError
-        If another process holds the lock.
     """
     try:
         import fcntl

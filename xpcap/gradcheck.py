@@ -29,7 +29,7 @@ def rel_error(x: Array, y: Array) -> float:
 def eval_numerical_gradient(
     f: Callable[[Array], Any], x: Array, verbose: bool = True, h: float = 1e-5
 ) -> Array:
-    """Return the numerical gradient of a scalar function.
+    """Return the numerical gradient of a scalar function, float64, of `x`'s shape, on its device.
 
     Parameters
     ----------
@@ -41,11 +41,6 @@ def eval_numerical_gradient(
         Print each element's index and slope.
     h
         Step of the differences.
-
-    Returns
-    -------
-    array
-        Of `x`'s shape, float64, on its device.
     """
     return _differentiate(f, x, h, lambda plus, minus: float(plus) - float(minus), verbose)
 
@@ -97,29 +92,11 @@ def gradcheck(
 ) -> dict[str, float]:
     """Compare a backward pass with central differences of its forward pass, element by element.
 
-    Parameters
-    ----------
-    forward
-        Takes `arguments` by name; returns one or more arrays and a cache.
-    backward
-        Takes a gradient for each array and the cache; returns the gradients of the differentiable
-        arguments in order (or a single array).
-    arguments
-        Float64 arrays, and other arguments of `forward`.
-    differentiable
-        The names of those with a gradient.
-    seed
-        Random seed of the gradients from above.
-    h
-        Step of the differences.
+    `forward` takes `arguments` by name and returns one or more arrays and a cache; `backward` takes
+    a gradient for each array, drawn with `seed`, and the cache, and returns the gradients of the
+    `differentiable` arguments in order, or a single array. Returns the `rel_error` of each of them.
+    Arrays are float64; `h` is the step of the differences.
 
-    Returns
-    -------
-    dict
-        The `rel_error` of each differentiable argument.
-
-    Examples
-    --------
     >>> import numpy
     >>> from xpcap.layers import rnn_step_forward, rnn_step_backward
     >>> draw = numpy.random.default_rng(0).standard_normal

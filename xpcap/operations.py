@@ -19,15 +19,9 @@ R = TypeVar("R")
 
 
 class Accelerated:
-    """An array namespace under which faster versions of operations run.
+    """The library `xp`, under which faster versions of operations run.
 
-    Parameters
-    ----------
-    xp
-        The library.
-    versions
-        Names of versions, in order of preference; without any of them an operation's own lines
-        run.
+    `versions` names them in order of preference; without any of them an operation's own lines run.
     """
 
     def __init__(self, xp: Namespace, versions: tuple[str, ...]) -> None:
@@ -40,15 +34,7 @@ class Accelerated:
 
 
 class Operation(Generic[P, R]):
-    """A function `f(xp, ...)`, and versions of it by name.
-
-    Attributes
-    ----------
-    reference
-        The function itself.
-    versions
-        Functions of the same signature.
-    """
+    """A function `f(xp, ...)`, its `reference`, and `versions` of the same signature by name."""
 
     def __init__(self, reference: Callable[Concatenate[Namespace, P], R]) -> None:
         self.reference = reference

@@ -151,20 +151,8 @@ def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Con
 class Optimizer:
     """One update rule for all parameters, stored in one array.
 
-    Parameters
-    ----------
-    rule
-        Name of an update rule.
-    **settings
-        Initial settings, such as `beta1=0.8`.
-
-    Attributes
-    ----------
-    learning_rate
-        The learning rate, without a schedule's factor.
-    config
-        Settings, the number `t` of steps taken and, after the first, the optimizer state: arrays
-        `(P,)`.
+    `learning_rate` is the initial one, without a schedule's factor; `config` holds the settings,
+    the number `t` of steps taken and, after the first, the optimizer state: arrays `(P,)`.
     """
 
     def __init__(self, rule: str, **settings: Any) -> None:
@@ -191,18 +179,10 @@ class Optimizer:
     def update(
         self, xp: Namespace, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0
     ) -> None:
-        """Take one step.
+        """Take one step: change the parameters `w (P,)` in place, by their gradients `dw (P,)`.
 
-        Parameters
-        ----------
-        xp
-            Array namespace, which chooses the kernel.
-        w, dw
-            All parameters and their gradients, `(P,)` each; `w` is changed in place.
-        factor
-            Factor of a schedule for the learning rate.
-        scale
-            Factor of clipping for the gradients: a number or a 0-d array.
+        The schedule's `factor` is for the learning rate; clipping's `scale`, a number or a 0-d
+        array, for the gradients. The namespace `xp` chooses the kernel.
         """
         self.count(factor)
         settings = xp.asarray(numpy.array(self.settings(self.config["t"], factor), w.dtype))
@@ -248,6 +228,13 @@ def cosine(progress: float) -> float:
     It is (1 + cos(pi progress)) / 2, for a share `progress` of all steps from 0 to 1.
     """
     return (1 + math.cos(math.pi * progress)) / 2
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise `ConfigurationError` unless the settings that are given are at least 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {count}")
 
 
 def check_positive(name: str, value: Any) -> None:

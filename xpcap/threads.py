@@ -31,16 +31,11 @@ LEAST = 16  # captions or images that are worth a thread
 
 
 def available(root: Path = Path("/")) -> int:
-    """Return how many threads this process can use.
+    """Return how many threads this process can use, according to the file system in `root`.
 
     This is the number of processors in its affinity mask, limited by its share of the machine's
     processors and cgroup quotas, of which each process that MPI started there has one, and by the
     environment (`LIMITS`).
-
-    Parameters
-    ----------
-    root
-        Root of the file system in which cgroups are looked up.
     """
     machine = min(os.cpu_count() or 1, _quota(root))
     limits = [int(value) for name in LIMITS if (value := os.environ.get(name, "")).isdecimal()]
@@ -88,22 +83,8 @@ def _read(path: Path) -> str:
 class use_threads:
     """Set the number of CPU threads of this process, from now on or inside a `with` block.
 
-    Parameters
-    ----------
-    threads
-        A positive number, also as text, or `"auto"`: as many as the process can use.
-
-    Attributes
-    ----------
-    number
-        The number of threads.
-    automatic
-        Whether it was `"auto"`.
-
-    Raises
-    ------
-    ConfigurationError
-        If `threads` is anything else.
+    It is a positive number, also as text, or `"auto"`: as many as the process can use. The
+    attributes `number` and `automatic` say how many they are, and whether it was `"auto"`.
 
     Examples
     --------
@@ -159,16 +140,19 @@ _default = functools.cache(_number)
 
 def number() -> int:
     """Return the number of threads: of `use_threads`, or of `XPCAP_THREADS`, by default `auto`."""
-    if (setting := _context.get() or _process) is not None:
-        return setting[0]
-    return _default(os.environ.get("XPCAP_THREADS", "auto"))
+    return _setting()[0]
 
 
 def automatic() -> bool:
     """Return whether the number of threads was left to xpcap."""
-    if (setting := _context.get() or _process) is not None:
-        return setting[1]
-    return os.environ.get("XPCAP_THREADS", "auto") == "auto"
+    return _setting()[1]
+
+
+def _setting() -> tuple[int, bool]:
+    if setting := _context.get() or _process:
+        return setting
+    default = os.environ.get("XPCAP_THREADS", "auto")
+    return _default(default), default == "auto"
 
 
 def spans(count: int, least: int = LEAST) -> list[slice]:

@@ -25,15 +25,7 @@ def round_up(number: int, multiple: int) -> int:
 
 
 class Workspace:
-    """Arrays by name, allocated at their first use and then reused, with their old content.
-
-    Parameters
-    ----------
-    xp
-        Array namespace.
-    dtype
-        Default dtype of the arrays.
-    """
+    """Arrays by name, allocated at their first use and then reused, with their old content."""
 
     def __init__(self, xp: Namespace, dtype: Any) -> None:
         self.xp = xp
@@ -41,18 +33,10 @@ class Workspace:
         self._memory: dict[str, Array] = {}
 
     def empty(self, name: str, *shape: int, most: int | None = None, dtype: Any = None) -> Array:
-        """Return the array of that name, uninitialized.
+        """Return the array of that name, uninitialized; `dtype` is by default the workspace's.
 
-        Parameters
-        ----------
-        name
-            Identifies the memory.
-        *shape
-            If it does not fit into that memory, new memory is allocated.
-        most
-            The largest first dimension to allocate for, if it varies from call to call.
-        dtype
-            If not that of the workspace.
+        If `shape` does not fit into the memory of that name, new memory is allocated; `most` is the
+        largest first dimension to allocate for, if it varies from call to call.
         """
         size, dtype = math.prod(shape), self.dtype if dtype is None else numpy.dtype(dtype)
         memory = self._memory.get(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 from commands import one_line
-from slow_decoding import slow_beam
+from oracle import slow_beam
 from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset

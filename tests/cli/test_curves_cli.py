@@ -14,7 +14,6 @@ import pytest
 from commands import one_line
 
 from xpcap.cli._chart import Screen, Series, draw
-from xpcap.cli.curves import smoothed
 from xpcap.train.history import read_history
 
 STEPS = 40
@@ -113,7 +112,7 @@ def test_charts_have_the_width_of_their_screen_and_no_state(plotext):
 def test_smoothed_losses_are_means_of_groups(tmp_path, count):
     losses = numpy.random.default_rng(count).uniform(1, 5, count)
     write_run(tmp_path / "run", {}, count, lambda step: losses[step - 1])
-    size, step, loss = smoothed(read_history(tmp_path / "run" / "history.jsonl"), 60)
+    size, step, loss = read_history(tmp_path / "run" / "history.jsonl").smoothed("loss", 60)
     groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
     assert len(groups) <= 60 < count / (size - 1 or 1 / 99)
     assert step.tolist() == pytest.approx([sum(k + 1 for k in g) / len(g) for g in groups])
@@ -122,7 +121,7 @@ def test_smoothed_losses_are_means_of_groups(tmp_path, count):
 
 def test_steps_without_a_finite_loss_are_left_out(call, tmp_path, plotext):
     folder = write_run(tmp_path / "run", {}, 6, lambda step: None if step % 2 else float(step))
-    size, step, loss = smoothed(read_history(folder / "history.jsonl"), 60)
+    size, step, loss = read_history(folder / "history.jsonl").smoothed("loss", 60)
     assert (size, step.tolist(), loss.tolist()) == (1, [2, 4, 6], [2, 4, 6])
     write_run(tmp_path / "none", {}, 6, lambda step: None)
     one_line(call("curves", "none"), "none has no finite loss yet")
@@ -195,7 +194,7 @@ def test_bad_arguments_are_one_line(call, tmp_path, monkeypatch):
     one_line(call("curves", "run", "--json"), r"run/history\.jsonl, line 1: expected 'step'")
     history.write_text(line(1, 1, loss=2.0))
     monkeypatch.setitem(sys.modules, "plotext", None)
-    one_line(call("curves", "run"), "charts need plotext, .* its extra 'curves', or use --json")
+    one_line(call("curves", "run"), r"not --json\) need plotext, .* its extra 'curves'")
 
 
 def on_a_terminal(columns, *words, **environment):

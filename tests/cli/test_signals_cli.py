@@ -11,9 +11,9 @@ import pytest
 from processes import WITHIN, ended, starting, wait_for
 from tiny import make_tiny
 
-from xpcap.cli._signals import Signalled, ended_by_signals
-from xpcap.data.locations import cache_folder
+from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import Stopped
+from xpcap.signals import Signalled, ended_by_signals, noted_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
@@ -83,7 +83,7 @@ def test_later_signals_do_not_replace_stopped():
 @pytest.mark.parametrize(("number", "status"), [row[:2] for row in BOTH])
 def test_a_signal_after_the_command_ends_the_process_at_once(number, status):
     code = (
-        "import os, time\nfrom xpcap.cli._signals import ended_by_signals\n"
+        "import os, time\nfrom xpcap.signals import ended_by_signals\n"
         f"with ended_by_signals(): pass\nos.kill(os.getpid(), {number:d})\ntime.sleep({WITHIN})"
     )
     done = subprocess.run(
@@ -112,11 +112,13 @@ def test_a_flood_of_signals_leaves_one_line_and_exit_status(start, tmp_path):
     assert ended(again)[0] == 0
 
 
-def test_an_ignored_signal_stays_ignored():
+@pytest.mark.parametrize("handling", [ended_by_signals, noted_signals])
+def test_an_ignored_signal_stays_ignored(handling):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with ended_by_signals():
+    with handling() as received:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         signal.raise_signal(signal.SIGINT)
+    assert not received
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 

@@ -16,7 +16,7 @@ from tiny import make_tiny
 import xpcap.kernels.cuda  # registers what is tested here
 import xpcap.kernels.products
 from xpcap.backend import CPU, Backend, to_host
-from xpcap.benchmark import Configuration, Workload
+from xpcap.benchmark.workload import Configuration, Workload
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import BackendError, ShapeError
@@ -115,14 +115,14 @@ def test_a_step_launches_few_kernels_beside_the_recurrence(tmp_path, rehearsal, 
 def test_rows_of_all_factors_and_products_are_aligned(cell, tmp_path, rehearsal, monkeypatch):
     """To 8 elements, whatever the size of the vocabulary, but for the features."""
     dataset, leads = open_dataset(make_tiny(tmp_path / "tiny")), set()
-    layout = cublas.gemm_layout
+    layout = cublas._gemm_layout
 
-    def noted(*matrices):
-        gemm = layout(*matrices)
-        leads.update([gemm.lda, gemm.ldb, gemm.ldc])
+    def noted(*layouts):
+        gemm = layout(*layouts)
+        leads.update(gemm[-3:])
         return gemm
 
-    monkeypatch.setattr(cublas, "gemm_layout", noted)
+    monkeypatch.setattr(cublas, "_gemm_layout", noted)
     train(dataset, rehearsal, cell, 0.3, steps=1)
     assert len(dataset.vocabulary) % 8 != 0
     assert len(leads) > 1

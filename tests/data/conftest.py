@@ -5,7 +5,7 @@ import threading
 import pytest
 from archive_server import Site
 
-from xpcap.data import fetch
+from xpcap.data import download
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def server():
 
 @pytest.fixture
 def site(server, monkeypatch):
-    monkeypatch.setattr(fetch, "PAUSES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(fetch, "TIMEOUT", 5.0)
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "TIMEOUT", 5.0)
     server.site = Site()
     server.site.address = f"http://127.0.0.1:{server.server_port}/coco_captioning.zip"
     return server.site

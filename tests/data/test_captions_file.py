@@ -85,7 +85,7 @@ def test_coco(tmp_path):
         ("40.jpg", 40, None, ["two"]),
         ("7.jpg", 7, None, ["one", "three"]),
     ]
-    assert [image.url for image in images] == ["http://localhost/40", None]
+    assert [image.url for image in images] == ["http://localhost/40", ""]
 
 
 def test_karpathy(tmp_path):

@@ -123,7 +123,7 @@ def test_other_invalid_input(tmp_path):
     with pytest.raises(ConfigurationError, match="min-count must be at least 1"):
         build_from_coco(*paths, tmp_path / "out", min_count=0)
     paths[1].write_text("[]")
-    with pytest.raises(DataError, match="expected a JSON object"):
+    with pytest.raises(DataError, match="expected 'categories', a list"):
         build_from_coco(*paths, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

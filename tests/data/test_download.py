@@ -18,9 +18,8 @@ from archive_server import (
     zipped,
 )
 
-from xpcap.data import download, fetch
+from xpcap.data import download
 from xpcap.data.archive import Expected
-from xpcap.data.progress import no_progress
 from xpcap.errors import DataError
 
 
@@ -83,7 +82,7 @@ def test_a_disk_that_is_too_full(site, out, monkeypatch):
     disk_with(monkeypatch, 2_400_000_000)
     message = r"data has 2\.40 GB free; http://127.* needs 2\.50 GB"
     with pytest.raises(DataError, match=message) as caught:
-        download.download_archive(out, site.address, big, no_progress)
+        download.download_coco(out, site.address, manifest=big)
     assert "\n" not in str(caught.value)
     check_kept(out, 0)
 
@@ -160,7 +159,7 @@ def test_a_place_that_cannot_be_written(site, out):
 
 
 def test_pauses_grow(site, out, monkeypatch):
-    monkeypatch.setattr(fetch, "PAUSES", (1.0, 2.0, 4.0))
+    monkeypatch.setattr(download, "PAUSES", (1.0, 2.0, 4.0))
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     site.cuts = [0, 0, 20_000, 0]

@@ -43,7 +43,7 @@ def expected(count):
 
 
 def rows_of(extraction):
-    return extraction.features(range(len(extraction.images)))
+    return numpy.concatenate(list(extraction.features(extraction.images)))
 
 
 def hidden(folder):

@@ -7,9 +7,8 @@ import h5py
 import numpy
 import pytest
 
-from xpcap.data import row_reader
-from xpcap.data.features import LazyFeatures, read_features
-from xpcap.data.row_reader import BlockRows, PlainRows
+from xpcap.data import features
+from xpcap.data.features import BlockRows, LazyFeatures, PlainRows, read_features
 from xpcap.errors import DataError
 
 VALUES = numpy.random.default_rng(0).standard_normal((50, 6)).astype("float32")
@@ -55,8 +54,8 @@ BLOCKS = {
     "chunked": plainly(chunks=(8, 6)),
     "cut both ways": plainly(chunks=(7, 4)),
     "compressed": plainly(chunks=(16, 6), compression="gzip"),
-    "lzf": plainly(chunks=(16, 4), compression="lzf", shuffle=True),
-    "checked": plainly(chunks=(1, 6), fletcher32=True, shuffle=True),
+    "shuffled": plainly(chunks=(1, 6), shuffle=True),
+    "shuffled and compressed": plainly(chunks=(16, 4), compression="gzip", shuffle=True),
     "growing": plainly(maxshape=(None, 6)),
     "compact": compact,
     "padded": padded,
@@ -134,27 +133,27 @@ def test_row_indices_out_of_range_raise(name, tmp_path):
 
 def test_adjacent_rows_are_read_at_once(tmp_path, monkeypatch):
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
-    original, sizes = row_reader.os.preadv, []
+    original, sizes = features.os.preadv, []
 
     def preadv(file, buffers, position):
         sizes.append(len(buffers[0]) // 24)
         return original(file, [buffers[0][:50]], position)  # less than asked for
 
-    monkeypatch.setattr(row_reader.os, "preadv", preadv)
+    monkeypatch.setattr(features.os, "preadv", preadv)
     numpy.testing.assert_array_equal(lazy[[9, 5, 4, 30, 5]], VALUES[[9, 5, 4, 30, 5]])
     assert sizes == [2, 1, 1]
     numpy.testing.assert_array_equal(lazy[:], VALUES)
 
 
 def test_hdf5_reads_where_preadv_is_missing(tmp_path, monkeypatch):
-    monkeypatch.delattr(row_reader.os, "preadv")
+    monkeypatch.delattr(features.os, "preadv")
     lazy = LazyFeatures(write(tmp_path / "f.h5", PLAIN["plain"]))
     numpy.testing.assert_array_equal(lazy[[9, 0]], VALUES[[9, 0]])
 
 
 def counted(height, kept, monkeypatch):
     """A reader of blocks, and a list of those that it reads."""
-    monkeypatch.setattr(row_reader, "KEPT_BYTES", kept)
+    monkeypatch.setattr(features, "KEPT_BYTES", kept)
     read = []
 
     def part(first, end):
@@ -223,6 +222,11 @@ def test_an_unknown_dtype_is_refused(tmp_path):
     path = write(tmp_path / "f.h5", PLAIN["plain"])
     with pytest.raises(DataError, match="feature dtype 'int8' is unknown"):
         LazyFeatures(path, "int8")
+
+
+def test_other_filters_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "f.h5", plainly(compression="lzf", fletcher32=True))
+    assert "is stored with lzf, fletcher32; expected gzip" in one_line(path)
 
 
 def test_overflow_in_half_precision_is_refused(tmp_path):

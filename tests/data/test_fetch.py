@@ -13,7 +13,7 @@ from archive_server import (
     interrupt_at,
 )
 
-from xpcap.data import fetch
+from xpcap.data import download
 from xpcap.errors import DataError
 
 
@@ -56,7 +56,7 @@ def test_a_cut_in_the_headers(site, out):
 
 
 def test_a_silent_server(site, out, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.25)
+    monkeypatch.setattr(download, "TIMEOUT", 0.25)
 
     heard = threading.Event()
 
@@ -80,7 +80,7 @@ def test_a_silent_server(site, out, monkeypatch):
 def test_a_server_that_always_cuts(site, out):
     site.cuts = [20_000, 30_000, 0, 0, 0, 0]
     check_refused(site, out, "cannot fetch .*: the connection was cut; .* are kept", kept=50_000)
-    assert len(site.ranges) == 2 + len(fetch.PAUSES)  # tries are counted since the last byte
+    assert len(site.ranges) == 2 + len(download.PAUSES)  # tries are counted since the last byte
 
 
 def test_the_next_call_resumes(site, out):
@@ -221,7 +221,7 @@ def test_a_server_without_ranges_that_always_cuts(site, out):
     site.knows_ranges = False
     site.cuts = [20_000] * 100
     check_refused(site, out, "the connection was cut", kept=20_000)
-    assert len(site.ranges) == 1 + len(fetch.PAUSES)
+    assert len(site.ranges) == 1 + len(download.PAUSES)
 
 
 @pytest.mark.parametrize("version", [{}, {"ETag": 'W/"weak"'}, {"ETag": '"ü"'}])
@@ -237,7 +237,7 @@ def test_a_server_without_versions_that_always_cuts(site, out):
     site.version = {}
     site.cuts = [20_000] * 100
     check_refused(site, out, "the connection was cut$")
-    assert len(site.ranges) == 1 + len(fetch.PAUSES)
+    assert len(site.ranges) == 1 + len(download.PAUSES)
 
 
 def test_a_cut_without_content_length(site, out):
@@ -331,13 +331,13 @@ def test_endless_bytes(site, out, monkeypatch):
         while True:
             request.wfile.write(bytes(10_000))
 
-    monkeypatch.setattr(fetch, "LARGEST", 300_000)
+    monkeypatch.setattr(download, "LARGEST", 300_000)
     site.instead = [endless]
     check_refused(site, out, "is longer than 300000 bytes")
 
 
 def test_an_archive_that_is_too_large(site, out, monkeypatch):
-    monkeypatch.setattr(fetch, "LARGEST", SIZE - 1)
+    monkeypatch.setattr(download, "LARGEST", SIZE - 1)
     check_refused(site, out, f"is {SIZE} bytes; expected at most {SIZE - 1}")
     assert out.parent.exists()
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from xpcap.backend import CPU
 from xpcap.data.dataset import open_dataset
-from xpcap.data.prefetch import PrefetchedBatches
+from xpcap.data.minibatch import PrefetchedBatches
 from xpcap.train import Schedule
 from xpcap.train.options import RunOptions
 from xpcap.train.run import RunContext, train_run
@@ -67,7 +67,7 @@ def test_lazy_training_equals_training_from_memory(folder, tmp_path):
         found = []
 
         def watch(trainer):
-            trainer.on("step", lambda trainer: found.append(float(trainer.loss)))
+            trainer.on("step", lambda trainer: found.append(trainer.result.loss))
 
         context = RunContext(watch=watch)
         trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, context)

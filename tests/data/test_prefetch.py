@@ -9,8 +9,7 @@ from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset
 from xpcap.data.features import LazyFeatures
-from xpcap.data.minibatch import EpochBatches
-from xpcap.data.prefetch import PrefetchedBatches, made_ahead
+from xpcap.data.minibatch import EpochBatches, PrefetchedBatches, made_ahead
 from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer

@@ -22,7 +22,7 @@ def names(folder):
 
 
 def test_every_tenth_image_is_held_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpcap.data.prepare._BLOCK", 4)  # features are written in blocks
+    monkeypatch.setattr("xpcap.data.extraction._BLOCK", 4)  # features are written in blocks
     file, _ = own(tmp_path)
     report = prepare(file, tmp_path / "out", extractor=FilterBank())
     dataset = open_dataset(tmp_path / "out")

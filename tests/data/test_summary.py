@@ -121,7 +121,7 @@ def test_features_of_different_sizes_are_problems(folder):
         with h5py.File(folder / f"{name}2014_vgg16_fc7_pca.h5", "w") as file:
             file["features"] = numpy.ones(shape, numpy.float32)
     assert summarize(folder)["problems"] == [
-        "pca features per image are {'train': 8, 'val': 7}; expected the same number"
+        f"{folder}: pca features per image are {{'train': 8, 'val': 7}}; expected the same number"
     ]
     with h5py.File(folder / "val2014_vgg16_fc7_pca.h5", "w") as file:
         file["features"] = numpy.ones((3, 8), numpy.float32)

@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy
 import pytest
-from slow_decoding import END, every_caption, slow_beam
-from talkers import BANNED, SHORT, captions, model_of, some_features
+from oracle import END, every_caption, slow_beam
+from small_captioners import BANNED, SHORT, captions, model_of, some_features
 
 from xpcap.backend import to_host
 from xpcap.decoding.beam import Beam, beam_search

@@ -1,7 +1,7 @@
 import numpy
 import pytest
-from slow_decoding import END, NULL, START, UNK, choices, every_caption, next_log_probs
-from talkers import BANNED, SHORT, captions, model_of, some_features
+from oracle import END, NULL, START, UNK, choices, every_caption, next_log_probs
+from small_captioners import BANNED, SHORT, captions, model_of, some_features
 
 from xpcap.backend import to_host
 from xpcap.decoding import Beam, Constraints, Ensemble, Sampling, beam_search, sample

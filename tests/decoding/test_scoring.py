@@ -1,7 +1,7 @@
 import numpy
 import pytest
-from slow_decoding import END, NULL, START, next_log_probs
-from talkers import model_of, some_features
+from oracle import END, NULL, START, next_log_probs
+from small_captioners import model_of, some_features
 
 from xpcap.backend import CPU, to_host
 from xpcap.decoding import Ensemble, score_captions

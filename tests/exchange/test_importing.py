@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -384,8 +385,12 @@ def test_onnx_graph_bans_unk_as_caption_does(tiny, tmp_path):
     numpy.testing.assert_array_equal(words, run.decode(features).words[:, 0, : words.shape[1]])
 
 
-def test_unknown_formats_are_refused(tiny, tmp_path):
+def test_unknown_formats_and_a_missing_onnx_are_refused(tiny, tmp_path, monkeypatch):
     run = run_for(tiny, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "xpcap.exchange.onnx_graph", raising=False)
+    with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[export\]'"):
+        export_run(run, "onnx", tmp_path / "a")
     with pytest.raises(ConfigurationError, match="format 'keras' is unknown; expected torch, npz"):
         export_run(run, "keras", tmp_path / "a")
 

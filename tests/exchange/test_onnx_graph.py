@@ -1,6 +1,7 @@
 import json
 
 import numpy
+import oracle
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra export)")
@@ -10,7 +11,7 @@ from captioners import CELLS, WORDS, D, H, V, captioner, contents, images, score
 from onnx import TensorProto, helper
 
 from xpcap.data.pca import PCA
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
 from xpcap.exchange import onnx_graph
 from xpcap.exchange.onnx_graph import greedy_graph, write_onnx
 
@@ -30,11 +31,6 @@ def run(model, features, **more):
 
 def padded(words, length):
     return numpy.pad(words, ((0, 0), (0, length - words.shape[1])))
-
-
-def softmax_log(scores):
-    shifted = scores - scores.max(axis=-1, keepdims=True)
-    return shifted - numpy.log(numpy.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @every_cell
@@ -70,7 +66,7 @@ def test_scores_and_log_probabilities_are_those_of_the_model(cell):
     numpy.testing.assert_allclose(
         found["all_scores"].transpose(1, 0, 2), expected, rtol=0, atol=1e-5
     )
-    logs = numpy.take_along_axis(softmax_log(expected), words[..., None], axis=2)[..., 0]
+    logs = numpy.take_along_axis(oracle.log_softmax(expected), words[..., None], axis=2)[..., 0]
     assert found["log_probs"].dtype == numpy.float32
     numpy.testing.assert_allclose(found["log_probs"], logs, rtol=0, atol=1e-5)
 
@@ -147,9 +143,3 @@ def test_models_beyond_the_onnx_size_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "_LARGEST", 400)
     with pytest.raises(DataError, match=r"the captioner has \d+ bytes; expected less than 400"):
         write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")))
-
-
-def test_missing_onnx_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'xpcap\[export\]'"):
-        greedy_graph(contents(captioner("rnn")))

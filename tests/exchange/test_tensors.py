@@ -58,8 +58,8 @@ def test_files_of_other_programs_have_no_description(tmp_path):
     half = numpy.array([1.5, -2], "<f2")
     for metadata in (None, {"format": "pt"}):
         path.write_bytes(laid_out({"a": ("F16", (2, 1), half.tobytes())}, metadata))
-        tensors, described = read_safetensors(path)
-        assert described is None
+        tensors, vocabulary, config = read_safetensors(path)
+        assert (vocabulary, config) == (None, {})
         numpy.testing.assert_array_equal(tensors["a"], half[:, None], strict=True)
         assert split_transform(tensors)[1] is None
 
@@ -135,7 +135,7 @@ GOOD = {"format": 1, "vocabulary": WORDS, "config": {"model": {}, "data": {}}}
 def test_invalid_descriptions_are_refused(text, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(laid_out({}, {"xpcap": json.dumps(GOOD)}))
-    assert read_safetensors(path)[1].vocabulary.idx_to_word == WORDS
+    assert read_safetensors(path)[1].idx_to_word == WORDS
     path.write_bytes(laid_out({}, {"xpcap": text}))
     with pytest.raises(
         DataError, match="expected its text 'xpcap' to be one of xpcap export: JSON of"
@@ -153,6 +153,6 @@ def test_exchange_with_the_safetensors_library_of_pytorch(tmp_path):
     for name, value in expected.items():
         numpy.testing.assert_array_equal(found[name].numpy(), value, strict=True)
     library.save_file({"a": torch.ones(2, 3).half()}, tmp_path / "b.safetensors")
-    tensors, described = read_safetensors(tmp_path / "b.safetensors")
-    assert described is None
+    tensors, vocabulary, _ = read_safetensors(tmp_path / "b.safetensors")
+    assert vocabulary is None
     numpy.testing.assert_array_equal(tensors["a"], numpy.ones((2, 3), "f2"), strict=True)

@@ -38,11 +38,10 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam
 from xpcap.exchange import export_run, import_run
 from xpcap.files import read_json
-from xpcap.metrics.cider import DocumentFrequencies
 from xpcap.models import CaptioningRNN
 from xpcap.report.images import open_image, view
 from xpcap.runs import BEST, HISTORY, LAST, open_run
-from xpcap.runs.captions import caption_split
+from xpcap.runs.captions import caption_dataset
 from xpcap.runs.checkpoint import (
     Checkpoint,
     TrainingProgress,
@@ -50,6 +49,7 @@ from xpcap.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from xpcap.runs.dataset import open_data
 from xpcap.train.history import read_history
 
 
@@ -140,7 +140,8 @@ def run(folder):
 
 
 def load_run(path):
-    caption_split(open_run(path, "cpu"), "val", 2, path.parent.parent / "tiny", Beam(2, 2))
+    opened = open_run(path, "cpu")
+    caption_dataset(opened, open_data(opened, path.parent.parent / "tiny"), "val", 2, Beam(2, 2))
 
 
 def resumable(folder, name):
@@ -291,7 +292,7 @@ def load_extraction(path):
     pictures = sorted(path.parent.glob("*.png"))
     made = Extraction(Small(), pictures, path.parent / "out")
     made.run(workers=1)
-    assert made.features([0, 2]).shape == (2, 3)
+    assert next(made.features({pictures[0], pictures[2]})).shape == (2, 3)
 
 
 def transform(folder):
@@ -366,12 +367,6 @@ def load_description(path):
     found = read_json(path)
     if isinstance(found, dict):
         open_extractor(found)
-
-
-def frequencies(folder):
-    counted = DocumentFrequencies.of([[["a", "dog", "sits"]], [["a", "dog"]], [["a", "cat"]]])
-    counted.write(folder / "frequencies.json")
-    return folder / "frequencies.json"
 
 
 def tensors(folder):
@@ -464,7 +459,6 @@ LOADERS = {
     "resume, best": Loader(partial(resumable, name=BEST), load_resumed, safetensors),
     "resume, history": Loader(partial(resumable, name=HISTORY), load_resumed, json_lines),
     "history": Loader(history, read_history, json_lines),
-    "frequencies": Loader(frequencies, DocumentFrequencies.read, json_file),
     "import, ours": Loader(partial(weights, to="torch"), load_weights, safetensors),
     "import, theirs": Loader(tensors, load_weights, safetensors),
     "import, npz": Loader(partial(weights, to="npz"), load_weights, zipped),

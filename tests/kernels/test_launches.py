@@ -3,7 +3,8 @@
 import numpy
 import pytest
 
-from xpcap.benchmark import Configuration, Ours, Workload
+from xpcap.benchmark.contenders import Ours
+from xpcap.benchmark.workload import Configuration, Workload
 
 SIZE = Configuration(batch_size=8, hidden=16, features=9, vocabulary=40, wordvec=8, steps=6)
 CELLS = ["rnn", "lstm", "gru"]

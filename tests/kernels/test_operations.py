@@ -15,8 +15,7 @@ from xpcap.layers.affine import product
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.rnn import rnn_cell
 from xpcap.operations import OPERATIONS, Accelerated, Operation
-from xpcap.selfcheck.cases import on_device
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import on_device, scaled_difference
 
 RNG = numpy.random.default_rng(0)
 N, H, V, M, P = 7, 5, 11, 600, 70_001

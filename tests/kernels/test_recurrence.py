@@ -108,6 +108,18 @@ def test_states_and_gradients_of_the_textbook(backend, cell, size, with_bias):
             numpy.testing.assert_allclose(found[name], exact, 1e-10, 1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_of_equal_steps_are_views_of_one_array(backend, cell):
+    """Those of unequal steps are copies."""
+    for sizes, shared in (([4, 4, 4], True), ([4, 4, 3], False)):
+        packing, space = Packing(4, sizes), Workspace(backend.xp, numpy.float64)
+        given = on_device(backend, drawn(cell, packing, 5), "float64")
+        start = [given[f"{name}0"] for name in CELLS[cell].states]
+        run = unroll(CELLS[cell], given["ax"], given["b"], start, given, packing, space)
+        run.h[...] = 7
+        assert bool((run.prev_h[4:] == 7).all()) == shared
+
+
 def assert_accurate(cell, backend, xp, given, packing):
     """Compare float32 with the reference in float64: at most twice what the reference loses."""
     true, near = (
@@ -399,7 +411,7 @@ def test_a_step_of_decoding_is_one_of_the_textbook(backend, cell, which, dtype):
     exact = [
         oracle.CELL_STEPS[name](
             given["ax"][word], [given[state][parent] for state in cell.states], **weights
-        )
+        )[0]
         for word, parent in zip(of_word, of_parent, strict=True)
     ]
     rows = [None if r is None else backend.to_device(numpy.array(r)) for r in (words, parents)]

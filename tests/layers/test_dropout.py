@@ -12,8 +12,8 @@ def mask_of(backend, rate, seed, stream=0, shape=(500, 400)):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (8,), (9,), (3, 5, 7), (300, 300)])
-def test_one_seed_one_mask_everywhere(shape, backend):
-    here, there = mask_of(CPU, 0.4, 11, 3, shape), mask_of(backend, 0.4, 11, 3, shape)
+def test_one_seed_one_mask_everywhere(shape, elsewhere):
+    here, there = mask_of(CPU, 0.4, 11, 3, shape), mask_of(elsewhere, 0.4, 11, 3, shape)
     assert there.shape == shape
     numpy.testing.assert_array_equal(there, here)
 

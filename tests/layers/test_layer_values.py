@@ -1,12 +1,11 @@
-"""Layers against plain loops written here, one number at a time, and against PyTorch."""
-
-import math
+"""Layers against naive versions, and against PyTorch."""
 
 import numpy
+import oracle
 import pytest
 
 from xpcap import layers
-from xpcap.backend import CPU, to_host
+from xpcap.backend import to_host
 from xpcap.errors import ShapeError
 from xpcap.selfcheck.cases import LAYERS, Sizes, on_device
 
@@ -24,10 +23,6 @@ def close(ours, expected):
     numpy.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-def sigma(a):
-    return 1 / (1 + math.exp(-a))
-
-
 def test_relu(backend):
     x, dout = numpy.array([[-2.0, 0.0, 3.0]]), numpy.array([[5.0, 6.0, 7.0]])
     out, cache = layers.relu_forward(backend.to_device(x))
@@ -35,135 +30,44 @@ def test_relu(backend):
     close(layers.relu_backward(backend.to_device(dout), cache), [[0.0, 0.0, 7.0]])
 
 
-def pre_activation(x, h, Wx, Wh, b, column):
-    """One number of x Wx + h Wh + b, for one row."""
-    return (
-        sum(x[d] * Wx[d, column] for d in range(len(x)))
-        + sum(h[j] * Wh[j, column] for j in range(len(h)))
-        + b[column]
-    )
-
-
-def rnn_row(x, h, Wx, Wh, b):
-    return [math.tanh(pre_activation(x, h, Wx, Wh, b, k)) for k in range(len(h))]
-
-
-def lstm_row(x, h, c, Wx, Wh, b):
-    next_h, next_c = [], []
-    for k in range(len(h)):
-        i, f, o, g = (pre_activation(x, h, Wx, Wh, b, gate * len(h) + k) for gate in range(4))
-        next_c.append(sigma(f) * c[k] + sigma(i) * math.tanh(g))
-        next_h.append(sigma(o) * math.tanh(next_c[-1]))
-    return next_h, next_c
-
-
-def gru_row(x, h, Wx, Wh, b, bn):
-    next_h = []
-    for k in range(len(h)):
-        r = sigma(pre_activation(x, h, Wx, Wh, b, k))
-        z = sigma(pre_activation(x, h, Wx, Wh, b, len(h) + k))
-        column = 2 * len(h) + k
-        from_x = sum(x[d] * Wx[d, column] for d in range(len(x))) + b[column]
-        from_h = sum(h[j] * Wh[j, column] for j in range(len(h))) + bn[k]
-        n = math.tanh(from_x + r * from_h)
-        next_h.append((1 - z) * n + z * h[k])
-    return next_h
-
-
 def test_affine(backend):
     a = draw("affine")
-    out, _ = layers.affine_forward(**on_device(backend, a))
-    rows = [[x for step in row for x in step] for row in a["x"]]
-    close(
-        out,
-        [
-            [sum(x * a["w"][d, m] for d, x in enumerate(row)) + a["b"][m] for m in range(H)]
-            for row in rows
-        ],
-    )
-
-
-def test_affine_backward(backend):
-    a = draw("affine")
-    _, cache = layers.affine_forward(**on_device(backend, a))
+    out, cache = layers.affine_forward(**on_device(backend, a))
     dout = numpy.random.default_rng(4).standard_normal((N, H))
-    dx, dw, db = layers.affine_backward(backend.to_device(dout), cache)
-    flat = a["x"].reshape(N, -1)
-    close(
-        to_host(dx).reshape(N, -1),
-        [
-            [sum(dout[n, m] * a["w"][d, m] for m in range(H)) for d in range(T * D)]
-            for n in range(N)
-        ],
-    )
-    close(
-        dw,
-        [[sum(flat[n, d] * dout[n, m] for n in range(N)) for m in range(H)] for d in range(T * D)],
-    )
-    close(db, [sum(dout[n, m] for n in range(N)) for m in range(H)])
+    gradients = layers.affine_backward(backend.to_device(dout), cache)
+
+    def expected(x, w, b):
+        return x.reshape(*x.shape[:-3], N, T * D) @ w + b[..., None, :]
+
+    close(out, expected(**a))
+    for (name, value), gradient in zip(a.items(), gradients, strict=True):
+
+        def product(moved, name=name):
+            return (expected(**{**a, name: moved}) * dout).sum(axis=(-2, -1))
+
+        close(gradient, oracle.gradient(product, value))
 
 
 def test_temporal_affine(backend):
     a = draw("temporal_affine")
     out, _ = layers.temporal_affine_forward(**on_device(backend, a))
-    expected = numpy.empty((N, T, H))
-    for n, t, m in numpy.ndindex(N, T, H):
-        expected[n, t, m] = sum(a["x"][n, t, d] * a["w"][d, m] for d in range(D)) + a["b"][m]
-    close(out, expected)
+    close(out, a["x"] @ a["w"] + a["b"])
 
 
-def test_rnn(backend):
-    a = draw("rnn_step")
-    next_h, _ = layers.rnn_step_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"]
-    close(next_h, [rnn_row(a["x"][n], a["prev_h"][n], *weights) for n in range(N)])
+@pytest.mark.parametrize("cell", oracle.CELL_STEPS)
+def test_recurrent_layers(cell, backend):
+    a = draw(f"{cell}_step")
+    *found, _ = CASES[f"{cell}_step"].forward(**on_device(backend, a))
+    state = [a[name] for name in ("prev_h", "prev_c") if name in a]
+    ax, weights = a["x"] @ a["Wx"] + a["b"], oracle.weights_of(a)
+    expected, _ = oracle.CELL_STEPS[cell](ax, state, **weights)
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs)
 
-    a = draw("rnn")
-    h, _ = layers.rnn_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"]
-    expected = numpy.empty((N, T, H))
-    for n in range(N):
-        state = a["h0"][n]
-        for t in range(T):
-            expected[n, t] = state = rnn_row(a["x"][n, t], state, *weights)
-    close(h, expected)
-
-
-def test_lstm(backend):
-    a = draw("lstm_step")
-    next_h, next_c, _ = layers.lstm_step_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"]
-    rows = [lstm_row(a["x"][n], a["prev_h"][n], a["prev_c"][n], *weights) for n in range(N)]
-    close(next_h, [row[0] for row in rows])
-    close(next_c, [row[1] for row in rows])
-
-    a = draw("lstm")
-    h, _ = layers.lstm_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"]
-    expected = numpy.empty((N, T, H))
-    for n in range(N):
-        state, cell = a["h0"][n], [0.0] * H
-        for t in range(T):
-            state, cell = lstm_row(a["x"][n, t], state, cell, *weights)
-            expected[n, t] = state
-    close(h, expected)
-
-
-def test_gru(backend):
-    a = draw("gru_step")
-    next_h, _ = layers.gru_step_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"], a["bn"]
-    close(next_h, [gru_row(a["x"][n], a["prev_h"][n], *weights) for n in range(N)])
-
-    a = draw("gru")
-    h, _ = layers.gru_forward(**on_device(backend, a))
-    weights = a["Wx"], a["Wh"], a["b"], a["bn"]
-    expected = numpy.empty((N, T, H))
-    for n in range(N):
-        state = a["h0"][n]
-        for t in range(T):
-            expected[n, t] = state = gru_row(a["x"][n, t], state, *weights)
-    close(h, expected)
+    a = draw(cell)
+    h, _ = CASES[cell].forward(**on_device(backend, a))
+    ax, weights = a["x"] @ a["Wx"] + a["b"], oracle.weights_of(a)
+    close(h, oracle.hidden_states(cell, ax, oracle.first_state(cell, a["h0"]), weights))
 
 
 def test_word_embedding_with_repeated_words(backend):
@@ -188,26 +92,17 @@ def test_word_embedding_takes_every_integer(dtype, backend):
     close(dW, numpy.diag([1.0, 2.0, 0.0]))
 
 
-def softmax_loss(x, y, mask):
-    """The loss and its gradient from their definition, one number at a time."""
-    N, T, V = x.shape
-    loss, dx = 0.0, numpy.zeros(x.shape)
-    for n, t in numpy.ndindex(N, T):
-        if mask[n, t]:
-            total = sum(math.exp(x[n, t, v]) for v in range(V))
-            loss -= math.log(math.exp(x[n, t, y[n, t]]) / total) / N
-            for v in range(V):
-                dx[n, t, v] = (math.exp(x[n, t, v]) / total - (v == y[n, t])) / N
-    return loss, dx
-
-
 def test_temporal_softmax_loss(backend):
     a = draw("temporal_softmax_loss")
     assert 0 < a["mask"].sum() < N * T
     loss, dx = layers.temporal_softmax_loss(**on_device(backend, a))
-    expected_loss, expected_dx = softmax_loss(**a)
-    close(loss, expected_loss)
-    close(dx, expected_dx)
+
+    def expected(x):
+        of_words = [oracle.log_softmax(x)[..., n, range(T), a["y"][n]] for n in range(N)]
+        return -sum((of_words[n] * a["mask"][n]).sum(axis=-1) for n in range(N)) / N
+
+    close(loss, expected(a["x"]))
+    close(dx, oracle.gradient(expected, a["x"]))
 
 
 def test_temporal_softmax_loss_without_a_word(backend):
@@ -350,9 +245,10 @@ def test_large_inputs_stay_finite(name, scale, backend):
         assert numpy.isfinite(to_host(value)).all()
 
 
-def test_the_embedding_gradient_repeats_to_the_bit():
-    x = numpy.random.default_rng(0).integers(V, size=(50, 20))
+def test_the_embedding_gradient_repeats_to_the_bit(backend):
+    x = backend.to_device(numpy.random.default_rng(0).integers(V, size=(50, 20)))
     dout = numpy.random.default_rng(1).standard_normal((50, 20, D)).astype(numpy.float32)
-    _, cache = layers.word_embedding_forward(x, CPU.to_device(numpy.zeros((V, D), numpy.float32)))
+    dout, W = backend.to_device(dout), backend.to_device(numpy.zeros((V, D), numpy.float32))
+    _, cache = layers.word_embedding_forward(x, W)
     first = layers.word_embedding_backward(dout, cache)
     assert (layers.word_embedding_backward(dout, cache) == first).all()

@@ -1,21 +1,17 @@
-"""The whole captioner against plain loops written here, and its promises."""
-
-import itertools
-import math
+"""The whole captioner against its naive version, and its promises."""
 
 import numpy
+import oracle
 import pytest
 from guard import counters, open_guard
+from oracle import END, NULL, START
 
 from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
-from xpcap.layers import dropout_forward
-from xpcap.selfcheck.cases import captioner_gradients
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import captioner_gradients, scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
-NULL, START, END = 0, 1, 2
 D, W, H = 4, 3, 5
 CELLS = ("rnn", "lstm", "gru")
 every_cell = pytest.mark.parametrize("cell_type", CELLS)
@@ -36,52 +32,6 @@ def lively(cell_type, backend=CPU, seed=0, scale=1.5, **options):
     return model
 
 
-def sigma(a):
-    return 1 / (1 + numpy.exp(-a))
-
-
-def plain_step(cell_type, p, word, h, c, x_mask=1.0, h_mask=1.0):
-    """One step of one caption: a word and the state in, scores and the state out."""
-    x = p["W_embed"][word] * x_mask
-    if cell_type == "rnn":
-        h = numpy.tanh(x @ p["Wx"] + h @ p["Wh"] + p["b"])
-    elif cell_type == "lstm":
-        i, f, o, g = numpy.split(x @ p["Wx"] + h @ p["Wh"] + p["b"], 4)
-        c = sigma(f) * c + sigma(i) * numpy.tanh(g)
-        h = sigma(o) * numpy.tanh(c)
-    else:
-        xr, xz, xn = numpy.split(x @ p["Wx"] + p["b"], 3)
-        hr, hz, hn = numpy.split(h @ p["Wh"], 3)
-        r, z = sigma(xr + hr), sigma(xz + hz)
-        h = (1 - z) * numpy.tanh(xn + r * (hn + p["bn"])) + z * h
-    return (h * h_mask) @ p["W_vocab"] + p["b_vocab"], h, c
-
-
-def plain_loss(cell_type, p, features, captions, masks=None):
-    """Take the loss; `masks`, of word vectors `(N, T, W)` and hidden states `(N, T, H)`, scale."""
-    loss = 0.0
-    for n, (image, caption) in enumerate(zip(features, captions, strict=True)):
-        h, c = image @ p["W_proj"] + p["b_proj"], numpy.zeros(H)
-        for t, (word, target) in enumerate(itertools.pairwise(caption)):
-            x_mask, h_mask = (1.0, 1.0) if masks is None else (masks[0][n, t], masks[1][n, t])
-            scores, h, c = plain_step(cell_type, p, word, h, c, x_mask, h_mask)
-            if target != NULL:
-                loss += math.log(numpy.exp(scores).sum()) - scores[target]
-    return loss / len(features)
-
-
-def plain_sample(cell_type, p, features, max_length):
-    captions = numpy.full((len(features), max_length), NULL)
-    for n, image in enumerate(features):
-        h, c, word = image @ p["W_proj"] + p["b_proj"], numpy.zeros(H), START
-        for t in range(max_length):
-            scores, h, c = plain_step(cell_type, p, word, h, c)
-            captions[n, t] = word = int(numpy.argmax(scores))
-            if word == END:
-                break
-    return captions
-
-
 def on_host(model):
     return {name: to_host(value) for name, value in model.params.items()}
 
@@ -99,10 +49,10 @@ def test_numerical_gradients(cell_type, dropout, backend):
 
 
 @every_cell
-def test_the_loss_of_plain_loops(cell_type, backend):
+def test_the_loss_of_the_naive_model(cell_type, backend):
     model = lively(cell_type, backend)
     loss, gradients = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
-    expected = plain_loss(cell_type, on_host(model), FEATURES, CAPTIONS)
+    expected = oracle.loss(cell_type, on_host(model), FEATURES, CAPTIONS)
     assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert gradients.keys() == model.params.keys()
     for name, gradient in gradients.items():
@@ -114,21 +64,20 @@ def test_the_loss_of_plain_loops(cell_type, backend):
 
 @pytest.mark.parametrize("seed", range(4))
 @every_cell
-def test_samples_are_those_of_a_plain_loop(cell_type, seed, backend):
+def test_samples_are_those_of_the_naive_model(cell_type, seed, backend):
     model = lively(cell_type, backend, seed)
     features = numpy.random.default_rng(seed).standard_normal((20, D))
     found = to_host(model.sample(backend.to_device(features), max_length=9))
     assert found.shape == (20, 9)
     assert found.dtype.kind == "i"
-    numpy.testing.assert_array_equal(
-        found, plain_sample(cell_type, on_host(model), features, max_length=9)
-    )
+    expected = oracle.sample(cell_type, on_host(model), features, max_length=9)
+    numpy.testing.assert_array_equal(found, expected)
 
 
 def test_some_of_those_samples_end_and_some_do_not():
     """Otherwise the test above would not show what happens after <END>."""
     features = numpy.random.default_rng(0).standard_normal((20, D))
-    ended = [(plain_sample(cell, on_host(lively(cell, seed=seed)), features, 9) == END).any(axis=1)
+    ended = [(oracle.sample(cell, on_host(lively(cell, seed=seed)), features, 9) == END).any(axis=1)
              for cell in CELLS for seed in range(4)]  # fmt: skip
     assert 0.1 < numpy.mean(ended) < 0.9
 
@@ -173,7 +122,7 @@ def test_float64_parameters_in_a_float32_model(cell_type, backend):
     model.params.update(double.params)
     features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
     loss, gradients = model.loss(features, captions)
-    expected = plain_loss(cell_type, on_host(double), FEATURES, CAPTIONS)
+    expected = oracle.loss(cell_type, on_host(double), FEATURES, CAPTIONS)
     assert abs(float(loss) - expected) < 1e-10
     assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float64)}
 
@@ -198,7 +147,7 @@ def test_features_of_any_floating_dtype(cell_type, dtype, backend):
     loss, gradients = model.loss(features, backend.to_device(CAPTIONS))
     assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float32)}
     rounded = FEATURES.astype(dtype).astype(numpy.float64)
-    expected = plain_loss(cell_type, on_host(model), rounded, CAPTIONS)
+    expected = oracle.loss(cell_type, on_host(model), rounded, CAPTIONS)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert model.sample(features, 3).shape == (3, 3)
     assert features.dtype == dtype
@@ -221,36 +170,34 @@ def test_dropout_follows_the_step_and_evaluate_has_none(backend):
     losses = [float(model.loss(features, captions, step=step)[0]) for step in (0, 1, 2, 0)]
     assert losses[0] == losses[3]
     assert len(set(losses)) == 3
-    expected = plain_loss("lstm", on_host(model), FEATURES, CAPTIONS)
+    expected = oracle.loss("lstm", on_host(model), FEATURES, CAPTIONS)
     assert float(model.evaluate(features, captions)) == pytest.approx(expected, rel=1e-12)
 
 
 @every_cell
 def test_dropout_scales_word_vectors_and_hidden_states(cell_type, backend):
-    """But not what passes from step to step; masks are those of streams 2 step and 2 step + 1."""
+    """But not what passes from step to step."""
     model = lively(cell_type, backend, dropout=0.5)
     for step in range(3):
-        masks = [
-            dropout_forward(numpy.ones((3, 4, width)), 0.5, model.seed, 2 * step + k)[1].mask
-            for k, width in enumerate((W, H))
-        ]
+        masks = oracle.dropout_masks(model, CAPTIONS, step)
         loss, _ = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS), step)
-        expected = plain_loss(cell_type, on_host(model), FEATURES, CAPTIONS, masks)
+        expected = oracle.loss(cell_type, on_host(model), FEATURES, CAPTIONS, masks)
         assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
-def test_dropout_is_the_same_on_every_device(backend):
-    here, there = (lively("gru", b, dropout=0.5) for b in (CPU, backend))
+def test_dropout_is_the_same_on_every_device(elsewhere):
+    here, there = (lively("gru", b, dropout=0.5) for b in (CPU, elsewhere))
     expected, expected_grads = here.loss(FEATURES, CAPTIONS, step=7)
-    loss, grads = there.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS), step=7)
+    arrays = elsewhere.to_device(FEATURES), elsewhere.to_device(CAPTIONS)
+    loss, grads = there.loss(*arrays, step=7)
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     for name, gradient in grads.items():
         assert scaled_difference(gradient, expected_grads[name]) < 1e-10
 
 
 @every_cell
-def test_a_seed_gives_the_same_parameters_everywhere(cell_type, backend):
-    here, there = build(cell_type, seed=3), build(cell_type, backend, seed=3)
+def test_a_seed_gives_the_same_parameters_everywhere(cell_type, elsewhere):
+    here, there = build(cell_type, seed=3), build(cell_type, elsewhere, seed=3)
     for name, value in here.params.items():
         numpy.testing.assert_array_equal(to_host(there.params[name]), value)
     assert not numpy.array_equal(build(cell_type, seed=4).params["Wx"], here.params["Wx"])
@@ -307,14 +254,14 @@ def test_mixed_devices_are_named(cell_type):
         assert "guard" in str(caught.value)
 
 
-def test_a_model_moves_to_another_device(backend):
+def test_a_model_moves_to_another_device(elsewhere):
     model = lively("gru")
     expected, _ = model.loss(FEATURES, CAPTIONS)
     before = on_host(model)
-    assert model.to(backend) is model
-    assert model.backend is backend
-    assert namespace(*model.params.values()) is backend.xp
-    loss, _ = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
+    assert model.to(elsewhere) is model
+    assert model.backend is elsewhere
+    assert namespace(*model.params.values()) is elsewhere.xp
+    loss, _ = model.loss(elsewhere.to_device(FEATURES), elsewhere.to_device(CAPTIONS))
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     model.to("cpu")
     for name, value in model.params.items():
@@ -393,7 +340,7 @@ def test_one_caption_of_one_word(cell_type, backend):
     model = lively(cell_type, backend)
     captions = numpy.array([[START, END]])
     loss, gradients = model.loss(backend.to_device(FEATURES[:1]), backend.to_device(captions))
-    expected = plain_loss(cell_type, on_host(model), FEATURES[:1], captions)
+    expected = oracle.loss(cell_type, on_host(model), FEATURES[:1], captions)
     assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert all(numpy.isfinite(to_host(value)).all() for value in gradients.values())
 

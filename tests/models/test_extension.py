@@ -20,8 +20,7 @@ from xpcap.models import FAMILIES, CaptionModel
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
-from xpcap.selfcheck.cases import captioner_gradients
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import captioner_gradients, scaled_difference
 from xpcap.train.options import RunOptions
 from xpcap.train.run import resume_run, train_run
 from xpcap.train.trainer import Schedule

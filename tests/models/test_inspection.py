@@ -1,21 +1,19 @@
-"""Looking inside a captioner: against central differences and plain loops."""
-
-import math
+"""Looking inside a captioner, against the naive model and its complex steps."""
 
 import numpy
+import oracle
 import pytest
+from oracle import NULL
 
 from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.models.inspection import gate_saturation, gradient_flow, word_gradients
-from xpcap.selfcheck.check import scaled_difference
+from xpcap.selfcheck.cases import scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
-NULL, START = 0, 1
 D, W, H = 4, 3, 5
-STEP = 1e-5  # of central differences
 every_cell = pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
 
 ONE_LONGEST = numpy.array([[1, 3, 5, 2, 0, 0], [1, 4, 2, 0, 0, 0], [1, 4, 4, 5, 2, 0]], numpy.int32)
@@ -42,58 +40,35 @@ def images(captions):
     return numpy.random.default_rng(5).standard_normal((len(captions), D))
 
 
-def cross_entropy(model, h, words):
-    """Return how unlikely each word `(N,)` is after hidden states; 0 for no word."""
-    scores = h @ model.params["W_vocab"] + model.params["b_vocab"]
-    losses = numpy.log(numpy.exp(scores).sum(axis=1)) - scores[range(len(words)), words]
-    return losses * (words != NULL)
+def log_probs_of(model, features, captions):
+    each = zip(features, captions, strict=True)
+    return numpy.stack([oracle.log_probs(model.cell_type, model.params, *one) for one in each])
 
 
-def losses_of(model, features, captions, move=lambda state, t: state):
-    """Return the cross entropy of each word `(N, T)`, by `CaptioningRNN.step`.
+def slopes(model, image, caption, t, of_cell=False):
+    """Return dL/dh, or dL/dc of an LSTM, of the state after step t; -1 is before the first."""
+    cell, params, weights = model.cell_type, model.params, oracle.weights_of(model.params)
+    ax = oracle.inputs(params, caption[:-1])
+    first = oracle.initial(cell, params, image)
+    (h, *others), gates = [(first, None), *oracle.states(cell, ax, first, weights)][t + 1]
 
-    `move` may change the state after step t; -1 is before the first.
-    """
-    context, first = model.start(features)
-    state, found = move(first, -1), []
-    for t in range(captions.shape[1] - 1):
-        state = move(model.step(captions[:, t], None, state, context)[1], t)
-        found.append(cross_entropy(model, state[0], captions[:, t + 1]))
-    return numpy.stack(found, axis=1)
+    def loss(moved):
+        state = (gates[2] * numpy.tanh(moved), moved) if of_cell else (moved, *others)
+        after = oracle.states(cell, ax[t + 1 :], state, weights)
+        hidden = numpy.stack([state[0], *(h for (h, *_), _ in after)], axis=-2)
+        if t < 0:
+            hidden = hidden[..., 1:, :]
+        words = caption[max(t, 0) + 1 :]
+        return -oracle.of_words(oracle.to_scores(params, hidden), words).sum(axis=-1)
 
-
-def moved_hidden(unit, step):
-    def move(state):
-        h = state[0].copy()
-        h[:, unit] += step
-        return (h, *state[1:])
-
-    return move
+    return oracle.gradient(loss, others[0] if of_cell else h)
 
 
-def moved_cell(unit, step):
-    def move(state):
-        h, c = (part.copy() for part in state)
-        o = h[:, unit] / numpy.tanh(c[:, unit])
-        c[:, unit] += step
-        h[:, unit] = o * numpy.tanh(c[:, unit])
-        return h, c
-
-    return move
-
-
-def numerical_norms(model, features, captions, at, moved):
-    """Return the norm of dL/d(state after step `at`) of each caption, by central differences."""
-
-    def losses(move):
-        return losses_of(
-            model, features, captions, lambda state, t: move(state) if t == at else state
-        ).sum(axis=1)
-
-    slopes = [
-        (losses(moved(unit, STEP)) - losses(moved(unit, -STEP))) / (2 * STEP) for unit in range(H)
-    ]
-    return numpy.sqrt(numpy.square(slopes).sum(axis=0))
+def mean_norm(model, features, captions, t, counted, of_cell=False):
+    """Return the mean norm of `slopes` over captions that are counted, 0 without any."""
+    rows = numpy.flatnonzero(counted)
+    each = [slopes(model, features[n], captions[n], t, of_cell) for n in rows]
+    return numpy.mean([numpy.linalg.norm(slope) for slope in each]) if each else 0
 
 
 def steps_of(captions):
@@ -102,10 +77,6 @@ def steps_of(captions):
     while not counted[-1].any():
         counted.pop()
     return counted
-
-
-def mean_of(values, counted):
-    return values[counted].mean() if counted.any() else 0
 
 
 @every_shape
@@ -120,15 +91,15 @@ def test_word_gradients_are_the_slopes_of_log_probabilities(cell_type, captions,
     assert gradients.shape == (*words.shape, D)
     model = lively(cell_type)
     numpy.testing.assert_allclose(
-        to_host(log_probs), -losses_of(model, features, captions), rtol=1e-12, atol=1e-12
+        to_host(log_probs), log_probs_of(model, features, captions), rtol=1e-12, atol=1e-12
     )
-    for d, direction in enumerate(STEP * numpy.eye(D)):
-        ahead, behind = (
-            -losses_of(model, features + shift, captions) for shift in (direction, -direction)
-        )
-        slope = (ahead - behind) / (2 * STEP)
-        assert abs(slope).max() > 1e-3
-        numpy.testing.assert_allclose(to_host(gradients)[:, :, d], slope, rtol=1e-6, atol=1e-9)
+    for n, t in numpy.ndindex(words.shape):
+
+        def log_prob(image, n=n, t=t):
+            return oracle.log_probs(cell_type, model.params, image, captions[n])[..., t]
+
+        slope = oracle.gradient(log_prob, features[n])
+        numpy.testing.assert_allclose(to_host(gradients)[n, t], slope, rtol=1e-10, atol=1e-12)
     absent = words == NULL
     assert not to_host(log_probs)[absent].any()
     assert not to_host(gradients)[absent].any()
@@ -171,13 +142,10 @@ def test_the_gradients_of_hidden_states_are_slopes_of_the_loss(cell_type, captio
     assert namespace(flow.captions, flow.hidden, flow.first) is backend.xp
     counted, model = steps_of(captions), lively(cell_type)
     assert to_host(flow.captions).tolist() == [here.sum() for here in counted]
-    expected = [
-        mean_of(numerical_norms(model, features, captions, t, moved_hidden), here)
-        for t, here in enumerate(counted)
-    ]
-    numpy.testing.assert_allclose(to_host(flow.hidden), expected, rtol=1e-7)
-    first = numerical_norms(model, features, captions, -1, moved_hidden).mean()
-    assert float(flow.first) == pytest.approx(first, rel=1e-7)
+    expected = [mean_norm(model, features, captions, t, here) for t, here in enumerate(counted)]
+    numpy.testing.assert_allclose(to_host(flow.hidden), expected, rtol=1e-10)
+    first = mean_norm(model, features, captions, -1, numpy.ones(len(captions)))
+    assert float(flow.first) == pytest.approx(first, rel=1e-10)
     assert (flow.cell is not None) == (cell_type == "lstm")
 
 
@@ -188,10 +156,10 @@ def test_the_gradients_of_cell_states_are_slopes_of_the_loss(captions, backend):
         lively("lstm", backend), backend.to_device(features), backend.to_device(captions)
     )
     expected = [
-        mean_of(numerical_norms(lively("lstm"), features, captions, t, moved_cell), here)
+        mean_norm(lively("lstm"), features, captions, t, here, of_cell=True)
         for t, here in enumerate(steps_of(captions))
     ]
-    numpy.testing.assert_allclose(to_host(flow.cell), expected, rtol=1e-7)
+    numpy.testing.assert_allclose(to_host(flow.cell), expected, rtol=1e-10)
 
 
 def test_a_gradient_that_vanishes_is_not_zero(backend):
@@ -200,34 +168,6 @@ def test_a_gradient_that_vanishes_is_not_zero(backend):
     features, captions = images(ONE_CAPTION), ONE_CAPTION
     flow = gradient_flow(model, backend.to_device(features), backend.to_device(captions))
     assert 1e-28 < float(flow.first) < 1e-23
-
-
-def sigma(a):
-    return 1 / (1 + math.exp(-a))
-
-
-def plain_gates(cell_type, p, x, h, c):
-    """One step of one caption: the units of each gate, and the new state."""
-
-    def sums(block, vector, weights):
-        columns = range(block * H, (block + 1) * H)
-        return [sum(vector[k] * p[weights][k, j] for k in range(len(vector))) for j in columns]
-
-    def of(block, activate):
-        ax, ah = sums(block, x, "Wx"), sums(block, h, "Wh")
-        return [activate(ax[j] + ah[j] + p["b"][block * H + j]) for j in range(H)]
-
-    if cell_type == "rnn":
-        gates = [of(0, math.tanh)]
-        return gates, gates[0], c
-    if cell_type == "lstm":
-        i, f, o, g = gates = [*(of(block, sigma) for block in range(3)), of(3, math.tanh)]
-        c = [f[j] * c[j] + i[j] * g[j] for j in range(H)]
-        return gates, [o[j] * math.tanh(c[j]) for j in range(H)], c
-    r, z = of(0, sigma), of(1, sigma)
-    ax, ah = sums(2, x, "Wx"), sums(2, h, "Wh")
-    n = [math.tanh(ax[j] + p["b"][2 * H + j] + r[j] * (ah[j] + p["bn"][j])) for j in range(H)]
-    return [r, z, n], [(1 - z[j]) * n[j] + z[j] * h[j] for j in range(H)], c
 
 
 NAMES = {
@@ -239,7 +179,7 @@ NAMES = {
 
 @every_shape
 @every_cell
-def test_saturated_gates_are_those_of_plain_loops(cell_type, captions, backend):
+def test_saturated_gates_are_those_of_the_textbook(cell_type, captions, backend):
     features = images(captions)
     saturation = gate_saturation(
         lively(cell_type, backend, scale=1.3),
@@ -250,11 +190,11 @@ def test_saturated_gates_are_those_of_plain_loops(cell_type, captions, backend):
     p, counted = lively(cell_type, scale=1.3).params, steps_of(captions)
     units = [[[] for _ in counted] for _ in saturation.names]
     for n, image in enumerate(features):
-        h, c = image @ p["W_proj"] + p["b_proj"], [0.0] * H
+        ax, state = oracle.inputs(p, captions[n]), oracle.initial(cell_type, p, image)
+        steps = oracle.states(cell_type, ax, state, oracle.weights_of(p))
         for t, here in enumerate(counted):
-            gates, h, c = plain_gates(cell_type, p, p["W_embed"][captions[n, t]], h, c)
-            for of_gate, activations in zip(units, gates, strict=True):
-                of_gate[t] += activations if here[n] else []
+            for of_gate, activations in zip(units, steps[t][1], strict=True):
+                of_gate[t] += activations.tolist() if here[n] else []
     judges = {
         "low": lambda a, tanh: a < (-0.9 if tanh else 0.1),
         "high": lambda a, tanh: a > 0.9,

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is said, what is left, and how training continues."""
+"""Divergence: the message and the report, the files that remain, and recovery."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def seldom(monkeypatch):
-    """Let losses be fetched at the end of an epoch only, where there is nothing else to do."""
+    """Fetch losses only at the end of an epoch."""
     monkeypatch.setattr(xpcap.train.history, "FLUSH_EVERY", 50)
 
 
@@ -50,11 +50,11 @@ def rows_of(tiny, step):
     return list(batches.epoch(epoch))[place].rows
 
 
-# what may go wrong, each a `watch`
+# faults, each a `watch` callback
 
 
 def gradient(step, value=NAN, name="Wh", times=10**9):
-    """Spoil a number of a gradient in a step, as often as it is taken."""
+    """Overwrite an element of a gradient whenever a step is taken."""
 
     def watch(trainer):
         packed, left = trainer.training_step.packed, [times]
@@ -73,7 +73,7 @@ def gradient(step, value=NAN, name="Wh", times=10**9):
 
 
 def parameter(step, value=NAN, name="b_vocab"):
-    """Spoil a number of a parameter after a step, once, as a failing memory does."""
+    """Overwrite an element of a parameter once, after a step."""
 
     def spoil(trainer):
         trainer.model.params[name][3] = value
@@ -89,7 +89,7 @@ def moment(step):
 
 
 def image(value):
-    """Spoil the features of an image on the host, for good; training and validation share them."""
+    """Overwrite the features of an image on the host, of training and validation alike."""
 
     def watch(trainer):
         trainer.validation["train"].split.features[IMAGE] = value
@@ -101,7 +101,7 @@ IMAGE = 3
 
 
 def steps_with(tiny, image, epoch=0):
-    """Return which steps of an epoch see an image."""
+    """Return the steps of an epoch whose minibatch has an image."""
     split = open_dataset(tiny).splits["train"]
     batches = EpochBatches(split, 10, seed=0).epoch(epoch)
     return [
@@ -124,7 +124,7 @@ def stops(tiny, out, watch, message, **options):
 
 @pytest.mark.parametrize("clip_norm", [None, 5.0])
 @pytest.mark.parametrize("value", [NAN, INF, 1e30])
-def test_a_gradient_stops_it_with_all_that_is_known(tiny, tmp_path, clip_norm, value):
+def test_a_non_finite_gradient_stops_training_with_a_report(tiny, tmp_path, clip_norm, value):
     """1e30 is finite in float32, the squares that Adam remembers are not."""
     rate = 0.02 * (1 + math.cos(math.pi * 6 / 10)) / 2
     rows = rows_of(tiny, 7).tolist()
@@ -142,7 +142,7 @@ def test_a_gradient_stops_it_with_all_that_is_known(tiny, tmp_path, clip_norm, v
 
 
 @pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS])
-def test_at_any_step_the_checkpoint_before_is_whole(tiny, tmp_path, step):
+def test_divergence_at_any_step_keeps_the_previous_checkpoint(tiny, tmp_path, step):
     begin(tiny, tmp_path / "whole")
     stops(tiny, tmp_path / "run", gradient(step), rf"step {step}: the gradient norm is nan")
     last = read_checkpoint(tmp_path / "run" / "last.safetensors")
@@ -163,7 +163,7 @@ def test_at_any_step_the_checkpoint_before_is_whole(tiny, tmp_path, step):
         ("W_proj", "the first state, which the features set"),
     ],
 )
-def test_the_first_thing_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch, name, first):
+def test_the_report_names_the_first_non_finite_value(tiny, tmp_path, monkeypatch, name, first):
     """Of passes; a parameter itself would be named first. Only the diagnosis calls `start`."""
     start = CaptioningRNN.start
 
@@ -177,7 +177,7 @@ def test_the_first_thing_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("value", [INF, NAN])
-def test_an_image_that_is_not_finite_is_named(tiny, tmp_path, value):
+def test_non_finite_features_are_named(tiny, tmp_path, value):
     step, *_ = steps_with(tiny, IMAGE)
     message = rf"step {step}: the loss is nan; .*; first not finite: the features \("
     report = stops(tiny, tmp_path / "run", image(value), message)
@@ -186,17 +186,17 @@ def test_an_image_that_is_not_finite_is_named(tiny, tmp_path, value):
     assert report["first"] == "the features"
 
 
-def test_an_image_that_is_huge_is_named_too(tiny, tmp_path):
+def test_huge_features_are_named(tiny, tmp_path):
     step, *_ = steps_with(tiny, IMAGE)
     message = rf"step {step}: (the loss is (nan|inf)|the gradient norm is inf)"
     stops(tiny, tmp_path / "run", image(3e38), message)
 
 
-def test_parameters_that_were_spoiled_are_seen_at_the_next_step(tiny, tmp_path):
+def test_a_non_finite_parameter_is_noticed_at_the_next_step(tiny, tmp_path):
     stops(tiny, tmp_path / "run", parameter(2), "step 3: the loss is nan; .* taken again")
 
 
-def test_a_rate_that_is_too_high_is_named_by_its_step(tiny, tmp_path):
+def test_an_update_that_overflows_is_named_by_its_step(tiny, tmp_path):
     """The step's own numbers are finite; what it leaves is not."""
     message = r"step 1: its update leaves parameters or moments not finite; learning rate 1e\+40"
     options = {"rule": "sgd", "lr": 1e40, "batch_size": 48, "clip_norm": None}
@@ -205,7 +205,7 @@ def test_a_rate_that_is_too_high_is_named_by_its_step(tiny, tmp_path):
     assert read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress.step == 0
 
 
-def test_a_loss_that_explodes_is_told_from_one_that_is_high(tiny, tmp_path):
+def test_an_exploding_loss_stops_training_and_a_high_one_does_not(tiny, tmp_path):
     """15 words: the uniform loss is 2.7 nats per word, and 8.1 are too many."""
 
     def loud(trainer):
@@ -222,7 +222,7 @@ def test_a_loss_that_explodes_is_told_from_one_that_is_high(tiny, tmp_path):
     begin(tiny, tmp_path / "other", watch=at("step", 2, quiet, before=False))
 
 
-def test_a_report_that_cannot_be_written_does_not_hide_what_happened(tiny, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_is_a_warning(tiny, tmp_path, monkeypatch):
     def refused(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -237,7 +237,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_happened(tiny, tmp_p
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 @pytest.mark.parametrize("every", [None, STEPS])
-def test_validation_data_that_are_not_finite_end_it(tiny, tmp_path, policy, every):
+def test_non_finite_validation_data_stop_training(tiny, tmp_path, policy, every):
     def spoil(trainer):
         trainer.validation["val"].split.features[0] = NAN
 
@@ -249,8 +249,8 @@ def test_validation_data_that_are_not_finite_end_it(tiny, tmp_path, policy, ever
     assert len(curves.epoch_step) == 0
 
 
-def test_a_validation_that_goes_wrong_once_is_mended(tiny, tmp_path, monkeypatch):
-    """By going back to where training was before the steps since the last look."""
+def test_a_single_non_finite_validation_loss_rolls_back(tiny, tmp_path, monkeypatch):
+    """To the state of the last check."""
     measure, wrong = Trainer._measure_all, iter([NAN])
 
     def measured(trainer):
@@ -266,7 +266,7 @@ def test_a_validation_that_goes_wrong_once_is_mended(tiny, tmp_path, monkeypatch
     agrees(tmp_path / "run", written_out(tiny, tmp_path, plan))
 
 
-# skip and roll back, beside the same steps written out
+# skip and rollback, compared with the same steps taken by plain layers
 
 
 def written_out(tiny, tmp_path, plan):
@@ -314,7 +314,7 @@ def resident_place(split, model, optimizer, options, size, ranks):
 
 
 @pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 2, 2 * STEPS])
-def test_a_skipped_step_leaves_no_trace(tiny, tmp_path, step):
+def test_skip_equals_training_without_the_step(tiny, tmp_path, step):
     warned, run = [], tmp_path / "run"
     begin(tiny, run, watch=gradient(step), dtype="float64", on_nan=SKIP, warn=warned)
     plan = [(k, 1.0) for k in range(1, 2 * STEPS + 1) if k != step]
@@ -328,7 +328,7 @@ def test_a_skipped_step_leaves_no_trace(tiny, tmp_path, step):
 
 
 @pytest.mark.parametrize(("step", "back"), [(1, 0), (3, 0), (STEPS, 0), (STEPS + 3, STEPS)])
-def test_a_rollback_goes_on_at_half_the_rate(tiny, tmp_path, seldom, step, back):
+def test_rollback_continues_at_half_the_learning_rate(tiny, tmp_path, seldom, step, back):
     warned, run = [], tmp_path / "run"
     watch = gradient(step, times=1)
     begin(tiny, run, watch=watch, dtype="float64", on_nan=ROLLBACK, warn=warned)
@@ -346,7 +346,7 @@ def test_a_rollback_goes_on_at_half_the_rate(tiny, tmp_path, seldom, step, back)
     ]
 
 
-def test_a_rollback_goes_no_further_back_than_the_last_look(tiny, tmp_path, monkeypatch):
+def test_rollback_restores_the_state_of_the_last_check(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(xpcap.train.history, "FLUSH_EVERY", 2)
     warned, run = [], tmp_path / "run"
     watch = gradient(4, times=1)
@@ -361,8 +361,7 @@ def test_a_rollback_goes_no_further_back_than_the_last_look(tiny, tmp_path, monk
 @pytest.mark.parametrize(
     "spoil", [parameter(2), parameter(2, 1e20), parameter(5), moment(5), moment(7)]
 )
-def test_memory_that_failed_once_is_mended(tiny, tmp_path, on_nan, spoil):
-    """What is remembered as well is well, whenever it was spoiled."""
+def test_recovery_from_a_single_memory_error(tiny, tmp_path, on_nan, spoil):
     warned, run = [], tmp_path / "run"
     begin(tiny, run, watch=spoil, dtype="float64", on_nan=on_nan, warn=warned)
     assert len(warned) == 1
@@ -372,7 +371,7 @@ def test_memory_that_failed_once_is_mended(tiny, tmp_path, on_nan, spoil):
 
 @pytest.mark.parametrize("on_nan", [SKIP, ROLLBACK])
 @pytest.mark.parametrize("place", ["host", "resident"])
-def test_an_image_that_is_not_finite_is_skipped_or_the_end(
+def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     tiny, tmp_path, backend, monkeypatch, on_nan, place
 ):
     """Every epoch has its steps; a rollback cannot mend them, and says so after three times.
@@ -415,7 +414,7 @@ def test_an_image_that_is_not_finite_is_skipped_or_the_end(
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 @pytest.mark.parametrize("limit", [0, 1, 2])
-def test_only_so_often(tiny, tmp_path, policy, limit):
+def test_the_number_of_recoveries_is_limited(tiny, tmp_path, policy, limit):
     def watch(trainer):
         for step in (2, 4, 7):
             gradient(step)(trainer)
@@ -432,7 +431,7 @@ def test_only_so_often(tiny, tmp_path, policy, limit):
 
 @pytest.mark.parametrize("on_nan", [SKIP, ROLLBACK])
 @pytest.mark.parametrize("count", [4, 6, 9])
-def test_a_mended_run_is_resumed_bit_for_bit(tiny, tmp_path, on_nan, count):
+def test_a_run_with_recoveries_resumes_bit_for_bit(tiny, tmp_path, on_nan, count):
     options = {"on_nan": on_nan, "dropout": 0.3}
     begin(tiny, tmp_path / "whole", watch=gradient(3, times=1), **options)
 
@@ -454,7 +453,7 @@ def more_but_no_more_recoveries(options):
     return replace(options, schedule=schedule, on_nan=replace(options.on_nan, limit=1))
 
 
-def test_skipping_cannot_mend_what_was_spoiled_before(tiny, tmp_path):
+def test_skip_cannot_repair_earlier_updates(tiny, tmp_path):
     """The rate is too high for any step: the second one's loss is not its own fault."""
     options = {"rule": "sgd", "lr": 3e38, "clip_norm": None, "on_nan": OnNaN("skip", 100)}
     warned = []
@@ -464,7 +463,7 @@ def test_skipping_cannot_mend_what_was_spoiled_before(tiny, tmp_path):
     assert read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress.step == 0
 
 
-def test_nothing_changes_where_nothing_is_wrong(tiny, tmp_path):
+def test_policies_do_not_change_training_without_divergence(tiny, tmp_path):
     begin(tiny, tmp_path / "whole")
     before = content(tmp_path / "whole")
     for policy in ("skip", "rollback"):
@@ -473,7 +472,7 @@ def test_nothing_changes_where_nothing_is_wrong(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["host", "resident"])
-def test_in_bf16(tiny, tmp_path, gpu, monkeypatch, place):
+def test_rollback_with_bf16_products(tiny, tmp_path, gpu, monkeypatch, place):
     if place == "host":
         monkeypatch.setattr(type(gpu), "free_memory", lambda self: 0)
     warned = []
@@ -496,8 +495,8 @@ def test_a_policy_is_checked(policy, limit, message):
         OnNaN(policy, limit)
 
 
-def test_a_guarded_device_is_not_asked_at_every_step(tiny, tmp_path, seldom):
-    """Looking waits for the device; that is done when lines are written, no more often."""
+def test_checks_do_not_synchronize_at_every_step(tiny, tmp_path, seldom):
+    """They wait for the device, and so are made only when lines are written."""
     waits = []
 
     def watch(trainer):

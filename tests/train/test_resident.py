@@ -43,7 +43,7 @@ def train(dataset, backend, resident, *, cell="lstm", dropout=0.0, rule="adam", 
         ResidentStep(model, optimizer, split, BATCH, 1.0) if resident else None,
     )
     seen = []
-    trainer.on("step", lambda t: seen.append((t.loss, t.gradient_norm, t.learning_rate)))
+    trainer.on("step", lambda t: seen.append((*t.training_step.figures, t.learning_rate)))
     trainer.run()
     losses, norms, rates = zip(*seen, strict=True)
     params = {name: to_host(value) for name, value in model.params.items()}

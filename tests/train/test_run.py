@@ -8,8 +8,9 @@ from xpcap.backend import CPU
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, DivergedError, XpcapError
 from xpcap.runs import open_run
-from xpcap.runs.captions import caption_images, caption_split
+from xpcap.runs.captions import caption_dataset, caption_images
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
+from xpcap.runs.dataset import open_data
 from xpcap.train import Schedule, evaluate
 from xpcap.train.options import RunOptions
 from xpcap.train.run import train_run
@@ -40,10 +41,10 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
     assert opened.config["training"]["feature_scale"] == pytest.approx((2 / 7) ** 0.5)
     loss = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
     assert loss == pytest.approx(trainer.best_loss, rel=1e-4)
-    shown = caption_split(opened, "val", 3, None)
+    shown = caption_dataset(opened, dataset, "val", 3)
     assert [entry["image"][-6:] for entry in shown] == ["/0.png", "/5.png", "11.png"]
     assert all(entry["caption"] in entry["references"] for entry in shown)
-    assert len(caption_split(opened, "val", 99, None)) == 12
+    assert len(caption_dataset(opened, dataset, "val", 99)) == 12
 
 
 def test_a_moved_data_set_is_named(tiny, tmp_path):
@@ -51,15 +52,15 @@ def test_a_moved_data_set_is_named(tiny, tmp_path):
     opened = open_run(tmp_path / "run")
     moved = tiny.rename(tmp_path / "moved")
     with pytest.raises(DataError, match="tiny is not a folder"):
-        caption_split(opened, "val", 3, None)
-    assert len(caption_split(opened, "val", 3, moved)) == 3
+        open_data(opened)
+    assert len(caption_dataset(opened, open_data(opened, moved), "val", 3)) == 3
     words = json.loads((moved / "coco2014_vocab.json").read_text())["idx_to_word"]
     words[-1] = "other"
     (moved / "coco2014_vocab.json").write_text(
         json.dumps({"idx_to_word": words, "word_to_idx": {w: k for k, w in enumerate(words)}})
     )
     with pytest.raises(DataError, match="another vocabulary"):
-        caption_split(opened, "val", 3, moved)
+        open_data(opened, moved)
 
 
 def test_pictures_need_features_made_from_pixels(tiny, tmp_path):

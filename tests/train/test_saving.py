@@ -15,8 +15,9 @@ from tiny import make_tiny
 import xpcap.train.saving
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import new_file
-from xpcap.runs import BEST, HISTORY, LAST, locked, open_run
+from xpcap.runs import BEST, HISTORY, LAST, open_run
 from xpcap.runs.checkpoint import read_checkpoint
+from xpcap.runs.folder import locked
 from xpcap.train.history import read_history
 from xpcap.train.saving import Saving
 from xpcap.train.trainer import Priority

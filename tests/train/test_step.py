@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from xpcap.backend import CPU
-from xpcap.benchmark import Configuration, Workload
+from xpcap.benchmark.workload import Configuration, Workload
 from xpcap.errors import ShapeError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer

@@ -95,7 +95,7 @@ def test_every_backend_trains_alike(dataset, backend, cell):
     def losses(where):
         trainer = build(dataset, where, cell=cell, dropout=0.3)
         found = []
-        trainer.on("step", lambda t: found.append(float(t.loss)))
+        trainer.on("step", lambda t: found.append(t.result.loss))
         trainer.run()
         return found
 
@@ -156,7 +156,9 @@ def test_history_has_an_object_a_step_and_one_an_epoch(dataset, tmp_path, monkey
     monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
     trainer = build(dataset)
     losses = []
-    trainer.on("step", lambda t: losses.append(float(t.loss) * len(t.batch.rows) / t.batch.words))
+    trainer.on(
+        "step", lambda t: losses.append(t.training_step.loss * t.batch.total / t.batch.words)
+    )
     History(tmp_path / "history.jsonl").follow(trainer)
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]

@@ -22,23 +22,14 @@ from xpcap.train.resident import ResidentStep
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import TrainingStep
 
+TASKS = ("train", "loss", "decode")  # methods of each program
+
 
 class Ours:
     """Training steps, losses with their gradients, and decoding, as `xpcap` does them.
 
-    Parameters
-    ----------
-    workload, backend
-        Sizes and batches, and where to compute.
-    dtype
-        That of all floating-point arrays.
-    precision
-        That of the training step's products, see `TrainingStep`.
-
-    Attributes
-    ----------
-    gradients
-        The gradients of the last `loss`, by parameter.
+    `dtype` is that of all floating-point arrays, `precision` that of the training step's products
+    (see `TrainingStep`); `gradients` are those of the last `loss`, by parameter.
     """
 
     def __init__(

@@ -80,16 +80,9 @@ def interleave(
 ) -> dict[str, Times]:
     """Time functions in turn, so that other load on the machine affects all of them alike.
 
-    Parameters
-    ----------
-    contenders
-        By name, functions that are called with the number of a batch.
-    rounds
-        Number of turns of each function; the order rotates.
-    calls
-        Number of timed calls per turn, after one that is not timed; their median counts.
-    synchronize
-        Called before each reading of the clock; waits for a device.
+    Each function has `rounds` turns, whose order rotates. In each turn it is called once untimed,
+    then `calls` times with the number of a batch; the median counts. `synchronize` waits for a
+    device, before each reading of the clock.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)

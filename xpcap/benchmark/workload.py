@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy
 
 from xpcap.backend import Backend
-from xpcap.benchmark.clock import add_clock, clock_feature, set_vocabulary_bias
+from xpcap.benchmark.clock import add_clock, set_clock
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
+from xpcap.data.vocabulary import SPECIAL
 from xpcap.models import CaptioningRNN
 
-TASKS = ("train", "loss", "decode")
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
@@ -74,16 +74,7 @@ def _frequencies(vocabulary: int) -> numpy.ndarray:
 class Workload:
     """Model sizes, a data set, and the order of its batches.
 
-    Parameters
-    ----------
-    configuration
-        The sizes.
-    cell
-        `"rnn"`, `"lstm"` or `"gru"`.
-    captions
-        Word indices `(count, T+1)` to use instead of generated ones.
-    seed
-        Random seed of everything.
+    `captions` are word indices `(count, T+1)` to use instead of generated ones.
     """
 
     def __init__(
@@ -91,11 +82,10 @@ class Workload:
         configuration: Configuration,
         cell: str,
         captions: numpy.ndarray | None = None,
-        seed: int = 0,
     ) -> None:
         self.configuration = size = configuration
         self.cell = cell
-        rng = numpy.random.default_rng(seed)
+        rng = numpy.random.default_rng(0)
         if captions is None:
             captions = draw_captions(CAPTIONS, size.vocabulary, size.steps, rng)
         captions = captions[: len(captions) // size.batch_size * size.batch_size]
@@ -135,7 +125,14 @@ class Workload:
 
     def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to train, the same every time."""
-        return _moved(self._initialized(), backend, dtype)
+        size = self.configuration
+        words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
+        model = CaptioningRNN(
+            {word: index for index, word in enumerate(words)},
+            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
+            seed=1, backend="cpu",
+        )  # fmt: skip
+        return _moved(model, backend, dtype)
 
     def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
         """Return a new model to decode with, the same every time.
@@ -143,28 +140,15 @@ class Workload:
         It is untrained, but its captions have COCO's lengths, and 128 of them have some 110
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
-        model = self._initialized()
-        set_vocabulary_bias(model, _frequencies(self.configuration.vocabulary))
-        add_clock(model)
+        model = self.model("cpu")
+        add_clock(model, _frequencies(self.configuration.vocabulary))
         return _moved(model, backend, dtype)
-
-    def _initialized(self) -> CaptioningRNN:
-        size = self.configuration
-        names = ["<NULL>", "<START>", "<END>", "<UNK>"]
-        words = names + [f"w{k}" for k in range(len(names), size.vocabulary)]
-        return CaptioningRNN(
-            {word: index for index, word in enumerate(words)},
-            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
-            seed=1, backend="cpu",
-        )  # fmt: skip
 
     def images_to_decode(self) -> numpy.ndarray:
         """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""
         N = self.configuration.batch_size
-        features = numpy.array(self.split.features[:N])
         lengths = (self.split.captions[:N, 1:] != NULL).sum(axis=1) - 1
-        features[:, 0] = [clock_feature(self.cell, int(length)) for length in lengths]
-        return features
+        return set_clock(self.decoding_model("cpu"), self.split.features[:N], lengths.tolist())
 
 
 def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> CaptioningRNN:

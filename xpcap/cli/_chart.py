@@ -13,7 +13,7 @@ from typing import NamedTuple
 import click
 import numpy
 
-from xpcap.errors import ConfigurationError, printable
+from xpcap.errors import import_extra, printable
 
 MARKS, BEST = "●▲■◆○△□◇", "★"
 COLOURS, GREY, RED = (33, 208, 35, 170, 37), 244, 203  # xterm-256, legible on dark and light
@@ -67,13 +67,7 @@ def draw(series: Sequence[Series], unit: str, screen: Screen) -> str:
     Later curves are drawn above earlier ones. The chart is as wide as the screen, with at most 24
     rows. `unit` is that of the values.
     """
-    try:
-        import plotext
-    except ImportError as error:
-        raise ConfigurationError(
-            f"charts need plotext, which cannot be imported ({error}); install xpcap with its"
-            " extra 'curves', or use --json"
-        ) from error
+    plotext = import_extra("plotext", "charts (but not --json) need", "curves")
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear()
     figure.theme("colorless")

@@ -1,14 +1,14 @@
-"""Decoding options."""
+"""Decoding options, and the decoder that they describe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from xpcap.cli._options import Positive, length_penalty_option, option_name
+from xpcap.cli._options import Positive, length_penalty_option, option, option_name, together
 
 if TYPE_CHECKING:
     from xpcap.data.vocabulary import Vocabulary
@@ -17,48 +17,27 @@ if TYPE_CHECKING:
 _BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 
-_OPTIONS = (
-    click.option("--beam", type=Positive, default=1, help="Beam width; 1 is greedy decoding."),
+decoding_options = together(
+    option("--beam", 1, "Beam width; 1 is greedy decoding.", type=Positive),
     length_penalty_option,
-    click.option("--groups", type=int, default=1, help="Number of groups of diverse beam search."),
-    click.option(
-        "--diversity", type=float, default=0.5, help="Penalty for words that other groups chose."
-    ),
+    option("--groups", 1, "Number of groups of diverse beam search."),
+    option("--diversity", 0.5, "Penalty for words that other groups chose."),
     click.option("--sample", is_flag=True, help="Sample captions instead of searching."),
-    click.option(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="Sampling temperature; lower is more conservative.",
-    ),
-    click.option(
-        "--top-k", type=int, default=0, help="Sample from the K most probable words; 0 for all."
-    ),
-    click.option(
+    option("--temperature", 1.0, "Sampling temperature; lower is more conservative."),
+    option("--top-k", 0, "Sample from the K most probable words; 0 for all."),
+    option(
         "--top-p",
-        type=float,
-        default=1.0,
-        help="Nucleus (top-p) sampling: keep the smallest set of words with this total"
-        " probability.",
+        1.0,
+        "Nucleus (top-p) sampling: keep the smallest set of words with this total probability.",
     ),
-    click.option("--seed", type=int, default=0, help="Random seed of sampling."),
-    click.option("--min-words", type=int, default=0, help="Minimum number of words of a caption."),
-    click.option("--max-words", type=int, default=30, help="Maximum number of words of a caption."),
-    click.option(
-        "--no-repeat-ngram",
-        type=int,
-        default=0,
-        help="N-gram size that may not repeat in a caption; 0 disables this.",
+    option("--seed", 0, "Random seed of sampling."),
+    option("--min-words", 0, "Minimum number of words of a caption."),
+    option("--max-words", 30, "Maximum number of words of a caption."),
+    option(
+        "--no-repeat-ngram", 0, "N-gram size that may not repeat in a caption; 0 disables this."
     ),
     click.option("--allow-unk", is_flag=True, help="Allow <UNK> in captions."),
 )
-
-
-def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command; `make_decoder` takes their values."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def make_decoder(

@@ -15,7 +15,6 @@ import click
 import xpcap
 from xpcap import distributed
 from xpcap.cli._options import refuse_ranks
-from xpcap.cli._signals import SIGNALLED, Signalled, ended_by_signals
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -28,6 +27,7 @@ from xpcap.cli.report import report
 from xpcap.cli.selfcheck import selfcheck
 from xpcap.cli.train import train
 from xpcap.errors import Stopped, XpcapError, printable
+from xpcap.signals import SIGNALLED, Signalled, ended_by_signals
 
 USER_ERROR = 2
 
@@ -92,8 +92,12 @@ def _end(message: str, status: int) -> NoReturn:
 
 @click.group(
     cls=Commands,
+    commands=[
+        train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
+        info,
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-)
+)  # fmt: skip
 @click.version_option(xpcap.__version__, prog_name="xpcap")
 def main() -> None:
     """Train recurrent networks to caption images, on a CPU or an NVIDIA GPU.
@@ -101,11 +105,3 @@ def main() -> None:
     `xpcap train` needs no data: it draws its own images and learns to describe them.
     """
     refuse_ranks("train", "caption", "evaluate", "data")
-
-
-COMMANDS = (
-    train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
-    info,
-)  # fmt: skip
-for command in COMMANDS:
-    main.add_command(command)

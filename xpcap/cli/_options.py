@@ -28,54 +28,72 @@ def _use_threads(context: click.Context, parameter: click.Parameter, value: str)
         raise click.BadParameter(str(error)) from error
 
 
+AnyPath = click.Path(path_type=Path)
+NonNegative, Positive = click.IntRange(min=0), click.IntRange(min=1)
+
+
+def option(name: str, default: Any, help: str, **settings: Any) -> Callable[..., Any]:
+    """Make an option of the type of its default, unless `type` is set."""
+    return click.option(name, default=default, help=help, **settings)
+
+
 def choice(name: str, values: str, help: str) -> Callable[..., Any]:
     """Make an option with choices `first|second|...`, the first of which is the default."""
     choices = values.split("|")
-    return click.option(name, type=click.Choice(choices), default=choices[0], help=help)
+    return option(name, choices[0], help, type=click.Choice(choices))
 
 
-AnyPath = click.Path(path_type=Path)
-NonNegative, Positive = click.IntRange(min=0), click.IntRange(min=1)
+def path(name: str, help: str, **settings: Any) -> Callable[..., Any]:
+    """Make an option that is a path; `name` may end with that of the command's argument."""
+    return click.option(*name.split(), type=AnyPath, help=help, **settings)
+
+
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decorator that adds several options to a command."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
+
 
 runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 split_option = choice("--split", "val|train", "Split to caption.")
-data_option = click.option(
-    "--data", type=AnyPath, help="Data folder, if it has moved since training."
-)
-length_penalty_option = click.option(
+data_option = path("--data", "Data folder, if it has moved since training.")
+length_penalty_option = option(
     "--length-penalty",
+    "none",
+    "Divide beam scores by nothing, by the length, or by GNMT's length penalty.",
     metavar="none|average|gnmt",
-    default="none",
-    help="Divide beam scores by nothing, by the length, or by GNMT's length penalty.",
 )
-device_option = click.option(
-    "--device",
-    metavar="auto|cpu|gpu|gpu:K",
-    default="auto",
-    envvar="XPCAP_DEVICE",
-    help="Device to compute on; auto uses a GPU if one is available. Also XPCAP_DEVICE.",
-)
-threads_option = click.option(
+threads_option = option(
     "--threads",
+    "auto",
+    "Number of threads on the CPU; auto uses the processors that this process may use, at most"
+    " OMP_NUM_THREADS. Also XPCAP_THREADS.",
     metavar="auto|N",
-    default="auto",
     envvar="XPCAP_THREADS",
     expose_value=False,
     callback=_use_threads,
-    help="Number of threads on the CPU; auto uses the processors that this process may use, at"
-    " most OMP_NUM_THREADS. Also XPCAP_THREADS.",
+)
+compute_options = together(
+    option(
+        "--device",
+        "auto",
+        "Device to compute on; auto uses a GPU if one is available. Also XPCAP_DEVICE.",
+        metavar="auto|cpu|gpu|gpu:K",
+        envvar="XPCAP_DEVICE",
+    ),
+    threads_option,
 )
 
 
 def option_name(parameter: str) -> str:
     """Return `--some-option` for `some_option`."""
     return f"--{parameter.replace('_', '-')}"
-
-
-def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--device` and `--threads` to a command."""
-    return device_option(threads_option(command))
 
 
 def print_message(message: str) -> None:

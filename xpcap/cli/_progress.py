@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from xpcap import distributed
@@ -21,7 +21,6 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     figures = TextColumn("{task.completed}/{task.total}")
-    progress = _bars(*([DownloadColumn(), TransferSpeedColumn()] if in_bytes else [figures]))
     tasks: dict[str, Any] = {}
 
     def show(what: str, done: int, total: int) -> None:
@@ -29,7 +28,7 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
             tasks[what] = progress.add_task(what, total=total)
         progress.update(tasks[what], completed=done, total=total)
 
-    with _drawn(progress):
+    with _bars(*([DownloadColumn(), TransferSpeedColumn()] if in_bytes else [figures])) as progress:
         yield show
 
 
@@ -38,23 +37,20 @@ def training() -> Iterator[Callable[[Trainer], None]]:
     """Yield `watch(trainer)`: one bar per epoch with loss and captions/s, and a line after each."""
     from rich.progress import TextColumn
 
-    progress = _bars(TextColumn("{task.fields[figures]}"))
-
-    def watch(trainer: Trainer) -> None:
-        _TrainingBar(progress, trainer)
-
-    with _drawn(progress):
-        yield watch
+    with _bars(TextColumn("{task.fields[figures]}")) as progress:
+        yield _TrainingBar(progress).watch
 
 
 class _TrainingBar:
     """A bar that restarts at each epoch; the loss is fetched at most every `REFRESH_SECONDS`."""
 
-    def __init__(self, progress: Any, trainer: Trainer) -> None:
+    def __init__(self, progress: Any) -> None:
         self.progress = progress
+
+    def watch(self, trainer: Trainer) -> None:
         total = len(trainer.batches)
         done = trainer.step - trainer.epoch * total
-        self.task = progress.add_task(
+        self.task = self.progress.add_task(
             f"epoch {trainer.epoch + 1}", total=total, completed=done, figures=""
         )
         self.started = self.stepped = self.shown = time.perf_counter()
@@ -91,17 +87,14 @@ class _TrainingBar:
         self.started, self.seen = time.perf_counter(), 0
 
 
-def _drawn(progress: Any) -> AbstractContextManager[Any]:
+@contextmanager
+def _bars(*figures: Any) -> Iterator[Any]:
     """Draw bars inside the context; without a terminal, print nothing, not even a final newline."""
-    return nullcontext() if progress.disable else progress
-
-
-def _bars(*figures: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, quiet=distributed.rank() > 0)
-    return Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         *figures,
@@ -110,3 +103,5 @@ def _bars(*figures: Any) -> Any:
         transient=True,
         disable=not console.is_terminal,
     )
+    with nullcontext() if progress.disable else progress:
+        yield progress

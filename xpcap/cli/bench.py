@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._options import NonNegative, Positive, choice
+from xpcap.cli._options import NonNegative, choice
 
 
 @click.command()
@@ -18,15 +18,13 @@ from xpcap.cli._options import NonNegative, Positive, choice
     "train|loss|decode",
     "Time a training step, a loss with its gradients, or greedy decoding.",
 )
-@click.option("--rounds", type=Positive, default=10, help="Number of timing rounds.")
+@common.option("--rounds", 10, "Number of timing rounds.", type=common.Positive)
 @click.option(
     "--load",
     type=NonNegative,
     help="Number of processes to keep busy meanwhile; on the CPU, also time fewer threads.",
 )
-@click.option(
-    "--nice", type=click.IntRange(0, 19), default=0, help="Niceness of the busy processes."
-)
+@common.option("--nice", 0, "Niceness of the busy processes.", type=click.IntRange(0, 19))
 @common.compute_options
 @common.json_option
 def bench(
@@ -44,22 +42,22 @@ def bench(
     Captions are generated with COCO's lengths and word frequencies. The products are a lower bound
     for any program; ratios are relative to xpcap's time.
     """
-    from xpcap import benchmark
+    from xpcap.benchmark.contenders import Ours, Products
+    from xpcap.benchmark.machine import busy_processes, by_threads, processor
+    from xpcap.benchmark.timing import Result, interleave
+    from xpcap.benchmark.workload import CONFIGURATIONS, Workload
 
     backend = common.open_device(device)
-    size = benchmark.CONFIGURATIONS[config]
-    workload = benchmark.Workload(size, cell)
-    programs = {
-        "xpcap": benchmark.Ours(workload, backend),
-        "products": benchmark.Products(workload, backend.xp),
-    }
+    size = CONFIGURATIONS[config]
+    workload = Workload(size, cell)
+    programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
     if load is not None and backend.device is None:
-        calls |= benchmark.by_threads("xpcap", calls["xpcap"])
-    with benchmark.busy_processes(load or 0, nice):
-        figures = benchmark.interleave(calls, rounds, 5, backend.synchronize)
+        calls |= by_threads("xpcap", calls["xpcap"])
+    with busy_processes(load or 0, nice):
+        figures = interleave(calls, rounds, 5, backend.synchronize)
     results = [
-        benchmark.Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
+        Result(config, cell, task, name, size.batch_size, times, figures["xpcap"])
         for name, times in figures.items()
     ]
     if as_json:
@@ -68,6 +66,6 @@ def bench(
     common.print_message(
         f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions per call"
     )
-    common.print_message(benchmark.processor())
+    common.print_message(processor())
     for result in results:
         common.print_result(result.line())

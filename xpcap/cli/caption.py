@@ -14,26 +14,18 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @click.command()
 @common.runs_argument
 @common.split_option
-@click.option("--count", type=common.Positive, default=10, help="Number of images of the split.")
-@click.option(
-    "--image",
-    "images",
-    type=common.AnyPath,
-    multiple=True,
-    help="Image file to caption instead of a split; may be repeated.",
+@common.option("--count", 10, "Number of images of the split.", type=common.Positive)
+@common.path(
+    "--image images", "Image file to caption instead of a split; may be repeated.", multiple=True
 )
-@click.option(
-    "--weights",
-    type=common.AnyPath,
-    help="ONNX file of the feature extractor, if it has moved since training.",
-)
+@common.path("--weights", "ONNX file of the feature extractor, if it has moved since training.")
 @common.data_option
-@click.option(
+@common.option(
     "--n-best",
-    type=common.Positive,
-    default=1,
-    help="Number of captions per image: the best of --beam, or samples of --sample, each with its"
+    1,
+    "Number of captions per image: the best of --beam, or samples of --sample, each with its"
     " log-probability in nats.",
+    type=common.Positive,
 )
 @decoding_options
 @common.compute_options
@@ -55,7 +47,8 @@ def caption(
     Several RUNs form an ensemble: their word probabilities are averaged. Image files need runs
     whose features xpcap computes from pixels. --json adds the log-probability of every word.
     """
-    from xpcap.runs.captions import caption_images, caption_split
+    from xpcap.runs.captions import caption_dataset, caption_images
+    from xpcap.runs.dataset import open_data
 
     if images and data:
         raise click.UsageError("--data goes with the images of a data set, not with --image")
@@ -66,5 +59,5 @@ def caption(
     if images:
         captioned = caption_images(run, images, weights, decoder)
     else:
-        captioned = caption_split(run, split, count, data, decoder)
+        captioned = caption_dataset(run, open_data(run, data), split, count, decoder)
     (common.print_json if as_json else common.print_captions)(captioned)

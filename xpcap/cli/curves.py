@@ -58,24 +58,20 @@ def _read(run: Path) -> Curves:
 def _columns(run: Path, found: Curves) -> dict[str, Any]:
     """Return a history for JSON, with null for missing and non-finite values."""
 
-    def plain(values: numpy.ndarray) -> list[float | None]:
-        return [value if math.isfinite(value) else None for value in values.tolist()]
+    def plain(columns: dict[str, numpy.ndarray]) -> dict[str, list[float | None]]:
+        return {
+            name: [value if math.isfinite(value) else None for value in column.tolist()]
+            for name, column in columns.items()
+        }
 
+    steps = ("step", "epoch", "loss", "lr", "grad_norm")
+    epochs = {"step": found.epoch_step, "epoch": found.epoch_number}
+    epochs |= {f"{split}_loss": values for split, values in found.losses.items()}
+    epochs |= {f"{split}_perplexity": values for split, values in found.perplexities.items()}
     return {
         "run": str(run),
-        "steps": {
-            "step": found.step.tolist(),
-            "epoch": found.epoch.tolist(),
-            "loss": plain(found.loss),
-            "lr": plain(found.lr),
-            "grad_norm": plain(found.grad_norm),
-        },
-        "epochs": {
-            "step": found.epoch_step.tolist(),
-            "epoch": found.epoch_number.tolist(),
-            **{f"{split}_loss": plain(values) for split, values in found.losses.items()},
-            **{f"{split}_perplexity": plain(v) for split, v in found.perplexities.items()},
-        },
+        "steps": plain({name: getattr(found, name) for name in steps}),
+        "epochs": plain(epochs),
         "best_epoch": None if found.best is None else int(found.epoch_number[found.best]),
     }
 
@@ -86,7 +82,7 @@ def _losses(run: Path, found: Curves) -> list[Series]:
     from xpcap.errors import DataError
 
     series = []
-    size, step, loss = smoothed(found, POINTS)
+    size, step, loss = found.smoothed("loss", POINTS)
     if len(step):
         means = f", means of {size} steps" if size > 1 else ""
         label = f"training loss{means}: {loss[0]:.4g} to {loss[-1]:.4g}"
@@ -117,28 +113,6 @@ def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]
     if not series:
         raise DataError("none of the runs has an epoch yet")
     return series
-
-
-def smoothed(found: Curves, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
-    """Average the finite training losses over groups of steps.
-
-    Returns
-    -------
-    size, step, loss
-        The group size (the last group may be smaller), and the mean step and loss of each of at
-        most `points` groups.
-    """
-    import numpy
-
-    known = numpy.isfinite(found.loss)
-    size = max(1, math.ceil(known.sum() / points))
-    starts = numpy.arange(0, known.sum(), size)
-    counts = numpy.diff(starts, append=known.sum())
-    step, loss = (
-        numpy.add.reduceat(values[known], starts) / counts if len(starts) else values[known]
-        for values in (found.step, found.loss)
-    )
-    return size, step, loss
 
 
 def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:

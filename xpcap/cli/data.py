@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._options import AnyPath, NonNegative, Positive, print_message, print_result
+from xpcap.cli._options import NonNegative, Positive, option, path, print_message, print_result
 from xpcap.cli._progress import stages
 
 if TYPE_CHECKING:
     from xpcap.data.encoding import BuildReport
+
+_out_option = path("--out", "Data folder to create.", required=True)
+_vocabulary_option = path("--vocab vocabulary", "Vocabulary file, such as coco2014_vocab.json.")
 
 
 @click.group()
@@ -23,10 +26,10 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--out", type=AnyPath, required=True, help="Data folder to create.")
-@click.option("--seed", type=NonNegative, default=0, help="Random seed of the images and captions.")
-@click.option("--train", type=click.IntRange(min=2), default=2000, help="Training images.")
-@click.option("--val", type=Positive, default=500, help="Validation images.")
+@_out_option
+@option("--seed", 0, "Random seed of the images and captions.", type=NonNegative)
+@option("--train", 2000, "Training images.", type=click.IntRange(min=2))
+@option("--val", 500, "Validation images.", type=Positive)
 def scenes(out: Path, **options: int) -> None:
     """Draw the built-in data set: images of coloured shapes, with captions and features."""
     from xpcap.data.scenes import make_scenes
@@ -38,14 +41,12 @@ def scenes(out: Path, **options: int) -> None:
 
 
 @data.command("coco-json")
-@click.option("--captions", type=AnyPath, required=True, help="COCO's captions_*.json.")
-@click.option("--instances", type=AnyPath, required=True, help="COCO's instances_*.json.")
-@click.option("--out", type=AnyPath, required=True, help="Data folder to create.")
-@click.option(
-    "--vocab", "vocabulary", type=AnyPath, help="Vocabulary file, such as coco2014_vocab.json."
-)
-@click.option("--min-count", type=int, default=5, help="Minimum count of a word, without --vocab.")
-@click.option("--max-words", type=int, default=15, help="Maximum words of a training caption.")
+@path("--captions", "COCO's captions_*.json.", required=True)
+@path("--instances", "COCO's instances_*.json.", required=True)
+@_out_option
+@_vocabulary_option
+@option("--min-count", 5, "Minimum count of a word, without --vocab.")
+@option("--max-words", 15, "Maximum words of a training caption.")
 @common.json_option
 def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Build a data folder from COCO's annotation files.
@@ -63,8 +64,8 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
 
 
 @data.command()
-@click.argument("captions", type=AnyPath)
-@click.option("--out", type=AnyPath, required=True, help="Data folder to create.")
+@click.argument("captions", type=common.AnyPath)
+@_out_option
 @click.option(
     "--extractor",
     metavar="NAME",
@@ -72,36 +73,24 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     " resnet101-pool, clip-vit or onnx.",
     show_default="no features",
 )
-@click.option("--weights", type=AnyPath, help="ONNX file of the extractor's network.")
+@path("--weights", "ONNX file of the extractor's network.")
 @click.option("--output", metavar="NAME", help="Network output to use, if it has several.")
-@click.option(
+@path(
     "--preprocessing",
-    type=AnyPath,
-    help="JSON file that overrides the extractor's size, shorter_side, interpolation, channels,"
-    " scale, mean or std.",
+    "JSON file that overrides the extractor's size, shorter_side, interpolation, channels, scale,"
+    " mean or std.",
 )
-@click.option(
-    "--images",
-    "images",
-    type=AnyPath,
-    help="Folder that image paths are relative to.",
-    show_default="the folder of CAPTIONS",
-)
-@click.option(
-    "--vocab", "vocabulary", type=AnyPath, help="Vocabulary file, such as coco2014_vocab.json."
-)
+@path("--images", "Folder that image paths are relative to.", show_default="the folder of CAPTIONS")
+@_vocabulary_option
 @click.option(
     "--min-count",
     type=int,
     help="Minimum count of a word, without --vocab.",
     show_default="5 for 5,000 or more training captions, else 1",
 )
-@click.option("--max-words", type=int, default=20, help="Maximum words of a training caption.")
-@click.option(
-    "--validation",
-    default="val",
-    metavar="val|test",
-    help="Split to validate on, if CAPTIONS names splits.",
+@option("--max-words", 20, "Maximum words of a training caption.")
+@option(
+    "--validation", "val", "Split to validate on, if CAPTIONS names splits.", metavar="val|test"
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be opened.")
 @click.option(
@@ -130,20 +119,19 @@ def prepare(
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.files import read_json
 
+    chosen = None
     if extractor is not None:
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
     elif weights or output or preprocessing:
         raise click.UsageError("--weights, --output and --preprocessing need --extractor")
-    else:
-        chosen = None
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
             captions, out, extractor=chosen, progress=progress, ranks=ranks, **options
         )
     if as_json:
-        broken = [{"image": str(path), "reason": reason} for path, reason in report.broken]
+        broken = [{"image": str(image), "reason": reason} for image, reason in report.broken]
         common.print_json({"folder": str(out), **asdict(report), "broken": broken})
         return
     for _, reason in report.broken:
@@ -168,8 +156,8 @@ def _print_report(report: BuildReport, max_words: int) -> None:
 
 
 @data.command()
-@click.argument("folder", type=AnyPath)
-@click.option("--dim", type=Positive, default=512, help="Number of components.")
+@click.argument("folder", type=common.AnyPath)
+@option("--dim", 512, "Number of components.", type=Positive)
 @click.option("--whiten", is_flag=True, help="Scale every component to variance 1.")
 @click.option("--replace", is_flag=True, help="Replace existing pca features.")
 @common.compute_options
@@ -180,7 +168,7 @@ def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
     The features may be larger than memory. Runs trained on the folder use the reduced features, and
     store the transform for new images.
     """
-    from xpcap.data.reduction import reduce_folder
+    from xpcap.data.pca import reduce_folder
 
     backend = common.open_device(device)
     with stages() as progress:
@@ -190,19 +178,14 @@ def pca(folder: Path, device: str, as_json: bool, **options: Any) -> None:
         return
     print_message(
         f"{report.images} images: {report.width} to {report.dim} features,"
-        f" {report.explained:.1%} of the variance"
-    )
-    print_message(
-        f"{report.seconds:.1f} s, of which {report.product_seconds:.1f} s for matrix products"
+        f" {report.explained:.1%} of the variance, in {report.seconds:.1f} s"
     )
     print_result(folder)
 
 
 @data.command()
 @click.argument("name", type=click.Choice(["coco"]))
-@click.option(
-    "--out", type=AnyPath, default="datasets/coco_captioning", help="Data folder to create."
-)
+@path("--out", "Data folder to create.", default="datasets/coco_captioning")
 @click.option(
     "--url", help="Address of the archive, such as a mirror's.", show_default="the course's site"
 )
@@ -219,7 +202,7 @@ def download(name: str, out: Path, url: str | None) -> None:
 
 
 @data.command()
-@click.argument("folder", type=AnyPath)
+@click.argument("folder", type=common.AnyPath)
 @common.json_option
 def info(folder: Path, as_json: bool) -> None:
     """Show the contents of the data folder FOLDER, and its problems.

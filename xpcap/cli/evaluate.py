@@ -23,12 +23,8 @@ from xpcap.cli._decoding import decoding_options, make_decoder, used
 )
 @decoding_options
 @common.data_option
-@click.option(
-    "--images", type=common.AnyPath, help="Write each image's values to this file, as JSON lines."
-)
-@click.option(
-    "--results", type=common.AnyPath, help="Write the captions to this file, in COCO's format."
-)
+@common.path("--images", "Write each image's values to this file, as JSON lines.")
+@common.path("--results", "Write the captions to this file, in COCO's format.")
 @common.compute_options
 @common.json_option
 def evaluate(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, choice, print_message, print_result
+from xpcap.cli._options import AnyPath, choice, path, print_message, print_result
 
 
 @click.command()
@@ -18,12 +18,7 @@ from xpcap.cli._options import AnyPath, choice, print_message, print_result
     help="Target: PyTorch (a state dict in safetensors), the course's notebooks (a dict of"
     " arrays), or ONNX runtimes (a graph that captions).",
 )
-@click.option(
-    "--out",
-    type=AnyPath,
-    help="File to write.",
-    show_default="RUN/captioner.{safetensors,npz,onnx}",
-)
+@path("--out", "File to write.", show_default="RUN/captioner.{safetensors,npz,onnx}")
 def export(run: Path, to: str, out: Path | None) -> None:
     """Write the weights of a RUN for use elsewhere.
 
@@ -33,18 +28,17 @@ def export(run: Path, to: str, out: Path | None) -> None:
     from xpcap.runs import open_run
 
     opened = open_run(run, "cpu")
-    path = out or opened.folder / f"captioner{FORMATS[to]}"
-    export_run(opened, to, path)
-    print_result(path)
+    file = out or opened.folder / f"captioner{FORMATS[to]}"
+    export_run(opened, to, file)
+    print_result(file)
 
 
 @click.command("import")
 @click.argument("file", type=AnyPath)
-@click.option("--out", type=AnyPath, required=True, help="Run folder to create.")
-@click.option(
+@path("--out", "Run folder to create.", required=True)
+@path(
     "--data",
-    type=AnyPath,
-    help="Data folder that the weights were trained on; not needed for files of `xpcap export --to"
+    "Data folder that the weights were trained on; not needed for files of `xpcap export --to"
     " torch`.",
 )
 @choice(
@@ -52,11 +46,7 @@ def export(run: Path, to: str, out: Path | None) -> None:
     "auto|pca|fc7",
     "Features of --data; auto uses pca if their number matches the weights.",
 )
-@click.option(
-    "--vocab",
-    type=AnyPath,
-    help="Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.",
-)
+@path("--vocab", "Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.")
 def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path | None) -> None:
     """Make a run from the weights in FILE, to caption with.
 

@@ -21,8 +21,8 @@ def inspect(path: Path, as_json: bool) -> None:
     Prints what wrote it, the training progress, the model, data and options, the vocabulary size,
     and the dtype and shape of every array. Incomplete checkpoints are refused.
     """
-    from xpcap.runs import checkpoint_of
     from xpcap.runs.checkpoint import read_checkpoint
+    from xpcap.runs.folder import checkpoint_of
 
     file = checkpoint_of(path)
     found = _contents(file, read_checkpoint(file))

@@ -13,18 +13,13 @@ from xpcap.cli import _options as common
 @click.argument("run", type=common.AnyPath)
 @click.argument("run2", type=common.AnyPath, required=False)
 @common.split_option
-@click.option("--beam", type=common.Positive, default=3, help="Beam width.")
+@common.option("--beam", 3, "Beam width.", type=common.Positive)
 @common.length_penalty_option
-@click.option(
-    "--count",
-    type=common.Positive,
-    default=300,
-    help="Number of images listed; metrics are of all images.",
+@common.option(
+    "--count", 300, "Number of images listed; metrics are of all images.", type=common.Positive
 )
 @common.data_option
-@click.option(
-    "--out", type=common.AnyPath, help="HTML file to write.", show_default="RUN/report.html"
-)
+@common.path("--out", "HTML file to write.", show_default="RUN/report.html")
 @common.compute_options
 def report(
     run: Path,

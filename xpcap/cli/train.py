@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from xpcap import distributed
 from xpcap.cli import _options as common
-from xpcap.cli._options import AnyPath, NonNegative, Positive, choice, print_message
+from xpcap.cli._options import NonNegative, Positive, choice, option, path, print_message
 from xpcap.cli._progress import stages, training
 from xpcap.cli._run_options import CHANGEABLE, changed, saved_every, to_options
 from xpcap.errors import DivergedError, Stopped
@@ -28,40 +28,33 @@ SHOWN = 8
 
 
 @click.command()
-@click.option(
+@option(
     "--data",
-    default="scenes",
+    "scenes",
+    "Data folder, or scenes for the built-in set (./scenes for a folder of that name).",
     metavar="scenes|DIR",
-    help="Data folder, or scenes for the built-in set (./scenes for a folder of that name).",
 )
 @choice(
     "--features", "auto|pca|fc7", "Image features to use; auto uses pca if the data folder has it."
 )
 @click.option("--lazy", is_flag=True, help="Read features from disk as needed.")
 @choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
-@click.option("--cell", default="lstm", metavar="rnn|lstm|gru", help="Recurrent cell.")
-@click.option("--hidden", type=Positive, default=512, help="Hidden state size.")
-@click.option("--wordvec", type=Positive, default=256, help="Word vector size.")
-@click.option("--dropout", type=float, default=0.0, help="Dropout rate, in [0, 1).")
+@option("--cell", "lstm", "Recurrent cell.", metavar="rnn|lstm|gru")
+@option("--hidden", 512, "Hidden state size.", type=Positive)
+@option("--wordvec", 256, "Word vector size.", type=Positive)
+@option("--dropout", 0.0, "Dropout rate, in [0, 1).")
 @click.option(
     "--batch-size",
     type=int,
     help="Captions per step.",
     show_default="128, or all captions if there are fewer",
 )
-@click.option("--epochs", type=int, default=6, help="Number of passes over the training captions.")
-@click.option(
-    "--rule", default="adam", metavar="sgd|sgd_momentum|rmsprop|adam|adamw", help="Update rule."
-)
-@click.option("--lr", type=float, default=1e-3, help="Initial learning rate.")
-@click.option("--lr-decay", type=float, default=1.0, help="Learning-rate decay factor per epoch.")
+@option("--epochs", 6, "Number of passes over the training captions.")
+@option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
+@option("--lr", 1e-3, "Initial learning rate.")
+@option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
-@click.option(
-    "--clip",
-    type=float,
-    default=5.0,
-    help="Maximum norm of all gradients together; 0 disables clipping.",
-)
+@option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
 @click.option("--patience", type=int, help="Stop after N epochs without a better validation loss.")
 @click.option("--max-train", type=int, help="Train on a random subset of N captions.")
 @choice("--dtype", "float32|float64", "Floating-point type of the parameters.")
@@ -70,26 +63,17 @@ SHOWN = 8
     "float32|tf32|bf16",
     "Rounding of the factors of matrix products; tf32 and bf16 need a GPU.",
 )
-@click.option(
-    "--seed",
-    type=NonNegative,
-    default=0,
-    help="Random seed of parameters, order, dropout and subsets.",
-)
-@click.option(
-    "--out", type=AnyPath, show_default="runs/DATA-CELL-NUMBER", help="Run folder to create."
-)
-@click.option(
+@option("--seed", 0, "Random seed of parameters, order, dropout and subsets.", type=NonNegative)
+@path("--out", "Run folder to create.", show_default="runs/DATA-CELL-NUMBER")
+@path(
     "--tensorboard",
-    type=AnyPath,
+    "Also write TensorBoard events, to a folder of DIR named like the run.",
     metavar="DIR",
-    help="Also write TensorBoard events, to a folder of DIR named like the run.",
 )
-@click.option(
+@path(
     "--resume",
-    type=AnyPath,
+    f"Continue a stopped run with its own options; these may be changed: {CHANGEABLE}.",
     metavar="RUN",
-    help=f"Continue a stopped run with its own options; these may be changed: {CHANGEABLE}.",
 )
 @click.option(
     "--save-every",
@@ -97,14 +81,14 @@ SHOWN = 8
     callback=lambda context, parameter, value: saved_every(value),
     help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
-@click.option("--keep", type=NonNegative, default=0, help="Number of earlier checkpoints to keep.")
+@option("--keep", 0, "Number of earlier checkpoints to keep.", type=NonNegative)
 @choice(
     "--on-nan",
     "stop|skip|rollback",
     "What to do if a loss or gradient is not finite or a loss explodes: stop, skip the"
     " minibatch, or roll back and halve the learning rate.",
 )
-@click.option("--on-nan-limit", type=NonNegative, default=3, help="Maximum number of recoveries.")
+@option("--on-nan-limit", 3, "Maximum number of recoveries.", type=NonNegative)
 @common.compute_options
 @common.json_option
 def train(
@@ -147,7 +131,13 @@ def train(
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
     with training() as show_progress, _hints(out):
-        watch = show_progress if resume is None else _announcing(resume, show_progress)
+
+        def watch(trainer: Trainer) -> None:
+            if resume is not None:
+                total = trainer.schedule.epochs * len(trainer.batches)
+                print_message(f"run: {resume}, from step {trainer.step} of {total}")
+            show_progress(trainer)
+
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
         trainer, dataset = start(context)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
@@ -192,8 +182,7 @@ def _given(name: str) -> bool:
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
     """Return the data folder; on each machine the built-in one is created if it does not exist."""
-    from xpcap.data.locations import scenes_folder
-    from xpcap.data.scenes import make_scenes
+    from xpcap.data.scenes import make_scenes, scenes_folder
 
     if data != "scenes":
         return Path(data)
@@ -207,17 +196,6 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
 
     distributed.in_turn(ranks, make)
     return folder
-
-
-def _announcing(run: Path, watch: Callable[[Trainer], None]) -> Callable[[Trainer], None]:
-    """Return a `watch` that first prints where a resumed run continues."""
-
-    def begin(trainer: Trainer) -> None:
-        total = trainer.schedule.epochs * len(trainer.batches)
-        print_message(f"run: {run}, from step {trainer.step} of {total}")
-        watch(trainer)
-
-    return begin
 
 
 def _next_run(parent: Path, name: str) -> Path:

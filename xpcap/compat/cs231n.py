@@ -111,20 +111,10 @@ def grad_check_sparse(
     num_checks: int = 10,
     h: float = 1e-5,
 ) -> None:
-    """Print the numerical and the analytic gradient at a few random places.
+    """Print the numerical and the analytic gradient of a number `f(x)` at a few random places.
 
-    Parameters
-    ----------
-    f
-        Takes `x` and returns a number.
-    x
-        Where to differentiate; its elements are changed in place by `h` and restored.
-    analytic_grad
-        The gradient to check, of `x`'s shape.
-    num_checks
-        Number of places, drawn by NumPy's global generator.
-    h
-        Step of the central differences.
+    The places are drawn by NumPy's global generator. There, elements of `x` are changed in place
+    by `h`, the step of the central differences, and restored.
     """
     for _ in range(num_checks):
         place = tuple(int(numpy.random.randint(size)) for size in x.shape)
@@ -149,23 +139,11 @@ class Blob(Protocol):
 def eval_numerical_gradient_blobs(
     f: Callable[..., Any], inputs: Sequence[Blob], output: Blob, h: float = 1e-5
 ) -> list[Array]:
-    """Return the numerical gradients of a function that writes into a blob.
+    """Return the numerical gradients of a function that writes into a blob, one for each input.
 
-    Parameters
-    ----------
-    f
-        Called as `f(*inputs, output)`; reads the inputs' `vals` and writes `output.vals`.
-    inputs
-        Where to differentiate; elements of their `vals` are changed in place by `h` and restored.
-    output
-        Its `diffs` hold the gradient of some loss with respect to its `vals`.
-    h
-        Step of the central differences.
-
-    Returns
-    -------
-    list of array
-        A gradient for each input, of the shape of its `vals`.
+    `f(*inputs, output)` reads the inputs' `vals` and writes `output.vals`; `output.diffs` hold the
+    gradient of some loss with respect to these. Elements of the inputs' `vals` are changed in place
+    by `h`, the step of the central differences, and restored.
     """
 
     def written(_: Array) -> Array:
@@ -206,19 +184,9 @@ def preprocess_image(img: Array) -> Array:
 
 
 def deprocess_image(img: Array, rescale: bool = False) -> Array:
-    """Undo `preprocess_image` for display.
+    """Undo `preprocess_image` for display: `(..., 3)` floating to uint8, clipped.
 
-    Parameters
-    ----------
-    img
-        `(..., 3)` floating.
-    rescale
-        Stretch the image so that its minimum becomes 0 and its maximum 255; otherwise clip.
-
-    Returns
-    -------
-    array
-        `(..., 3)` uint8.
+    With `rescale` the image is stretched, so that its minimum becomes 0 and its maximum 255.
     """
     xp = namespace(img)
     mean = xp.asarray(SQUEEZENET_MEAN, dtype=img.dtype)

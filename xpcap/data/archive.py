@@ -8,8 +8,8 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from xpcap.data.progress import Progress
 from xpcap.errors import DataError
@@ -22,8 +22,7 @@ _PLAIN = (0, stat.S_IFREG)  # 0 in archives written on Windows
 _ENCRYPTED = 0x1  # of the flags of a zip member
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(NamedTuple):
     """Expected size in bytes and hexadecimal SHA-256 of a file."""
 
     size: int
@@ -50,15 +49,9 @@ def unpack(
 ) -> None:
     """Extract the files of the manifest, and no others, from an archive into a folder.
 
-    They are in the folder `inside` of the archive, or at its top level.
-
-    Raises
-    ------
-    DataError
-        If the archive is damaged, or a file is missing, duplicate, encrypted, not a regular file,
-        or not the expected one; the folder may then contain some of the files.
-    OSError
-        If a file cannot be written.
+    They are in the folder `inside` of the archive, or at its top level. If it is damaged, or a file
+    is missing, duplicate, encrypted, not a regular file, or not the expected one, a `DataError` is
+    raised, and an `OSError` if one cannot be written; the folder may then contain some of them.
     """
     with _opened(archive) as opened:
         members = []
@@ -86,13 +79,7 @@ def unpack(
 
 
 def read_member(archive: Path, name: str, most: int) -> bytes:
-    """Read one file of at most `most` bytes from an archive.
-
-    Raises
-    ------
-    DataError
-        If the archive is missing or damaged, or the file is, or is larger, as by `unpack`.
-    """
+    """Read one file of at most `most` bytes from an archive; raises as `unpack` does."""
     check_plain(archive)
     with explained(archive, "read"):
         try:

@@ -18,16 +18,10 @@ def load_coco_data(
     max_train: int | None = None,
     pca_features: bool = True,
 ) -> dict[str, Any]:
-    """Read a data folder into a dictionary, on the default backend.
+    """Read a data folder, by default `datasets/coco_captioning`, into a dictionary.
 
-    Parameters
-    ----------
-    base_dir
-        The folder; None is `datasets/coco_captioning`.
-    max_train
-        Keep only this number of training captions, drawn with NumPy's global generator.
-    pca_features
-        Read the features reduced by PCA; else those of fc7.
+    `pca_features` are those reduced by PCA, else fc7's. Of the training captions only `max_train`
+    are kept, drawn with NumPy's global generator.
 
     Returns
     -------
@@ -35,11 +29,6 @@ def load_coco_data(
         `train_captions (M, T)` and `train_image_idxs (M,)` int32, `train_features (images, D)`
         float32, `train_urls (images,)` text; the same for `val`; `idx_to_word`, a list, and
         `word_to_idx`, a dict. All but text and words are on the default backend.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, damaged or has other contents.
     """
     dataset = open_dataset(
         Path(base_dir) if base_dir is not None else DEFAULT_FOLDER,

@@ -9,15 +9,15 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap.data.captions_file import NUMBER, add_captions, records_of, value_of
-from xpcap.data.encoding import BuildReport, check_limits, encode
-from xpcap.data.folder import SplitContents, write_contents
+from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode
+from xpcap.data.folder import write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
 from xpcap.files import check_swelling, new_folder, read_json
@@ -28,18 +28,14 @@ LARGEST_EXTENT = 1e12  # pixels, or square pixels
 
 
 @dataclass
-class AnnotatedImage:
+class AnnotatedImage(CaptionedImage):
     """One image of the annotation files.
 
-    `size` is its width and height in pixels; a box is its category, area, centre x and centre y,
-    the last three as shares of the image.
+    A box is its category, area, centre x and centre y, the last three as shares of the image.
     """
 
-    id: int
-    url: str
-    captions: list[str] = field(default_factory=list)
     boxes: list[tuple[int, float, float, float]] = field(default_factory=list)
-    size: tuple[float, float] = (1, 1)
+    size: tuple[float, float] = (1, 1)  # width and height in pixels
 
 
 def build_from_coco(
@@ -53,28 +49,8 @@ def build_from_coco(
 ) -> BuildReport:
     """Build a data folder from a captions file and an instances file of the same images.
 
-    Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. Captions of
-    more than `max_words` words are not encoded; `references.json` keeps all of them.
-
-    Parameters
-    ----------
-    captions, instances
-        COCO's annotation files: `images` and `annotations`; `categories` and `annotations`.
-    out
-        The new folder.
-    vocabulary
-        A `coco2014_vocab.json` to use; None builds one from the training captions.
-    min_count
-        Number of times a word must occur in training captions to be in that vocabulary.
-    max_words
-        The longest caption encoded.
-
-    Raises
-    ------
-    DataError
-        If a file or a record of it cannot be used; nothing is left behind.
-    ConfigurationError
-        If `min_count` or `max_words` is less than 1.
+    Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. The other
+    options are those of `xpcap.data.prepare.prepare`, which raises the same errors.
     """
     check_limits(min_count, max_words)
     images = _read_images(captions)
@@ -88,20 +64,13 @@ def build_from_coco(
     for k, id_ in enumerate(sorted(images)):
         held_out = k % VALIDATION_EVERY == VALIDATION_EVERY - 1
         parts["val" if held_out else "train"].append(images[id_])
-    references = {name: [image.captions for image in part] for name, part in parts.items()}
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
-    encoded = encode(captions, references, tokenize, words, min_count, max_words)
+    encoded = encode(captions, parts, tokenize, words, min_count, max_words)
     contents = {}
     for name, part in parts.items():
         features = numpy.array([box_features(image, list(categories)) for image in part])
-        contents[name] = SplitContents(
-            encoded.captions[name],
-            encoded.image_idxs[name],
-            features={"fc7": features.astype(numpy.float32)},
-            urls=[image.url for image in part],
-            ids=[image.id for image in part],
-            references=references[name],
-        )
+        by_kind = {"fc7": features.astype(numpy.float32)}
+        contents[name] = replace(encoded.splits[name], features=by_kind)
     description = {
         "name": "coco-json",
         "features": "people's object annotations, not pixels: for each category "
@@ -116,16 +85,9 @@ def build_from_coco(
     return encoded.report
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, as COCO's annotation files are")
-    return content
-
-
 def _read_images(path: Path) -> dict[int, AnnotatedImage]:
     """Read a captions file: images by id."""
-    content = _read_object(path)
+    content = read_json(path)
     images: dict[int, AnnotatedImage] = {}
     for where, record in records_of(path, content, "images"):
         id_ = value_of(where, record, "id", int)
@@ -141,7 +103,7 @@ def _read_images(path: Path) -> dict[int, AnnotatedImage]:
 
 def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, str]:
     """Add the boxes of an instances file to known images, and return the categories by id."""
-    content = _read_object(path)
+    content = read_json(path)
     categories: dict[int, str] = {
         value_of(where, record, "id", int): value_of(where, record, "name", str)
         for where, record in records_of(path, content, "categories")
@@ -170,9 +132,7 @@ def _is_extent(number: Any) -> bool:
 def box_features(image: AnnotatedImage, categories: Sequence[int]) -> numpy.ndarray:
     """Return the features of an image's boxes, `(5 len(categories),)` float64.
 
-    For each category id: log(1 + count), square root of the largest box's and of the total area,
-    centre x and y of the largest box; zeros if it has none. Areas and centres are shares of the
-    image.
+    They are `NUMBERS` for each category id, the centre of its largest box; zeros if it has none.
     """
     features = numpy.zeros((len(categories), len(NUMBERS)))
     by_category = collections.defaultdict(list)

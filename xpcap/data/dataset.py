@@ -21,15 +21,11 @@ from xpcap.files import SMALL, explained, read_bytes, read_json
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation split, on the host.
+    """The training or the validation split, on the host."""
 
-    `captions (M, T)` int32 are word indices, and `image_idxs (M,)` int32 their images: rows of
-    `features (images, D)` and `urls`.
-    """
-
-    captions: numpy.ndarray
-    image_idxs: numpy.ndarray
-    features: Features
+    captions: numpy.ndarray  # (M, T) int32, word indices
+    image_idxs: numpy.ndarray  # (M,) int32, rows of features and urls
+    features: Features  # (images, D)
     urls: Sequence[str]
 
     def __len__(self) -> int:
@@ -38,16 +34,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open data folder with the splits `"train"` and `"val"`.
-
-    `description` is `dataset.json`: `name`, `features` in words, `extractor` if there is one.
-    """
+    """An open data folder with the splits `"train"` and `"val"`."""
 
     folder: Path
     vocabulary: Vocabulary
     splits: Mapping[str, Split]
     kind: str  # of the features: "pca" or "fc7"
-    description: Mapping[str, Any]
+    description: Mapping[str, Any]  # dataset.json: name, features in words, extractor if any
 
     @property
     def feature_dim(self) -> int:
@@ -58,11 +51,6 @@ class Dataset:
         """Return the captions of each image of a split, as text.
 
         They come from `references.json` if there is one, else they are decoded.
-
-        Raises
-        ------
-        DataError
-            If `references.json` has other contents.
         """
         split = self.splits[name]
         images = split.features.shape[0]
@@ -123,32 +111,13 @@ def open_dataset(
     max_train: int | None = None,
     rng: numpy.random.Generator | None = None,
 ) -> Dataset:
-    """Open a data folder: the original CS231n one, or one made by xpcap.
+    """Open a data folder (`xpcap.data.folder`): the original CS231n one, or one made by xpcap.
 
-    Parameters
-    ----------
-    folder
-        With the files listed in `xpcap.data.folder`.
-    features
-        `"pca"`, `"fc7"`, or `"auto"`: pca if there are any, else fc7.
-    lazy
-        Leave the features in their files and read rows when they are indexed.
-    dtype
-        Dtype of the features in memory: `"float32"` or `"float16"`.
-    max_train
-        Keep only this number of training captions, drawn without replacement.
-    rng
-        Generator of that draw.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, damaged or has other contents.
+    Features are `"pca"`, `"fc7"`, or by `"auto"` pca if there are any, else fc7; if `lazy`, they
+    stay in their files. Of the training captions `rng` draws `max_train` without replacement. A
+    `DataError` is raised if a file is missing, damaged or has other contents.
     """
-    with explained(folder, "read"):
-        exists = folder.is_dir()
-    if not exists:
-        raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
+    check_folder(folder)
     kind = _choose_features(folder, features)
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
     splits = {}
@@ -162,10 +131,18 @@ def open_dataset(
             check_images(folder, name, image_idxs, path, values.shape[0])
             urls = read_urls(folder / layout.urls_file(name), values.shape[0])
             splits[name] = Split(captions, image_idxs.astype(numpy.int32), values, urls)
-    check_widths(folder, {name: split.features for name, split in splits.items()})
+    check_widths(folder, kind, {name: split.features.shape for name, split in splits.items()})
     if max_train is not None:
         splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
     return Dataset(folder, vocabulary, splits, kind, read_description(folder))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a `DataError` unless there is such a folder."""
+    with explained(folder, "read"):
+        exists = folder.is_dir()
+    if not exists:
+        raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -250,11 +227,13 @@ def check_images(
         )
 
 
-def check_widths(folder: Path, features: Mapping[str, Features]) -> None:
-    """Check that all splits have the same number of features per image."""
-    widths = {split: rows.shape[1] for split, rows in features.items()}
+def check_widths(folder: Path, kind: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that the features of all splits have the same number per image."""
+    widths = {split: shape[1] for split, shape in shapes.items()}
     if len(set(widths.values())) > 1:
-        raise DataError(f"{folder}: features per image are {widths}; expected the same number")
+        raise DataError(
+            f"{folder}: {kind} features per image are {widths}; expected the same number"
+        )
 
 
 def read_urls(path: Path, images: int) -> list[str]:

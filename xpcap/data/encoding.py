@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 
+from xpcap.data.folder import SplitContents
 from xpcap.data.vocabulary import SPECIAL, UNK, Vocabulary
 from xpcap.errors import ConfigurationError, DataError
 
 LONGEST = 1000
+
+
+@dataclass
+class CaptionedImage:
+    """An image of a data set, and its captions as written."""
+
+    id: int  # in the source of the images
+    url: str
+    captions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -28,15 +38,10 @@ class BuildReport:
 
 
 class Encoded(NamedTuple):
-    """The captions of all splits, encoded with one vocabulary.
-
-    `captions (M, max_words + 2)` are word indices and `image_idxs (M,)` the image of each caption,
-    both int32, by split.
-    """
+    """The splits of a data set without features, encoded with one vocabulary."""
 
     vocabulary: Vocabulary
-    captions: dict[str, numpy.ndarray]
-    image_idxs: dict[str, numpy.ndarray]
+    splits: dict[str, SplitContents]
     report: BuildReport
 
 
@@ -50,59 +55,51 @@ def check_limits(min_count: int, max_words: int) -> None:
 
 def encode(
     source: Path,
-    references: Mapping[str, Sequence[Sequence[str]]],
+    parts: Mapping[str, Sequence[CaptionedImage]],
     tokenize: Callable[[str], list[str]],
     vocabulary: Vocabulary | None,
     min_count: int,
     max_words: int,
 ) -> Encoded:
-    """Encode the captions of one to `max_words` words, and leave out the others.
+    """Encode the captions of one to `max_words` words of each split's images.
 
-    Parameters
-    ----------
-    source
-        Where the captions come from, for messages.
-    references
-        Captions of each image, by split.
-    tokenize
-        Splits a caption into words.
-    vocabulary
-        None builds one of the words that occur `min_count` times in the training captions.
-
-    Raises
-    ------
-    DataError
-        If a split has no caption left.
+    Without a `vocabulary`, one is built of the words that occur `min_count` times in the training
+    captions. A `DataError` that names `source` is raised if a split has no caption left.
     """
     tokens = {
-        split: [[tokenize(caption) for caption in captions] for captions in images]
-        for split, images in references.items()
+        split: [[tokenize(caption) for caption in image.captions] for image in images]
+        for split, images in parts.items()
     }
     if vocabulary is None:
         train = (words for image in tokens["train"] for words in image)
         vocabulary = Vocabulary.build(train, min_count)
-    encoded, owners = {}, {}
-    for split, images in tokens.items():
+    splits = {}
+    for split, images in parts.items():
         kept = [
             (k, words)
-            for k, image in enumerate(images)
-            for words in image
+            for k, captions in enumerate(tokens[split])
+            for words in captions
             if 0 < len(words) <= max_words
         ]
         if not kept:
             raise DataError(f"{source}: no caption for '{split}'; expected at least one")
-        owners[split] = numpy.array([k for k, _ in kept], numpy.int32)
-        encoded[split] = numpy.stack([vocabulary.encode(words, max_words + 2) for _, words in kept])
+        splits[split] = SplitContents(
+            captions=numpy.stack([vocabulary.encode(words, max_words + 2) for _, words in kept]),
+            image_idxs=numpy.array([k for k, _ in kept], numpy.int32),
+            urls=[image.url for image in images],
+            ids=[image.id for image in images],
+            references=[image.captions for image in images],
+        )
     lengths = [len(words) for images in tokens.values() for image in images for words in image]
-    indices = numpy.concatenate([captions.reshape(-1) for captions in encoded.values()])
+    indices = numpy.concatenate([contents.captions.reshape(-1) for contents in splits.values()])
     unknown = indices == vocabulary.word_to_idx[UNK]
     known = indices >= len(SPECIAL)
     report = BuildReport(
-        images={split: len(images) for split, images in tokens.items()},
-        captions={split: len(captions) for split, captions in encoded.items()},
+        images={split: len(images) for split, images in parts.items()},
+        captions={split: len(contents.captions) for split, contents in splits.items()},
         too_long=sum(length > max_words for length in lengths),
         empty=lengths.count(0),
         words=len(vocabulary),
         unknown=float(unknown.sum() / (unknown | known).sum()),
     )
-    return Encoded(vocabulary, encoded, owners, report)
+    return Encoded(vocabulary, splits, report)

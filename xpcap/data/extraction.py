@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +34,7 @@ class Broken(NamedTuple):
 
 
 def extract(extractor: Extractor, images: Sequence[Path]) -> numpy.ndarray:
-    """Compute the features `(N, D)` float32 of a few images.
-
-    Raises
-    ------
-    DataError
-        If one cannot be opened, or its features are not finite.
-    """
+    """Compute the features `(N, D)` float32 of a few images."""
     rows = numpy.empty((len(images), extractor.dim), numpy.float32)
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
@@ -59,17 +54,10 @@ def _compute(
 
 
 class Extraction:
-    """The features of images, in a hidden file that grows as they are computed.
+    """The features of images, in a hidden file beside a path, that grows as they are computed.
 
     The file's name identifies images and extractor. With the same ones, a later call resumes at
     the first image that is missing from the file or has been modified.
-
-    Parameters
-    ----------
-    extractor, images
-        What computes the features, and of which files.
-    beside
-        Path in whose folder the hidden file is kept.
     """
 
     def __init__(self, extractor: Extractor, images: Sequence[Path], beside: Path) -> None:
@@ -95,18 +83,10 @@ class Extraction:
         progress: Progress = no_progress,
         ranks: Ranks | None = None,
     ) -> list[Broken]:
-        """Compute the missing rows.
+        """Compute the missing rows, and return the images that cannot be opened, if skipped.
 
-        Parameters
-        ----------
-        skip_broken
-            Skip images that cannot be opened; they are returned.
-        workers
-            Threads that open and prepare images; None is one per core.
-        progress
-            Callback.
-        ranks
-            Processes that share the batches, on one file system; the first writes the file.
+        There are `workers` threads that open and prepare images, by default one per core. The ranks
+        share the batches, on one file system; the first writes the file.
 
         Raises
         ------
@@ -152,11 +132,12 @@ class Extraction:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def features(self, rows: Sequence[int]) -> numpy.ndarray:
-        """Return the features of some images, by ascending index."""
-        first = rows[0]
-        block = self._read(first, rows[-1] + 1)
-        return numpy.asarray(block["features"][numpy.asarray(rows) - first])
+    def features(self, images: Collection[Path]) -> Iterator[numpy.ndarray]:
+        """Yield the features of some of the images, in the order of all, in blocks."""
+        for first in range(0, len(self.images), _BLOCK):
+            wanted = [path in images for path in self.images[first : first + _BLOCK]]
+            if any(wanted):
+                yield self._read(first, first + len(wanted))["features"][wanted]
 
     def forget(self) -> None:
         """Remove the file, and those of other images and extractors beside the same path."""
@@ -188,18 +169,16 @@ class Extraction:
         self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]]
     ) -> Iterator[list[_Opened]]:
         """Open batch after batch, always one ahead of the one in use."""
-        ahead: list[Future[_Opened]] = []
-        for k, batch in enumerate([*batches, ()]):
-            now, ahead = ahead, [pool.submit(self._open, path) for path in batch]
-            if k:
-                yield [future.result() for future in now]
+        opening = ([pool.submit(self._open, path) for path in batch] for batch in [*batches, ()])
+        for now, _ in itertools.pairwise(opening):
+            yield [future.result() for future in now]
 
     def _open(self, path: Path) -> _Opened:
         stamp = _stamp(path)
         try:
-            return _Opened(stamp, self.extractor.prepare(open_picture(path)), None)
+            return _Opened(stamp, self.extractor.prepare(open_picture(path)))
         except DataError as error:
-            return _Opened(stamp, None, error)
+            return _Opened(stamp, error)
 
     def _rows(
         self, batch: Sequence[Path], opened: Sequence[_Opened], skip_broken: bool
@@ -210,11 +189,11 @@ class Extraction:
         rows["stamp"] = [image.stamp for image in opened]
         rows["features"] = numpy.nan
         prepared: dict[int, numpy.ndarray] = {}
-        for k, image in enumerate(opened):
-            if image.prepared is not None:
-                prepared[k] = image.prepared
-            elif image.error is not None and not skip_broken:
-                raise image.error
+        for k, (_, found) in enumerate(opened):
+            if not isinstance(found, DataError):
+                prepared[k] = found
+            elif not skip_broken:
+                raise found
         if prepared:
             paths = [batch[k] for k in prepared]
             features = _compute(self.extractor, paths, list(prepared.values()))
@@ -227,8 +206,10 @@ class Extraction:
         for first, block in self._blocks(len(self.images)):
             for k in numpy.flatnonzero(numpy.isnan(block["features"][:, 0])).tolist():
                 path = self.images[first + k]
-                error = self._open(path).error
-                found.append(Broken(path, str(error or f"{path} could not be opened at first")))
+                error = self._open(path).found
+                again = isinstance(error, DataError)
+                reason = str(error) if again else f"{path} could not be opened at first"
+                found.append(Broken(path, reason))
         return found
 
 
@@ -236,8 +217,7 @@ class _Opened(NamedTuple):
     """An image prepared for the extractor, or the error, and the stamp of its file."""
 
     stamp: tuple[int, int]
-    prepared: numpy.ndarray | None
-    error: DataError | None
+    found: numpy.ndarray | DataError
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,18 +1,30 @@
-"""Image features in an HDF5 file: read as a whole, or row by row when indexed."""
+"""Image features in an HDF5 file: read as a whole, or row by row when indexed, in bounded memory.
+
+Contiguous arrays in a dtype of NumPy's are read past HDF5, which takes several times as long. They
+are not mapped, as mapped pages count as the process's memory. All others (chunked, compressed) are
+read in blocks of rows, and the most recently used blocks are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+import itertools
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 
-from xpcap.data.hdf5 import DAMAGED
-from xpcap.data.row_reader import open_rows
+from xpcap.data.hdf5 import DAMAGED, Chunks, find_array, open_hdf5, whole
 from xpcap.errors import DataError
 
 BLOCK_BYTES = 128 * 2**20
+KEPT_BYTES = 256 * 2**20  # of blocks of an array that is not contiguous
+_READ_BYTES = 2**20  # per block of an array that has no chunks
 FEATURE_DTYPES = ("float32", "float16")
 
 
@@ -40,13 +52,7 @@ def row_blocks(features: Features) -> Iterator[slice]:
 
 
 def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
-    """Read a whole feature file, as `LazyFeatures` does.
-
-    Raises
-    ------
-    DataError
-        Also if the features do not fit in memory.
-    """
+    """Read a whole feature file, as `LazyFeatures` does."""
     lazy = LazyFeatures(path, dtype)
     try:
         out = numpy.empty(lazy.shape, dtype)
@@ -64,20 +70,11 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
 class LazyFeatures:
     """Features that stay in their file; indexing reads the requested rows, from any thread.
 
-    Parameters
-    ----------
-    path
-        HDF5 file with the floating array `features (images, D)`. Fastest if uncompressed and
-        contiguous, h5py's default.
-    dtype
-        Dtype of the rows returned: `"float32"`, or `"float16"` for half the memory and about three
-        digits.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, truncated or has other contents; when indexed, if it cannot be read
-        there, or a value is not finite in `dtype`.
+    The HDF5 file holds a floating array `features (images, D)`: fastest if uncompressed and
+    contiguous, h5py's default; gzip and shuffle are read too. Rows are returned as `"float32"`, or
+    `"float16"` for half the memory and about three digits. A `DataError` is raised if the file is
+    missing, truncated or has other contents; when indexed, if it cannot be read there, or a value
+    is not finite in `dtype`.
     """
 
     def __init__(self, path: Path, dtype: str = "float32") -> None:
@@ -85,7 +82,7 @@ class LazyFeatures:
             raise DataError(f"feature dtype '{dtype}' is unknown; expected {FEATURE_DTYPES}")
         self.path = path
         self.dtype: numpy.dtype[Any] = numpy.dtype(dtype)
-        self._reader = open_rows(path, "features")
+        self._reader = _open_rows(path, "features")
         self.shape = self._reader.shape
         self.close = self._reader.close
 
@@ -111,3 +108,107 @@ class LazyFeatures:
                 " expected finite ones"
             )
         return found
+
+
+def _open_rows(path: Path, key: str) -> PlainRows | BlockRows:
+    """Open a floating two-dimensional array; `read` may be called from any thread."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_hdf5(path))
+        array = find_array(file, path, key, 2, "f")
+        with whole(path, key):
+            start = _find_start(array)
+            if start is not None:
+                return PlainRows(path, start, array.shape, array.dtype)
+            if array.chunks is not None:
+                chunks = Chunks(path, key, array)
+                return BlockRows(chunks.read, chunks.close, array, chunks.height)
+        stack.pop_all()
+        return BlockRows(lambda first, end: array[first:end], file.close, array)
+
+
+def _find_start(array: Any) -> int | None:
+    """Return the file offset of an array's values, or None if they are not stored as in memory."""
+    import h5py
+
+    start: int | None = array.id.get_offset()
+    if (
+        start is None
+        or array.id.get_storage_size() != array.nbytes  # nothing was ever written
+        or array.id.get_type() != h5py.h5t.py_create(array.dtype)  # a format that NumPy lacks
+        or not hasattr(os, "preadv")
+    ):
+        return None
+    return start
+
+
+class PlainRows:
+    """Rows of an array of `shape` and `dtype` that is stored contiguously from byte `start`."""
+
+    def __init__(
+        self, path: Path, start: int, shape: tuple[int, int], dtype: numpy.dtype[Any]
+    ) -> None:
+        self.shape = shape
+        self._start = start
+        self._dtype = dtype
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self.close = weakref.finalize(self, self._file.close)
+
+    def read(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """Return the rows of strictly ascending indices `(N,)`; adjacent ones are read at once."""
+        found = numpy.empty((len(rows), self.shape[1]), self._dtype)
+        raw = found.reshape(-1).view(numpy.uint8).data
+        size = self.shape[1] * self._dtype.itemsize
+        for first, end in _spans(numpy.diff(rows, prepend=-2) > 1):
+            self._fill(raw[first * size : end * size], self._start + int(rows[first]) * size)
+        return found
+
+    def _fill(self, buffer: memoryview, position: int) -> None:
+        # preadv, as the position of a file is shared by threads and forked processes
+        while len(buffer):
+            count = os.preadv(self._file.fileno(), [buffer], position)
+            if count == 0:
+                raise OSError("the file ends too early")
+            buffer, position = buffer[count:], position + count
+
+
+class BlockRows:
+    """Rows of an array, read in blocks, of which the last 256 MiB (at least one) are cached.
+
+    `read` returns the rows from a first one to before an end, and `close` closes the file; a block
+    has `height` rows, or else 1 MiB of them.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], numpy.ndarray],
+        close: Callable[[], object],
+        array: Any,
+        height: int | None = None,
+    ) -> None:
+        self.shape: tuple[int, int] = array.shape
+        self._dtype = array.dtype
+        row_bytes = max(1, self.shape[1] * self._dtype.itemsize)
+        size = height or math.ceil(_READ_BYTES / row_bytes)
+        kept = max(1, KEPT_BYTES // (size * row_bytes))
+        self._height = size
+        self._block = functools.lru_cache(kept)(lambda k: read(k * size, (k + 1) * size))
+        self._close = close
+
+    def read(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """Return the rows of strictly ascending indices `(N,)`; each block is looked up once."""
+        found = numpy.empty((len(rows), self.shape[1]), self._dtype)
+        blocks = rows // self._height
+        for first, end in _spans(numpy.diff(blocks, prepend=-1) > 0):
+            inside = rows[first:end] % self._height
+            found[first:end] = self._block(int(blocks[first]))[inside]
+        return found
+
+    def close(self) -> None:
+        """Close the file and drop the cached blocks."""
+        self._block.cache_clear()
+        self._close()
+
+
+def _spans(begins: numpy.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the first and end index of each span, given `(N,)` whether a span begins there."""
+    return itertools.pairwise([*numpy.flatnonzero(begins).tolist(), len(begins)])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,14 @@ def urls_file(split: str) -> str:
 
 @dataclass(frozen=True)
 class SplitContents:
-    """What is written for one split.
+    """What is written for one split: `image_idxs` are indices of `urls`, `ids` and the others."""
 
-    Rows of `captions (M, T)` are word indices `<START> ... <END>` padded with `<NULL>`, and
-    `image_idxs (M,)` their images: rows of `features`, `urls`, `ids` and `references`.
-    """
-
-    captions: numpy.ndarray
-    image_idxs: numpy.ndarray
-    features: Mapping[str, numpy.ndarray]  # by kind, each (images, D)
+    captions: numpy.ndarray  # (M, T), word indices <START> ... <END> padded with <NULL>
+    image_idxs: numpy.ndarray  # (M,)
     urls: Sequence[str]
     ids: Sequence[int]  # in the source of the images
     references: Sequence[Sequence[str]]  # captions as written
+    features: Mapping[str, numpy.ndarray] = field(default_factory=dict)  # by kind, (images, D)
 
 
 def write_contents(
@@ -68,15 +64,9 @@ def write_contents(
     splits: Mapping[str, SplitContents],
     description: Mapping[str, Any],
 ) -> None:
-    """Write a data set into an existing folder (such as that of `xpcap.files.new_folder`).
+    """Write a data set into an existing folder, or raise a `DataError`.
 
-    `splits` are `"train"` and `"val"`; `description` is stored as `dataset.json`, with at least
-    `"name"`.
-
-    Raises
-    ------
-    DataError
-        If a file cannot be written.
+    `description` is stored as `dataset.json`, with at least `"name"`.
     """
     vocabulary.write(folder / VOCABULARY)
     indices = {}
@@ -101,13 +91,7 @@ def write_contents(
 
 
 def write_features(path: Path, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]) -> None:
-    """Write a feature file of `shape` `(images, D)` from consecutive blocks of rows.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
+    """Write a feature file of `shape` `(images, D)` from blocks of rows, or raise an `OSError`."""
     import h5py
 
     with h5py.File(path, "w") as file:

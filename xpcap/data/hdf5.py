@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
+import weakref
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -15,12 +19,13 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.chunks import Chunks
 from xpcap.errors import DataError
 from xpcap.files import check_plain, check_swelling, explained
 
-DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-"""Exceptions of h5py for damaged files."""
+DAMAGED = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, zlib.error
+)  # fmt: skip
+"""Exceptions of h5py and of `Chunks` for damaged files."""
 
 KINDS = {"f": "floating", "iu": "integer"}
 
@@ -28,10 +33,7 @@ KINDS = {"f": "floating", "iu": "integer"}
 def open_hdf5(path: Path) -> Any:
     """Open an HDF5 file for reading, as an `h5py.File` that the caller closes.
 
-    Raises
-    ------
-    DataError
-        If it is missing, not an HDF5 file, or shorter than its header says.
+    A `DataError` is raised if it is missing, not an HDF5 file, or shorter than its header says.
     """
     import h5py
 
@@ -46,23 +48,10 @@ def open_hdf5(path: Path) -> Any:
 
 
 def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
-    """Find the array `key` in an open file and check it, without reading its values.
+    """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
-    Parameters
-    ----------
-    file, path
-        Open file and its path.
-    key, ndim, kinds
-        Name, number of axes, and NumPy kinds of dtype: `"f"` floating, `"iu"` integer.
-
-    Returns
-    -------
-    h5py.Dataset
-
-    Raises
-    ------
-    DataError
-        If there is no such array, or its size is implausible.
+    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
+    there is no such array, or its size is implausible.
     """
     import h5py
 
@@ -108,6 +97,100 @@ def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
             return found[...]
         with contextlib.closing(Chunks(path, key, found)) as chunks:
             return chunks.read(0, len(found))
+
+
+class Chunks:
+    """The chunks of an array in a file, which may be closed; may be read from any thread.
+
+    HDF5 only tells where each chunk is stored. It would decompress them to any size, and crash or
+    read other memory where their sizes are wrong.
+    """
+
+    def __init__(self, path: Path, key: str, array: Any) -> None:
+        import h5py
+
+        plan = array.id.get_create_plist()
+        filters = [plan.get_filter(k) for k in range(plan.get_nfilters())]
+        known = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE)
+        unknown = [
+            name.decode(errors="replace") or f"filter {code}"
+            for code, *_, name in filters
+            if code not in known
+        ]
+        if unknown or array.id.get_type() != h5py.h5t.py_create(array.dtype):
+            raise DataError(
+                f"{path}: '{key}' is stored with {', '.join(unknown) or 'an unknown dtype'};"
+                " expected gzip, shuffle, or nothing"
+            )
+        self._shape, self._sides = array.shape, array.chunks
+        self._dtype, self._fill = array.dtype, array.fillvalue
+        self.height: int = self._sides[0]
+        self._bytes = prod(self._sides) * self._dtype.itemsize
+        self._deflated = [code == h5py.h5z.FILTER_DEFLATE for code, *_ in filters]
+        found = self._located(array)
+        if not self._fit(found, path.stat().st_size):
+            raise DataError(f"{path}: '{key}' is damaged: a chunk is in an impossible place")
+        self._blocks: dict[int, list[Any]] = defaultdict(list)
+        for chunk in found:
+            self._blocks[chunk.chunk_offset[0] // self.height].append(chunk)
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._reading = threading.Lock()
+        self.close = weakref.finalize(self, self._file.close)
+
+    def _located(self, array: Any) -> list[Any]:
+        """Return where the chunks are, up to one more than there can be."""
+        most = prod(-(-size // side) for size, side in zip(self._shape, self._sides, strict=True))
+        found: list[Any] = []
+
+        def note(chunk: Any) -> bool | None:
+            found.append(chunk)
+            return len(found) > most or None  # anything but None stops the iteration
+
+        array.id.chunk_iter(note)
+        return found
+
+    def _fit(self, found: list[Any], end: int) -> bool:
+        """Return whether chunks are distinct, and in the array and the file of `end` bytes."""
+        return len({chunk.chunk_offset for chunk in found}) == len(found) and all(
+            0 < chunk.size <= end - chunk.byte_offset
+            and all(
+                start % side == 0 and start < size
+                for start, side, size in zip(
+                    chunk.chunk_offset, self._sides, self._shape, strict=True
+                )
+            )
+            for chunk in found
+        )
+
+    def read(self, first: int, end: int) -> numpy.ndarray:
+        """Read rows from `first`, a multiple of `height`; raises one of `DAMAGED`."""
+        count = max(0, min(end, self._shape[0]) - first)
+        rows = numpy.full((count, *self._shape[1:]), self._fill, self._dtype)
+        for block in range(first // self.height, -(-(first + count) // self.height)):
+            for chunk in self._blocks.get(block, ()):
+                above, *others = chunk.chunk_offset
+                target = rows[tuple(slice(begin, None) for begin in (above - first, *others))]
+                values = self._unpacked(chunk)
+                inside = tuple(map(slice, map(min, values.shape, target.shape)))
+                target[inside] = values[inside]
+        return rows
+
+    def _unpacked(self, chunk: Any) -> numpy.ndarray:
+        with self._reading:
+            self._file.seek(chunk.byte_offset)
+            content = self._file.read(chunk.size)
+        for k, deflated in reversed(list(enumerate(self._deflated))):
+            if chunk.filter_mask >> k & 1:  # the chunk skips this filter
+                continue
+            if deflated:
+                inflater = zlib.decompressobj()
+                content = inflater.decompress(content, self._bytes + 1)
+                if not inflater.eof:
+                    raise ValueError("it is larger than a chunk, or ends early")
+            else:  # shuffle stores the first bytes of all items before the second ones
+                planes = numpy.frombuffer(content, numpy.uint8).reshape(self._dtype.itemsize, -1)
+                content = planes.T.tobytes()
+        return numpy.frombuffer(content, self._dtype).reshape(self._sides)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:

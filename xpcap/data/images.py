@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy
 
+from xpcap.data.archive import read_member
 from xpcap.data.web import FAILURES, check_web, open_url, reason_of
-from xpcap.errors import DataError
+from xpcap.errors import DataError, first_line
 from xpcap.files import read_bytes
 
 MAX_BYTES = 20 * 2**20
@@ -29,27 +30,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # or else Python pri
 
 
 def image_from_url(url: str, timeout: float = 10.0, max_bytes: int = MAX_BYTES) -> numpy.ndarray:
-    """Fetch an image.
+    """Fetch an RGB image `(height, width, 3)` uint8 from an http or https address.
 
-    Parameters
-    ----------
-    url
-        An http or https address.
-    timeout
-        Seconds to wait for each answer of the server.
-    max_bytes
-        The largest file accepted.
-
-    Returns
-    -------
-    array
-        `(height, width, 3)` uint8, RGB.
-
-    Raises
-    ------
-    DataError
-        If the address is invalid, the server does not answer in time or refuses, the file is too
-        large, or it is not an image.
+    A `DataError` is raised if the address is invalid, the server refuses or does not answer within
+    `timeout` seconds, the file is too large, or it is not an image.
     """
     check_web(url)
     try:
@@ -67,23 +51,17 @@ def open_picture(path: Path) -> Any:
     return decode_picture(read_bytes(path, LARGEST_FILE), path)
 
 
+def open_packed(archive: Path, member: str) -> Any:
+    """Open an image file in a zip archive as `decode_picture` does."""
+    return decode_picture(read_member(archive, member, LARGEST_FILE), f"{archive}/{member}")
+
+
 def decode_picture(content: bytes, name: str | Path) -> Any:
-    """Decode an image.
+    """Decode an image file, called `name` in messages, as an 8-bit RGB `PIL.Image.Image`.
 
     The EXIF orientation is applied, transparent areas become white, and 16 bits are reduced to 8.
-
-    Parameters
-    ----------
-    content
-        File in one of `FORMATS`; TIFF without compression. Pillow's other formats run external
-        programs, or libraries that print or have had vulnerabilities.
-    name
-        Name for messages.
-
-    Returns
-    -------
-    PIL.Image.Image
-        8-bit RGB.
+    The file is in one of `FORMATS`; TIFF without compression. Pillow's other formats run external
+    programs, or libraries that print or have had vulnerabilities.
 
     Raises
     ------
@@ -107,9 +85,8 @@ def decode_picture(content: bytes, name: str | Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, UnidentifiedImageError):
-            reason = "its format is unknown"
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is unknown" if unknown else first_line(error)
         raise DataError(f"{name} cannot be opened as an image: {reason}") from error
 
 
@@ -128,7 +105,7 @@ def _in_rgb(image: Any) -> Any:
 
 
 def _on_white(image: Any) -> Any:
-    """Convert an image to RGB on a white background."""
+    """Convert an image to RGB on white."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy
 
@@ -11,30 +13,19 @@ from xpcap.backend import Array, namespace, to_host
 from xpcap.data.dataset import Split
 from xpcap.errors import ConfigurationError, DataError
 
+AHEAD = 2
+
+Item = TypeVar("Item")
+
 
 def sample_coco_minibatch(
     data: Mapping[str, Any], batch_size: int = 100, split: str = "train"
 ) -> tuple[Array, Array, numpy.ndarray]:
-    """Draw captions with replacement, by NumPy's global generator.
+    """Draw N captions with replacement from the result of `load_coco_data`.
 
-    Parameters
-    ----------
-    data
-        Result of `load_coco_data`.
-    batch_size
-        N.
-    split
-        `"train"` or `"val"`.
-
-    Returns
-    -------
-    captions, features, urls
-        `(N, T)` int32 and `(N, D)`, on the device of `data`; and text `(N,)` on the host.
-
-    Raises
-    ------
-    DataError
-        If `data` has no such split.
+    NumPy's global generator draws. The captions `(N, T)` int32 and features `(N, D)` are on the
+    device of `data`, the URLs `(N,)` on the host. A `DataError` is raised if `split` is neither
+    `"train"` nor `"val"`.
     """
     if f"{split}_captions" not in data:
         raise DataError(f"split '{split}' is unknown; expected train or val")
@@ -47,28 +38,20 @@ def sample_coco_minibatch(
 
 
 class Share(NamedTuple):
-    """The part of a minibatch that one of several processes computes.
+    """The part of a minibatch that one of several processes computes."""
 
-    `places (N,)` are the indices of its captions in the whole minibatch of `captions` captions and
-    `words` words.
-    """
-
-    places: numpy.ndarray
-    captions: int
+    places: numpy.ndarray  # (N,), of its captions in the whole minibatch
+    captions: int  # of the whole minibatch
     words: int
 
 
 class Batch(NamedTuple):
-    """The input of one training step.
+    """The input of one training step, on the host or on the device."""
 
-    `captions (N, T)` and `features (N, D)` or None, on the host or on the device; `rows (N,)` are
-    the captions' indices in the split, if known; `share` is None for a whole minibatch.
-    """
-
-    captions: Any
-    features: Any
-    rows: Any = None
-    share: Share | None = None
+    captions: Any  # (N, T)
+    features: Any  # (N, D) or None
+    rows: Any = None  # (N,), the captions' indices in the split, if known
+    share: Share | None = None  # None for a whole minibatch
 
     @property
     def total(self) -> int:
@@ -89,23 +72,9 @@ def count_words(captions: numpy.ndarray) -> int:
 class EpochBatches:
     """Every caption of a split once per epoch, shuffled; the last batch may be smaller.
 
-    Parameters
-    ----------
-    split
-        Source of captions and features.
-    batch_size
-        N.
-    seed
-        The order depends on the seed and the epoch alone; None keeps the order of the file.
-    with_features
-        False leaves the features out of the batches.
-    rank, ranks
-        Index and number of processes, each of which gets its share of every batch, see `deal`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the batch size is not in 1..len(split).
+    The order depends on the seed and the epoch alone; without a seed it is that of the file. The
+    process `rank` of `ranks` gets its share of every batch, see `deal`. A `ConfigurationError` is
+    raised if the batch size is not in 1..len(split).
     """
 
     def __init__(
@@ -156,6 +125,31 @@ class EpochBatches:
         captions = self.split.captions[rows]
         places = deal(captions, self.ranks)[self.rank]
         return Share(places, len(rows), count_words(captions))
+
+
+class PrefetchedBatches(EpochBatches):
+    """`EpochBatches` whose batches are prefetched by a thread that ends with the epoch."""
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, as `EpochBatches` does."""
+        return made_ahead(super().epoch(number, first))
+
+
+def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items that one thread makes, at most two ahead of the one in use.
+
+    Exceptions are raised in the place of their item. The thread ends with the last item, or when
+    the iterator is closed or garbage collected.
+    """
+    thread = ThreadPoolExecutor(max_workers=1)
+    end = object()
+    try:
+        waiting = collections.deque(thread.submit(next, items, end) for _ in range(AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item  # type: ignore[misc]
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def deal(captions: numpy.ndarray, parts: int) -> list[numpy.ndarray]:

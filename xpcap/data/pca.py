@@ -22,6 +22,8 @@ the first block, which is close to the mean m:
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -29,35 +31,29 @@ from typing import TypeAlias
 import numpy
 
 from xpcap.backend import CPU, Array, Backend, Namespace, to_host
-from xpcap.data.features import Features, row_blocks
+from xpcap.data import folder as layout
+from xpcap.data.dataset import check_widths
+from xpcap.data.features import Features, LazyFeatures, row_blocks
 from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
-from xpcap.files import new_file
+from xpcap.files import explained, new_file
 
-Clock: TypeAlias = contextlib.AbstractContextManager[object]
-"""Entered around every matrix product of features, to measure its time."""
-
-UNTIMED: Clock = contextlib.nullcontext()
+Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
+"""Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
 
 
 @dataclass(frozen=True)
 class PCA:
     """The transform from D features to K scaled principal components.
 
-    Parameters
-    ----------
-    mean
-        Mean of the training features, `(D,)`.
-    components
-        Scaled directions, `(K, D)`; the entry of largest magnitude in each is positive.
-    explained_variance
-        Variance of the training features along each direction before scaling, `(K,)`, descending.
+    In each component the entry of largest magnitude is positive; `explained_variance` is that of
+    the training features along each direction before scaling, descending.
     """
 
-    mean: numpy.ndarray
-    components: numpy.ndarray
-    explained_variance: numpy.ndarray
+    mean: numpy.ndarray  # (D,)
+    components: numpy.ndarray  # (K, D)
+    explained_variance: numpy.ndarray  # (K,)
 
     @classmethod
     def fit(
@@ -71,16 +67,8 @@ class PCA:
         """Compute the first `dim` components, as `fit_components` does."""
         return fit_components(features, dim, whiten, backend, progress)[0]
 
-    def transform(
-        self,
-        features: numpy.ndarray,
-        backend: Backend = CPU,
-        clock: Clock = UNTIMED,
-    ) -> numpy.ndarray:
-        """Return the scaled components of features `(n, D)`, as `(n, K)` float32 on the host.
-
-        Computed in float32 on `backend`; `clock` is entered around the product.
-        """
+    def transform(self, features: numpy.ndarray, backend: Backend = CPU) -> numpy.ndarray:
+        """Return the scaled components of features `(n, D)`, as `(n, K)` float32 on the host."""
         near = self.mean.astype(numpy.float32)  # the mean may need more than float32
         rest = (self.mean - near) @ self.components.T
         with backend.activate():
@@ -89,15 +77,10 @@ class PCA:
                 for array in (features, near, self.components, rest)
             )
             rows = rows - centre
-            with clock:
-                out = rows @ components.T
-            return numpy.asarray(to_host(out - offset))
+            return numpy.asarray(to_host(rows @ components.T - offset))
 
     def backward(self, gradient: numpy.ndarray) -> numpy.ndarray:
-        """Turn gradients of the scaled components `(..., K)` into those of the features `(..., D)`.
-
-        They are `gradient · components`, of the gradient's dtype.
-        """
+        """Turn gradients of the scaled components `(..., K)` into those of features `(..., D)`."""
         return numpy.asarray(gradient @ self.components.astype(gradient.dtype, copy=False))
 
     def equals(self, other: PCA) -> bool:
@@ -111,13 +94,7 @@ class PCA:
 
     @classmethod
     def read(cls, path: Path) -> PCA:
-        """Read what `write` wrote.
-
-        Raises
-        ------
-        DataError
-            If the file is missing, truncated or has other contents.
-        """
+        """Read what `write` wrote."""
         with open_hdf5(path) as file:
             mean = read_array(file, path, "mean", 1, "f")
             components = read_array(file, path, "components", 2, "f")
@@ -133,35 +110,13 @@ class PCA:
 
 
 def fit_components(
-    features: Features,
-    dim: int,
-    whiten: bool,
-    backend: Backend,
-    progress: Progress,
-    clock: Clock = UNTIMED,
+    features: Features, dim: int, whiten: bool, backend: Backend, progress: Progress
 ) -> tuple[PCA, float]:
-    """Compute the first `dim` principal components of training features.
+    """Compute the first `dim` principal components of features `(n, D)`.
 
     They come from the covariance `(D, D)`, block by block; or, if there are fewer images than
-    features, from the Gram matrix `(n, n)` of all of them, in float64.
-
-    Parameters
-    ----------
-    features
-        `(n, D)`.
-    dim
-        Number of components to keep.
-    whiten
-        Scale each component to variance 1; else all are scaled by one factor.
-    backend
-        Device to compute on.
-    progress, clock
-        Callback; and context entered around each product of features.
-
-    Returns
-    -------
-    PCA, float
-        The transform, and the share of the total variance that its components explain.
+    features, from the Gram matrix `(n, n)` of all of them, in float64. `whiten` scales each to
+    variance 1. The number returned is the share of the total variance that they explain.
 
     Raises
     ------
@@ -181,7 +136,7 @@ def fit_components(
     find = _from_gram_matrix if few else _from_covariance
     # non-finite features are found in the result
     with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
-        mean, variances, directions = find(features, dim, backend, progress, clock)
+        mean, variances, directions = find(features, dim, backend, progress)
     kept = variances[:dim]
     exact = numpy.finfo(numpy.float64).eps * count
     rounded = numpy.finfo(numpy.float32).eps * numpy.sqrt(width)  # the norm of random errors
@@ -196,13 +151,7 @@ def fit_components(
     return PCA(mean, directions / lengths * scale, kept), float(kept.sum() / variances.sum())
 
 
-Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
-"""Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
-
-
-def _from_covariance(
-    features: Features, dim: int, backend: Backend, progress: Progress, clock: Clock
-) -> Found:
+def _from_covariance(features: Features, dim: int, backend: Backend, progress: Progress) -> Found:
     """Read the features in blocks; float32 products, float64 sums."""
     xp = backend.xp
     count, width = features.shape
@@ -213,9 +162,7 @@ def _from_covariance(
         if block.start == 0:
             shift = rows.mean(axis=0, dtype=xp.float64).astype(xp.float32)
         rows = rows - shift
-        with clock:
-            product = rows.T @ rows
-        squares += product.astype(xp.float64)
+        squares += (rows.T @ rows).astype(xp.float64)
         sums += rows.sum(axis=0, dtype=xp.float64)
         progress("covariance", block.stop, count)
     mean = sums / count
@@ -224,20 +171,15 @@ def _from_covariance(
     return to_host(shift.astype(xp.float64) + mean), variances, to_host(directions)
 
 
-def _from_gram_matrix(
-    features: Features, dim: int, backend: Backend, progress: Progress, clock: Clock
-) -> Found:
+def _from_gram_matrix(features: Features, dim: int, backend: Backend, progress: Progress) -> Found:
     """Take all features at once, in float64: the Gram matrix has the covariance's eigenvalues."""
     count = features.shape[0]
     rows = backend.to_device(features[:], numpy.float64)
     mean = rows.mean(axis=0)
     rows = rows - mean
-    with clock:
-        gram = rows @ rows.T
-    variances, vectors = _eigenpairs(gram / (count - 1), dim, backend.xp, progress)
-    with clock:
-        directions = vectors @ rows
-    return to_host(mean), variances, to_host(directions)
+    gram = rows @ rows.T / (count - 1)
+    variances, vectors = _eigenpairs(gram, dim, backend.xp, progress)
+    return to_host(mean), variances, to_host(vectors @ rows)
 
 
 def _eigenpairs(
@@ -253,3 +195,71 @@ def _eigenpairs(
     values, vectors = xp.linalg.eigh(matrix)
     progress("components", 1, 1)
     return to_host(values)[::-1], vectors.T[::-1][:dim]
+
+
+@dataclass(frozen=True)
+class PCAReport:
+    """Result of `reduce_folder`: `images` of both splits have `dim` instead of `width` features.
+
+    `explained` is the share of the training features' variance that is kept.
+    """
+
+    images: int
+    width: int
+    dim: int
+    explained: float
+    seconds: float
+
+
+def reduce_folder(
+    folder: Path,
+    dim: int = 512,
+    whiten: bool = False,
+    backend: Backend = CPU,
+    progress: Progress = no_progress,
+    replace: bool = False,
+) -> PCAReport:
+    """Reduce the fc7 features of a data folder to `dim` principal components of its training split.
+
+    Writes the pca features of both splits, which replace existing ones if `replace`, and the
+    transform; features are read and written in blocks. See `fit_components` for the other options.
+    A `DataError` is raised if there are no features, or pca features already, they cannot be
+    reduced, or a file cannot be written; the folder is then unchanged.
+    """
+    begun = time.perf_counter()
+    targets = {split: folder / layout.features_file(split, "pca") for split in layout.SPLITS}
+    for path in () if replace else (*targets.values(), folder / layout.PCA):
+        with explained(path, "read"):
+            exists = path.exists()
+        if exists:
+            raise DataError(f"{path} already exists; expected none (or --replace)")
+    with contextlib.ExitStack() as stack:
+        features = {
+            split: stack.enter_context(
+                contextlib.closing(LazyFeatures(folder / layout.features_file(split, "fc7")))
+            )
+            for split in layout.SPLITS
+        }
+        shapes = {split: rows.shape for split, rows in features.items()}
+        check_widths(folder, "fc7", shapes)
+        pca, share = fit_components(features["train"], dim, whiten, backend, progress)
+        for split, rows in features.items():
+            temporary = stack.enter_context(new_file(targets[split]))
+            reduced = _reduced(f"{split} features", rows, pca, backend, progress)
+            layout.write_features(temporary, (len(rows), dim), reduced)
+        pca.write(folder / layout.PCA)  # written last; then the others are moved into place
+    return PCAReport(
+        images=sum(map(len, features.values())),
+        width=pca.components.shape[1],
+        dim=dim,
+        explained=share,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _reduced(
+    doing: str, features: LazyFeatures, pca: PCA, backend: Backend, progress: Progress
+) -> Iterator[numpy.ndarray]:
+    for block in row_blocks(features):
+        yield pca.transform(features[block], backend)
+        progress(doing, block.stop, len(features))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
-
 from xpcap.data import folder as layout
-from xpcap.data.captions_file import CaptionedImage, read_captions
+from xpcap.data.captions_file import ImageFile, read_captions
 from xpcap.data.encoding import BuildReport, Encoded, check_limits, encode
 from xpcap.data.extraction import Broken, Extraction
 from xpcap.data.extractors import Extractor
@@ -22,7 +20,6 @@ from xpcap.files import check_new_folder, explained, new_folder
 VALIDATION_EVERY = 10
 MANY_CAPTIONS, FREQUENT = 5_000, 5
 _OTHER = {"val": "test", "test": "val"}
-_BLOCK = 1024  # rows of features that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,10 @@ def prepare(
 
     Parameters
     ----------
-    captions
-        File of one of the formats of `read_captions`.
+    captions, images
+        See `read_captions`.
     out
         The new folder.
-    images
-        Folder that the images' names are relative to; None is that of the file.
     extractor
         Computes the features; None leaves the folder without.
     vocabulary
@@ -72,17 +67,11 @@ def prepare(
         Number of times a word must occur in training captions to be in that vocabulary; None is 5
         if there are 5,000 of them, else 1.
     max_words
-        The longest caption encoded.
+        The longest caption encoded; `references.json` keeps all.
     validation
         The split that becomes the validation set, `"val"` or `"test"`; the other is left out.
-    skip_broken
-        Leave out images that cannot be opened instead of raising.
-    workers
-        Threads that open images; None is one per core.
-    progress
-        Callback.
-    ranks
-        Processes that share the images, see `Extraction.run`; the first makes the folder.
+    skip_broken, workers, progress, ranks
+        See `Extraction.run`; the first rank makes the folder.
 
     Raises
     ------
@@ -102,6 +91,11 @@ def prepare(
     listed = read_captions(captions, images)
     captioned = [image for image in listed if image.captions]
     chosen = [image for image in captioned if image.split != _OTHER[validation]]
+    for image in chosen:
+        if extractor is None and image.url:  # the file need not exist
+            image.url = " ".join(image.url.split())
+        else:
+            image.url = str(image.path.absolute())
     parts = _split(captions, chosen, validation)
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
     wanted, encoded = _encode(captions, parts, words, min_count, max_words)  # before extraction
@@ -127,22 +121,15 @@ def prepare(
     }
     if extractor is not None:
         description |= {"features": f"by {extractor.name}", "extractor": extractor.describe()}
-    contents = {
-        name: layout.SplitContents(
-            encoded.captions[name],
-            encoded.image_idxs[name],
-            features={},
-            urls=[_url(image, extractor) for image in part],
-            ids=[image.id for image in part],
-            references=[image.captions for image in part],
-        )
-        for name, part in parts.items()
-    }
     if not ranks.rank:
         with new_folder(out) as folder:
-            layout.write_contents(folder, encoded.vocabulary, contents, description)
+            layout.write_contents(folder, encoded.vocabulary, encoded.splits, description)
             if extraction is not None:
-                _write_features(folder, extraction, parts)
+                for name, part in parts.items():
+                    path = folder / layout.features_file(name, "fc7")
+                    blocks = extraction.features({image.path for image in part})
+                    with explained(path, "write"):
+                        layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
         if extraction is not None:
             extraction.forget()
     return PrepareReport(
@@ -152,7 +139,7 @@ def prepare(
 
 def _encode(
     source: Path,
-    parts: Mapping[str, Sequence[CaptionedImage]],
+    parts: Mapping[str, Sequence[ImageFile]],
     words: Vocabulary | None,
     min_count: int | None,
     max_words: int,
@@ -161,20 +148,19 @@ def _encode(
     if min_count is None:
         many = sum(len(image.captions) for image in parts["train"]) >= MANY_CAPTIONS
         min_count = FREQUENT if many else 1
-    references = {name: [image.captions for image in part] for name, part in parts.items()}
-    return min_count, encode(source, references, tokenize_any, words, min_count, max_words)
+    return min_count, encode(source, parts, tokenize_any, words, min_count, max_words)
 
 
 def _split(
-    source: Path, images: Sequence[CaptionedImage], validation: str
-) -> dict[str, list[CaptionedImage]]:
+    source: Path, images: Sequence[ImageFile], validation: str
+) -> dict[str, list[ImageFile]]:
     """Split images as the file says, or else hold out every tenth (the last of fewer)."""
     if any(image.split for image in images):
         val = [image.split == validation for image in images]
     else:
         every = min(VALIDATION_EVERY, len(images))
         val = [k % every == every - 1 for k in range(len(images))]
-    parts: dict[str, list[CaptionedImage]] = {"train": [], "val": []}
+    parts: dict[str, list[ImageFile]] = {"train": [], "val": []}
     for image, held_out in zip(images, val, strict=True):
         parts["val" if held_out else "train"].append(image)
     for name, part in parts.items():
@@ -191,26 +177,3 @@ def _check_exist(source: Path, images: Sequence[Path]) -> None:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(f"{source} names {missing[0]}, which does not exist{more}")
-
-
-def _url(image: CaptionedImage, extractor: Extractor | None) -> str:
-    """Return an image's file, or its URL if the file may not exist."""
-    if extractor is None and image.url:
-        return " ".join(image.url.split())
-    return str(image.path.absolute())
-
-
-def _write_features(
-    folder: Path, extraction: Extraction, parts: Mapping[str, Sequence[CaptionedImage]]
-) -> None:
-    places = {path: k for k, path in enumerate(extraction.images)}
-    for name, part in parts.items():
-        path = folder / layout.features_file(name, "fc7")
-        blocks = _feature_blocks(extraction, [places[image.path] for image in part])
-        with explained(path, "write"):
-            layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
-
-
-def _feature_blocks(extraction: Extraction, rows: Sequence[int]) -> Iterator[numpy.ndarray]:
-    for first in range(0, len(rows), _BLOCK):
-        yield extraction.features(rows[first : first + _BLOCK])

@@ -8,13 +8,19 @@ from typing import Any
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.dataset import check_images, read_description, read_split_captions, read_urls
+from xpcap.data.dataset import (
+    check_folder,
+    check_images,
+    check_widths,
+    read_description,
+    read_split_captions,
+    read_urls,
+)
 from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.hdf5 import find_array, open_hdf5
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import NULL, SPECIAL, START, UNK, Vocabulary
 from xpcap.errors import DataError
-from xpcap.files import explained
 
 MANY_UNKNOWN = 0.2
 
@@ -29,15 +35,8 @@ def summarize(folder: Path, progress: Progress = no_progress) -> dict[str, Any]:
         `splits`: for each `images`, `captions`, `lengths` (number of captions by number of words),
         `unknown` (share of `<UNK>` among words) and `features` (for each kind shape, dtype and
         bytes); `problems`, one line each.
-
-    Raises
-    ------
-    DataError
-        If there is no such folder.
     """
-    with explained(folder, "read"):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; expected a data folder")
+    check_folder(folder)
     return _Summary(folder, progress).result
 
 
@@ -139,11 +138,8 @@ class _Summary:
         splits = self.result["splits"]
         for kind in layout.FEATURE_KINDS:
             parts = {name: split["features"].get(kind) for name, split in splits.items()}
-            widths = {name: part["shape"][1] for name, part in parts.items() if part}
-            if len(set(widths.values())) > 1:
-                self.problems.append(
-                    f"{kind} features per image are {widths}; expected the same number"
-                )
+            shapes = {name: part["shape"] for name, part in parts.items() if part}
+            self._noted(check_widths, self.folder, kind, shapes)
         both = [
             set(read_urls(self.folder / layout.urls_file(name), split["images"])) - {""}
             for name, split in splits.items()

@@ -25,8 +25,6 @@ SPECIAL = (NULL, START, END, UNK)
 def tokenize(caption: str) -> list[str]:
     """Split a caption into words: lower case, `-` as a space, only a-z and 0-9 kept.
 
-    Examples
-    --------
     >>> tokenize("Two T-shirts, on a bed.")
     ['two', 't', 'shirts', 'on', 'a', 'bed']
     """
@@ -39,8 +37,6 @@ def tokenize_any(caption: str) -> list[str]:
     Letters, accents and digits of every script are kept (Unicode categories L, M and N, normal form
     NFKC).
 
-    Examples
-    --------
     >>> tokenize_any("Zwei T-Shirts, größer als das Café.")
     ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café']
     """
@@ -73,12 +69,7 @@ class Vocabulary:
     def encode(self, words: Sequence[str], length: int) -> numpy.ndarray:
         """Return `<START> words <END>` padded with `<NULL>`, as int32 `(length,)`.
 
-        Words that are not in the vocabulary become `<UNK>`.
-
-        Raises
-        ------
-        DataError
-            If the words and two special tokens do not fit in `length`.
+        Words that are not in the vocabulary become `<UNK>`; too many raise a `DataError`.
         """
         if len(words) + 2 > length:
             raise DataError(f"a caption of {len(words)} words does not fit in {length} places")
@@ -91,13 +82,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read a `coco2014_vocab.json`: an object with `idx_to_word` and `word_to_idx`.
-
-        Raises
-        ------
-        DataError
-            If the file is missing or has other contents, or the two disagree.
-        """
+        """Read a `coco2014_vocab.json`: an object with `idx_to_word` and `word_to_idx`."""
         content = read_json(path, SMALL)
         words = content.get("idx_to_word") if isinstance(content, dict) else None
         vocabulary = cls.checked(words, f"{path}: 'idx_to_word'")
@@ -109,10 +94,7 @@ class Vocabulary:
     def checked(cls, words: Any, where: str) -> Vocabulary:
         """Return the vocabulary of untrusted `words`, called `where` in messages.
 
-        Raises
-        ------
-        DataError
-            If they are not a list of distinct words without spaces, the special tokens first.
+        They must be a list of distinct words without spaces, the special tokens first.
         """
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: expected a list of words")
@@ -133,24 +115,10 @@ class Vocabulary:
 
 
 def decode_captions(captions: Array, idx_to_word: Sequence[str]) -> str | list[str]:
-    """Turn word indices into text.
+    """Turn word indices `(T,)`, or `(N, T)` for a list of captions, on any device, into text.
 
-    Parameters
-    ----------
-    captions
-        Integers `(T,)` for one caption or `(N, T)` for many, on any device.
-    idx_to_word
-        The vocabulary.
-
-    Returns
-    -------
-    str or list of str
-        The words up to and including `<END>`, without `<NULL>`; a list for many captions.
-
-    Raises
-    ------
-    DataError
-        If an index is not in the vocabulary.
+    It has the words up to and including `<END>`, without `<NULL>`. A `DataError` is raised if an
+    index is not in the vocabulary.
     """
     rows = to_host(captions)
     if rows.size and not 0 <= rows.min() <= rows.max() < len(idx_to_word):
@@ -163,14 +131,10 @@ def decode_captions(captions: Array, idx_to_word: Sequence[str]) -> str | list[s
 
 
 def _sentence(row: Iterable[int], idx_to_word: Sequence[str]) -> str:
-    words = []
-    for index in row:
-        word = idx_to_word[index]
-        if word != NULL:
-            words.append(word)
-        if word == END:
-            break
-    return " ".join(words)
+    words = [idx_to_word[index] for index in row]
+    if END in words:
+        words = words[: words.index(END) + 1]
+    return " ".join(word for word in words if word != NULL)
 
 
 def plain(sentence: str) -> str:

@@ -41,21 +41,10 @@ def check_web(url: str) -> None:
 def open_url(
     url: str, timeout: float, headers: Mapping[str, str] | None = None
 ) -> http.client.HTTPResponse:
-    """Send a GET request; redirections are followed to http and https only.
+    """Send a GET request to an address checked by `check_web`; the caller closes the response.
 
-    Parameters
-    ----------
-    url
-        Address checked by `check_web`.
-    timeout
-        Seconds to wait for each answer of the server.
-    headers
-        Additional headers of the request.
-
-    Returns
-    -------
-    http.client.HTTPResponse
-        To be closed by the caller. Opening and reading it may raise any of `FAILURES`.
+    `timeout` is in seconds, for each answer of the server. Opening and reading the response may
+    raise any of `FAILURES`.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "xpcap", **(headers or {})})
     opener = urllib.request.build_opener(_WebOnly)

@@ -35,22 +35,10 @@ PENALTIES = ("none", "average", "gnmt")
 
 @dataclass(frozen=True)
 class Beam:
-    """Options of beam search.
+    """Options of beam search: K = `width` slots, `n_best` captions per image.
 
-    Parameters
-    ----------
-    width
-        K, the number of slots.
-    n_best
-        Captions per image.
-    length_penalty
-        `"none"`, `"average"` or `"gnmt"`.
-    alpha
-        Exponent of the last.
-    groups, diversity
-        Number of groups, and the penalty of a word for each group that has chosen it.
-    constraints
-        Which captions may be generated.
+    `alpha` is the exponent of the length penalty `"gnmt"`; `diversity` is subtracted from a word
+    for each of the `groups` that has chosen it.
     """
 
     width: int = 3
@@ -91,21 +79,9 @@ class Beam:
 
 
 def beam_search(model: Captioner, features: Array, beam: Beam) -> Decoded:
-    """Find the most probable captions of images.
+    """Find the `beam.n_best` most probable captions of each image; T is `max_length + 1`.
 
-    Parameters
-    ----------
-    model
-        Any captioner with `<START>` and `<END>`.
-    features
-        `(N, D)` floating, where the model is.
-    beam
-        Options.
-
-    Returns
-    -------
-    Decoded
-        `beam.n_best` captions per image; T is `max_length + 1`.
+    The model is any captioner with `<START>` and `<END>`; `features (N, D)` are where it is.
     """
     search = _Search(model, features, beam)
     for t in range(beam.constraints.max_length + 1):

@@ -45,16 +45,12 @@ def start_and_end(model: Captioner) -> tuple[int, int]:
 class Decoded(NamedTuple):
     """The captions of N images, B per image, best first.
 
-    Attributes
-    ----------
-    words
-        Token indices `(N, B, T)` int32, `<NULL>` after `<END>`; all `<NULL>` in rows without a
-        caption.
-    log_probs
-        The log-probability of each token given the tokens before it, `(N, B, T)`, in nats; 0 after
-        `<END>`.
-    scores
-        What captions are sorted by, `(N, B)`; minus infinity in rows without a caption.
+        words         (N, B, T)     token indices, int32, <NULL> after <END>
+        log_probs     (N, B, T)     log-probability of each token given those before it, in nats
+        scores        (N, B)        what captions are sorted by
+
+    Log-probabilities after `<END>` are 0. Rows without a caption have only `<NULL>`, and the score
+    minus infinity.
     """
 
     words: Array

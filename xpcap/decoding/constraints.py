@@ -13,16 +13,9 @@ from xpcap.errors import ConfigurationError
 class Constraints:
     """Constraints on generated captions.
 
-    A caption that no word may continue ends, whatever its length.
-
-    Parameters
-    ----------
-    min_length, max_length
-        Number of words, without `<END>`.
-    no_repeat_ngram
-        Size of n-grams that may not repeat; 0 disables.
-    banned
-        Indices of words that are never generated.
+    Lengths are without `<END>`. N-grams of `no_repeat_ngram` words may not repeat, 0 disables.
+    `banned` are the indices of words that are never generated. A caption that no word may continue
+    ends, whatever its length.
     """
 
     min_length: int = 0
@@ -42,16 +35,7 @@ class Constraints:
     def apply(self, xp: Namespace, log_probs: Array, tokens: Array, end: int) -> None:
         """Set the log-probabilities of words that may not come next to minus infinity, in place.
 
-        Parameters
-        ----------
-        xp
-            Array namespace.
-        log_probs
-            Scores or log-probabilities of the next words, `(R, V)`.
-        tokens
-            The words so far, `(R, t)`.
-        end
-            Index of `<END>`.
+        `log_probs (R, V)` may be scores; `tokens (R, t)` are the words so far, `end` is `<END>`.
         """
         length, vocabulary = tokens.shape[1], log_probs.shape[1]
         ending = log_probs[:, end].copy()

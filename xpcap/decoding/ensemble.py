@@ -16,10 +16,7 @@ from xpcap.layers.loss import log_softmax
 class Ensemble:
     """A captioner whose word probabilities are the mean of its members'.
 
-    Parameters
-    ----------
-    members
-        Captioners with the same vocabulary and features, on one device.
+    Members have the same vocabulary and features, and are on one device.
     """
 
     def __init__(self, members: Sequence[Captioner]) -> None:

@@ -15,23 +15,11 @@ from xpcap.layers.loss import log_softmax, softmax
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of sampling.
+    """Options of sampling `count` captions per image.
 
-    Parameters
-    ----------
-    count
-        Captions per image.
-    temperature
-        Divides scores; lower is more conservative.
-    top_k
-        Sample from the k most probable words; 0 takes all.
-    top_p
-        Sample from the smallest set of words with this total probability (Holtzman et al., "The
-        curious case of neural text degeneration", 2020).
-    seed
-        Random seed.
-    constraints
-        Which captions may be generated.
+    The temperature divides scores: lower is more conservative. Words are drawn from the `top_k`
+    most probable ones, 0 takes all, and of these from the smallest set with the total probability
+    `top_p` (Holtzman et al., "The curious case of neural text degeneration", 2020).
     """
 
     count: int = 1
@@ -54,26 +42,12 @@ class Sampling:
 
 
 def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0) -> Decoded:
-    """Sample captions of images.
+    """Sample `sampling.count` captions per image, most probable first; T is `max_length + 1`.
 
-    The captions of an image depend on its index among all images, not on the other images.
-
-    Parameters
-    ----------
-    model
-        Any captioner with `<START>` and `<END>`.
-    features
-        `(N, D)` floating, where the model is.
-    sampling
-        Options.
-    first
-        The index of the first image among all, if they are captioned in parts.
-
-    Returns
-    -------
-    Decoded
-        `sampling.count` captions per image, most probable first; T is `max_length + 1`.
-        Log-probabilities are those of the model, without temperature and truncation.
+    The model is any captioner with `<START>` and `<END>`; `features (N, D)` are where it is.
+    Log-probabilities are those of the model, without temperature and truncation. The captions of an
+    image depend on its index among all images, not on the other images; `first` is the index of the
+    first one, if they are captioned in parts.
     """
     start, end = start_and_end(model)
     context, state = model.start(features)

@@ -11,19 +11,8 @@ from xpcap.layers.loss import log_softmax
 def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
     """Return the log-probability of each word of given captions, given the words before it.
 
-    Parameters
-    ----------
-    model
-        Any captioner.
-    features
-        `(N, D)` floating, one image per caption, where the model is.
-    captions
-        Word indices `(N, T+1)`, `<START>` first, `<NULL>` after `<END>`.
-
-    Returns
-    -------
-    array
-        `(N, T)` for all words but the first, in nats; 0 for `<NULL>`.
+    `features (N, D)` are one image per caption; `captions (N, T+1)` begin with `<START>`. The
+    result is `(N, T)` for all words but the first, in nats, and 0 for `<NULL>`.
     """
     if captions.ndim != 2 or captions.shape[1] < 2 or len(captions) != len(features):
         raise ShapeError(

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy
 
-from xpcap.backend import to_host
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
-from xpcap.runs import BEST, HISTORY, Run, create_run
+from xpcap.runs import BEST, HISTORY, create_run
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, written_by
 
 FORMAT, TEXT = 1, "xpcap"
@@ -24,21 +23,13 @@ FORMAT, TEXT = 1, "xpcap"
 class Contents:
     """A captioner: its parameters by name, on the host, and what belongs to them.
 
-    `config` has `model` and `data` as in a run's checkpoints; `transform` reduces the features of
-    its extractor, if they are reduced.
+    `config` has `model` and `data` as in a run's checkpoints.
     """
 
     params: Mapping[str, numpy.ndarray]
     vocabulary: Vocabulary
     config: Mapping[str, Any]
     transform: PCA | None = None
-
-
-def contents_of(run: Run) -> Contents:
-    """Return the contents of a run."""
-    params = {name: to_host(value) for name, value in run.model.params.items()}
-    config = {name: run.config[name] for name in ("model", "data")}
-    return Contents(params, run.vocabulary, config, run.transform)
 
 
 def write_run(folder: Path, contents: Contents) -> None:
@@ -51,6 +42,6 @@ def write_run(folder: Path, contents: Contents) -> None:
 
 
 def description(contents: Contents) -> str:
-    """Return the text `xpcap` of exported files: `format`, `vocabulary` and `config`, as JSON."""
+    """Return the text `xpcap` of exported files, JSON: `format`, `vocabulary` and `config`."""
     words = list(contents.vocabulary.idx_to_word)
     return json.dumps({"format": FORMAT, "vocabulary": words, "config": contents.config})

@@ -33,17 +33,10 @@ def write_npz(path: Path, params: Mapping[str, numpy.ndarray]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, numpy.ndarray]:
-    """Read parameters from an untrusted file.
+    """Read parameters from an untrusted file; `DataError` or `ShapeError` if they are no captioner.
 
     Names and shapes are checked before any array is read, so that a small file cannot exhaust
     memory.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, or its arrays are not the parameters of a captioner.
-    ShapeError
-        If their shapes do not fit together.
     """
     with explained(path, "read"):
         file = open(path, "rb")  # noqa: SIM115 - closed below

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xpcap.backend import to_host
 from xpcap.errors import ConfigurationError
-from xpcap.exchange.contents import contents_of
+from xpcap.exchange.contents import Contents
 from xpcap.exchange.course import write_npz
-from xpcap.exchange.onnx_graph import write_onnx
 from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
 from xpcap.runs import Run, banned_tokens
@@ -19,30 +19,17 @@ FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
 def export_run(run: Run, to: str, path: Path) -> None:
     """Write a run's captioner to a file, which is replaced if it exists.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    to
-        `"torch"`: a state dict of PyTorch's layers, in safetensors, with words and configuration;
-        `"npz"`: the course's dict of parameters, of any model; `"onnx"`: a graph that captions as
-        `xpcap caption` does, greedily and without `<UNK>`.
-    path
-        The file.
-
-    Raises
-    ------
-    ConfigurationError
-        If the format is unknown or cannot express the model, or a library is missing.
-    DataError
-        If the file cannot be written.
+    Formats are `"torch"`, a state dict of PyTorch's layers, in safetensors, with words and
+    configuration; `"npz"`, the course's dict of parameters, of any model; and `"onnx"`, a graph
+    that captions as `xpcap caption` does, greedily and without `<UNK>`. An unknown format, one that
+    cannot express the model, and a missing library raise a `ConfigurationError`.
     """
     if to not in FORMATS:
         raise ConfigurationError(f"format '{to}' is unknown; expected {', '.join(FORMATS)}")
-    contents = contents_of(run)
+    params = {name: to_host(value) for name, value in run.model.params.items()}
     if to == "npz":
-        return write_npz(path, contents.params)
-    model = contents.config["model"]
+        return write_npz(path, params)
+    model = run.config["model"]
     family, cell = model.get("family", "recurrent"), model.get("cell_type")
     if family != "recurrent" or cell not in GATES:
         what = f"the cell '{cell}'" if family == "recurrent" else f"the family '{family}'"
@@ -50,6 +37,15 @@ def export_run(run: Run, to: str, path: Path) -> None:
             f"{what} has no conversion to {to}; expected a recurrent model with {', '.join(GATES)},"
             " or the format npz"
         )
+    config = {"model": model, "data": run.config["data"]}
+    contents = Contents(params, run.vocabulary, config, run.transform)
     if to == "torch":
         return write_safetensors(path, contents)
+    try:
+        from xpcap.exchange.onnx_graph import write_onnx
+    except ImportError as error:
+        raise ConfigurationError(
+            "an ONNX file needs onnx, which is not installed; expected the extra 'export'"
+            " (pip install 'xpcap[export]')"
+        ) from error
     return write_onnx(path, contents, banned_tokens(contents.vocabulary))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.data.dataset import open_dataset
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
 from xpcap.exchange.course import read_npz
 from xpcap.exchange.parameters import NAMES, sizes_of, unified
-from xpcap.exchange.tensors import Description, read_safetensors, split_transform
+from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import explained, new_folder
 from xpcap.runs import Run, check_new_run, open_run
@@ -32,16 +32,13 @@ def import_run(
     vocab: Path | None = None,
     features: str = "auto",
 ) -> Run:
-    """Make a run folder from a file of weights, and open it on the CPU.
+    """Make a run folder `out` from a file of weights, and open it on the CPU.
 
-    If the weights cannot be imported, no folder is left.
+    The file is a state dict in safetensors, or the course's `.npz`. If the weights cannot be
+    imported, no folder is left.
 
     Parameters
     ----------
-    file
-        A state dict in safetensors, or the course's `.npz`.
-    out
-        The new run folder.
     data
         The data folder that the weights were trained on; state dicts of `export_run` name theirs.
     vocab
@@ -53,8 +50,8 @@ def import_run(
     check_new_run(out)
     with explained(file, "read"), open(file, "rb") as opened:
         zipped = opened.read(len(_ZIP)) == _ZIP
-    tensors, described = (read_npz(file), None) if zipped else read_safetensors(file)
-    vocabulary = _vocabulary(file, described, data, vocab)
+    tensors, own, described = (read_npz(file), None, {}) if zipped else read_safetensors(file)
+    vocabulary = _vocabulary(file, own, data, vocab)
     tensors, transform = split_transform(tensors)
     params = _parameters(file, unified(str(file), tensors), len(vocabulary))
     words, sizes = sizes_of(str(file), params)
@@ -62,24 +59,16 @@ def import_run(
         raise DataError(
             f"{file} has weights of {words} words; expected {len(vocabulary)} as the vocabulary has"
         )
-    if described is None:
+    if not described:
         origin, transform = _origin(data, features, sizes["input_dim"])
     else:
         folder = {} if data is None else {"folder": str(data.resolve())}
-        origin = {**described.data, **folder}
+        origin = {**described["data"], **folder}
         if features not in ("auto", kind := origin.get("kind")):
             raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
-    config = {
-        "model": {
-            "dropout": 0.0,
-            "seed": 0,
-            **({} if described is None else described.model),
-            **sizes,
-            "dtype": str(params["W_proj"].dtype),
-        },
-        "data": origin,
-        "imported": file.name,
-    }
+    model = {"dropout": 0.0, "seed": 0, **described.get("model", {}), **sizes}
+    model["dtype"] = str(params["W_proj"].dtype)
+    config = {"model": model, "data": origin, "imported": file.name}
     with new_folder(out) as temporary:
         write_run(temporary, Contents(params, vocabulary, config, transform))
         try:
@@ -91,10 +80,10 @@ def import_run(
 
 
 def _vocabulary(
-    file: Path, described: Description | None, data: Path | None, vocab: Path | None
+    file: Path, own: Vocabulary | None, data: Path | None, vocab: Path | None
 ) -> Vocabulary:
     """Return the words of all sources that have any; they must be the same."""
-    found = {} if described is None else {file: described.vocabulary}
+    found = {} if own is None else {file: own}
     for path in (vocab, data and data / layout.VOCABULARY):
         if path is not None:
             found[path] = Vocabulary.read(path)
@@ -126,7 +115,10 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     """Return the `data` of a run's configuration, and the transform of its features."""
     if data is None:
         return {"folder": "(no data folder)", "kind": "fc7"}, None
-    dataset = _opened(data, features, dim)
+    dataset = open_dataset(data, features, lazy=True)
+    others = data / layout.features_file("train", "fc7")
+    if features == "auto" and dataset.feature_dim != dim and others.exists():
+        dataset = open_dataset(data, "fc7", lazy=True)
     extractor = dataset.description.get("extractor")
     origin = {
         "folder": str(data.resolve()),
@@ -137,14 +129,6 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     }
     reduced = dataset.kind == "pca" and extractor
     return origin, PCA.read(data / layout.PCA) if reduced else None
-
-
-def _opened(data: Path, features: str, dim: int) -> Dataset:
-    dataset = open_dataset(data, features, lazy=True)
-    others = data / layout.features_file("train", "fc7")
-    if features == "auto" and dataset.feature_dim != dim and others.exists():
-        return open_dataset(data, "fc7", lazy=True)
-    return dataset
 
 
 def _check_features(run: Run, data: Path | None) -> None:

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 import xpcap
 from xpcap.data.vocabulary import END, NULL, START
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
 from xpcap.exchange.contents import TEXT, Contents, description
-from xpcap.files import explained, new_file
-
-if TYPE_CHECKING:
-    import onnx
+from xpcap.files import new_file
 
 MAX_LENGTH = 30
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, which all runtimes read
 _LARGEST = 2**31  # bytes of an ONNX file
-_FLOATS, _INTEGERS, _BOOLEANS = 1, 7, 9  # TensorProto's float32, int64 and bool
+_FLOATS, _INTEGERS, _BOOLEANS = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 Operation: TypeAlias = tuple[Any, ...]
 """An operator, its inputs, its outputs, and optionally its attributes."""
 
-_TOKENS = {"end": END, "null": NULL}
 _PRODUCTS: list[Operation] = [
     ("Gather", "W_embed word", "x"),
     ("Gemm", "x Wx b", "ax"),
@@ -88,7 +86,7 @@ _CHOICE: list[Operation] = [
 def write_onnx(path: Path, contents: Contents, banned: Sequence[int] = ()) -> None:
     """Write the graph of `greedy_graph`."""
     content = greedy_graph(contents, MAX_LENGTH, banned).SerializeToString()
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -100,31 +98,9 @@ def greedy_graph(
     Its input is `features (N, D)` as the extractor computes them; the graph includes the transform
     of `contents`. Its outputs are `words (N, T)` int64, where T is the length of the longest
     caption, `<NULL>` after `<END>`; and `log_probs (N, T)` in nats, 0 after `<END>`. Its metadata
-    have the text `description`.
-
-    Parameters
-    ----------
-    contents
-        A recurrent captioner.
-    max_length
-        Maximum number of words, with `<END>`.
-    banned
-        Indices of words that are never generated.
-
-    Raises
-    ------
-    ConfigurationError
-        If the package onnx is missing.
-    DataError
-        If the captioner is larger than ONNX allows.
+    have the text `description`. Captions have at most `max_length` words, with `<END>`, and none of
+    the `banned` ones. A captioner that is larger than ONNX allows raises a `DataError`.
     """
-    try:
-        from onnx import helper
-    except ImportError as error:
-        raise ConfigurationError(
-            "an ONNX file needs onnx, which is not installed; expected the extra 'export'"
-            " (pip install 'xpcap[export]')"
-        ) from error
     cell, index = contents.config["model"]["cell_type"], contents.vocabulary.word_to_idx
     D, H = contents.params["W_proj"].shape
     mask = numpy.zeros(len(index))
@@ -144,6 +120,9 @@ def greedy_graph(
     size = sum(4 * value.size for value in constants.values())
     if size >= _LARGEST:
         raise DataError(f"the captioner has {size} bytes; expected less than {_LARGEST} for ONNX")
+    constants = {name: value.astype(numpy.float32) for name, value in constants.items()}
+    constants |= {"end": numpy.array(index[END]), "null": numpy.array(index[NULL])}
+    constants |= {"max_length": numpy.array(max_length), "true": numpy.array(True)}
     states = ["h", "c"] if cell == "lstm" else ["h"]
     carried = ["word", "active", *states]
     operations += [
@@ -167,12 +146,7 @@ def greedy_graph(
         "captioner",
         _values(["features"], _FLOATS, "N", D),
         [*_values(["words"], _INTEGERS, "N", "T"), *_values(["log_probs"], _FLOATS, "N", "T")],
-        [
-            *(_constant(name, value.astype(numpy.float32)) for name, value in constants.items()),
-            *(_constant(name, numpy.array(index[token])) for name, token in _TOKENS.items()),
-            _constant("max_length", numpy.array(max_length)),
-            _constant("true", numpy.array(True)),
-        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(
         graph,
@@ -187,8 +161,6 @@ def greedy_graph(
 
 def _step(cell: str, H: int, states: Sequence[str]) -> onnx.GraphProto:
     """Build the body of the loop: one word of each caption."""
-    from onnx import helper
-
     return helper.make_graph(
         _nodes([*_PRODUCTS, *_CELLS[cell], *_CHOICE]),
         "step",
@@ -211,8 +183,6 @@ def _step(cell: str, H: int, states: Sequence[str]) -> onnx.GraphProto:
 
 
 def _nodes(operations: Sequence[Operation]) -> list[onnx.NodeProto]:
-    from onnx import helper
-
     return [
         helper.make_node(operator, inputs.split(), outputs.split(), **dict(*attributes))
         for operator, inputs, outputs, *attributes in operations
@@ -220,16 +190,8 @@ def _nodes(operations: Sequence[Operation]) -> list[onnx.NodeProto]:
 
 
 def _values(names: Sequence[str], kind: int, *shape: str | int) -> list[onnx.ValueInfoProto]:
-    from onnx import helper
-
     return [helper.make_tensor_value_info(name, kind, shape) for name in names]
 
 
-def _constant(name: str, value: numpy.ndarray) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(value, name)
-
-
 def _filled(value: Any) -> dict[str, Any]:
-    return {"value": _constant("", numpy.array([value]))}
+    return {"value": numpy_helper.from_array(numpy.array([value]))}

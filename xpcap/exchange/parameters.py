@@ -21,24 +21,11 @@ _SHOWN = 12  # arrays of a file, in a message
 def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Check the names, dtypes and shapes of parameters, and derive the captioner's sizes.
 
-    Parameters
-    ----------
-    source
-        Where they come from, for messages.
-    params
-        Arrays, or their headers (`shape`, `dtype`), under the names of `CaptioningRNN.params`.
-
-    Returns
-    -------
-    words, sizes
-        V; and `input_dim`, `wordvec_dim`, `hidden_dim` and `cell_type` of `CaptioningRNN`.
-
-    Raises
-    ------
-    DataError
-        If a name is missing or unknown, or an array is empty or not floating.
-    ShapeError
-        If shapes do not fit together.
+    `params` are arrays, or their headers (`shape`, `dtype`), under the names of
+    `CaptioningRNN.params`; `source` names them in messages. Returns V, and `input_dim`,
+    `wordvec_dim`, `hidden_dim` and `cell_type` of `CaptioningRNN`. Raises `DataError` if a name is
+    missing or unknown, or an array is empty or not floating; `ShapeError` if shapes do not fit
+    together.
     """
     gru = "bn" in params
     if set(params) != {*NAMES, *(["bn"] if gru else [])}:
@@ -65,10 +52,7 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
 
 
 def unified(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
-    """Convert parameters to one dtype: float64 if one is wider than float32, else float32.
-
-    Raises `DataError` if one holds NaN or infinite numbers.
-    """
+    """Convert finite parameters to float64 if one is wider than float32, else to float32."""
     wide = any(value.dtype.itemsize > 4 for value in params.values())
     dtype = numpy.float64 if wide else numpy.float32
     with numpy.errstate(over="ignore"):  # long doubles may overflow to infinity

@@ -1,7 +1,6 @@
 """Safetensors files: a state dict and, in files that xpcap wrote, everything else a run needs.
 
-Such a file has one metadata text, `xpcap`, a JSON object: `format`; `vocabulary`, the list of
-words; and `config` with `model` and `data` as in a run's checkpoints. A transform of features is
+Such a file has one metadata text, `xpcap`, see `contents.description`. A transform of features is
 stored in three more tensors, `pca.mean`, `pca.components` and `pca.explained_variance`.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 from safetensors.numpy import load, save
@@ -27,14 +26,6 @@ _FLOATING = ("F64", "F32", "F16")
 _LONG = 8  # bytes of the length of the header
 
 
-class Description(NamedTuple):
-    """The text of a file that xpcap wrote: its words, and the two parts of its configuration."""
-
-    vocabulary: Vocabulary
-    model: dict[str, Any]
-    data: dict[str, Any]
-
-
 def write_safetensors(path: Path, contents: Contents) -> None:
     """Write a captioner as the state dict of PyTorch's layers, with everything a run needs."""
     tensors = to_torch(contents.params)
@@ -42,18 +33,16 @@ def write_safetensors(path: Path, contents: Contents) -> None:
         for name, value in vars(contents.transform).items():
             tensors[f"{_TRANSFORM}{name}"] = numpy.ascontiguousarray(value)
     content = save(tensors, {TEXT: description(contents)})
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Description | None]:
-    """Read the tensors of an untrusted file, and its description if xpcap wrote the file.
+def read_safetensors(
+    path: Path,
+) -> tuple[dict[str, numpy.ndarray], Vocabulary | None, dict[str, Any]]:
+    """Read the tensors of an untrusted file: 16, 32 or 64 bit floats.
 
-    Raises
-    ------
-    DataError
-        If the file is damaged, has tensors of other dtypes than 16, 32 or 64 bit floats, or an
-        invalid description.
+    If xpcap wrote the file, its words and its configuration follow, else None and an empty one.
     """
     with explained(path, "read"):
         content = path.read_bytes()
@@ -74,7 +63,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, numpy.ndarray], Description 
                 f"{path}: {name!r:.60} is of dtype {kind!r:.20}; expected"
                 f" {', '.join(_FLOATING)} (in PyTorch: tensor.float())"
             )
-    return tensors, None if text is None else _parsed(path, text)
+    return (tensors, None, {}) if text is None else (tensors, *_parsed(path, text))
 
 
 def split_transform(
@@ -88,12 +77,12 @@ def split_transform(
     return state, PCA(*(tensors[name] for name in names))
 
 
-def _parsed(path: Path, text: str) -> Description:
+def _parsed(path: Path, text: str) -> tuple[Vocabulary, dict[str, Any]]:
     try:
         content = json.loads(text)
         words, config = content["vocabulary"], content["config"]
-        model, data = config["model"], config["data"]
-        fits = content["format"] == FORMAT and isinstance(model, dict) and isinstance(data, dict)
+        parts = [config[name] for name in ("model", "data")]
+        fits = content["format"] == FORMAT and all(isinstance(part, dict) for part in parts)
     except (ValueError, TypeError, LookupError, RecursionError):
         fits = False
     if not fits:
@@ -101,4 +90,4 @@ def _parsed(path: Path, text: str) -> Description:
             f"{path}: expected its text '{TEXT}' to be one of xpcap export: JSON of format"
             f" {FORMAT} with 'vocabulary', and 'config' with 'model' and 'data'"
         )
-    return Description(Vocabulary.checked(words, f"{path}: 'vocabulary'"), model, data)
+    return Vocabulary.checked(words, f"{path}: 'vocabulary'"), config

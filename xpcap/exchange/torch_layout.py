@@ -54,23 +54,12 @@ def to_torch(params: Tensors) -> dict[str, numpy.ndarray]:
 
 
 def from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray]:
-    """Convert a state dict, with layers of any names, to `CaptioningRNN.params`.
+    """Convert a state dict, with layers of any names, to `CaptioningRNN.params` for V = `words`.
 
     The recurrent layer is found by the names of its parts, the others by their shapes; if these are
     ambiguous, they must have the names of `to_torch`. Missing biases become zeros. An nn.RNN is
-    assumed to use tanh, since a state dict does not tell.
-
-    Parameters
-    ----------
-    state
-        Floating-point arrays by name.
-    words
-        V, the size of the vocabulary.
-
-    Raises
-    ------
-    DataError
-        If the layers are not those of a captioner.
+    assumed to use tanh, since a state dict does not tell. Layers that are not those of a captioner
+    raise a `DataError`.
     """
     found = {name: match for name in state if (match := _RECURRENT.fullmatch(name))}
     recurrent = _recurrent({name: state[name] for name in found}, found)

@@ -41,23 +41,12 @@ def next_batch(
     settings: Array,
     streams: Array,
 ) -> None:
-    """Gather one minibatch of an epoch and advance to the next.
+    """Gather one minibatch of an epoch, as `BatchArrays` says, and advance to the next.
 
-    Parameters
-    ----------
-    captions, image_idxs
-        `(M, T+1)` and `(M,)` int32: all captions, and which image each belongs to.
-    order
-        `(M,)` int32: the epoch's order.
-    table
-        `(batches, K)`: the settings of each of the epoch's steps.
-    position
-        `(2,)` int64: the number of the batch in the epoch, and of the step in the run; both go up
-        by one. In the last batch, places without a caption have weight 0.
-    null
-        The word that pads captions.
-    words, targets, weight, images, settings, streams
-        Written, as `BatchArrays` says; the streams are 2 step and 2 step + 1.
+    Of all `captions (M, T+1)` int32, caption m belongs to image `image_idxs[m]`; `order (M,)` is
+    the epoch's, and `table (batches, K)` has the settings of its steps. `position (2,)` int64 is
+    the number of the batch in the epoch, and of the step in the run; both go up by one. In the last
+    batch, places without a caption have weight 0. The streams are 2 step and 2 step + 1.
     """
     N, T, M = images.shape[0], captions.shape[1] - 1, order.shape[0]
     place = position[:1] * N + xp.arange(N)

@@ -296,7 +296,8 @@ def _unrolled(made: Operation[Any, None]) -> Callable[[Callable[..., Any]], None
     def register(function: Callable[..., Any]) -> None:
         fast, names = _kept(function), list(inspect.signature(function).parameters)[3:]
 
-        def compute(packing: Packing, shape: tuple[int, ...], given: dict[str, Array]) -> bool:
+        def compute(run: Unrolled, packing: Packing, shape: tuple[int, ...], more: Weights) -> bool:
+            given = {**run._asdict(), **run.more, **more}
             arrays, routines = [given[name] for name in names], _routines()
             if routines is None or not all(map(_fits, arrays)):
                 return False
@@ -309,8 +310,7 @@ def _unrolled(made: Operation[Any, None]) -> Callable[[Callable[..., Any]], None
         ) -> None:
             if b is not None:
                 run.gates[...] += b
-            given = {"gates": run.gates, "h": run.h, "prev_h": run.prev_h, **run.more, **weights}
-            if not compute(packing, (packing.captions, run.gates.shape[1]), given):
+            if not compute(run, packing, (packing.captions, run.gates.shape[1]), weights):
                 made.reference(xp, run, None, weights, packing)
 
         def backward(
@@ -323,9 +323,8 @@ def _unrolled(made: Operation[Any, None]) -> Callable[[Callable[..., Any]], None
             back: Array,
             packing: Packing,
         ) -> None:
-            given = {"gates": run.gates, "h": run.h, "prev_h": run.prev_h, **run.more, **weights}
-            given |= {"dh": dh, "da": dah, "dax": dax, "dah": dah, "back": back}
-            if not compute(packing, weights["Wh"].shape[::-1], given):
+            gradients = {"dh": dh, "da": dah, "dax": dax, "dah": dah, "back": back}
+            if not compute(run, packing, weights["Wh"].shape[::-1], {**weights, **gradients}):
                 made.reference(xp, dh, run, weights, dax, dah, back, packing)
 
         made.version("numba")(backward if "back" in names else forward)

@@ -24,66 +24,21 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class _Numbers(NamedTuple):
-    """A dtype as cuBLAS takes it.
+    """A dtype as cuBLAS takes it, and references to alpha = 1 and beta = 0."""
 
-    A cudaDataType_t; by precision, a cublasComputeType_t; and references to alpha = 1, beta = 0.
-    """
-
-    data_type: int
-    compute: Mapping[str, int]
+    data_type: int  # cudaDataType_t
+    compute: Mapping[str, int]  # cublasComputeType_t, by precision
     one: Any
     zero: Any
 
 
 _NUMBERS = {
-    numpy.dtype(numpy.float32): _Numbers(
-        0,
-        {"float32": 68, "tf32": 77, "bf16": 75},
-        ctypes.byref(ctypes.c_float(1)),
-        ctypes.byref(ctypes.c_float(0)),
-    ),
-    numpy.dtype(numpy.float64): _Numbers(
-        1,
-        dict.fromkeys(PRECISIONS, 70),
-        ctypes.byref(ctypes.c_double(1)),
-        ctypes.byref(ctypes.c_double(0)),
-    ),
+    numpy.dtype(dtype): _Numbers(data_type, compute, ctypes.byref(c(1)), ctypes.byref(c(0)))
+    for dtype, c, data_type, compute in (
+        (numpy.float32, ctypes.c_float, 0, {"float32": 68, "tf32": 77, "bf16": 75}),
+        (numpy.float64, ctypes.c_double, 1, dict.fromkeys(PRECISIONS, 70)),
+    )
 }
-
-
-class Gemm(NamedTuple):
-    """One product as cuBLAS takes it: C (m, n) = op(A) op(B), columns first.
-
-    A is the right factor of the row-first product, and B the left one.
-    """
-
-    transpose_a: int
-    transpose_b: int
-    m: int
-    n: int
-    k: int
-    lda: int
-    ldb: int
-    ldc: int
-
-
-def gemm_layout(a: Array, b: Array, out: Array) -> Gemm | None:
-    """Lay out `out (M, N) = a (M, K) b (K, N)` for cuBLAS, once for arrays of the same layout.
-
-    Parameters
-    ----------
-    a, b
-        Arrays of one dtype whose rows or whose columns are contiguous, as those of matrices, their
-        transposes and slices of both are.
-    out
-        Rows contiguous.
-
-    Returns
-    -------
-    Gemm or None
-        None where an array has another layout.
-    """
-    return _gemm_layout(a.itemsize, a.shape, a.strides, b.shape, b.strides, out.shape, out.strides)
 
 
 @functools.lru_cache(_LAYOUTS)
@@ -95,13 +50,19 @@ def _gemm_layout(
     b_strides: tuple[int, int],
     out_shape: tuple[int, int],
     out_strides: tuple[int, int],
-) -> Gemm | None:
+) -> tuple[int, ...] | None:
+    """Lay out `out (M, N) = a (M, K) b (K, N)` for cuBLAS, once for arrays of the same layout.
+
+    Returns both transpositions, m, n, k and the leading dimensions of C (m, n) = op(A) op(B),
+    columns first: A is `b` and B is `a`. None for arrays of which neither the rows nor the columns
+    are contiguous, as those of matrices, their transposes and slices of both are.
+    """
     (M, K), N = a_shape, b_shape[1]
     left, right = _layout(itemsize, b_shape, b_strides), _layout(itemsize, a_shape, a_strides)
     result = _layout(itemsize, out_shape, out_strides)
     if left is None or right is None or result is None or result[0] == _TRANSPOSED:
         return None
-    return Gemm(left[0], right[0], N, M, K, left[1], right[1], result[1])
+    return left[0], right[0], N, M, K, left[1], right[1], result[1]
 
 
 def _layout(
@@ -125,17 +86,10 @@ def _layout(
 
 
 class CuBLAS:
-    """A handle of cuBLAS on one device, with the workspace of its products.
+    """A handle of cuBLAS, a shared library, on one device, with the workspace of its products.
 
     It is for one thread and one stream at a time: products that ran on two streams together would
     share the workspace, and two threads could change the handle's stream under each other.
-
-    Parameters
-    ----------
-    library
-        The shared library.
-    xp
-        The namespace of the arrays.
     """
 
     def __init__(self, library: Any, xp: Namespace) -> None:
@@ -147,36 +101,28 @@ class CuBLAS:
         self._stream: int | None = None  # a pointer
 
     def product(self, a: Array, b: Array, out: Array, precision: str) -> None:
-        """Write `a b` into `out` on the current stream.
+        """Write `a b` into `out` on the current stream; CuPy multiplies what cuBLAS does not take.
 
-        Parameters
-        ----------
-        a, b, out
-            Of one dtype, float32 or float64, in layouts that `gemm_layout` takes; CuPy multiplies
-            others.
-        precision
-            `"float32"`, `"tf32"` or `"bf16"`: how float32 factors are rounded before they are
-            multiplied; sums are float32.
-
-        Raises
-        ------
-        BackendError
-            If cuBLAS reports an error.
+        `precision` says how float32 factors are rounded before they are multiplied; sums are
+        float32. Raises `BackendError` if cuBLAS reports an error.
         """
         numbers = _NUMBERS.get(a.dtype) if a.dtype == b.dtype == out.dtype else None
-        gemm = None if numbers is None else gemm_layout(a, b, out)
+        gemm = _gemm_layout(
+            a.itemsize, a.shape, a.strides, b.shape, b.strides, out.shape, out.strides
+        )
         if numbers is None or gemm is None:
             self._xp.matmul(a, b, out=out)
             return
-        if 0 in (gemm.m, gemm.n, gemm.k):
+        transpose_a, transpose_b, m, n, k, lda, ldb, ldc = gemm
+        if 0 in (m, n, k):
             out[...] = 0
             return
         self._use_current_stream()
         status = self._library.cublasGemmEx(
-            self._handle, gemm.transpose_a, gemm.transpose_b, gemm.m, gemm.n, gemm.k,
-            numbers.one, _pointer(b), numbers.data_type, gemm.lda,
-            _pointer(a), numbers.data_type, gemm.ldb,
-            numbers.zero, _pointer(out), numbers.data_type, gemm.ldc,
+            self._handle, transpose_a, transpose_b, m, n, k,
+            numbers.one, _pointer(b), numbers.data_type, lda,
+            _pointer(a), numbers.data_type, ldb,
+            numbers.zero, _pointer(out), numbers.data_type, ldc,
             numbers.compute[precision], _DEFAULT_ALGORITHM,
         )  # fmt: skip
         if status:

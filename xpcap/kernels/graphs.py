@@ -22,15 +22,9 @@ class Repeated:
 
     The first call runs the function, so that everything is compiled and allocated; the second
     captures it; from then on the graph is launched, on the current stream. Where graphs are turned
-    off, the products cannot be captured, or a capture fails, every call runs the function. Arrays
-    that the function allocates while it is captured stay allocated as long as this object.
-
-    Parameters
-    ----------
-    xp
-        The array namespace.
-    dtype
-        Of the function's matrix products.
+    off, the products of `dtype` cannot be captured, or a capture fails, every call runs the
+    function. Arrays that the function allocates while it is captured stay allocated as long as this
+    object.
     """
 
     def __init__(self, xp: Namespace, dtype: Any) -> None:
@@ -41,14 +35,11 @@ class Repeated:
         self._memory: list[Any] = []
 
     def __call__(self, function: Callable[[], None]) -> None:
-        """Run the function, or replay its launches.
+        """Run the function, the same one at each call, or replay its launches.
 
-        Parameters
-        ----------
-        function
-            The same one at each call, with no result. It only launches kernels, in memory that does
-            not move; what changes from call to call is in device memory. It is not kept: an object
-            may own a `Repeated` of its own method without a reference cycle.
+        It only launches kernels, in memory that does not move; what changes from call to call is in
+        device memory. It is not kept: an object may own a `Repeated` of its own method without a
+        reference cycle.
         """
         if self._graph is None and self._called and self._capture:
             self._graph = self._captured(function)

@@ -36,12 +36,9 @@ def can_be_captured(xp: Namespace, dtype: Any) -> bool:
 
 
 def check_precision(precision: str, on_gpu: bool, dtype: Any = numpy.float32) -> None:
-    """Check the name of a precision.
+    """Raise `ConfigurationError` if a precision is unknown or impossible.
 
-    Raises
-    ------
-    ConfigurationError
-        If it is unknown, one that only a GPU has, or one that is not for arrays of `dtype`.
+    Only float32 is possible on a CPU, and for arrays of another `dtype`.
     """
     if precision not in PRECISIONS:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Random numbers of NumPy's own Philox generator."""
+"""Dropout masks by NumPy's own Philox generator."""
 
 from __future__ import annotations
 
@@ -7,31 +7,10 @@ from collections.abc import Iterable
 import numpy
 
 from xpcap.backend import Array, Namespace
-from xpcap.layers.random import keep_mask, philox
+from xpcap.layers.random import keep_mask
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 _BLOCK = 65536  # elements: numbers and mask stay in the cache
-
-
-@philox.version("numpy")
-def _philox_of_numpy(
-    xp: Namespace, start: int, count: int, seed: int, stream: int | Array
-) -> numpy.ndarray:
-    """NumPy's own generator."""
-    return _generator(start, seed, stream).random_raw(4 * count).reshape(count, 4)
-
-
-def _generator(start: int, seed: int, stream: int | Array) -> numpy.random.Philox:
-    """Return NumPy's generator, which counts up before it draws, at a counter of a stream."""
-    stream = stream if isinstance(stream, int) else int(stream[0])
-    before = (start - 1) & _WORD
-    counter = [before, ((stream & _WORD) - (before == _WORD)) & _WORD, 0, 0]
-    if before == _WORD and stream & _WORD == 0:
-        counter = [_WORD] * 4
-    return numpy.random.Philox(
-        key=numpy.array([seed & _WORD, 0], numpy.uint64),
-        counter=numpy.array(counter, numpy.uint64),
-    )
 
 
 @keep_mask.version("numpy")
@@ -51,14 +30,15 @@ def keep_parts(
 ) -> None:
     """Draw parts of what `keep_mask` draws, on the host.
 
-    Parameters
-    ----------
-    threshold, seed, stream
-        As there.
-    parts
-        The number of its first element, and `(size,)` booleans to be written, of each.
+    A part is the number of its first element, and booleans `(size,)` to be written.
     """
-    generator, counter = _generator(0, seed, stream), 0
+    stream = stream if isinstance(stream, int) else int(stream[0])
+    before = (((stream & _WORD) << 64) - 1) % 2**256  # the generator counts up before it draws
+    generator = numpy.random.Philox(
+        key=numpy.array([seed & _WORD, 0], numpy.uint64),
+        counter=numpy.array([before >> shift & _WORD for shift in (0, 64, 128, 192)], numpy.uint64),
+    )
+    counter = 0
     for first, out in parts:
         skipped = first % 16
         count = -(-(skipped + out.size) // 16)

@@ -12,20 +12,10 @@ _FEW = 16  # up to here, looking for the largest again and again beats sorting
 
 @operation
 def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
-    """Return the `count` largest values of each row, falling, and their places.
+    """Return the `count` largest values of each row `(R, M)`, falling, and their places.
 
-    Parameters
-    ----------
-    values
-        `(R, M)` floating, without NaN; M is at least `count`.
-    count
-        How many.
-
-    Returns
-    -------
-    values, places
-        `(R, count)` each; of equal values the first ones, in their order. Where all that is
-        left is minus infinity, places are any.
+    Values are not NaN, and M is at least `count`. Of equal values the first ones, in their order.
+    Where all that is left is minus infinity, places are any.
     """
     places = xp.argsort(-values, axis=1, kind="stable")[:, :count]
     return xp.take_along_axis(values, places, axis=1), places
@@ -40,13 +30,9 @@ def best_continuations(
     Parameters
     ----------
     values
-        `(R, V)` floating, without NaN: what each word adds to a beginning's total.
-    totals
-        `(R,)`.
-    places
-        `(R,)`, rising: a beginning's image times `width`, and its place in that image's beam.
-    images, width
-        How many images, and places in the beam of each.
+        `(R, V)` floating, without NaN: what each word adds to a hypothesis's total.
+    totals, places
+        `(R,)`; places, rising, are the image times `width` plus the slot in that image's beam.
 
     Returns
     -------

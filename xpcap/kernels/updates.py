@@ -35,23 +35,9 @@ def _square_sum_in_spans(xp: Namespace, values: Array, out: Array) -> None:
 
 
 def clip_scale(xp: Namespace, norm: Array, max_norm: float) -> Array:
-    """Return what gradients are multiplied by, so that their joint norm is at most `max_norm`.
+    """Return min(1, max_norm / norm), by which gradients of this joint norm are multiplied.
 
     Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
-
-    Parameters
-    ----------
-    xp
-        The array namespace.
-    norm
-        Of all gradients together, an array.
-    max_norm
-        The largest norm allowed, positive.
-
-    Returns
-    -------
-    array
-        min(1, max_norm / norm).
     """
     return float(max_norm) / xp.maximum(norm, float(max_norm))
 
@@ -67,18 +53,9 @@ def loss_and_norm(
 ) -> None:
     """Sum up a step: its loss, the joint norm of its gradients, and the factor of clipping.
 
-    Parameters
-    ----------
-    losses
-        `(S,)`: what each target word adds to the loss.
-    gradients
-        `(P,)`.
-    max_norm
-        The largest norm allowed, positive; None does not clip.
-    totals
-        `(2,)`, written: the loss, and the norm before clipping.
-    settings
-        `(K,)` of the update rule; the first is written if gradients are clipped.
+    `totals (2,)` become the sum of `losses (S,)`, what each target word adds, and the norm of
+    `gradients (P,)` before clipping. The first of `settings (K,)` becomes the factor, unless
+    `max_norm` is None.
     """
     totals[0] = losses.sum()
     totals[1] = xp.sqrt(xp.dot(gradients, gradients))
@@ -146,16 +123,7 @@ def adam_update(
     m' = b1 m + (1 - b1) dw; v' = b2 v + (1 - b2) dw^2, dw having been scaled;
     w - rate ((m' / c1) / (sqrt(v' / c2) + epsilon) + decay w).
 
-    Parameters
-    ----------
-    w, m, v
-        `(P,)`, changed: parameters and moments.
-    dw
-        `(P,)`: gradients.
-    settings
-        `(4,)`: scale, rate, c1 = 1 - b1^t, c2 = 1 - b2^t.
-    beta1, beta2, epsilon, weight_decay
-        As in the formula.
+    `settings` are scale, rate, c1 = 1 - b1^t and c2 = 1 - b2^t.
     """
     scale, rate, c1, c2 = settings[0], settings[1], settings[2], settings[3]
     with flushed(xp, w, m, v):

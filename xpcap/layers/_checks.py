@@ -9,18 +9,8 @@ from xpcap.errors import ShapeError
 def check_shapes(function: str, **arrays: tuple[Array, str]) -> dict[str, int]:
     """Check arrays against shapes written in letters, and return the size of each letter.
 
-    Parameters
-    ----------
-    function
-        Whose arguments they are, for the message.
-    **arrays
-        By name, an array and its shape as words: `"N T D"`; a size may be a multiple, `"4H"`,
-        if the plain letter stands in an earlier one.
-
-    Raises
-    ------
-    ShapeError
-        It names every array with the shape expected and the shape given.
+    A layout has words: `"N T D"`; a size may be a multiple, `"4H"`, if the plain letter stands in
+    an earlier one. The `ShapeError` names every array with the shape expected and the shape given.
     """
     sizes: dict[str, int] = {}
     for array, layout in arrays.values():
@@ -41,15 +31,10 @@ def _commas(layout: str) -> str:
 
 
 def check_indices(xp: Namespace, function: str, indices: Array, size: int) -> None:
-    """Check that indices are integers and, where reading them costs nothing, in 0..size-1.
+    """Raise `ShapeError` unless indices are integers, and on the host in 0..size-1.
 
-    On a GPU the values are not looked at, for that would stop it; data sets are checked on the
-    host when they are opened.
-
-    Raises
-    ------
-    ShapeError
-        It names the range found and the range expected.
+    On a GPU the values are not looked at, for that would stop it; data sets are checked on the host
+    when they are opened.
     """
     if indices.dtype.kind not in "iu":
         raise ShapeError(f"{function}: expected integer indices, got {indices.dtype}")

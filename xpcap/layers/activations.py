@@ -20,41 +20,12 @@ class ReLUCache(NamedTuple):
 
 
 def relu_forward(x: Array) -> tuple[Array, ReLUCache]:
-    """Set what is negative to zero.
-
-    Parameters
-    ----------
-    x
-        Inputs of any shape.
-
-    Returns
-    -------
-    out, cache
-        `max(x, 0)`, of the shape of `x`; and what `relu_backward` needs.
-    """
+    """Set what is negative to zero: `max(x, 0)`, for `x` of any shape."""
     return namespace(x).maximum(x, 0), ReLUCache(x)
 
 
 def relu_backward(dout: Array, cache: ReLUCache) -> Array:
-    """Gradient of `relu_forward`: `dout` where `x > 0`, else 0.
-
-    Parameters
-    ----------
-    dout
-        Gradient of the output, of the shape of `x`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx
-        Of the shape of `x`.
-
-    Raises
-    ------
-    ShapeError
-        If `dout` has not the shape of `x`.
-    """
+    """Gradient of `relu_forward`: `dout` where `x > 0`, else 0."""
     xp = namespace(dout, cache.x)
     if dout.shape != cache.x.shape:
         raise ShapeError(f"relu_backward: expected dout {cache.x.shape}, as x; got {dout.shape}")

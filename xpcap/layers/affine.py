@@ -39,24 +39,10 @@ class AffineGradients(NamedTuple):
 
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
-    """Multiply each input by a matrix and add a bias.
+    """Multiply each input by a matrix and add a bias: `x w + b`, `(N, M)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, d1, ..., dk)`, flattened to `(N, D)`.
-    w, b
-        Weights `(D, M)` and biases `(M,)`.
-
-    Returns
-    -------
-    out, cache
-        `x w + b`, `(N, M)`; and what `affine_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, d1, ..., dk)` are flattened to `(N, D)`; weights `w (D, M)`, biases `b (M,)`.
+    Raises `ShapeError` if the shapes do not fit together.
     """
     namespace(x, w, b)
     check_shapes("affine_forward", w=(w, "D M"), b=(b, "M"))
@@ -69,21 +55,9 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
 
 
 def affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
-    """Gradients of `affine_forward`.
+    """Gradients of `affine_forward`, from that of its output, `dout (N, M)`.
 
     With X the flattened input: dX = dout w^T, dw = X^T dout, db = the sum of dout's rows.
-
-    Parameters
-    ----------
-    dout
-        Gradient of the output, `(N, M)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dw, db
-        Of the shapes of `x`, `w` and `b`.
     """
     x, w = cache
     namespace(dout, x, w)
@@ -92,24 +66,9 @@ def affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
 
 
 def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
-    """Apply one affine layer to every step of a sequence.
+    """Apply one affine layer to every step of a sequence `(N, T, D)`; return `(N, T, M)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, T, D)`.
-    w, b
-        Weights `(D, M)` and biases `(M,)`.
-
-    Returns
-    -------
-    out, cache
-        Outputs `(N, T, M)`; and what `temporal_affine_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Weights `w (D, M)`, biases `b (M,)`. Raises `ShapeError` if the shapes do not fit together.
     """
     namespace(x, w, b)
     size = check_shapes("temporal_affine_forward", x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
@@ -118,20 +77,7 @@ def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Affine
 
 
 def temporal_affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
-    """Gradients of `temporal_affine_forward`: those of the affine layer on all steps at once.
-
-    Parameters
-    ----------
-    dout
-        Gradient of the output, `(N, T, M)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dw, db
-        `(N, T, D)`, `(D, M)` and `(M,)`.
-    """
+    """Gradients of `temporal_affine_forward`: those of the affine layer on all steps at once."""
     x, w = cache
     rows = AffineCache(x.reshape(-1, x.shape[2]), w)
     dx, dw, db = affine_backward(dout.reshape(-1, w.shape[1]), rows)

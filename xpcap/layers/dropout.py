@@ -22,27 +22,18 @@ class DropoutCache(NamedTuple):
 def dropout_forward(
     x: Array, rate: float, seed: int, stream: int = 0
 ) -> tuple[Array, DropoutCache]:
-    """Set a random share of the elements to zero and scale the others up.
+    """Set a random share of the elements to zero and scale the others up: `x mask`.
 
     Parameters
     ----------
     x
         Inputs of any shape.
     rate
-        The share that is dropped, in [0, 1), taken to the nearest of 65,536 levels.
+        The share that is dropped, in [0, 1), taken to the nearest of 65,536 levels; for others
+        `ConfigurationError` is raised.
     seed, stream
         Which mask: the same two numbers (64 bits each) give the same mask on every device; another
         stream, the number of a training step say, gives an independent one.
-
-    Returns
-    -------
-    out, cache
-        `x mask` with mask = 0 or 1 / (1 - rate); and what `dropout_backward` needs.
-
-    Raises
-    ------
-    ConfigurationError
-        If `rate` is not in [0, 1).
     """
     xp = namespace(x)
     check_rate(rate)
@@ -59,13 +50,7 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
 
 
 def check_rate(rate: float) -> None:
-    """Check a dropout rate.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is not in [0, 1).
-    """
+    """Raise `ConfigurationError` unless a dropout rate is in [0, 1)."""
     if not 0 <= rate < 1:
         raise ConfigurationError(f"dropout rate {rate} is not in [0, 1)")
 

@@ -39,24 +39,10 @@ class EmbeddingCache(NamedTuple):
 
 
 def word_embedding_forward(x: Array, W: Array) -> tuple[Array, EmbeddingCache]:
-    """Give each word its vector.
+    """Give each word its vector: `W[x]`, `(N, T, D)`.
 
-    Parameters
-    ----------
-    x
-        Word indices `(N, T)`, integers in 0..V-1.
-    W
-        A vector for each word, `(V, D)`.
-
-    Returns
-    -------
-    out, cache
-        `W[x]`, `(N, T, D)`; and what `word_embedding_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit, or an index lies outside the vocabulary (seen on the CPU only).
+    Words `x (N, T)` are integers in 0..V-1, `W (V, D)` has a vector for each. Raises `ShapeError`
+    if the shapes do not fit, or an index lies outside the vocabulary (seen on the CPU only).
     """
     xp = namespace(x, W)
     size = check_shapes("word_embedding_forward", x=(x, "N T"), W=(W, "V D"))
@@ -67,17 +53,7 @@ def word_embedding_forward(x: Array, W: Array) -> tuple[Array, EmbeddingCache]:
 def word_embedding_backward(dout: Array, cache: EmbeddingCache) -> Array:
     """Gradient of `word_embedding_forward`: each word's row is the sum over all its places.
 
-    Parameters
-    ----------
-    dout
-        Gradient of the output, `(N, T, D)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dW
-        `(V, D)`; the same bits every time, since the order of summation is fixed.
+    The same bits every time, since the order of summation is fixed.
     """
     xp = namespace(dout, cache.x)
     rows = dout.reshape(-1, dout.shape[2])

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_shapes
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.recurrence import (
     Cell,
@@ -105,35 +104,13 @@ class GRUStepGradients(NamedTuple):
 def gru_step_forward(
     x: Array, prev_h: Array, Wx: Array, Wh: Array, b: Array, bn: Array
 ) -> tuple[Array, GRUStepCache]:
-    """Take one step.
+    """Take one step; return the new hidden state, `(N, H)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, D)`.
-    prev_h
-        Hidden state `(N, H)`.
-    Wx, Wh, b
-        Weights `(D, 3H)`, `(H, 3H)` and biases `(3H,)`, in the order r, z, n.
-    bn
-        The hidden bias of n, `(H,)`.
-
-    Returns
-    -------
-    next_h, cache
-        The new hidden state `(N, H)`; and what `gru_step_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, D)`, state `prev_h (N, H)`, weights `Wx (D, 3H)` and `Wh (H, 3H)` and biases `b
+    (3H,)` in the order r, z, n; `bn (H,)` is the bias of h Wh in the block of n. Raises
+    `ShapeError` if the shapes do not fit together.
     """
-    xp = namespace(x, prev_h, Wx, Wh, b, bn)
-    check_shapes(
-        "gru_step_forward",
-        x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D 3H"), Wh=(Wh, "H 3H"), b=(b, "3H"),
-        bn=(bn, "H"),
-    )  # fmt: skip
+    xp = GRU.check("gru_step_forward", "N D", x=x, prev_h=prev_h, Wx=Wx, Wh=Wh, b=b, bn=bn)
     gates = x @ Wx + b
     ah_n, next_h = (xp.empty(prev_h.shape, dtype=gates.dtype) for _ in range(2))
     gru_cell(xp, gates, prev_h @ Wh, bn, prev_h, ah_n, next_h)
@@ -145,18 +122,6 @@ def gru_step_backward(dnext_h: Array, cache: GRUStepCache) -> GRUStepGradients:
 
     With dn = dnext_h (1-z) (1-n^2), dr = dn ah_n r(1-r) and dz = dnext_h (h-n) z(1-z): the gradient
     of x Wx + b is dr, dz, dn side by side, that of h Wh is dr, dz, dn r.
-
-    Parameters
-    ----------
-    dnext_h
-        Gradient of the new hidden state, `(N, H)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dprev_h, dWx, dWh, db, dbn
-        Of the shapes of the forward arguments.
     """
     x, prev_h, Wx, Wh, gates, ah_n = cache
     xp = namespace(dnext_h, gates)
@@ -187,53 +152,18 @@ class GRUGradients(NamedTuple):
 def gru_forward(
     x: Array, h0: Array, Wx: Array, Wh: Array, b: Array, bn: Array
 ) -> tuple[Array, SequenceCache]:
-    """Run over a sequence.
+    """Run over a sequence; return the hidden state after each step, `(N, T, H)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, T, D)`.
-    h0
-        First hidden state `(N, H)`.
-    Wx, Wh, b
-        Weights `(D, 3H)`, `(H, 3H)` and biases `(3H,)`, in the order r, z, n.
-    bn
-        The bias of h Wh in the block of n, `(H,)`.
-
-    Returns
-    -------
-    h, cache
-        The hidden state after each step, `(N, T, H)`; and what `gru_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, T, D)`, first state `h0 (N, H)`; weights, biases and errors as in
+    `gru_step_forward`.
     """
-    namespace(x, h0, Wx, Wh, b, bn)
-    check_shapes(
-        "gru_forward",
-        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 3H"), Wh=(Wh, "H 3H"), b=(b, "3H"),
-        bn=(bn, "H"),
-    )  # fmt: skip
-    return sequence_forward(GRU, x, h0, Wx, b, {"Wh": Wh, "bn": bn})
+    return sequence_forward(GRU, "gru_forward", x, h0, Wx, Wh, b, bn=bn)
 
 
 def gru_backward(dh: Array, cache: SequenceCache) -> GRUGradients:
-    """Backpropagation through time of `gru_forward`.
+    """Backpropagation through time of `gru_forward`, from the gradient of every hidden state.
 
-    Parameters
-    ----------
-    dh
-        Gradient of every hidden state from the layer above, `(N, T, H)`; what comes back from
-        the next step is added to it here.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dh0, dWx, dWh, db, dbn
-        Of the shapes of the forward arguments.
+    `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
+    here.
     """
-    found = sequence_backward(GRU, dh, cache)
-    return GRUGradients(*(found[name[1:]] for name in GRUGradients._fields))
+    return GRUGradients(**sequence_backward(GRU, dh, cache))

@@ -24,13 +24,7 @@ def log_softmax(xp: Namespace, scores: Array) -> Array:
 
 @operation
 def log_normalizer(xp: Namespace, scores: Array) -> Array:
-    """Return what `log_softmax` takes from the scores, log(sum e^s), `(R,)`; scores stay.
-
-    Parameters
-    ----------
-    scores
-        `(R, V)`.
-    """
+    """Return what `log_softmax` takes from scores `(R, V)`, log(sum e^s), `(R,)`; scores stay."""
     largest = scores.max(axis=1)
     return largest + xp.log(xp.exp(scores - largest[:, None]).sum(axis=1))
 
@@ -39,21 +33,11 @@ def log_normalizer(xp: Namespace, scores: Array) -> Array:
 def softmax_cross_entropy(
     xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
 ) -> None:
-    """Cross entropy of each row of scores, and its gradient in their place.
+    """Cross entropy of each row of `scores (M, V)`, and its gradient in their place.
 
-    Parameters
-    ----------
-    scores
-        `(M, V)`: h W_vocab; becomes the gradient, scale (softmax(s) - onehot(target)).
-    bias
-        `(V,)`: s = scores + bias.
-    targets
-        `(M,)` integers in 0..V-1.
-    scale
-        `(M,)`: what each row counts; a row of scale 0 has the loss 0 and the gradient 0, whatever
-        its scores.
-    losses
-        `(M,)`, written: scale (log(sum e^s) - s[target]), in nats.
+    With s = scores + bias and a weight for each row, `scale (M,)`, `losses (M,)` become scale
+    (log(sum e^s) - s[target]), in nats, and the gradient is scale (softmax(s) - onehot(target)).
+    Both are 0 in a row of scale 0, whatever its scores.
     """
     rows = xp.arange(scores.shape[0])
     scores += bias

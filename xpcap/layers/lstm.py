@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_shapes
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.recurrence import (
     Cell,
     SequenceCache,
+    SequenceGradients,
     sequence_backward,
     sequence_forward,
     split_gates,
@@ -107,33 +107,14 @@ class LSTMStepGradients(NamedTuple):
 def lstm_step_forward(
     x: Array, prev_h: Array, prev_c: Array, Wx: Array, Wh: Array, b: Array
 ) -> tuple[Array, Array, LSTMStepCache]:
-    """Take one step.
+    """Take one step; return the new hidden and cell state, `(N, H)` each.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, D)`.
-    prev_h, prev_c
-        Hidden state and cell state, `(N, H)` each.
-    Wx, Wh, b
-        Weights `(D, 4H)`, `(H, 4H)` and biases `(4H,)`, in the order i, f, o, g.
-
-    Returns
-    -------
-    next_h, next_c, cache
-        The new states `(N, H)`; and what `lstm_step_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, D)`, states `prev_h`, `prev_c (N, H)`, weights `Wx (D, 4H)` and `Wh (H, 4H)` and
+    biases `b (4H,)` in the order i, f, o, g. Raises `ShapeError` if the shapes do not fit together.
     """
-    xp = namespace(x, prev_h, prev_c, Wx, Wh, b)
-    check_shapes(
-        "lstm_step_forward",
-        x=(x, "N D"), prev_h=(prev_h, "N H"), prev_c=(prev_c, "N H"),
-        Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
-    )  # fmt: skip
+    xp = LSTM.check(
+        "lstm_step_forward", "N D", x=x, prev_h=prev_h, prev_c=prev_c, Wx=Wx, Wh=Wh, b=b
+    )
     gates = x @ Wx + b
     next_c, tanh_c, next_h = (xp.empty(prev_c.shape, dtype=gates.dtype) for _ in range(3))
     lstm_cell(xp, gates, prev_h @ Wh, prev_c, next_c, tanh_c, next_h)
@@ -145,18 +126,6 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
 
     With dc = dnext_c + dnext_h o (1 - tanh(c')^2): da is dc g i(1-i), dc c f(1-f),
     dnext_h tanh(c') o(1-o), dc i (1-g^2) side by side, and dprev_c = dc f.
-
-    Parameters
-    ----------
-    dnext_h, dnext_c
-        Gradients of the new states, `(N, H)` each.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dprev_h, dprev_c, dWx, dWh, db
-        Of the shapes of the forward arguments.
     """
     x, prev_h, prev_c, Wx, Wh, gates, tanh_c = cache
     xp = namespace(dnext_h, dnext_c, gates)
@@ -165,63 +134,21 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
     return LSTMStepGradients(da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
-class LSTMGradients(NamedTuple):
-    """Gradients in the order of the forward arguments."""
-
-    dx: Array
-    dh0: Array
-    dWx: Array
-    dWh: Array
-    db: Array
-
-
 def lstm_forward(
     x: Array, h0: Array, Wx: Array, Wh: Array, b: Array
 ) -> tuple[Array, SequenceCache]:
-    """Run over a sequence; the first cell state is zero.
+    """Run over a sequence from a cell state of zero; return each step's hidden state, `(N, T, H)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, T, D)`.
-    h0
-        First hidden state `(N, H)`.
-    Wx, Wh, b
-        Weights `(D, 4H)`, `(H, 4H)` and biases `(4H,)`, in the order i, f, o, g.
-
-    Returns
-    -------
-    h, cache
-        The hidden state after each step, `(N, T, H)`; and what `lstm_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, T, D)`, first state `h0 (N, H)`, weights `Wx (D, 4H)` and `Wh (H, 4H)` and biases
+    `b (4H,)` in the order i, f, o, g. Raises `ShapeError` if the shapes do not fit together.
     """
-    namespace(x, h0, Wx, Wh, b)
-    check_shapes(
-        "lstm_forward",
-        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), b=(b, "4H"),
-    )  # fmt: skip
-    return sequence_forward(LSTM, x, h0, Wx, b, {"Wh": Wh})
+    return sequence_forward(LSTM, "lstm_forward", x, h0, Wx, Wh, b)
 
 
-def lstm_backward(dh: Array, cache: SequenceCache) -> LSTMGradients:
-    """Backpropagation through time of `lstm_forward`.
+def lstm_backward(dh: Array, cache: SequenceCache) -> SequenceGradients:
+    """Backpropagation through time of `lstm_forward`, from the gradient of every hidden state.
 
-    Parameters
-    ----------
-    dh
-        Gradient of every hidden state from the layer above, `(N, T, H)`; what comes back from
-        the next step is added to it here.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dh0, dWx, dWh, db
-        Of the shapes of the forward arguments.
+    `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
+    here.
     """
-    found = sequence_backward(LSTM, dh, cache)
-    return LSTMGradients(*(found[name[1:]] for name in LSTMGradients._fields))
+    return SequenceGradients(**sequence_backward(LSTM, dh, cache))

@@ -28,20 +28,10 @@ def _multiply(a: Array, b: int) -> tuple[Array, Array]:
 
 @operation
 def philox(xp: Namespace, start: int, count: int, seed: int, stream: int | Array) -> Array:
-    """Draw `4 count` random words from the counters `start ... start + count - 1`.
+    """Draw `(count, 4)` random words of 64 bits from the counters `start ... start + count - 1`.
 
-    Parameters
-    ----------
-    start, count
-        Which counters of the stream, up to 2^64.
-    seed, stream
-        64 bits each: numbers of different seeds or streams have nothing in common. The stream may
-        be an array `(1,)` uint64 that the device keeps.
-
-    Returns
-    -------
-    array
-        `(count, 4)` uint64.
+    Numbers of different seeds or streams (64 bits each) have nothing in common. The stream may be
+    an array `(1,)` uint64 that the device keeps.
     """
     counter = xp.arange(count, dtype=xp.uint64) + start
     zeros = xp.zeros_like(counter)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
+from xpcap.layers._checks import check_shapes
 from xpcap.layers.affine import column_sum, product
 from xpcap.operations import Operation
 from xpcap.workspace import Workspace, passing
@@ -50,36 +51,37 @@ class Cell:
     * `dax`, `dah` `(n, kH)`, written: the gradients of x Wx + b and of h Wh; or `da`, if both are
       the same.
 
-    Attributes
-    ----------
-    forward, backward
-        The operations `f(xp, ...)`.
-    gates
-        What the k blocks of H columns of `Wx`, `Wh` and `b` compute, such as `"forget"`. The last
-        one is a tanh, the others are logistic.
-    states
-        The arrays that are passed on to the next step, `h` first.
-    kept
-        Further arrays that `forward` keeps.
-    biases
-        For each further bias, the block of h Wh that it is added to.
-    direct
-        Whether `h` depends on `prev_h` in another way than through h Wh.
+    `gates` says what the k blocks of H columns of `Wx`, `Wh` and `b` compute, such as `"forget"`;
+    the last one is a tanh, the others are logistic.
     """
 
     forward: Operation[Any, None]
     backward: Operation[Any, None]
     gates: tuple[str, ...]
-    states: tuple[str, ...] = ("h",)
+    states: tuple[str, ...] = ("h",)  # passed on to the next step, `h` first
     kept: tuple[str, ...] = ()
-    biases: Mapping[str, int] = field(default_factory=dict)
-    direct: bool = False
+    biases: Mapping[str, int] = field(default_factory=dict)  # and the block of h Wh of each
+    direct: bool = False  # whether `h` depends on `prev_h` in another way than through h Wh
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter, for `inputs` inputs and `hidden` hidden units."""
         width = len(self.gates) * hidden
         weights = {"Wx": (inputs, width), "Wh": (hidden, width), "b": (width,)}
         return {**weights, **dict.fromkeys(self.biases, (hidden,))}
+
+    def check(self, function: str, inputs: str, **arrays: Array) -> Namespace:
+        """Check the arguments of a public function by name, `x` of layout `inputs`.
+
+        Returns their array namespace; raises `ShapeError` if the shapes do not fit together.
+        """
+        width = f"{len(self.gates)}H" if len(self.gates) > 1 else "H"
+        layouts = {"x": inputs, "Wx": f"D {width}", "Wh": f"H {width}", "b": width}
+        layouts |= dict.fromkeys(self.biases, "H")
+        xp = namespace(*arrays.values())
+        check_shapes(
+            function, **{name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
+        )
+        return xp
 
     @functools.cached_property
     def unroll(self) -> Operation[Any, None]:
@@ -114,23 +116,10 @@ class Cell:
 class Packing:
     """Which rows of a packed sequence belong to which step.
 
-    Parameters
-    ----------
-    captions
-        N, the number of captions, including those without a word.
-    sizes
-        Number of active captions at each step; none is larger than the one before.
-    capacity
-        The largest number of rows of any batch, for which memory is allocated.
-
-    Attributes
-    ----------
-    rows
-        A slice for each step.
-    total
-        M, how many rows there are.
-    even
-        Whether every step has all N rows: no caption ends before the last step.
+    Of N `captions`, including those without a word, `sizes` are active at each step, none more than
+    at the one before. `rows` has a slice for each step, `total` is M, the number of rows, and
+    `even` says whether no caption ends before the last step. Memory is allocated for `capacity`
+    rows, the most of any batch.
     """
 
     def __init__(self, captions: int, sizes: Sequence[int], capacity: int | None = None) -> None:
@@ -148,25 +137,11 @@ class Packing:
         return space.empty(name, self.total, width, most=self.capacity, dtype=dtype)
 
 
-def hidden_states(h0: Array, packing: Packing, space: Workspace) -> tuple[Array, Array]:
-    """Return arrays for the hidden states after and before each step; the first ones are there.
+def _hidden_states(h0: Array, packing: Packing, space: Workspace) -> tuple[Array, Array]:
+    """Return arrays `(M, H)` for the hidden states after and before each step, with the first ones.
 
     Of an even packing both are views of one array in which step t reads what step t-1 wrote.
     Otherwise every step copies the active rows of the state before it.
-
-    Parameters
-    ----------
-    h0
-        First hidden state `(N, H)`.
-    packing
-        Which rows are which step's.
-    space
-        Memory of the arrays.
-
-    Returns
-    -------
-    h, prev_h
-        `(M, H)` each.
     """
     N, H = h0.shape
     if packing.even:
@@ -179,22 +154,6 @@ def hidden_states(h0: Array, packing: Packing, space: Workspace) -> tuple[Array,
     return h, prev_h
 
 
-def time_major(sequence: Array) -> Array:
-    """Copy `(N, T, K)` to `(T, N, K)`, or back."""
-    return sequence.transpose(1, 0, 2).copy()
-
-
-def pack(sequence: Array) -> tuple[Array, Packing]:
-    """Copy `(N, T, K)` to packed rows `(T N, K)`."""
-    N, T, K = sequence.shape
-    return time_major(sequence).reshape(T * N, K), Packing(N, [N] * T)
-
-
-def unpack(rows: Array, N: int, T: int) -> Array:
-    """Copy packed rows `(T N, K)` to `(N, T, K)`."""
-    return time_major(rows.reshape(T, N, -1))
-
-
 def split_gates(gates: Array, count: int) -> list[Array]:
     """Return `count` views `(n, H)` of gates that lie side by side in `(n, count H)`."""
     H = gates.shape[1] // count
@@ -204,15 +163,9 @@ def split_gates(gates: Array, count: int) -> list[Array]:
 class Unrolled(NamedTuple):
     """A packed sequence that a cell was run over, M rows.
 
-    Attributes
-    ----------
-    gates
-        `(M, kH)`, as `Cell.forward` left them.
-    h, prev_h
-        `(M, H)`: the hidden states after and before each step.
-    more
-        By name, `(M, H)`: further states after each step and what the cell keeps; and the first of
-        further states, `(N, H)`: `c` and `c0`.
+    `gates (M, kH)` are as `Cell.forward` left them; `h`, `prev_h (M, H)` are the hidden states
+    after and before each step. `more` has, by name, further states after each step and what the
+    cell keeps, `(M, H)`, and the first of further states, `(N, H)`: `c` and `c0`.
     """
 
     gates: Array
@@ -242,26 +195,14 @@ def unroll(
     packing: Packing,
     space: Workspace,
 ) -> Unrolled:
-    """Run a cell over a packed sequence.
+    """Run a cell over a packed sequence, in memory of `space`, whose namespace chooses the version.
 
-    Parameters
-    ----------
-    cell
-        The cell.
-    gates, b
-        `(M, kH)` and `(kH,)`: x Wx of every row, and the bias, or None if it is already added. The
-        first is changed to the gates.
-    start
-        The first states `(N, H)`; those that are left out are zero.
-    weights
-        `Wh (H, kH)` and the further biases of the cell `(H,)`.
-    packing
-        The rows of each step.
-    space
-        Memory of the result; its namespace chooses the version.
+    `gates (M, kH)` are x Wx of every row, and are changed to the gates; `b (kH,)` is the bias, or
+    None if it is already added. First states `(N, H)` that are left out of `start` are zero.
+    `weights` are `Wh (H, kH)` and the further biases of the cell `(H,)`.
     """
     (N, H), total = start[0].shape, packing.total
-    h, prev_h = hidden_states(start[0], packing, space)
+    h, prev_h = _hidden_states(start[0], packing, space)
     more = {name: packing.empty(space, name, H) for name in cell.kept}
     for k, name in enumerate(cell.states[1:], 1):
         states = space.empty(f"{name} of all steps", N + total, H, most=N + packing.capacity)
@@ -275,22 +216,10 @@ def unroll(
 def unroll_backward(
     cell: Cell, dh: Array, run: Unrolled, weights: Weights, packing: Packing, space: Workspace
 ) -> tuple[Array, Array, Array]:
-    """Backpropagate through time.
+    """Backpropagate through time, with `dh (M, H)` of every hidden state from the layer above.
 
-    Parameters
-    ----------
-    cell, weights, packing, space
-        As for `unroll`.
-    dh
-        `(M, H)`: the gradient of every hidden state from the layer above.
-    run
-        From the forward pass.
-
-    Returns
-    -------
-    dax, dah, dh0
-        The gradients of x Wx + b and of h Wh, `(M, kH)`, one array if they are the same; and of
-        the first hidden state.
+    Returns the gradients of x Wx + b and of h Wh, `(M, kH)`, one array if they are the same; and of
+    the first hidden state.
     """
     H, width = weights["Wh"].shape
     dah = packing.empty(space, "dah", width)
@@ -298,6 +227,16 @@ def unroll_backward(
     dh0 = space.zeros("dh0", packing.captions, H)
     cell.unroll_backward(space.xp, dh, run, weights, dax, dah, dh0, packing)
     return dax, dah, dh0
+
+
+class SequenceGradients(NamedTuple):
+    """Gradients in the order of the forward arguments, of a cell without further biases."""
+
+    dx: Array
+    dh0: Array
+    dWx: Array
+    dWh: Array
+    db: Array
 
 
 class SequenceCache(NamedTuple):
@@ -311,26 +250,39 @@ class SequenceCache(NamedTuple):
 
 
 def sequence_forward(
-    cell: Cell, x: Array, h0: Array, Wx: Array, b: Array, weights: Weights
+    cell: Cell, function: str, x: Array, h0: Array, Wx: Array, Wh: Array, b: Array, **biases: Array
 ) -> tuple[Array, SequenceCache]:
     """Run a cell over inputs `(N, T, D)`; return every hidden state `(N, T, H)` and a cache."""
-    steps, packing = pack(x)
+    cell.check(function, "N T D", x=x, h0=h0, Wx=Wx, Wh=Wh, b=b, **biases)
+    N, T, _ = x.shape
+    steps, packing, weights = _pack(x), Packing(N, [N] * T), {"Wh": Wh, **biases}
     ax = steps @ Wx + b
     space = Workspace(namespace(ax), ax.dtype)
     run = unroll(cell, ax, None, (h0,), weights, packing, space)
-    return unpack(run.h, *x.shape[:2]), SequenceCache(steps, run, Wx, weights, packing)
+    return _unpack(run.h, N, T), SequenceCache(steps, run, Wx, weights, packing)
 
 
 def sequence_backward(cell: Cell, dh: Array, cache: SequenceCache) -> dict[str, Array]:
-    """Return the gradients of `x`, `h0` and each parameter, from that of every hidden state."""
+    """Return `dx`, `dh0` and the gradient of each parameter, from that of every hidden state."""
     steps, run, Wx, weights, packing = cache
-    xp = namespace(dh, run.h)
-    rows, space = pack(dh)[0], Workspace(xp, run.h.dtype)
-    dax, dah, dh0 = unroll_backward(cell, rows, run, weights, packing, space)
+    xp, (N, T, _) = namespace(dh, run.h), dh.shape
+    space = Workspace(xp, run.h.dtype)
+    dax, dah, dh0 = unroll_backward(cell, _pack(dh), run, weights, packing, space)
     gradients = {name: xp.empty_like(value) for name, value in weights.items()}
     weight_gradients(cell, run, dah, gradients, xp)
-    dx = unpack(dax @ Wx.T, *dh.shape[:2])
-    return {"x": dx, "h0": dh0, "Wx": steps.T @ dax, "b": dax.sum(axis=0), **gradients}
+    found = {"x": _unpack(dax @ Wx.T, N, T), "h0": dh0, "Wx": steps.T @ dax, "b": dax.sum(axis=0)}
+    return {f"d{name}": value for name, value in {**found, **gradients}.items()}
+
+
+def _pack(sequence: Array) -> Array:
+    """Copy `(N, T, K)` to packed rows `(T N, K)`."""
+    N, T, K = sequence.shape
+    return sequence.transpose(1, 0, 2).copy().reshape(T * N, K)
+
+
+def _unpack(rows: Array, N: int, T: int) -> Array:
+    """Copy packed rows `(T N, K)` to `(N, T, K)`."""
+    return rows.reshape(T, N, -1).transpose(1, 0, 2).copy()
 
 
 def weight_gradients(
@@ -343,17 +295,12 @@ def weight_gradients(
         column_sum(xp, blocks[block], gradients[name])
 
 
-def _memory(name: str, like: Array, xp: Namespace, *shape: int) -> Array:
-    """Return memory until the operation returns."""
-    return passing(xp, like.dtype).empty(name, *shape)
-
-
 def _unroll(
     cell: Cell, xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
 ) -> None:
     if b is not None:
         run.gates[...] += b
-    ah = _memory("ah", run.h, xp, packing.captions, run.gates.shape[1])
+    ah = passing(xp, run.h.dtype).empty("ah", packing.captions, run.gates.shape[1])
     for t, rows in enumerate(packing.rows):
         arrays = run.at(cell, packing, t)
         prev_h, n = arrays["prev_h"], rows.stop - rows.start
@@ -374,11 +321,9 @@ def _unroll_backward(
     back: Array,
     packing: Packing,
 ) -> None:
-    N, H = back.shape
-    through = _memory("through", back, xp, N, H)
-    others = {f"d{name}": _memory(f"d{name}", back, xp, N, H) for name in cell.states[1:]}
-    for gradient in others.values():
-        gradient[...] = 0
+    memory = passing(xp, back.dtype)
+    through = memory.empty("through", *back.shape)
+    others = {f"d{name}": memory.zeros(f"d{name}", *back.shape) for name in cell.states[1:]}
     for t in reversed(range(len(packing.rows))):
         rows = packing.rows[t]
         n = rows.stop - rows.start
@@ -406,19 +351,9 @@ def _advance(
 ) -> None:
     """Take one step of R hypotheses, several of which may share a word or a parent.
 
-    Parameters
-    ----------
-    ax
-        `(D, kH)`: x Wx + b of each distinct word.
-    ah, state
-        `(P, kH)` and `(P, H)`: h Wh and the states of each parent.
-    weights
-        The further biases of the cell.
-    words, parents
-        `(R,)`: the rows of `ax`, and of `ah` and `state`, of each hypothesis. None: each has its
-        own, and `ax` is changed.
-    next_state
-        `(R, H)`, written.
+    `ax (D, kH)` is x Wx + b of each distinct word, `ah (P, kH)` and `state (P, H)` are h Wh and the
+    states of each parent. `words` and `parents` `(R,)` are the rows of these that each hypothesis
+    takes; None: its own, and `ax` is changed. `next_state (R, H)` is written.
     """
 
     def rows(array: Array, which: Array | None) -> Array:

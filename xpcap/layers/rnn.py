@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_shapes
 from xpcap.layers.recurrence import (
     Cell,
     SequenceCache,
+    SequenceGradients,
     sequence_backward,
     sequence_forward,
 )
@@ -55,52 +55,19 @@ class RNNStepGradients(NamedTuple):
 def rnn_step_forward(
     x: Array, prev_h: Array, Wx: Array, Wh: Array, b: Array
 ) -> tuple[Array, RNNStepCache]:
-    """Take one step: `next_h = tanh(x Wx + prev_h Wh + b)`.
+    """Take one step: `next_h = tanh(x Wx + prev_h Wh + b)`, `(N, H)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, D)`.
-    prev_h
-        Hidden state `(N, H)`.
-    Wx, Wh, b
-        Weights `(D, H)`, `(H, H)` and biases `(H,)`.
-
-    Returns
-    -------
-    next_h, cache
-        The new hidden state `(N, H)`; and what `rnn_step_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, D)`, state `prev_h (N, H)`, weights `Wx (D, H)` and `Wh (H, H)`, biases `b (H,)`.
+    Raises `ShapeError` if the shapes do not fit together.
     """
-    xp = namespace(x, prev_h, Wx, Wh, b)
-    check_shapes(
-        "rnn_step_forward",
-        x=(x, "N D"), prev_h=(prev_h, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
-    )  # fmt: skip
+    xp = RNN.check("rnn_step_forward", "N D", x=x, prev_h=prev_h, Wx=Wx, Wh=Wh, b=b)
     next_h = x @ Wx + b
     rnn_cell(xp, next_h, prev_h @ Wh, next_h)
     return next_h, RNNStepCache(x, prev_h, Wx, Wh, next_h)
 
 
 def rnn_step_backward(dnext_h: Array, cache: RNNStepCache) -> RNNStepGradients:
-    """Gradients of `rnn_step_forward`, through da = dnext_h (1 - next_h^2).
-
-    Parameters
-    ----------
-    dnext_h
-        Gradient of the new hidden state, `(N, H)`.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dprev_h, dWx, dWh, db
-        Of the shapes of the forward arguments.
-    """
+    """Gradients of `rnn_step_forward`, through da = dnext_h (1 - next_h^2)."""
     x, prev_h, Wx, Wh, next_h = cache
     xp = namespace(dnext_h, next_h)
     da = xp.empty_like(next_h)
@@ -108,61 +75,19 @@ def rnn_step_backward(dnext_h: Array, cache: RNNStepCache) -> RNNStepGradients:
     return RNNStepGradients(da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0))
 
 
-class RNNGradients(NamedTuple):
-    """Gradients in the order of the forward arguments."""
-
-    dx: Array
-    dh0: Array
-    dWx: Array
-    dWh: Array
-    db: Array
-
-
 def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array) -> tuple[Array, SequenceCache]:
-    """Run over a sequence.
+    """Run over a sequence; return the hidden state after each step, `(N, T, H)`.
 
-    Parameters
-    ----------
-    x
-        Inputs `(N, T, D)`.
-    h0
-        First hidden state `(N, H)`.
-    Wx, Wh, b
-        Weights `(D, H)`, `(H, H)` and biases `(H,)`.
-
-    Returns
-    -------
-    h, cache
-        The hidden state after each step, `(N, T, H)`; and what `rnn_backward` needs.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit together.
+    Inputs `x (N, T, D)`, first state `h0 (N, H)`, weights `Wx (D, H)` and `Wh (H, H)`, biases `b
+    (H,)`. Raises `ShapeError` if the shapes do not fit together.
     """
-    namespace(x, h0, Wx, Wh, b)
-    check_shapes(
-        "rnn_forward",
-        x=(x, "N T D"), h0=(h0, "N H"), Wx=(Wx, "D H"), Wh=(Wh, "H H"), b=(b, "H"),
-    )  # fmt: skip
-    return sequence_forward(RNN, x, h0, Wx, b, {"Wh": Wh})
+    return sequence_forward(RNN, "rnn_forward", x, h0, Wx, Wh, b)
 
 
-def rnn_backward(dh: Array, cache: SequenceCache) -> RNNGradients:
-    """Backpropagation through time of `rnn_forward`.
+def rnn_backward(dh: Array, cache: SequenceCache) -> SequenceGradients:
+    """Backpropagation through time of `rnn_forward`, from the gradient of every hidden state.
 
-    Parameters
-    ----------
-    dh
-        Gradient of every hidden state from the layer above, `(N, T, H)`; what comes back from
-        the next step is added to it here.
-    cache
-        From the forward pass.
-
-    Returns
-    -------
-    dx, dh0, dWx, dWh, db
-        Of the shapes of the forward arguments.
+    `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
+    here.
     """
-    found = sequence_backward(RNN, dh, cache)
-    return RNNGradients(*(found[name[1:]] for name in RNNGradients._fields))
+    return SequenceGradients(**sequence_backward(RNN, dh, cache))

@@ -52,15 +52,9 @@ METRICS = (*DEFAULT, "novel", "vocabulary-use", "METEOR", "SPICE")
 
 @dataclass(frozen=True)
 class Scores:
-    """The values of several metrics, by name.
+    """The values of several metrics, by name: over all captions, and per image, `(N,)` float64.
 
-    Parameters
-    ----------
-    corpus
-        One number per metric, over all captions.
-    images
-        The values per image, `(N,)` float64, of the metrics that have them: all but `distinct-1`,
-        `distinct-2` and `vocabulary-use`.
+    `distinct-1`, `distinct-2` and `vocabulary-use` have no values per image.
     """
 
     corpus: dict[str, float]
@@ -86,12 +80,10 @@ def evaluate_captions(
 
     Parameters
     ----------
-    candidates
-        One caption for each image.
-    references
-        At least one reference caption for each image.
+    candidates, references
+        One caption for each image, and at least one reference caption for each.
     names
-        Which of `METRICS` to compute.
+        Which of `METRICS` to compute; a `ConfigurationError` says what one lacks.
     document_frequencies
         For CIDEr and CIDEr-D, over tokens of `tokenize_any`; by default counted in `references`.
     training_captions
@@ -99,25 +91,17 @@ def evaluate_captions(
     vocabulary
         For `vocabulary-use`: the words that the model can generate.
 
-    Returns
-    -------
-    Scores
-        The metrics named, in that order.
-
-    Raises
-    ------
-    ConfigurationError
-        If a name is unknown, or what its metric needs is missing.
-    DataError
-        If there is no candidate, or an image has no reference.
-
     Examples
     --------
     >>> scores = evaluate_captions(["A dog runs."], [["A dog runs fast.", "The dog!"]])
     >>> print(f"{scores.corpus['BLEU-1']:.3f} {scores.corpus['ROUGE-L']:.3f}")
     1.000 0.836
     """
-    check_names(names, training_captions, vocabulary)
+    check_names(names)
+    if "novel" in names and training_captions is None:
+        raise ConfigurationError("metric 'novel' needs the training captions")
+    if "vocabulary-use" in names and vocabulary is None:
+        raise ConfigurationError("metric 'vocabulary-use' needs the vocabulary")
     check_counts(candidates, references)
     tokens = [tokenize_any(caption) for caption in candidates]
     known = [[tokenize_any(caption) for caption in captions] for captions in references]
@@ -147,19 +131,10 @@ def evaluate_captions(
     return Scores(corpus, images)
 
 
-def check_names(
-    names: Iterable[str],
-    training_captions: Iterable[str] | None,
-    vocabulary: Iterable[str] | None,
-    known: Sequence[str] = METRICS,
-) -> None:
-    """Raise a `ConfigurationError` if a metric is not `known` or lacks what it needs."""
+def check_names(names: Iterable[str], known: Sequence[str] = METRICS) -> None:
+    """Raise a `ConfigurationError` if a metric is not `known`."""
     for name in names:
         if name not in known:
             raise ConfigurationError(
                 f"metric '{name}' is unknown; expected one of {', '.join(known)}"
             )
-    if "novel" in names and training_captions is None:
-        raise ConfigurationError("metric 'novel' needs the training captions")
-    if "vocabulary-use" in names and vocabulary is None:
-        raise ConfigurationError("metric 'vocabulary-use' needs the vocabulary")

@@ -9,25 +9,15 @@ What papers report as CIDEr is nearly always CIDEr-D: pycocoevalcap's `Cider` co
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xpcap.errors import DataError
-from xpcap.files import new_file, read_json
-from xpcap.metrics.sentences import (
-    ORDERS,
-    NGram,
-    Score,
-    Words,
-    check_sentences,
-    check_words,
-    ngrams,
-)
+from xpcap.metrics import sentences
+from xpcap.metrics.sentences import ORDERS, NGram, Score, Words, ngrams
 
 SIGMA = 6.0
 SCALE = 10.0
@@ -35,14 +25,9 @@ SCALE = 10.0
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many images' references each n-gram occurs; counts are in 1..`images`.
+    """In how many images' references each n-gram of 1 to 4 words occurs.
 
-    Parameters
-    ----------
-    images
-        Number of images.
-    counts
-        Number of images per n-gram of 1 to 4 words; 1 for an n-gram that is not listed.
+    Counts are in 1..`images`, the number of images; that of an n-gram that is not listed is 1.
     """
 
     images: int
@@ -59,48 +44,13 @@ class DocumentFrequencies:
         """Count n-grams in references: some tokenized sentences for each image."""
         counts: Counter[NGram] = Counter()
         for known in references:
-            check_words(known)
+            sentences.check_words(known)
             counts.update({ngram for words in known for n in ORDERS for ngram in ngrams(words, n)})
         return cls(len(references), {ngram: count for ngram, count in counts.items() if count > 1})
 
     def idf(self, ngram: NGram) -> float:
         """Return log(images) - log(count)."""
         return math.log(self.images) - math.log(self.counts.get(ngram, 1))
-
-    @classmethod
-    def read(cls, path: Path) -> DocumentFrequencies:
-        """Read a file that `write` has written; another file raises a `DataError`."""
-        content = read_json(path)
-        try:
-            _check_file(content)
-            counts = zip(map(tuple, content["ngrams"]), content["counts"], strict=True)
-            return cls(content["images"], dict(counts))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: expected document frequencies: 'images', a number above 0, 'ngrams',"
-                " lists of words, and 'counts', a number in 1..images for each"
-            ) from error
-
-    def write(self, path: Path) -> None:
-        """Write the frequencies as JSON."""
-        content = {
-            "images": self.images,
-            "ngrams": list(self.counts),
-            "counts": list(self.counts.values()),
-        }
-        with new_file(path) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-def _check_file(content: Any) -> None:
-    """Raise a TypeError or KeyError if the types are not those that `write` writes."""
-    words = [word for ngram in content["ngrams"] for word in ngram]
-    if not (
-        all(type(count) is int for count in (content["images"], *content["counts"]))
-        and all(isinstance(ngram, list) for ngram in content["ngrams"])
-        and all(isinstance(word, str) for word in words)
-    ):
-        raise TypeError
 
 
 def cider(
@@ -116,13 +66,8 @@ def cider(
     not in the paper's formula but customary. Words are not stemmed. Values are from 0 to 10; the
     corpus value is the mean over images.
 
-    Parameters
-    ----------
-    candidates, references
-        Tokenized sentences, see `xpcap.metrics`.
-    frequencies
-        Document frequencies; by default those of `references`. In a single image every n-gram is
-        in all images, and the formula gives 0: one image needs stored frequencies.
+    The document frequencies are by default those of `references`. In a single image every n-gram is
+    in all images, and the formula gives 0: one image needs the frequencies of others.
     """
     return _consensus(candidates, references, frequencies, robust=False)
 
@@ -157,7 +102,7 @@ def _consensus(
     frequencies: DocumentFrequencies | None,
     robust: bool,
 ) -> Score:
-    check_sentences(candidates, references)
+    sentences.check_sentences(candidates, references)
     if frequencies is None:
         frequencies = DocumentFrequencies.of(references)
     sigma = SIGMA if robust else math.inf

@@ -7,7 +7,6 @@ missing Java and a failing program raise a `ConfigurationError`.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, import_extra
 from xpcap.metrics.sentences import Score, Words, check_sentences
 
 
@@ -47,13 +46,7 @@ def _compute(
     """Return the value of the corpus and those of the images, as pycocoevalcap returns them."""
     check_sentences(candidates, references)
     name = metric.lower()
-    try:
-        module = importlib.import_module(f"pycocoevalcap.{name}.{name}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{metric} needs pycocoevalcap, which cannot be imported ({error});"
-            " install xpcap with its extra 'coco-eval'"
-        ) from error
+    module = import_extra(f"pycocoevalcap.{name}.{name}", f"{metric} needs", "coco-eval")
     if shutil.which("java") is None:
         raise ConfigurationError(f"{metric} needs Java, and there is no 'java' on the PATH")
     known = {image: [" ".join(s) for s in sentences] for image, sentences in enumerate(references)}

@@ -64,6 +64,5 @@ def check_words(sentences: Iterable[Words]) -> None:
 def check_sentences(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
     """Check that each image has a candidate and references, all of them tokenized."""
     check_counts(candidates, references)
-    check_words(candidates)
-    for known in references:
-        check_words(known)
+    for sentences in (candidates, *references):
+        check_words(sentences)

@@ -14,17 +14,9 @@ from xpcap.models.objective import Objective
 def first_nonfinite(
     model: CaptionModel, features: Array, captions: Array, step: int = 0
 ) -> str | None:
-    """Run a forward and a backward pass, and name the first non-finite value.
+    """Run `CaptionModel.loss` step by step, and name the first non-finite value.
 
-    Parameters
-    ----------
-    model, features, captions, step
-        As for `CaptionModel.loss`.
-
-    Returns
-    -------
-    str or None
-        Such as `"parameter W_proj"` or `"the hidden state after word 3"`; None if all is finite.
+    Such as `"parameter W_proj"` or `"the hidden state after word 3"`; None if all is finite.
     """
     with model.backend.activate(), numpy.errstate(all="ignore"):
         for name, values in _in_order(model, features, captions, step):

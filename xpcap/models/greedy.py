@@ -34,17 +34,7 @@ _TILE = 8  # rows that a product on a CPU takes together: 41 of them need as lon
 
 
 def greedy(model: CaptionModel, features: Array, max_length: int) -> Array:
-    """Caption images, as `CaptionModel.sample` says.
-
-    Parameters
-    ----------
-    model
-        With a `<START>` in its vocabulary.
-    features
-        `(N, ...)` floating.
-    max_length
-        The most words of a caption.
-    """
+    """Caption images, as `CaptionModel.sample` says; the vocabulary has a `<START>`."""
     xp = namespace(features, *model.params.values())
     if is_host(xp):
         parts = [features[part] for part in decoding_spans(model, len(features))]
@@ -95,14 +85,8 @@ def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: in
 class _Decoder:
     """Decodes N captions to the end of the last one, in static memory, so that a graph can do it.
 
-    Parameters
-    ----------
-    model
-        Its parameters are kept and read at each call; the model itself is not referenced.
-    features
-        `(N, ...)`: for the sizes and dtypes of the memory.
-    max_length
-        The most words of a caption.
+    The model's parameters are kept and read at each call; the model itself is not referenced. From
+    `features (N, ...)` come the sizes and dtypes of the memory.
     """
 
     def __init__(self, model: CaptionModel, features: Array, max_length: int) -> None:

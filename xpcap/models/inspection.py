@@ -44,45 +44,27 @@ class GradientFlow(NamedTuple):
     """How long the gradient of a caption's loss is at each state, on average over captions.
 
     A caption's loss is the cross entropy of its words in nats, added up. Norms are Euclidean, in
-    float64, so that those that vanish do not become zero.
-
-    Attributes
-    ----------
-    captions
-        `(T,)`: how many captions have a word to predict at step t; the averages are over these.
-    hidden
-        `(T,)`: dL/dh of the hidden state h after step t, all of it: from the word predicted there
-        and from all later ones.
-    cell
-        `(T,)`: dL/dc of an LSTM's cell state c after step t, through the next cell state and
-        through h = o tanh(c): `dnext_c + dnext_h o (1 - tanh(c)^2)` of `lstm_step_backward`.
-        None for other cells.
-    first
-        dL/dh of the first hidden state, a 0-d array, over captions with any word.
+    float64, so that those that vanish do not become zero. At step t, `hidden` is dL/dh of the
+    hidden state h after it, all of it: from the word predicted there and from all later ones.
+    `cell` is dL/dc of an LSTM's cell state c, through the next one and through h = o tanh(c):
+    `dnext_c + dnext_h o (1 - tanh(c)^2)` of `lstm_step_backward`.
     """
 
-    captions: Array
-    hidden: Array
-    cell: Array | None
-    first: Array
+    captions: Array  # (T,): how many have a word to predict at a step; averages are over these
+    hidden: Array  # (T,)
+    cell: Array | None  # (T,); None for other cells than the LSTM
+    first: Array  # dL/dh of the first hidden state, a 0-d array, over captions with any word
 
 
 class GateSaturation(NamedTuple):
-    """Where the G gates of a cell are, on average over units and captions.
+    """Where the G gates of a cell are at each step, on average over units and captions.
 
-    Attributes
-    ----------
-    names
-        What the gates compute, of `Cell.gates`.
-    low, high
-        `(G, T)`: the share of units below 0.1 and above 0.9 at step t, over captions with a word to
-        predict there; for what is a tanh, below -0.9 and above 0.9.
-    mean
-        `(G, T)`: the mean activation.
+    Of captions with a word to predict there, `low` and `high` are the shares of units below 0.1 and
+    above 0.9; for what is a tanh, below -0.9 and above 0.9. `mean` is the mean activation.
     """
 
-    names: tuple[str, ...]
-    low: Array
+    names: tuple[str, ...]  # what the gates compute, of `Cell.gates`
+    low: Array  # (G, T), as the others
     high: Array
     mean: Array
 
@@ -90,25 +72,9 @@ class GateSaturation(NamedTuple):
 def gradient_flow(model: Inspectable, features: Array, captions: Array) -> GradientFlow:
     """Follow the gradient of captions' losses back through time, without dropout.
 
-    Parameters
-    ----------
-    model
-        The captioner.
-    features
-        `(N, D)` floating, an image a caption, where the model is.
-    captions
-        Word indices `(N, T+1)` as for `CaptionModel.loss`.
-
-    Returns
-    -------
-    GradientFlow
-        T here is that of the longest caption.
-
-    Raises
-    ------
-    ShapeError
-        If the captions are not a row an image, or a word is not in the vocabulary (seen on the CPU
-        only).
+    Features and captions are as for `CaptionModel.loss`, an image a caption, where the model is; T
+    is that of the longest caption. Raises `ShapeError` if the captions are not a row an image, or a
+    word is not in the vocabulary (seen on the CPU only).
     """
     with model.backend.activate():
         namespace(features, captions)
@@ -139,28 +105,7 @@ def gradient_flow(model: Inspectable, features: Array, captions: Array) -> Gradi
 
 
 def gate_saturation(model: Inspectable, features: Array, captions: Array) -> GateSaturation:
-    """Find how many units of each gate are saturated while captions are read, without dropout.
-
-    Parameters
-    ----------
-    model
-        The captioner.
-    features
-        `(N, D)` floating, an image a caption, where the model is.
-    captions
-        Word indices `(N, T+1)` as for `CaptionModel.loss`.
-
-    Returns
-    -------
-    GateSaturation
-        T here is that of the longest caption.
-
-    Raises
-    ------
-    ShapeError
-        If the captions are not a row an image, or a word is not in the vocabulary (seen on the CPU
-        only).
-    """
+    """Measure the gates, without dropout; arguments and errors are those of `gradient_flow`."""
     with model.backend.activate():
         namespace(features, captions)
         batch, _, cache = Objective(model).read(features, to_host(captions))
@@ -184,28 +129,14 @@ def word_gradients(model: Inspectable, features: Array, words: Array) -> tuple[A
     each of them speaks for the word, to first order (M. Ancona and others, "Towards better
     understanding of gradient-based attribution methods for deep neural networks", ICLR 2018).
 
-    Parameters
-    ----------
-    model
-        The captioner.
-    features
-        `(N, D)` floating, an image a caption, where the model is.
-    words
-        Indices `(N, T)` as decoding returns them: without `<START>`, `<NULL>` after `<END>`.
+    `words (N, T)` are as decoding returns them: without `<START>`, `<NULL>` after `<END>`. Errors
+    are those of `gradient_flow`, and `ConfigurationError` if the vocabulary has no `<START>`.
 
     Returns
     -------
     log_probs, gradients
         `(N, T)` in nats, of each word given the image and the words before it, and `(N, T, D)` its
         gradients; both of the parameters' dtype, and 0 where the word is `<NULL>`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the vocabulary has no `<START>`.
-    ShapeError
-        If the captions are not a row an image, or a word is not in the vocabulary (seen on the CPU
-        only).
     """
     if model.start_word is None:
         raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")

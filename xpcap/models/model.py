@@ -103,67 +103,36 @@ class CaptionModel(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
-        """Read packed captions.
+        """Read packed captions, M words.
 
-        Parameters
-        ----------
-        features
-            `(N, ...)`, in the order of the packed captions and of the parameters' dtype.
-        batch
-            The words read, M rows.
-        space
-            Memory that stays until `backward`; its namespace chooses the kernels.
-
-        Returns
-        -------
-        hidden, cache
-            `(M, H)`, from which the vocabulary layer predicts words; and what `backward` needs.
+        Features `(N, ...)` are in the order of the packed captions and of the parameters' dtype.
+        The memory of `space` stays until `backward`; its namespace chooses the kernels. Returns
+        `hidden (M, H)`, from which the vocabulary layer predicts words, and what `backward` needs.
         """
 
     @abc.abstractmethod
     def backward(self, dhidden: Array, cache: Any, gradients: Mapping[str, Array]) -> None:
-        """Write the gradients of all parameters but those of `head`.
+        """Write the gradients of all parameters but those of `head`, by name.
 
-        Parameters
-        ----------
-        dhidden
-            `(M, H)`: the gradient of `hidden`; may be changed.
-        cache
-            From `forward`.
-        gradients
-            By name, arrays of the parameters' shapes.
+        `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`.
         """
 
     @abc.abstractmethod
     def start(self, features: Array) -> tuple[Any, State]:
         """Begin captions of N images.
 
-        Returns
-        -------
-        context, state
-            What belongs to the images and to decoding as a whole; and the state before the first
-            word, N rows.
+        Returns what belongs to the images and to decoding as a whole, the context; and the state
+        before the first word, N rows.
         """
 
     @abc.abstractmethod
     def advance(
         self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
-        """Feed one word to each hypothesis.
+        """Feed one word to each hypothesis, `words (R,)`.
 
-        Parameters
-        ----------
-        words
-            Indices `(R,)`.
-        parents
-            The row of `state` that each word follows, `(R,)`; None: each its own.
-        state, context
-            From `start` or the step before.
-
-        Returns
-        -------
-        hidden, state
-            `(R, H)`, from which the vocabulary layer predicts the next words; and the new state.
+        `parents (R,)` are the rows of `state` that the words follow; None: each its own. Returns
+        `hidden (R, H)`, from which the vocabulary layer predicts the next words, and the new state.
         """
 
     def initial(

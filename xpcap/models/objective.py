@@ -37,41 +37,20 @@ Streams = tuple["int | Array", "int | Array"]
 
 
 class PackedBatch(NamedTuple):
-    """A batch of N captions, packed to M rows, one for each word that is read.
+    """A batch of N captions, packed to M rows, one for each word that is read."""
 
-    Attributes
-    ----------
-    packing
-        The rows of each step.
-    images
-        `(N,)`: the row of the features that belongs to each caption.
-    words
-        `(M,)`: the word read.
-    targets, weight
-        `(S,)`: the word to predict, and the weight of its cross entropy in the loss.
-    places
-        `(M,)`: n T + t, the position of a row in the batch as it was given; for dropout.
-    distinct, which
-        `(D,)` and `(M,)`: the words read, each once, and which of them each row reads; or None.
-    scored
-        `(S,)`: the rows that have a target, or None if all have.
-    all_places
-        N T of the whole minibatch, if this is a share of one.
-    drop
-        Applies dropout to word vectors `(M, W)`, or to their gradient, in place.
-    """
-
-    packing: Packing
-    images: Array
-    words: Array
-    targets: Array
-    weight: Array
-    places: Array
-    distinct: Array | None = None
-    which: Array | None = None
-    scored: Array | None = None
-    all_places: int | None = None
+    packing: Packing  # the rows of each step
+    images: Array  # (N,): the row of the features that belongs to each caption
+    words: Array  # (M,): the word read
+    targets: Array  # (S,): the word to predict
+    weight: Array  # (S,): what its cross entropy counts in the loss
+    places: Array  # (M,): n T + t, the position of a row in the batch as it was given; for dropout
+    distinct: Array | None = None  # (D,): the words read, each once
+    which: Array | None = None  # (M,): which of them each row reads
+    scored: Array | None = None  # (S,): the rows that have a target; None if all have
+    all_places: int | None = None  # N T of the whole minibatch, if this is a share of one
     drop: Callable[[Array], None] = lambda vectors: None
+    """Applies dropout to word vectors `(M, W)`, or to their gradient, in place."""
 
 
 def pack_captions(
@@ -81,21 +60,10 @@ def pack_captions(
     to_device: Callable[[numpy.ndarray], Array],
     share: Share | None = None,
 ) -> PackedBatch:
-    """Sort captions by length, longest first, and pack them, on the host.
+    """Sort captions `(N, T+1)` by length, longest first, and pack them, on the host.
 
-    Parameters
-    ----------
-    captions
-        Word indices `(N, T+1)` on the host.
-    null
-        The word that pads them.
-    dtype
-        Of the weights.
-    to_device
-        Moves arrays to the device.
-    share
-        The part of a minibatch that they are, if it is not a whole one: N is that of the whole
-        then, in weights and places.
+    They are padded with the word `null`; weights are of `dtype`. If the captions are a `share` of a
+    minibatch, N is that of the whole in weights and places.
     """
     N, T = captions.shape[0], captions.shape[1] - 1
     whole = N if share is None else share.captions
@@ -123,15 +91,7 @@ def pack_captions(
 
 
 def keep_padding(captions: Array, null: int, dtype: Any) -> PackedBatch:
-    """Pack captions on a device without looking at them: all N have T steps.
-
-    Parameters
-    ----------
-    captions
-        Word indices `(N, T+1)`.
-    null, dtype
-        As for `pack_captions`.
-    """
+    """Pack captions `(N, T+1)` on a device without looking at them: all N have T steps."""
     xp, (N, T) = namespace(captions), (captions.shape[0], captions.shape[1] - 1)
     targets = captions[:, 1:].T.reshape(-1)
     places = xp.arange(N)[None, :] * T + xp.arange(T)[:, None]
@@ -157,15 +117,7 @@ class _Forward(NamedTuple):
 class Objective:
     """Loss and gradients of a model, in memory that is kept from call to call.
 
-    Parameters
-    ----------
-    model
-        Its parameters are read at each call; it stays on its device.
-
-    Attributes
-    ----------
-    xp
-        The array namespace, which chooses the kernels.
+    The model's parameters are read at each call; it stays on its device. `xp` chooses the kernels.
     """
 
     def __init__(self, model: CaptionModel) -> None:
@@ -181,22 +133,10 @@ class Objective:
         gradients: dict[str, Array],
         share: Share | None = None,
     ) -> Array:
-        """Compute what `CaptionModel.loss` computes.
+        """Compute what `CaptionModel.loss` computes, and write `gradients` by name.
 
-        Parameters
-        ----------
-        features, captions, step
-            As there; captions are packed on the host and best come from it.
-        gradients
-            By name, arrays of the parameters' shapes, written.
-        share
-            The part of a minibatch that the captions are: loss and gradients are then its part of
-            those of the whole.
-
-        Returns
-        -------
-        array
-            The loss, a 0-d array.
+        Captions are packed on the host and best come from it. If they are a `share` of a minibatch,
+        loss and gradients are its part of those of the whole.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
         batch = _some(self._pack(features, captions, share))
@@ -208,13 +148,7 @@ class Objective:
         return self._forward(features, batch, None)[0].sum()
 
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
-        """Run the model over captions without dropout.
-
-        Returns
-        -------
-        batch, hidden, cache
-            The packed captions, and what `CaptionModel.forward` returns.
-        """
+        """Pack captions and run the model over them without dropout; see `CaptionModel.forward`."""
         batch, space = self._pack(features, captions), self._workspace()
         return batch, *self.model.forward(self._gather(features, batch.images), batch, space)
 
@@ -244,36 +178,17 @@ class Objective:
         streams: Streams | None,
         gradients: dict[str, Array],
     ) -> Array:
-        """Compute losses and gradients of a packed batch.
+        """Compute the losses of a packed batch on the device, and write the gradients by name.
 
-        Parameters
-        ----------
-        features
-            `(rows, ...)`, of which `batch.images` are those of the captions.
-        batch
-            On the device.
-        streams
-            Of the dropout masks; None drops nothing.
-        gradients
-            By name, written.
-
-        Returns
-        -------
-        array
-            `(S,)`: the loss of each target word; the next call writes there again.
+        Captions have the features of `batch.images`; `streams` are of the dropout masks, None drops
+        nothing. Returns the loss of each target word `(S,)`; the next call writes there again.
         """
         losses, forward = self._forward(features, batch, streams)
         self._backward(batch, forward, gradients)
         return losses
 
     def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedBatch:
-        """Pack captions; those that are on a device stay there, padding and all.
-
-        Raises
-        ------
-        ShapeError
-            If shapes do not fit, or a word is not in the vocabulary (seen on the host only).
-        """
+        """Pack captions; those that are on a device stay there, padding and all."""
         model, dtype = self.model, self._dtype()
         if captions.ndim != 2 or captions.shape[1] < 2 or features.shape[:1] != captions.shape[:1]:
             raise ShapeError(

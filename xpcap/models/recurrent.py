@@ -35,13 +35,7 @@ CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 def check_cell(cell_type: str) -> None:
-    """Check the name of a cell.
-
-    Raises
-    ------
-    ConfigurationError
-        It names the cells there are.
-    """
+    """Raise `ConfigurationError`, which names the cells there are, unless this is one of them."""
     if cell_type not in CELLS:
         raise ConfigurationError(f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}")
 
@@ -64,19 +58,9 @@ class CaptioningRNN(Inspectable):
     input_dim, wordvec_dim, hidden_dim
         D, W and H: sizes of the image features, of a word's vector and of the hidden state.
     cell_type
-        `"rnn"`, `"lstm"` or `"gru"`.
+        `"rnn"`, `"lstm"` or `"gru"`, a key of `CELLS`; `cell` is the `Cell`.
     dtype, dropout, seed, backend
-        As for `CaptionModel`.
-
-    Attributes
-    ----------
-    cell
-        The `Cell`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the cell is unknown, the rate not in [0, 1) or `<NULL>` missing.
+        As for `CaptionModel`, with its errors.
     """
 
     family = "recurrent"
@@ -94,14 +78,13 @@ class CaptioningRNN(Inspectable):
         seed: int | None = None,
         backend: Backend | str | None = None,
     ) -> None:
-        check_cell(cell_type)
-        self.cell_type = cell_type
-        self.cell = CELLS[cell_type]
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
             cell_type=cell_type,
         )  # fmt: skip
+        self.cell_type = cell_type
+        self.cell = CELLS[cell_type]
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """A self-contained HTML page about one run or two."""
 
 from xpcap.report.contents import Report, gather
-from xpcap.report.libraries import check
-from xpcap.report.page import render, write_report
+from xpcap.report.page import check, render, write_report
 
 __all__ = ["Report", "check", "gather", "render", "write_report"]

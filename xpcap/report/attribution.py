@@ -29,15 +29,10 @@ _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 @dataclass(frozen=True)
 class Attribution:
-    """The attribution of a word.
+    """The attribution of a word: a summary, empty if nothing is known, and levels.
 
-    Parameters
-    ----------
-    text
-        A summary; empty if nothing is known.
-    levels
-        One letter per region of the image, row by row, or per box: from `a`, strongly against the
-        word, through `j`, neutral, to `s`, strongly for it.
+    `levels` has a letter per region of the image, row by row, or per box: from `a`, strongly
+    against the word, through `j`, neutral, to `s`, strongly for it.
     """
 
     text: str = ""
@@ -51,25 +46,11 @@ def attribute(
     categories: Sequence[str],
     images: Sequence[Any],
 ) -> list[list[Attribution]]:
-    """Compute the attributions of the words of captions.
+    """Compute the attributions of the words that a run has generated, T for each image.
 
-    Parameters
-    ----------
-    run
-        The run that generated them.
-    features
-        `(N, D)` of the images, on the host.
-    words
-        Indices `(N, T)` int32, `<NULL>` after `<END>`.
-    categories
-        Object categories, if the features are their boxes.
-    images
-        PIL images, or None.
-
-    Returns
-    -------
-    list of list of Attribution
-        T for each image; empty ones where features have no known meaning.
+    They are empty where features have no known meaning. `features (N, D)` and `words (N, T)` int32,
+    `<NULL>` after `<END>`, are on the host; `categories` are the object categories, if the features
+    are their boxes; `images` are PIL images or None.
     """
     extractor = run.config["data"].get("extractor") or {}
     by_region = extractor.get("name") == FilterBank.name

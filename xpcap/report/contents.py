@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy
 
-from xpcap.backend import Array, to_host
+from xpcap.backend import to_host
 from xpcap.data.dataset import Dataset
-from xpcap.data.vocabulary import NULL, decode_captions, plain
-from xpcap.decoding import Beam, Decoded
+from xpcap.decoding import Beam
 from xpcap.errors import CheckpointError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
-from xpcap.models import CaptionModel
 from xpcap.models.inspection import (
     GateSaturation,
     GradientFlow,
@@ -26,6 +25,7 @@ from xpcap.models.inspection import (
 from xpcap.report.attribution import Attribution, attribute
 from xpcap.report.images import View, categories_of, open_image, view
 from xpcap.runs import HISTORY, Run
+from xpcap.runs.captions import captions_of
 from xpcap.runs.dataset import open_data
 from xpcap.train.history import Curves, read_history
 from xpcap.train.options import options_of
@@ -34,7 +34,6 @@ SORTED_BY = "CIDEr-D"
 INSPECTED = 256  # captions whose gradients and gates are inspected
 LISTED = 300  # images, at most
 EXTREMES = 12  # best and worst images, and those on which two runs differ most
-Inspected = TypeVar("Inspected", GradientFlow, GateSaturation)
 _NO_METRICS = ("image", "id", "caption", "references")
 
 
@@ -52,7 +51,7 @@ class RunCaption:
     """The words of a run's best caption, the captions of its beam, and the metrics."""
 
     words: Sequence[Word]
-    beams: Sequence[tuple[str, float]]
+    beam: Sequence[dict[str, Any]]
     values: dict[str, float | None]
 
     @property
@@ -87,18 +86,8 @@ class RunPart:
 class Report:
     """All that a page shows.
 
-    Parameters
-    ----------
-    runs
-        One or two.
-    split
-        The split that was captioned.
-    decoding
-        A phrase that describes the decoding.
-    entries
-        The images listed, in the order of the split.
-    best, worst, different
-        Indices into `entries`; `different` is empty for one run.
+    `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
+    `worst` and `different` are indices into them, the last empty for one run.
     """
 
     sorted_by = SORTED_BY
@@ -119,20 +108,10 @@ def gather(
     data: Path | None = None,
     count: int = LISTED,
 ) -> Report:
-    """Caption a split with one or two runs, compute metrics, and inspect the runs.
+    """Caption a split with one or two runs of the same images; compute metrics; inspect the runs.
 
-    Parameters
-    ----------
-    runs
-        One or two, of the same images.
-    split
-        `"train"` or `"val"`.
-    beam
-        The decoding; all captions of a beam are listed.
-    data
-        The data folder, if it has moved.
-    count
-        Number of images listed: the best, the worst and others in between.
+    All captions of a beam are listed, of `count` images: the best, the worst and others in between.
+    `data` is the data folder, if it has moved.
     """
     datasets = [open_data(run, data) for run in runs]
     _check_same_images(datasets, split)
@@ -146,14 +125,14 @@ def gather(
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
     images = [open_image(datasets[0], split, row) for row in rows]
+    evaluated = [[part.evaluation.images[k] for k in listed] for part in parts]
     captions = [
-        _captions(run, dataset, split, rows, beam, part.evaluation, listed, images)
-        for run, dataset, part in zip(runs, datasets, parts, strict=True)
+        _captions(run, dataset, split, rows, beam, of_run, images)
+        for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
-    found = [parts[0].evaluation.images[k] for k in listed]
     entries = [
         Entry(entry["id"], view(datasets[0], split, row, image), entry["references"], by_run)
-        for entry, row, image, *by_run in zip(found, rows, images, *captions, strict=True)
+        for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
     return Report(parts, split, _describe(beam), entries, best, worst, different)
@@ -179,33 +158,15 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     evaluation = evaluate_run(run, dataset, split, beam, DEFAULT)
     part = dataset.splits[split]
     some = numpy.unique(numpy.linspace(0, len(part) - 1, INSPECTED).astype(int))
-    to_device = run.model.backend.to_device
-    features = to_device(part.features[part.image_idxs[some]])
-    captions = to_device(part.captions[some])
-    return RunPart(
-        name,
-        _facts(run, dataset),
-        read_history(run.folder / HISTORY),
-        evaluation,
-        *_inspected(run.model, features, captions),
-    )
-
-
-def _inspected(
-    model: CaptionModel, features: Array, captions: Array
-) -> tuple[GradientFlow | None, GateSaturation | None]:
+    of_run = (name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation)
+    model = run.model
     if not isinstance(model, Inspectable):
-        return None, None
-    return (
-        _on_host(gradient_flow(model, features, captions)),
-        _on_host(gate_saturation(model, features, captions)),
-    )
-
-
-def _on_host(found: Inspected) -> Inspected:
-    values = {name: getattr(found, name) for name in found._fields}
-    there = {name: to_host(value) for name, value in values.items() if hasattr(value, "shape")}
-    return found._replace(**there)
+        return RunPart(*of_run)
+    features = model.backend.to_device(part.features[part.image_idxs[some]])
+    captions = model.backend.to_device(part.captions[some])
+    flow = GradientFlow(*map(to_host, gradient_flow(model, features, captions)))
+    gates, *shares = gate_saturation(model, features, captions)
+    return RunPart(*of_run, flow, GateSaturation(gates, *map(to_host, shares)))
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
@@ -213,7 +174,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     model = run.config["model"]
     parameters = sum(value.size for value in run.model.params.values())
     try:
-        options = options_of(run.config)
+        options = options_of(run.folder, run.config)
         how = (
             f"{options.rule}, learning rate {options.lr}, batches of {options.batch_size},"
             f" {options.schedule.epochs} epochs, dropout {options.dropout}, seed {options.seed}"
@@ -257,51 +218,24 @@ def _captions(
     split: str,
     rows: Sequence[int],
     beam: Beam,
-    evaluation: Evaluation,
-    listed: Sequence[int],
+    evaluated: Sequence[dict[str, Any]],
     images: Sequence[Any],
 ) -> list[RunCaption]:
     """Caption the listed images again, for all of the beam and the attributions."""
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
-    words = decoded.words[:, 0]
-    attributions = attribute(run, features, words, categories_of(dataset), images)
-    return [
-        RunCaption(
-            _words(run, words[n], decoded.log_probs[n, 0], attributions[n]),
-            _beams(run, decoded, n),
-            {name: found[name] for name in found if name not in _NO_METRICS},
-        )
-        for n, found in enumerate(evaluation.images[k] for k in listed)
-    ]
-
-
-def _words(
-    run: Run,
-    indices: numpy.ndarray,
-    log_probs: numpy.ndarray,
-    attributions: Sequence[Attribution],
-) -> list[Word]:
-    """Return the words of a caption, including `<END>`."""
-    length = int((indices != run.vocabulary.word_to_idx[NULL]).sum())
-    return [
-        Word(
-            run.vocabulary.idx_to_word[indices[t]], float(numpy.exp(log_probs[t])), attributions[t]
-        )
-        for t in range(length)
-    ]
-
-
-def _beams(run: Run, decoded: Decoded, n: int) -> list[tuple[str, float]]:
-    """Return an image's captions and log-probabilities, the best first."""
-    captions = decode_captions(decoded.words[n], run.vocabulary.idx_to_word)
-    return [
-        (plain(caption), float(log_probs.sum()))
-        for caption, log_probs, score in zip(
-            captions, decoded.log_probs[n], decoded.scores[n], strict=True
-        )
-        if numpy.isfinite(score)
-    ]
+    attributions = attribute(run, features, decoded.words[:, 0], categories_of(dataset), images)
+    entries = []
+    for beam_of_image, attributed, entry in zip(
+        captions_of(run, decoded), attributions, evaluated, strict=True
+    ):
+        words = [
+            Word(found["word"], math.exp(found["log_prob"]), attribution)
+            for found, attribution in zip(beam_of_image[0]["words"], attributed, strict=False)
+        ]
+        metrics = {name: value for name, value in entry.items() if name not in _NO_METRICS}
+        entries.append(RunCaption(words, beam_of_image, metrics))
+    return entries
 
 
 def _describe(beam: Beam) -> str:

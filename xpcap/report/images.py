@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.archive import read_member
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
-from xpcap.data.images import LARGEST_FILE, decode_picture, open_picture
+from xpcap.data.images import open_packed, open_picture
 from xpcap.errors import DataError
 
 THUMBNAIL = 256  # pixels of the longer side, at most
@@ -32,16 +31,9 @@ class Box:
 
 @dataclass(frozen=True)
 class View:
-    """How an image is shown.
+    """How an image is shown: scaled down as a `data:` URL, or by a link to its web address.
 
-    Parameters
-    ----------
-    data
-        The image itself, scaled down, as a `data:` URL; empty if it is not available.
-    link
-        Its web address; empty if it has none.
-    boxes
-        Its annotated objects, if they are the features.
+    Either is empty if there is none. `boxes` are its annotated objects, if they are the features.
     """
 
     data: str = ""
@@ -58,8 +50,7 @@ def open_image(dataset: Dataset, split: str, row: int) -> Any:
         if "pictures" not in description:
             return open_picture(Path(address))
         archive = description["pictures"]
-        member = address.removeprefix(f"{archive}/")
-        return decode_picture(read_member(dataset.folder / archive, member, LARGEST_FILE), address)
+        return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
     except DataError:
         return None
 

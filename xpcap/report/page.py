@@ -13,8 +13,13 @@ from pathlib import Path
 import xpcap
 from xpcap.files import explained, new_file
 from xpcap.report.contents import Report
-from xpcap.report.libraries import load
-from xpcap.report.plots import plots
+from xpcap.report.plots import load, plots
+
+
+def check() -> None:
+    """Check that all libraries are installed, before any work that would be lost."""
+    load("jinja2")
+    load("matplotlib")
 
 
 def write_report(path: Path, report: Report) -> None:

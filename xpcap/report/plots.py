@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy
 
+from xpcap.errors import import_extra
 from xpcap.models.inspection import GateSaturation, GradientFlow
 from xpcap.report.contents import SORTED_BY, RunPart
-from xpcap.report.libraries import load
 
 # placeholders in the SVG for colour variables of the page's style, which has two themes
 _INK, _GRID = "#010101", "#020202"
@@ -49,6 +50,9 @@ _WORDS = "words read"
 _METADATA = ("Date", "Creator", "Format", "Type")  # left out of the files
 
 
+load = partial(import_extra, need="a report needs", extra="report")
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot as SVG, and a text alternative."""
@@ -57,17 +61,8 @@ class Plot:
     text: str
 
 
-@dataclass(frozen=True)
-class Plots:
-    """All plots of a report, by section."""
-
-    scores: Plot
-    training: Sequence[Plot]
-    inside: Sequence[Plot]
-
-
-def plots(runs: Sequence[RunPart]) -> Plots:
-    """Draw all plots of one or two runs."""
+def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
+    """Draw all plots of one or two runs: `scores`, and lists `training` and `inside`."""
     matplotlib = load("matplotlib")
     with matplotlib.rc_context(_STYLE):
         training = [
@@ -82,7 +77,7 @@ def plots(runs: Sequence[RunPart]) -> Plots:
         for k, run in enumerate(runs):
             if run.saturation is not None:
                 inside.append(_saturation(run.name, run.saturation, k))
-        return Plots(_scores(runs), training, inside)
+        return {"scores": _scores(runs), "training": training, "inside": inside}
 
 
 def _losses(runs: Sequence[RunPart]) -> Plot:
@@ -91,7 +86,7 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
     for k, run in enumerate(runs):
         curves = run.curves
         axes.plot(
-            *_thinned(curves.step, curves.loss),
+            *curves.smoothed("loss", _POINTS)[1:],
             color=_SERIES[k], linewidth=0.8, alpha=0.6, label=f"{run.name}: training",
         )  # fmt: skip
         axes.plot(
@@ -111,7 +106,7 @@ def _by_step(
     figure, axes = _axes("step", label, height=2.2)
     for k, run in enumerate(runs):
         axes.plot(
-            *_thinned(run.curves.step, getattr(run.curves, name)),
+            *run.curves.smoothed(name, _POINTS)[1:],
             color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,
         )  # fmt: skip
     axes.set_yscale(scale)
@@ -146,21 +141,18 @@ def _saturation(name: str, saturation: GateSaturation, number: int) -> Plot:
     axes = figure.subplots(
         math.ceil(len(gates) / 2), min(2, len(gates)), squeeze=False, sharey=True
     )
-    for k, panel in enumerate(axes.flat):
-        panel.set_visible(k < len(gates))
-        if k >= len(gates):
-            continue
-        words = 1 + numpy.arange(saturation.low.shape[1])
-        high, low = saturation.high[k], saturation.low[k]
+    shares = []
+    panels = axes.flat[: len(gates)]
+    for panel, gate, low, high in zip(panels, gates, saturation.low, saturation.high, strict=True):
+        words = 1 + numpy.arange(len(low))
         panel.fill_between(words, 1 - high, 1, color=_SERIES[number], alpha=0.55)
         panel.fill_between(words, 0, low, color=_SERIES[number], alpha=0.25)
-        panel.set(title=gates[k], ylim=(0, 1), xlabel=_WORDS)
+        panel.set(title=gate, ylim=(0, 1), xlabel=_WORDS)
         _whole_numbers(panel)
-    text = "; ".join(
-        f"{gate} {low.mean():.0%} low, {high.mean():.0%} high"
-        for gate, low, high in zip(gates, saturation.low, saturation.high, strict=True)
-    )
-    return _plot(figure, f"{name}: shares of saturated units: {text}.")
+        shares.append(f"{gate} {low.mean():.0%} low, {high.mean():.0%} high")
+    for panel in axes.flat[len(gates) :]:
+        panel.set_visible(False)
+    return _plot(figure, f"{name}: shares of saturated units: {'; '.join(shares)}.")
 
 
 def _scores(runs: Sequence[RunPart]) -> Plot:
@@ -203,13 +195,3 @@ def _plot(figure: Any, text: str) -> Plot:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return Plot(svg[svg.index("<svg") :], text)
-
-
-def _thinned(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Average neighbours, so that a curve has few enough points to be told apart."""
-    size = -(-len(x) // _POINTS) or 1
-    whole = len(x) // size * size
-    return (
-        x[:whole].reshape(-1, size).mean(axis=1),
-        y[:whole].reshape(-1, size).mean(axis=1),
-    )

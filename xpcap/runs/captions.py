@@ -10,24 +10,14 @@ import numpy
 
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import decode_captions, plain
-from xpcap.decoding import Beam, Sampling
-from xpcap.runs.dataset import open_data
+from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.runs.run import Run
 
 
 def caption_dataset(
     run: Run, dataset: Dataset, split: str, count: int, how: Beam | Sampling | None = None
 ) -> list[dict[str, Any]]:
-    """Caption evenly spaced images of a split.
-
-    Parameters
-    ----------
-    run, dataset, split
-        The captioner, and the images.
-    count
-        The number of images.
-    how
-        The search, see `Run.decode`.
+    """Caption evenly spaced images of a split, `count` of them, as `Run.decode` does.
 
     Returns
     -------
@@ -39,7 +29,7 @@ def caption_dataset(
     part = dataset.splits[split]
     images = part.features.shape[0]
     rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
-    found = _captions(run, part.features[rows], how)
+    found = captions_of(run, run.decode(part.features[rows], how))
     references = dataset.references(split)
     return [
         {
@@ -52,19 +42,6 @@ def caption_dataset(
     ]
 
 
-def caption_split(
-    run: Run, split: str, count: int, data: Path | None, how: Beam | Sampling | None = None
-) -> list[dict[str, Any]]:
-    """Caption images of the run's own data set, from `data` if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the data set is not there, or is not the one the run was trained on.
-    """
-    return caption_dataset(run, open_data(run, data), split, count, how)
-
-
 def caption_images(
     run: Run,
     images: Sequence[Path],
@@ -72,18 +49,15 @@ def caption_images(
     how: Beam | Sampling | None = None,
 ) -> list[dict[str, Any]]:
     """Caption image files; of each `image`, `caption` and `captions` as from `caption_dataset`."""
-    found = _captions(run, run.features_of(images, weights), how)
+    found = captions_of(run, run.decode(run.features_of(images, weights), how))
     return [
         {"image": str(image), "caption": captions[0]["caption"], "captions": captions}
         for image, captions in zip(images, found, strict=True)
     ]
 
 
-def _captions(
-    run: Run, features: numpy.ndarray, how: Beam | Sampling | None
-) -> list[list[dict[str, Any]]]:
-    """Return the captions of each image, best first."""
-    decoded = run.decode(features, how)
+def captions_of(run: Run, decoded: Decoded) -> list[list[dict[str, Any]]]:
+    """Return the captions of each image, best first, as `captions` of `caption_dataset`."""
     return [
         [
             _caption(run, words, log_probs)

@@ -47,81 +47,39 @@ _DTYPES = ("F32", "F64")
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far training has come.
+    """How far training has come."""
 
-    Parameters
-    ----------
-    step, epoch
-        Completed steps, also those of an unfinished epoch, and completed epochs.
-    best_loss, best_epoch
-        The lowest validation loss, in nats per word, and its epoch; None and 0 before the first.
-    rate_scale, recoveries
-        Factor of the learning rate after recoveries from divergence, and their number.
-    history
-        Length in bytes of `history.jsonl` up to this step.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    best_loss: float | None = None
+    step: int = 0  # completed ones, also those of an unfinished epoch
+    epoch: int = 0  # completed ones
+    best_loss: float | None = None  # the lowest validation loss, in nats per word
     best_epoch: int = 0
-    rate_scale: float = 1.0
+    rate_scale: float = 1.0  # factor of the learning rate after recoveries from divergence
     recoveries: int = 0
-    history: int = 0
+    history: int = 0  # length in bytes of `history.jsonl` up to this step
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state of training after a step.
-
-    Parameters
-    ----------
-    parameters
-        By name.
-    memory
-        Optimizer state: by kind, then by parameter, arrays of the parameters' shapes.
-    optimizer
-        Settings of the update rule, and `t`, its step count.
-    progress
-        How far training has come.
-    """
+    """The state of training after a step; `memory` is the optimizer's, by kind and parameter."""
 
     parameters: Mapping[str, Array]
     memory: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    optimizer: Mapping[str, float] = field(default_factory=dict)
+    optimizer: Mapping[str, float] = field(default_factory=dict)  # settings, and `t` steps
     progress: TrainingProgress = field(default_factory=TrainingProgress)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of a checkpoint file.
+    """The contents of a checkpoint file."""
 
-    Parameters
-    ----------
-    config
-        `model`, `data` and `training`.
-    vocabulary
-        The words.
-    state
-        The state of training.
-    written_by
-        Versions and device.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # `model`, `data` and `training`
     vocabulary: Vocabulary
     state: TrainingState
-    written_by: Mapping[str, str] = field(default_factory=dict)
+    written_by: Mapping[str, str] = field(default_factory=dict)  # versions and device
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint from any device; an existing file is replaced atomically.
-
-    Raises
-    ------
-    DataError
-        If it cannot be written; an existing file is then unchanged.
-    """
+    """Write a checkpoint from any device; an existing file is replaced atomically or unchanged."""
     state = checkpoint.state
     text = {
         "format": FORMAT,
@@ -136,7 +94,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for name, value in named_arrays(state)
     }
     content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(text)})
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -165,12 +123,8 @@ def written_by(device: str) -> dict[str, str]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without trusting it.
 
-    Raises
-    ------
-    DataError
-        If there is no file that can be read.
-    CheckpointError
-        If it is no checkpoint, damaged, or of another format; the message names its writer.
+    A file that is none, damaged, or of another format raises `CheckpointError`, which names its
+    writer.
     """
     text, arrays = _read(path)
     try:

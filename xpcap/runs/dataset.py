@@ -21,12 +21,7 @@ _COMPARED = 100  # images
 def open_data(run: Run, data: Path | None = None) -> Dataset:
     """Open the run's own data set, from `data` if it has moved, features left in their files.
 
-    Raises
-    ------
-    DataError
-        If the data set is not there, or is not the one the run was trained on.
-    ConfigurationError
-        If the ranks have different ones.
+    Another data set than the run was trained on raises `DataError`.
     """
     folder = data or Path(run.config["data"]["folder"])
     dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)

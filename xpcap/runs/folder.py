@@ -27,23 +27,9 @@ _LOCK = ".lock"
 def create_run(
     folder: Path, checkpoints: Mapping[str, Checkpoint], transform: PCA | None = None
 ) -> None:
-    """Create a run folder.
+    """Create a run folder with checkpoints by file name, and the transform that reduced features.
 
-    Parameters
-    ----------
-    folder
-        A new name.
-    checkpoints
-        The first checkpoints by file name, `BEST` or `LAST`.
-    transform
-        How the features were reduced, if they were.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder holds another run.
-    DataError
-        If it holds something else, or cannot be written.
+    The folder must not hold anything.
     """
     check_new_run(folder)
     with new_folder(folder) as temporary:
@@ -66,13 +52,7 @@ def is_run(folder: Path) -> bool:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """Return a run's last checkpoint, or its best one if there is no last; a file as it is.
-
-    Raises
-    ------
-    CheckpointError
-        If there is neither.
-    """
+    """Return a run's last checkpoint, or its best one if there is no last; a file as it is."""
     with explained(path, "read"):
         if not path.is_dir():
             return path
@@ -87,11 +67,6 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a run folder against training by another process.
 
     Partly written files that killed processes have left there are removed.
-
-    Raises
-    ------
-    DataError
-        If another process holds the lock, or the folder cannot be written.
     """
     with explained(folder, "write"):
         file = open(folder / _LOCK, "ab", opener=not_through_links)  # noqa: SIM115 - closed below

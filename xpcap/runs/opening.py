@@ -20,19 +20,10 @@ _COMMON = ("dtype", "dropout", "seed")  # arguments of every family
 
 
 def open_run(path: Path, backend: Backend | str | None = None) -> Run:
-    """Open a run to caption with it.
+    """Open a run, or a checkpoint file, to caption with it on a device (None is the default one).
 
-    Parameters
-    ----------
-    path
-        A run folder, whose best epoch is taken, or a checkpoint file.
-    backend
-        Where the model shall live: a device name, a `Backend`, or None for the default one.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no run, or one of another format, or a damaged file.
+    Of a run folder the best epoch is taken. A missing or damaged run, or one of another format,
+    raises `CheckpointError`.
     """
     with explained(path, "read"):
         file = path / BEST if path.is_dir() else path
@@ -58,12 +49,8 @@ def make_model(
 def build_model(path: Path, checkpoint: Checkpoint) -> CaptionModel:
     """Make the model of a checkpoint, on the CPU.
 
-    Names and shapes are compared with those of the family before the model takes memory.
-
-    Raises
-    ------
-    CheckpointError
-        If configuration, vocabulary and parameters do not fit together; it names the file `path`.
+    Names and shapes are compared with those of the family before the model takes memory. Where they
+    do not fit together, the `CheckpointError` names the file `path`.
     """
     config, parameters = checkpoint.config, checkpoint.state.parameters
     _check_config(path, config)

@@ -43,30 +43,14 @@ def _joined(parts: Sequence[Decoded]) -> Decoded:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
-    config
-        The configuration in its checkpoints.
-    vocabulary
-        Its words.
-    model
-        With the parameters of the best epoch.
-    partners
-        Models of other runs, see `ensemble`.
-    ranks
-        The processes that share the images.
-    """
+    """An open run: a captioner, and what it was trained on."""
 
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # as in its checkpoints
     vocabulary: Vocabulary
-    model: CaptionModel
-    partners: Sequence[CaptionModel] = ()
-    ranks: Ranks = field(default_factory=Alone)
+    model: CaptionModel  # with the parameters of the best epoch
+    partners: Sequence[CaptionModel] = ()  # models of other runs, see `ensemble`
+    ranks: Ranks = field(default_factory=Alone)  # the processes that share the images
 
     @property
     def captioner(self) -> Captioner:
@@ -76,17 +60,8 @@ class Run:
     def decode(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> Decoded:
         """Caption images, with the log-probabilities of the words.
 
-        Parameters
-        ----------
-        features
-            `(N, D)` of the kind the run was trained on, on the host.
-        how
-            The search; None is greedy, without `<UNK>`.
-
-        Returns
-        -------
-        Decoded
-            Of all N images, on the host.
+        Features are `(N, D)`, of the kind the run was trained on; they and the result are on the
+        host. The default search is greedy, without `<UNK>`.
         """
         if how is None:
             how = Beam(width=1, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
@@ -109,30 +84,14 @@ class Run:
             return _joined(share_out(max(len(features), 1), BATCH, self.ranks, share))
 
     def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
-        """Return the best caption of each image that `decode` finds.
-
-        Returns
-        -------
-        list of str
-            N sentences without `<START>` and `<END>`.
-        """
+        """Return the best caption that `decode` finds of each image, without special tokens."""
         words = self.decode(features, how).words[:, 0]
         return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
-        """Return the log-probabilities of the words of given captions, see `score_captions`.
+        """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
 
-        Parameters
-        ----------
-        features
-            `(N, D)`, one image a caption, on the host.
-        captions
-            `(N, T+1)` on the host.
-
-        Returns
-        -------
-        array
-            `(N, T)` in nats, on the host.
+        Features are `(N, D)`, one image a caption, and captions `(N, T+1)`; all are on the host.
         """
         backend = self.model.backend
 
@@ -145,19 +104,9 @@ class Run:
             return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
     def features_of(self, images: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
-        """Compute features of images as those of the training set were computed.
+        """Compute features `(N, D)` of image files as those of the training set were computed.
 
-        Parameters
-        ----------
-        images
-            Files that Pillow can open.
-        weights
-            The extractor's file, if it has moved.
-
-        Returns
-        -------
-        array
-            `(N, D)` float32.
+        `weights` is the extractor's file, if it has moved.
 
         Raises
         ------
@@ -197,22 +146,10 @@ def banned_tokens(vocabulary: Vocabulary, allow_unk: bool = False) -> tuple[int,
 
 
 def ensemble(runs: Sequence[Run]) -> Run:
-    """Combine runs: the probability of a word is the average of theirs.
+    """Combine runs on one device: the probability of a word is the average of theirs.
 
-    Parameters
-    ----------
-    runs
-        One or more, on one device.
-
-    Returns
-    -------
-    Run
-        The first one, with the others' models as partners.
-
-    Raises
-    ------
-    CheckpointError
-        If one has another vocabulary than the first, or needs other features.
+    Returns the first one, with the others' models as partners; they must have its vocabulary and
+    need the same features.
     """
     for other in runs[1:]:
         _check_compatible(runs[0], other)

@@ -7,17 +7,19 @@ from collections.abc import Iterator
 import numpy
 
 from xpcap.backend import CPU, Backend
-from xpcap.gradcheck import gradcheck
 from xpcap.models.recurrent import CELLS
 from xpcap.selfcheck.cases import (
     LAYERS,
     SMALL,
     SMALL_SEED,
+    Arguments,
+    Check,
+    LayerCase,
     captioner_gradients,
     on_device,
     run_layer,
+    scaled_difference,
 )
-from xpcap.selfcheck.check import Check, scaled_difference
 from xpcap.selfcheck.reference import reference_checks
 
 __all__ = ["Check", "run"]
@@ -37,12 +39,14 @@ def run(backend: Backend) -> list[Check]:
         ]
 
 
-def _layer_gradients(backend: Backend) -> Iterator[Check]:
+def _drawn() -> Iterator[tuple[LayerCase, Arguments]]:
     for case in LAYERS:
-        drawn = case.make_args(numpy.random.default_rng(SMALL_SEED), SMALL)
-        arguments = on_device(backend, drawn)
-        errors = gradcheck(case.forward, case.backward, arguments, case.differentiable(arguments))
-        for name, error in errors.items():
+        yield case, case.make_args(numpy.random.default_rng(SMALL_SEED), SMALL)
+
+
+def _layer_gradients(backend: Backend) -> Iterator[Check]:
+    for case, arguments in _drawn():
+        for name, error in case.gradient_errors(backend, arguments).items():
             yield Check(f"gradient {case.name} d{name}", error, case.limit)
 
 
@@ -60,13 +64,9 @@ def _captioner_gradients(backend: Backend) -> Iterator[Check]:
 
 
 def _agreement(backend: Backend) -> Iterator[Check]:
-    for case in LAYERS:
-        drawn = case.make_args(numpy.random.default_rng(SMALL_SEED), SMALL)
-        ours, expected = run_layer(case, on_device(backend, drawn)), run_layer(case, drawn)
-        for name, value in expected.items():
+    for case, arguments in _drawn():
+        ours = run_layer(case, on_device(backend, arguments))
+        for name, expected in run_layer(case, arguments).items():
             limit = OUTPUT_LIMIT if name.startswith("out") else GRADIENT_LIMIT
-            yield Check(
-                f"agreement with {CPU.name} {case.name} {name}",
-                scaled_difference(ours[name], value),
-                limit,
-            )
+            what = f"agreement with {CPU.name} {case.name} {name}"
+            yield Check(what, scaled_difference(ours[name], expected), limit)

@@ -1,4 +1,4 @@
-"""A table of all layers, and gradients of whole captioners, for any check to run over."""
+"""What is checked: a table of all layers, and gradients of whole captioners; and one comparison."""
 
 from __future__ import annotations
 
@@ -9,11 +9,37 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy
 
 from xpcap import layers
-from xpcap.backend import Array, Backend, namespace
-from xpcap.gradcheck import eval_numerical_gradient
+from xpcap.backend import Array, Backend, namespace, to_host
+from xpcap.gradcheck import eval_numerical_gradient, gradcheck
 from xpcap.models import CaptioningRNN
 
 Arguments: TypeAlias = dict[str, Any]
+
+
+class Check(NamedTuple):
+    """What was compared, the error, and its limit."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit; NaN is not."""
+        return self.error <= self.limit
+
+
+def scaled_difference(ours: Array, expected: Array) -> float:
+    """Return the largest difference of two arrays relative to the largest expected value.
+
+    Each may be on any device, or a number; for different shapes the result is infinite.
+    """
+    ours, expected = numpy.asarray(to_host(ours)), numpy.asarray(to_host(expected))
+    if ours.shape != expected.shape:
+        return float("inf")
+    scale = numpy.max(abs(expected), initial=0.0)
+    difference = numpy.max(abs(ours - expected), initial=0.0)
+    return float(difference / scale if scale > 0 else difference)
 
 
 class Sizes(NamedTuple):
@@ -55,11 +81,13 @@ class LayerCase(NamedTuple):
 
     def differentiable(self, arguments: Mapping[str, Any]) -> list[str]:
         """Return the names of the arguments that have a gradient, in order."""
-        return [name for name in arguments if _is_floating(arguments[name])]
+        arrays = {name: value for name, value in arguments.items() if hasattr(value, "shape")}
+        return [name for name, value in arrays.items() if value.dtype.kind == "f"]
 
-
-def _is_floating(value: Any) -> bool:
-    return hasattr(value, "shape") and value.dtype.kind == "f"
+    def gradient_errors(self, backend: Backend, arguments: Arguments) -> dict[str, float]:
+        """Compare the gradients of NumPy arrays with numerical ones, on a backend."""
+        names = self.differentiable(arguments)
+        return gradcheck(self.forward, self.backward, on_device(backend, arguments), names)
 
 
 def _draw(rng: numpy.random.Generator, sizes: Sizes, name: str, layout: Any) -> Any:
@@ -110,7 +138,7 @@ def gradients_above(outputs: list[Array], seed: int) -> list[Array]:
 
 
 def as_tuple(gradients: Any) -> tuple[Any, ...]:
-    """Return the gradients of a backward pass as a tuple, even if it is a single array."""
+    """Return the gradients of a backward pass, which may be a single array, as a tuple."""
     return gradients if isinstance(gradients, tuple) else (gradients,)
 
 
@@ -153,10 +181,6 @@ def _loss_forward(x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     return loss.reshape(1), dx
 
 
-def _loss_backward(dloss: Array, dx: Array) -> Array:
-    return dloss * dx
-
-
 LAYERS = (
     _layer("affine", x="N T D", w="TD H", b="H"),
     _layer("temporal_affine", x="N T D", w="D H", b="H"),
@@ -168,7 +192,7 @@ LAYERS = (
     _layer("gru", x="N T D", h0="N H", Wx="D 3H", Wh="H 3H", b="3H", bn="H"),
     _layer("word_embedding", x="N T <V", W="V D"),
     LayerCase(
-        "temporal_softmax_loss", _loss_forward, _loss_backward,
+        "temporal_softmax_loss", _loss_forward, lambda dloss, dx: dloss * dx,
         {"x": "N T V", "y": "N T <V", "mask": "N T ?"},
     ),
     _layer("relu", x="N T D"),

@@ -15,19 +15,8 @@ _ALIGNMENT = 16  # elements: 64 bytes of float32, a cache line
 class FlatLayout:
     """The layout of several named arrays in one array `(P,)`.
 
-    Padding between them, between the rows of one, and at the end is zero and stays so.
-
-    Parameters
-    ----------
-    shapes
-        By name, in storage order.
-    multiple
-        Rows of matrices begin at multiples of this many elements.
-
-    Attributes
-    ----------
-    size
-        P.
+    `shapes` are in storage order; rows of matrices begin at multiples of `multiple` elements.
+    Padding between them, between the rows of one, and at the end is zero and stays so. `size` is P.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], multiple: int = 1) -> None:

@@ -40,15 +40,9 @@ class History:
     also
         Called with the lines written, and the time of each in seconds since 1970.
     warn
-        Write-error callback; the lines are tried again with the next ones. If None, errors
-        propagate.
+        Write-error callback; lines are tried again with the next ones. If None, errors propagate.
     check
         Called with the trainer before anything is written; may raise.
-
-    Attributes
-    ----------
-    length
-        Bytes written.
     """
 
     def __init__(
@@ -137,29 +131,17 @@ def _finite(number: float) -> float | None:
 
 @dataclass(frozen=True)
 class Curves:
-    """A run's history as columns, NaN where there is no value.
+    """A run's history of S steps and E epochs as columns, NaN where there is no value."""
 
-    Parameters
-    ----------
-    step, epoch
-        `(S,)` integers from 1: number and epoch of each step.
-    loss, lr, grad_norm
-        `(S,)`: nats per word, learning rate, and gradient norm before clipping.
-    epoch_step, epoch_number
-        `(E,)` integers: last step and number of each epoch.
-    losses, perplexities
-        By split, `(E,)`: nats per word, and e to that power.
-    """
-
-    step: numpy.ndarray
-    epoch: numpy.ndarray
-    loss: numpy.ndarray
-    lr: numpy.ndarray
-    grad_norm: numpy.ndarray
-    epoch_step: numpy.ndarray
-    epoch_number: numpy.ndarray
-    losses: Mapping[str, numpy.ndarray]
-    perplexities: Mapping[str, numpy.ndarray]
+    step: numpy.ndarray  # (S,) integers from 1
+    epoch: numpy.ndarray  # (S,) integers from 1
+    loss: numpy.ndarray  # (S,), nats per word
+    lr: numpy.ndarray  # (S,)
+    grad_norm: numpy.ndarray  # (S,), before clipping
+    epoch_step: numpy.ndarray  # (E,) integers: the last step of each epoch
+    epoch_number: numpy.ndarray  # (E,) integers
+    losses: Mapping[str, numpy.ndarray]  # by split, (E,), nats per word
+    perplexities: Mapping[str, numpy.ndarray]  # by split, (E,): e to that power
 
     @property
     def val_loss(self) -> numpy.ndarray:
@@ -172,14 +154,28 @@ class Curves:
         known = numpy.isfinite(self.val_loss)
         return int(numpy.nanargmin(self.val_loss)) if known.any() else None
 
+    def smoothed(self, name: str, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
+        """Average the finite values of a column over groups of steps.
+
+        Returns the group size (the last group may be smaller), and the mean step and value of each
+        of at most `points` groups.
+        """
+        values = getattr(self, name)
+        known = numpy.isfinite(values)
+        size = max(1, math.ceil(known.sum() / points))
+        starts = numpy.arange(0, known.sum(), size)
+        counts = numpy.diff(starts, append=known.sum())
+        step, value = (
+            numpy.add.reduceat(column[known], starts) / counts if len(starts) else column[known]
+            for column in (self.step, values)
+        )
+        return size, step, value
+
 
 def read_history(path: Path) -> Curves:
     """Read a `history.jsonl`, also while it is being written: an incomplete last line is left out.
 
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or a line is not one of `History`; it is named.
+    A line that is not one of `History` is named in a `DataError`.
     """
     lines = read_bytes(path).split(b"\n")
     steps, epochs, names = list[Line](), list[Line](), set[str]()

@@ -20,11 +20,11 @@ from xpcap.backend import namespace, to_host
 from xpcap.data.minibatch import Batch, gather
 from xpcap.distributed import Ranks
 from xpcap.errors import ConfigurationError, DataError, DivergedError
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
-from xpcap.runs import REPORT
-from xpcap.runs.checkpoint import TrainingState
+from xpcap.runs.checkpoint import TrainingState, named_arrays
+from xpcap.runs.folder import REPORT
 from xpcap.train.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
 
 POLICIES = ("stop", "skip", "rollback")
@@ -33,20 +33,10 @@ _NAMED = 5  # captions in a message
 
 @dataclass(frozen=True)
 class OnNaN:
-    """What to do when training diverges.
+    """What to do when training diverges, at most `limit` times.
 
-    Parameters
-    ----------
-    policy
-        `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last finite state, at most 50 steps
-        ago, and continue at half the learning rate.
-    limit
-        Maximum number of recoveries.
-
-    Raises
-    ------
-    ConfigurationError
-        If the policy is unknown, or the limit negative.
+    The policy is `"stop"`; `"skip"` the minibatch; or `"rollback"` to the last finite state, at
+    most 50 steps ago, and continue at half the learning rate.
     """
 
     policy: str = "stop"
@@ -62,19 +52,10 @@ class OnNaN:
 
 
 class Recovery:
-    """Checks a trainer's numbers, and recovers from divergence.
+    """Checks a trainer's numbers, and recovers from divergence, with a warning.
 
-    Parameters
-    ----------
-    on_nan
-        What to do.
-    folder
-        Where `diverged.json` is written when training stops: the step, its learning rate, the rows
-        of its captions in the training split, and the first non-finite value.
-    warn
-        Called with a line about each recovery.
-    ranks
-        The processes that train together; the first one writes the file.
+    When training stops, the first rank writes `diverged.json` to the folder: the step, its learning
+    rate, the rows of its captions in the training split, and the first non-finite value.
     """
 
     def __init__(
@@ -89,7 +70,7 @@ class Recovery:
 
     def follow(self, trainer: Trainer) -> None:
         """Check all steps of a trainer from now on, when `check` is called."""
-        self._finite = _copied(trainer)
+        self._remember(trainer)
         trainer.on("step", self._note, Priority.CHECK)
         trainer.on("measured", self._check_results, Priority.CHECK)
         trainer.on("epoch", self._remember, Priority.CHECK)
@@ -101,10 +82,7 @@ class Recovery:
     def check(self, trainer: Trainer) -> None:
         """Check the steps since the last check, and remember the state if they are finite.
 
-        Raises
-        ------
-        StepDiverged
-            It names the first step that diverged.
+        The first step that diverged raises `StepDiverged`.
         """
         if self._unchecked:
             self._check_results(trainer)
@@ -117,8 +95,8 @@ class Recovery:
             reason = divergence(result.loss, len(trainer.model.word_to_idx))
             if reason is not None:
                 raise StepDiverged(result.step, f"the loss {reason}")
-            if not math.isfinite(result.gradient_norm):
-                norm = result.gradient_norm
+            norm = result.gradient_norm
+            if not math.isfinite(norm):
                 raise StepDiverged(result.step, f"the gradient norm is {norm}")
         if results and not _is_finite(trainer.state()):
             raise StepDiverged(trainer.step, "its update leaves parameters or moments not finite")
@@ -129,15 +107,8 @@ class Recovery:
     def recover(self, trainer: Trainer, error: StepDiverged) -> int:
         """Restore training to a finite state from which it can continue, or end it.
 
-        Returns
-        -------
-        int
-            The step up to which what was done still counts.
-
-        Raises
-        ------
-        DivergedError
-            If training stops; `diverged.json` is then written.
+        Returns the step up to which what was done still counts. A `DivergedError` ends training,
+        after `diverged.json` is written.
         """
         assert self._finite is not None
         self._unchecked.clear()
@@ -176,7 +147,7 @@ class Recovery:
         path = self.folder / REPORT
         try:
             if not self._ranks.rank:
-                with new_file(path) as temporary, explained(path, "write"):
+                with new_file(path) as temporary:
                     temporary.write_text(json.dumps(report, indent=2))
         except DataError as problem:
             self._warn(f"warning: {problem}")
@@ -212,9 +183,7 @@ def _whole(batch: Batch, ranks: Ranks) -> Batch:
 
 def _is_finite(state: TrainingState) -> bool:
     """Whether all numbers of a state are finite; waits for the device once."""
-    arrays = [*state.parameters.values()]
-    for by_name in state.memory.values():
-        arrays += by_name.values()
+    arrays = [array for _, array in named_arrays(state)]
     xp = namespace(*arrays)
     return bool(xp.stack([xp.isfinite(array).all() for array in arrays]).all())
 

@@ -32,16 +32,8 @@ class ResidentStep(TrainingStep):
     """A `TrainingStep` whose epochs use a split that is on the device.
 
     Dropout, clipping and the settings of the update rule, other than its learning rate, are those
-    of the first step; a changed learning rate counts from the next epoch on.
-
-    Parameters
-    ----------
-    model, optimizer, clip_norm, precision
-        As for `TrainingStep`.
-    split
-        The captions and features to train on; copied to the device.
-    batch_size
-        N.
+    of the first step; a changed learning rate counts from the next epoch on. Batches have N =
+    `batch_size` captions; the other arguments are those of `TrainingStep`.
     """
 
     def __init__(
@@ -90,15 +82,7 @@ class ResidentStep(TrainingStep):
     def epoch(
         self, batches: Any, number: int, first: int, step: int, factors: Sequence[float]
     ) -> Iterator[Batch]:
-        """Take the remaining steps of an epoch in the order that `batches` has.
-
-        Parameters
-        ----------
-        batches
-            `EpochBatches` of the split; their features are not used and may be None.
-        number, first, step, factors
-            As for `TrainingStep.epoch`.
-        """
+        """As `TrainingStep.epoch`, in the order of `batches`, which need no features."""
         t = self.optimizer.config["t"] + 1
         table = [self.optimizer.settings(t + k, factor) for k, factor in enumerate(factors)]
         settings = numpy.array(table, self._table.dtype).reshape(-1, self._table.shape[1])

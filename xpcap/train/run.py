@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,25 +16,24 @@ from xpcap.backend import Backend
 from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
-from xpcap.data.minibatch import EpochBatches
+from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.data.pca import PCA
-from xpcap.data.prefetch import PrefetchedBatches
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
 from xpcap.files import explained
-from xpcap.kernels.products import check_precision
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
-from xpcap.runs import BEST, HISTORY, LAST, Run, check_new_run, create_run, locked
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, fingerprint, fingerprints
+from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked
 from xpcap.runs.opening import build_model, make_model
+from xpcap.runs.run import Run
+from xpcap.signals import noted_signals
 from xpcap.train.history import History
 from xpcap.train.options import RunOptions, configuration, options_of
 from xpcap.train.recovery import Recovery
 from xpcap.train.resident import ResidentStep
 from xpcap.train.saving import Saver
-from xpcap.train.signals import noted_signals
 from xpcap.train.staging import StagedBatches
 from xpcap.train.step import TrainingStep
 from xpcap.train.tensorboard import EventFile, check_events
@@ -58,43 +57,18 @@ def ignore_warning(message: str) -> None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The surroundings of a run while it trains.
+    """The surroundings of a run while it trains."""
 
-    Parameters
-    ----------
-    tensorboard
-        Write TensorBoard events to the subfolder of the run's name here; None writes none.
-    watch
-        Called with the trainer before the first step, to add callbacks.
-    warn
-        Called with problems that do not end training.
-    ranks
-        The processes that train together.
-    """
-
-    tensorboard: Path | None = None
-    watch: Callable[[Trainer], None] | None = None
-    warn: Callable[[str], None] = ignore_warning
-    ranks: Ranks = field(default_factory=Alone)
+    tensorboard: Path | None = None  # events are written to the subfolder of the run's name here
+    watch: Callable[[Trainer], None] | None = None  # called before the first step, adds callbacks
+    warn: Callable[[str], None] = ignore_warning  # called with problems that do not end training
+    ranks: Ranks = field(default_factory=Alone)  # the processes that train together
 
 
 def train_run(
     data: Path, out: Path, options: RunOptions, backend: Backend, context: RunContext | None = None
 ) -> tuple[Trainer, Dataset]:
-    """Train a captioner and write its run folder.
-
-    Parameters
-    ----------
-    data
-        A data folder.
-    out
-        The run folder, a new name.
-    options
-        What to train.
-    backend
-        The device.
-    context
-        Callbacks, and the processes that train together.
+    """Train a captioner on a data folder, and write its run folder `out`, a new name.
 
     Returns
     -------
@@ -110,7 +84,6 @@ def train_run(
         On SIGINT or SIGTERM; the run can be resumed.
     """
     context = context or RunContext()
-    check_precision(options.precision, backend.device is not None, options.dtype)
     ranks = context.ranks
     if not ranks.rank:
         check_new_run(out)
@@ -137,7 +110,7 @@ def train_run(
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
         create_run(out, {LAST: initial}, PCA.read(data / layout.PCA) if reduced else None)
-    with _locked(out, ranks):
+    with nullcontext() if ranks.rank else locked(out):
         _train(out, trainer, initial, options, context, events)
     return trainer, dataset
 
@@ -149,7 +122,7 @@ def resume_run(
     data: Path | None = None,
     context: RunContext | None = None,
 ) -> tuple[Trainer, Dataset]:
-    """Resume a run from its last checkpoint.
+    """Resume a run from its last checkpoint, as `train_run` would have continued.
 
     On the same device and with the same versions, every number is that of an uninterrupted run;
     otherwise within rounding. The number of threads is that of the run, unless `use_threads` has
@@ -157,22 +130,13 @@ def resume_run(
 
     Parameters
     ----------
-    folder
-        The run folder.
-    backend
-        The device.
+    folder, backend, context
+        The run folder; the device and the context may be other ones than before.
     change
         Called with the options of the run, returns new ones, which may differ in `schedule.epochs`,
         `schedule.patience`, `lazy`, `saving` and `on_nan`. None leaves them all.
     data
         The data folder, if it has moved.
-    context
-        As for `train_run`.
-
-    Returns
-    -------
-    trainer, dataset
-        As from `train_run`.
 
     Raises
     ------
@@ -180,23 +144,19 @@ def resume_run(
         As `train_run`; and if the folder holds no run that can be resumed, another process trains
         there, or the data are not those of the run.
     """
-    context, path = context or RunContext(), folder / LAST
+    context = context or RunContext()
+    ranks, path = context.ranks, folder / LAST
     with explained(folder, "read"):
         if not path.exists():
             raise CheckpointError(
                 f"{folder} has no {LAST} to resume from; expected a run made by xpcap train"
             )
-    ranks = context.ranks
-    with _locked(folder, ranks):
+    with nullcontext() if ranks.rank else locked(folder):
         last = read_checkpoint(path)
-        try:
-            options = options_of(last.config)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        options = options_of(path, last.config)
         options = options if change is None else change(options)
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
-        check_precision(options.precision, backend.device is not None, options.dtype)
         model = build_model(path, last).to(backend)
         run = Run(folder, last.config, last.vocabulary, model)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
@@ -239,11 +199,6 @@ def _restore(folder: Path, trainer: Trainer, last: TrainingState, rule: str) -> 
         trainer.restore_best(best)
 
 
-def _locked(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
-    """Lock a run folder; of several ranks, the first one does."""
-    return nullcontext() if ranks.rank else locked(folder)
-
-
 def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | None:
     """Return the folder for TensorBoard's events, if any, after checking it."""
     if context.tensorboard is None or context.ranks.rank:
@@ -264,9 +219,8 @@ def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Datase
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= (
-            _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-        )
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{above}{name}.") if inner else {above + name: value}
     return found
 
 
@@ -356,12 +310,11 @@ def _place(
     size: int,
     ranks: Ranks,
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Place the training data: on a GPU if they take half its free memory, else on the host.
+    """Place the training data: on a GPU if they fit in half its free memory, else on the host.
 
     Of several ranks, each gets its share of every batch from the host.
     """
-    backend, clip_norm = model.backend, options.schedule.clip_norm
-    seed = options.seed
+    backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
     step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
     if backend.device is None:
         return _batches(split, size, seed, ranks), step

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xpcap.distributed import Ranks
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import explained, new_file
-from xpcap.runs import BEST, EARLIER, LAST
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
+from xpcap.runs.folder import BEST, EARLIER, LAST
 from xpcap.train.history import History
-from xpcap.train.signals import Received
 from xpcap.train.trainer import Priority, Trainer
 
 
@@ -22,17 +21,8 @@ from xpcap.train.trainer import Priority, Trainer
 class Saving:
     """How often a run is saved, in addition to each epoch.
 
-    Parameters
-    ----------
-    steps, minutes
-        Save every N steps or minutes; None is never.
-    keep
-        Number of earlier checkpoints to keep, as `step-NUMBER.safetensors`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a number is not positive.
+    Every `steps` steps and every `minutes` minutes, if they are given; `keep` earlier checkpoints
+    stay, as `step-NUMBER.safetensors`. Numbers out of range raise `ConfigurationError`.
     """
 
     steps: int | None = None
@@ -54,24 +44,11 @@ class Saver:
 
     If a checkpoint cannot be written, as on a full disk, the one before stays, and training
     continues. The best epoch's checkpoint is written before the last one, so that at any moment a
-    process may be killed, the last checkpoint refers to a best epoch that is there.
+    process may be killed, the last checkpoint refers to a best epoch that is there. Of several
+    ranks the first one writes, and all stop at the same step.
 
-    Parameters
-    ----------
-    folder
-        The run folder.
-    checkpoint
-        Configuration and vocabulary for all checkpoints.
-    history
-        Flushed before each checkpoint.
-    saving
-        How often.
-    received
-        The signal, if one came.
-    warn
-        Write-error callback.
-    ranks
-        The processes that train together: the first one writes, all stop at the same step.
+    `checkpoint` has the configuration and vocabulary of all checkpoints; `history` is flushed
+    before each; `received` are the signals that have come.
     """
 
     def __init__(
@@ -80,12 +57,12 @@ class Saver:
         checkpoint: Checkpoint,
         history: History,
         saving: Saving,
-        received: Received,
+        received: Sequence[int],
         warn: Callable[[str], None],
         ranks: Ranks,
     ) -> None:
-        self.folder = folder
-        self.saving = saving
+        self._folder = folder
+        self._saving = saving
         self._checkpoint = checkpoint
         self._history = history
         self._received = received
@@ -105,30 +82,26 @@ class Saver:
             self._keep(trainer.step)
 
     def _step(self, trainer: Trainer) -> None:
-        steps, minutes = self.saving.steps, self.saving.minutes
+        steps, minutes = self._saving.steps, self._saving.minutes
         due = steps is not None and trainer.step % steps == 0
-        late = minutes is not None and time.monotonic() - self._time >= 60 * minutes
         if minutes is not None:
-            late = self._ranks.any(late)
-        saved = (due or late) and self.save(trainer)
-        self._stop_if_asked(trainer, saved)
+            due |= self._ranks.any(time.monotonic() - self._time >= 60 * minutes)
+        self._stop_if_asked(trainer, due and self.save(trainer))
 
     def _epoch(self, trainer: Trainer) -> None:
         if trainer.best_epoch == trainer.epoch:
             self._best = replace(trainer.state(), parameters=trainer.best_params, memory={})
-        saved = self.save(trainer)
-        self._stop_if_asked(trainer, saved)
+        self._stop_if_asked(trainer, self.save(trainer))
 
     def _stop_if_asked(self, trainer: Trainer, saved: bool = False) -> None:
-        if not self._ranks.any(self._received.signal is not None):
+        if not self._ranks.any(bool(self._received)):
             return
         if saved or self.save(trainer):
             what = "the run can be resumed"
         else:
             what = "it could not be saved; the run can be resumed from the checkpoint before"
-        signals = self._ranks.gather(self._received.signal)
-        number = next(number for number in signals if number is not None)
-        raise Stopped(f"stopped after step {trainer.step}; {what}", number)
+        first, *_ = (one for one in self._ranks.gather(list(self._received)) if one)
+        raise Stopped(f"stopped after step {trainer.step}; {what}", first[-1])
 
     def _end(self, trainer: Trainer) -> None:
         if self._failed and not self.save(trainer):
@@ -144,10 +117,9 @@ class Saver:
         self._history.flush(trainer)
         written = self._write_best() and self._write(LAST, trainer.state())
         self._failed = self._ranks.any(not written)
-        if self._failed:
-            return False
-        self._keep(trainer.step)
-        return True
+        if not self._failed:
+            self._keep(trainer.step)
+        return not self._failed
 
     def _write_best(self) -> bool:
         if self._best is not None and self._write(BEST, self._best):
@@ -160,7 +132,7 @@ class Saver:
         progress = replace(state.progress, history=self._history.length)
         state = replace(state, progress=progress)
         try:
-            write_checkpoint(self.folder / name, replace(self._checkpoint, state=state))
+            write_checkpoint(self._folder / name, replace(self._checkpoint, state=state))
         except DataError as error:
             self._warn(f"warning: {error}; training continues")
             return False
@@ -168,14 +140,14 @@ class Saver:
 
     def _keep(self, step: int) -> None:
         """Keep the last checkpoint under a second name, and remove the oldest kept one."""
-        if self._ranks.rank or not self.saving.keep:
+        if self._ranks.rank or not self._saving.keep:
             return
-        path = self.folder / EARLIER.replace("*", f"{step:08d}")
+        path = self._folder / EARLIER.replace("*", f"{step:08d}")
         try:
             with new_file(path) as temporary:
-                os.link(self.folder / LAST, temporary)
-            with explained(self.folder, "write"):
-                for old in sorted(self.folder.glob(EARLIER))[: -self.saving.keep]:
+                os.link(self._folder / LAST, temporary)
+            with explained(self._folder, "write"):
+                for old in sorted(self._folder.glob(EARLIER))[: -self._saving.keep]:
                     old.unlink()
         except DataError as error:
             self._warn(f"warning: {error}; training continues")

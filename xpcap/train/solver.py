@@ -9,7 +9,7 @@ from typing import Any
 from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
+from xpcap.optim import Optimizer, check_counts
 from xpcap.train.trainer import Schedule, Trainer
 
 
@@ -34,38 +34,21 @@ class CaptioningSolver:
 
     Parameters
     ----------
-    model
-        A `CaptioningRNN`.
-    data
-        From `load_coco_data`.
     update_rule
         `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
-    optim_config
-        Its settings, such as `learning_rate`.
+    optim_config, updater_config
+        Two names of its settings, such as `learning_rate`.
     lr_decay
         Learning-rate decay factor per epoch.
     batch_size, num_epochs
         N, and the number of epochs of `max(N_train // batch_size, 1)` iterations.
-    print_every
-        Print the loss every this many iterations.
-    verbose
-        Print at all.
-    updater_config
-        Another name for `optim_config`.
+    print_every, verbose
+        Print the loss every this many iterations, or never.
 
     Attributes
     ----------
     loss_history
         The loss of each iteration, in nats per caption.
-    optim_configs
-        Settings and optimizer state by parameter.
-    epoch
-        The number of completed epochs.
-
-    Raises
-    ------
-    ConfigurationError
-        If the rule is unknown, both names of its settings are used, or a number is out of range.
     """
 
     def __init__(
@@ -84,9 +67,7 @@ class CaptioningSolver:
     ) -> None:
         if optim_config and updater_config:
             raise ConfigurationError("optim_config and updater_config are one setting; give one")
-        for name, value in (("batch_size", batch_size), ("print_every", print_every)):
-            if value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        check_counts(batch_size=batch_size, print_every=print_every)
         self.model = model
         self.data = data
         self.print_every = print_every
@@ -124,7 +105,7 @@ class CaptioningSolver:
         self._trainer.run()
 
     def _record(self, trainer: Trainer) -> None:
-        self.loss_history.append(float(trainer.loss))
+        self.loss_history.append(float(trainer.training_step.loss))
         if self.verbose and (trainer.step - 1) % self.print_every == 0:
             total = trainer.schedule.epochs * len(trainer.batches)
             print(f"(Iteration {trainer.step} / {total}) loss: {self.loss_history[-1]:f}")

@@ -16,15 +16,7 @@ from xpcap.data.minibatch import Batch, EpochBatches
 
 
 class StagedBatches:
-    """`EpochBatches` with features on a GPU.
-
-    Parameters
-    ----------
-    batches
-        With features on the host.
-    backend
-        A GPU.
-    """
+    """`EpochBatches`, which have features on the host, with features on a GPU."""
 
     def __init__(self, batches: EpochBatches, backend: Backend) -> None:
         self._batches = batches

@@ -41,10 +41,8 @@ class TrainingStep:
 
     Parameters
     ----------
-    model
-        The model to train.
-    optimizer
-        The update rule.
+    model, optimizer
+        The model to train, and the update rule.
     clip_norm
         The largest global norm of the gradient, or None.
     precision
@@ -61,7 +59,7 @@ class TrainingStep:
         Compute losses with gradients; and losses of validation data.
     figures
         Of the last step, `(2,)` on the device: loss in nats per caption, and global norm of the
-        gradient before clipping. Every step makes a new array.
+        gradient before clipping. Every step makes a new array; None before the first.
     """
 
     def __init__(
@@ -93,16 +91,8 @@ class TrainingStep:
     ) -> Iterator[Batch]:
         """Take the remaining steps of an epoch; yield each batch after its step.
 
-        Parameters
-        ----------
-        batches
-            `Batches`.
-        number, first
-            The epoch, counted from 0, and its first remaining batch.
-        step
-            The number of the first step.
-        factors
-            Schedule factors of the learning rate, one per remaining step.
+        These are the batches from `first` on of epoch `number`, counted from 0, and the steps from
+        `step` on, one per factor of the learning rate.
         """
         for batch, factor in zip(batches.epoch(number, first), factors, strict=True):
             self(batch, step, factor)
@@ -110,16 +100,9 @@ class TrainingStep:
             yield batch
 
     def __call__(self, batch: Batch, step: int, factor: float) -> None:
-        """Take one step.
+        """Take one step; its number chooses the dropout masks.
 
-        Parameters
-        ----------
-        batch
-            Captions on the host or the device, and features.
-        step
-            Its number, which chooses the dropout masks.
-        factor
-            Schedule factor of the learning rate.
+        Captions and features may be on the host or the device; `factor` is that of the schedule.
         """
         xp = self.packed.xp
         with self.model.backend.activate():
@@ -153,13 +136,13 @@ class TrainingStep:
 
     @property
     def loss(self) -> Array:
-        """The last step's loss in nats per caption, a 0-d array on the device; None before it."""
-        return None if self.figures is None else self.figures[0]
+        """The last step's loss in nats per caption, a 0-d array on the device."""
+        return self.figures[0]
 
     @property
     def gradient_norm(self) -> Array:
-        """The last step's norm of the gradient before clipping, a 0-d array, or None."""
-        return None if self.figures is None else self.figures[1]
+        """The last step's global norm of the gradient before clipping, a 0-d array."""
+        return self.figures[1]
 
     def _gather(self) -> bool:
         """Make the parameters views of one array; return whether they were not already."""
@@ -190,17 +173,8 @@ class TrainingStep:
     ) -> None:
         """Set parameters and optimizer state, in the memory they are in.
 
-        Parameters
-        ----------
-        parameters, memory
-            As from `state`, on any device.
-        numbers
-            The optimizer's.
-
-        Raises
-        ------
-        ShapeError
-            If the parameters are not those of the model.
+        `parameters` and `memory` are as from `state`, on any device, and `numbers` the optimizer's;
+        parameters that are not those of the model raise `ShapeError`.
         """
         self._layout.check(parameters)
         to_device = self.model.backend.to_device

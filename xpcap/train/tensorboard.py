@@ -10,7 +10,6 @@ length, data, checksum of the data. Data are a protocol buffer `Event`; checksum
 
 from __future__ import annotations
 
-import importlib
 import os
 import struct
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError, import_extra
 from xpcap.files import append, check_new_folder, explained
 
 _TAGS = {
@@ -33,14 +32,9 @@ _TAGS = {
 
 
 def check_events(folder: Path, resumed: bool = False) -> None:
-    """Check that an event file can be created in a folder: a new one, unless a run is resumed.
+    """Check that tensorboardX is there and an event file can be created in a folder.
 
-    Raises
-    ------
-    ConfigurationError
-        If tensorboardX is missing.
-    DataError
-        If it cannot be written, or exists: TensorBoard would mix old and new events.
+    It must be a new one, unless a run is resumed: TensorBoard would mix old and new events.
     """
     _module("proto.event_pb2")
     if not resumed:
@@ -56,21 +50,8 @@ class EventFile:
 
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
     `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats per
-    word. Null values are left out.
-
-    Parameters
-    ----------
-    folder
-        The folder of the file; created if missing.
-    step
-        The file begins after this step: TensorBoard drops later steps of other files there.
-
-    Raises
-    ------
-    ConfigurationError
-        If tensorboardX is missing.
-    DataError
-        If the file cannot be written, now or later.
+    word. Null values are left out. The file begins after `step`: TensorBoard drops later steps of
+    other files in the folder, which is created if missing.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -113,10 +94,4 @@ class EventFile:
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"tensorboardX.{name}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"TensorBoard events need tensorboardX, which cannot be imported ({error}); install"
-            " xpcap with its extra 'tensorboard'"
-        ) from error
+    return import_extra(f"tensorboardX.{name}", "TensorBoard events need", "tensorboard")

@@ -24,7 +24,7 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
-from xpcap.optim import Optimizer, check_positive, cosine
+from xpcap.optim import Optimizer, check_counts, check_positive, cosine
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.train.shared import SharedLoss
 from xpcap.train.step import Batches, TrainingStep
@@ -66,16 +66,9 @@ def perplexity_of(loss: float) -> float:
 
 
 class StepResult:
-    """Loss and gradient norm of one step, on the device until they are read.
+    """Loss and gradient norm of one step, counted from 1, on the device until they are read.
 
-    Parameters
-    ----------
-    step
-        The number of the step, from 1.
-    values
-        `(2,)`: the loss in nats per caption, and the gradient norm before clipping.
-    batch
-        The minibatch.
+    `values (2,)` are the loss in nats per caption, and the gradient norm before clipping.
     """
 
     def __init__(self, step: int, values: Array, batch: Batch) -> None:
@@ -108,38 +101,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train, and the learning rate of each step.
-
-    Parameters
-    ----------
-    epochs
-        Passes through the data.
-    lr_decay
-        Learning-rate decay factor per epoch.
-    cosine
-        Also anneal the learning rate to zero, on half a cosine over all steps.
-    clip_norm
-        The largest global norm of the gradient; None does not clip.
-    patience
-        Stop after this many epochs without a lower validation loss; None never does.
-
-    Raises
-    ------
-    ConfigurationError
-        If a number is not positive.
-    """
+    """How long to train, and the learning rate of each step; numbers must be positive."""
 
     epochs: int = 10
-    lr_decay: float = 1.0
-    cosine: bool = False
-    clip_norm: float | None = None
-    patience: int | None = None
+    lr_decay: float = 1.0  # factor of the learning rate per epoch
+    cosine: bool = False  # also anneal it to zero, on half a cosine over all steps
+    clip_norm: float | None = None  # the largest global norm of the gradient
+    patience: int | None = None  # stop after so many epochs without a lower validation loss
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigurationError(f"epochs must be at least 1, got {self.epochs}")
-        if self.patience is not None and self.patience < 1:
-            raise ConfigurationError(f"patience must be at least 1, got {self.patience}")
+        check_counts(epochs=self.epochs, patience=self.patience)
         check_positive("learning-rate decay", self.lr_decay)
         if self.clip_norm is not None:
             check_positive("gradient clipping", self.clip_norm)
@@ -181,10 +152,8 @@ class Trainer:
         Its `params` are changed in place, see `TrainingStep`.
     batches
         The source of minibatches.
-    optimizer
-        The update rule and its state.
-    schedule
-        Epochs and learning rates.
+    optimizer, schedule
+        The update rule and its state; epochs and learning rates.
     validation
         By name (`"train"`, `"val"`), batches to measure after each epoch. The best epoch is that
         with the lowest loss of `"val"`.
@@ -195,11 +164,8 @@ class Trainer:
     ----------
     step, epoch
         The number of completed ones.
-    batch, learning_rate, loss, gradient_norm
-        Of the last step; loss in nats per caption and norm before clipping are 0-d arrays on the
-        device.
-    result
-        The last step's `StepResult`, to be read later, together with others.
+    batch, learning_rate, result
+        Of the last step; its `StepResult` can be read later, together with others.
     losses
         Of the last epoch, by name, in nats per word.
     best_loss, best_epoch, best_params
@@ -240,16 +206,6 @@ class Trainer:
         """The learning rate of the last step."""
         return float(self.optimizer.config["learning_rate"])
 
-    @property
-    def loss(self) -> Array:
-        """The last step's loss in nats per caption, a 0-d array on the device."""
-        return self.training_step.loss
-
-    @property
-    def gradient_norm(self) -> Array:
-        """The last step's gradient norm before clipping, a 0-d array on the device."""
-        return self.training_step.gradient_norm
-
     def on(
         self, event: str, callback: Callable[[Trainer], None], priority: int = Priority.WATCH
     ) -> None:
@@ -263,10 +219,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last epoch, or until `patience` epochs have brought no lower loss.
 
-        Raises
-        ------
-        StepDiverged
-            If a loss measured after an epoch is not finite, or explodes.
+        A loss measured after an epoch that is not finite, or explodes, raises `StepDiverged`.
         """
         while self.epoch < self.schedule.epochs and not self._out_of_patience():
             for _ in self._steps():

@@ -52,24 +52,10 @@ def make_extractor(
 ) -> Extractor:
     """Return an extractor for a new data set.
 
-    Parameters
-    ----------
-    name
-        `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any
-        other network.
-    weights
-        The ONNX file, for all but the filter bank.
-    output
-        Name of the network's output to take; None is the only one.
-    changes
-        Fields of `Preprocessing` that differ from the preset's.
-
-    Raises
-    ------
-    ConfigurationError
-        If the name is unknown, or an argument does not apply to the extractor.
-    DataError
-        If the file cannot be used.
+    The name is `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"`
+    for any other network. `weights` and `output` are those of `OnnxExtractor`, `changes` the fields
+    of `Preprocessing` that differ from the preset's. A `ConfigurationError` is raised if the name
+    is unknown, or an argument does not apply to the extractor.
     """
     if name not in EXTRACTORS:
         raise ConfigurationError(
@@ -90,12 +76,8 @@ def make_extractor(
 def open_extractor(description: Mapping[str, Any], weights: Path | None = None) -> Extractor:
     """Return the extractor of a description stored in a data set or run.
 
-    `weights` is where its ONNX file is now, if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the extractor is not available in the same version, with the same weights.
+    `weights` is where its ONNX file is now, if it has moved. A `DataError` is raised if the
+    extractor is not available in the same version, with the same weights.
     """
     if "weights" in description:
         return open_onnx(description, weights)

@@ -86,28 +86,17 @@ class FilterBank:
             [_gaussian_derivative(self.size, scale, order) for order in range(3)]
             for scale in _SCALES
         ]
-        self._form_window = _windows(self.size, _FORM_WINDOW)
-        self._place_window = _windows(self.size, _PLACE_WINDOW)
+        windows = [_windows(self.size, width) for width in (_FORM_WINDOW, _PLACE_WINDOW)]
+        self._whole = [_Windows(window, window) for window in windows]
+        self._by_region = [_cut(window) for window in windows]
 
     def __call__(self, images: Array) -> Array:
         """Compute the features of RGB images `(N, 64, 64, 3)` uint8, of NumPy or CuPy.
 
-        Returns
-        -------
-        Array
-            `(N, 4096)` float32 of the same library: channel by channel, each 8 x 8 cells.
-
-        Raises
-        ------
-        ShapeError
-            If `images` have another shape or dtype.
+        They are `(N, 4096)` float32 of the same library: channel by channel, each 8 x 8 cells. A
+        `ShapeError` is raised if `images` have another shape or dtype.
         """
-        xp = namespace(images)
-        form, place = (
-            _Windows(window, window)
-            for window in map(xp.asarray, (self._form_window, self._place_window))
-        )
-        return self._in_blocks(xp, images, (), form, place)
+        return self._in_blocks(images, (), self._whole)
 
     def regions(self, images: Array) -> Array:
         """Decompose the features of images `(N, 64, 64, 3)` uint8 into contributions of regions.
@@ -117,23 +106,10 @@ class FilterBank:
         average, with the mean held constant. So a gradient with respect to the features, times
         these contributions, is an attribution to regions.
 
-        Returns
-        -------
-        Array
-            `(N, 8, 8, 4096)` float32 of the same library, 1 MiB per image: for each region of 8 x 8
-            pixels its contribution to every feature. Summed over regions, they are the features.
-
-        Raises
-        ------
-        ShapeError
-            If `images` have another shape or dtype.
+        They are `(N, 8, 8, 4096)` float32 of the same library, 1 MiB per image: for each region of
+        8 x 8 pixels its contribution to every feature. Summed over regions, they are the features.
         """
-        xp = namespace(images)
-        form, place = (
-            _Windows(*map(xp.asarray, _cut(window)))
-            for window in (self._form_window, self._place_window)
-        )
-        return self._in_blocks(xp, images, (_CELLS, _CELLS), form, place)
+        return self._in_blocks(images, (_CELLS, _CELLS), self._by_region)
 
     def describe(self) -> dict[str, Any]:
         """Return name and version, for `open_extractor`."""
@@ -146,15 +122,10 @@ class FilterBank:
         resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return numpy.array(resized)
 
-    def _in_blocks(
-        self,
-        xp: Namespace,
-        images: Array,
-        regions: tuple[int, ...],
-        form: _Windows,
-        place: _Windows,
-    ) -> Array:
+    def _in_blocks(self, images: Array, regions: tuple[int, ...], windows: list[_Windows]) -> Array:
         """Return features `(N, *regions, 4096)`, computed in blocks of images."""
+        xp = namespace(images)
+        form, place = (_Windows(*map(xp.asarray, window)) for window in windows)
         expected = (self.size, self.size, 3)
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != numpy.uint8:
             raise ShapeError(
@@ -272,7 +243,7 @@ def _windows(size: int, width: float) -> numpy.ndarray:
     return numpy.asarray(weights / weights.sum(axis=1, keepdims=True), numpy.float32)
 
 
-def _cut(windows: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+def _cut(windows: numpy.ndarray) -> _Windows:
     """Restrict windows `(8, size)` to the rows and columns of 8 x 8 regions.
 
     Axes of regions come first, then of images and channels: `(8, 1, 1, 1, 8, size)` and
@@ -281,4 +252,4 @@ def _cut(windows: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
     size = windows.shape[1]
     inside = numpy.arange(size) * _CELLS // size == numpy.arange(_CELLS)[:, None, None]
     parts = windows * inside
-    return parts[:, None, None, None], parts[None, :, None, None]
+    return _Windows(parts[:, None, None, None], parts[None, :, None, None])

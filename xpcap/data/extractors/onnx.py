@@ -11,7 +11,7 @@ import numpy
 
 from xpcap import threads
 from xpcap.data.extractors.preprocessing import Preprocessing
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import ConfigurationError, DataError, first_line
 from xpcap.files import explained
 
 _TYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
@@ -25,23 +25,9 @@ class OnnxExtractor:
     Its input is `(N, 3, size, size)` or `(N, size, size, 3)`, float32 or float16, and may have a
     fixed batch size; its output `(N, D)` or `(N, D, 1, 1)`.
 
-    Parameters
-    ----------
-    weights
-        The ONNX file.
-    preprocessing
-        Applied to each image.
-    output
-        Name of the output to take; None is the only one.
-    name
-        `"onnx"` or the preset's.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged, or inputs or outputs are others.
-    ConfigurationError
-        If onnxruntime is not installed.
+    `weights` is the ONNX file, `output` the name of the output to take, or else its only one, and
+    `name` is `"onnx"` or the preset's. A file that cannot be used raises a `DataError`, and a
+    missing onnxruntime a `ConfigurationError`.
     """
 
     version = 1
@@ -83,13 +69,7 @@ class OnnxExtractor:
         return self.preprocessing(image)
 
     def __call__(self, images: numpy.ndarray) -> numpy.ndarray:
-        """Compute the features `(N, D)` float32 of prepared images `(N, 3, size, size)`.
-
-        Raises
-        ------
-        DataError
-            If the network fails, or its output has another shape or dtype.
-        """
+        """Compute the features `(N, D)` float32 of prepared images `(N, 3, size, size)`."""
         step = self._batch or max(1, len(images))
         parts = [self._run(images[first : first + step]) for first in range(0, len(images), step)]
         return numpy.concatenate(parts) if parts else numpy.empty((0, self.dim), numpy.float32)
@@ -105,7 +85,7 @@ class OnnxExtractor:
         try:
             (found,) = self._session.run([self.output], feed)
         except Exception as error:  # onnxruntime has many exception types
-            raise DataError(f"{self.weights} cannot be run: {_first_line(error)}") from error
+            raise DataError(f"{self.weights} cannot be run: {first_line(error)}") from error
         rows = numpy.asarray(found)
         if rows.ndim == 4 and rows.shape[2:] == (1, 1):
             rows = rows[:, :, 0, 0]
@@ -144,15 +124,7 @@ class OnnxExtractor:
 
 
 def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> OnnxExtractor:
-    """Return the extractor of a `description` by `OnnxExtractor.describe`.
-
-    `weights` is where the file is now, if it has moved.
-
-    Raises
-    ------
-    DataError
-        If the description is of another version, or the file is missing or another one.
-    """
+    """Return the extractor of a `description` by `OnnxExtractor.describe`, as `open_extractor`."""
     fields = {"name": str, "weights": str, "sha256": str, "output": str, "preprocessing": dict}
     if description.get("version") != OnnxExtractor.version or not all(
         isinstance(description.get(name), kind) for name, kind in fields.items()
@@ -223,8 +195,4 @@ def _open_session(weights: Path) -> Any:
             source, options, providers=[name for name in _PROVIDERS if name in there]
         )
     except Exception as error:  # onnxruntime has many exception types
-        raise DataError(f"{weights} cannot be opened as ONNX: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{weights} cannot be opened as ONNX: {first_line(error)}") from error

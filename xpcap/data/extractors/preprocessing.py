@@ -20,32 +20,13 @@ _LONGEST = 8  # aspect ratio; longer images are first cropped, far outside the f
 class Preprocessing:
     """Resize, crop to the centre and normalize: v in 0..255 becomes `(scale v - mean) / std`.
 
-    Parameters
-    ----------
-    size
-        Width and height of the result in pixels.
-    shorter_side
-        Pixels to which the shorter side is resized before the crop; None resizes the whole image
-        to a square.
-    interpolation
-        `"bilinear"` or `"bicubic"`, with antialiasing.
-    channels
-        Order `"rgb"` or `"bgr"`, of `mean` and `std` too.
-    scale
-        Factor of the values.
-    mean, std
-        Three numbers each.
-
-    Raises
-    ------
-    ConfigurationError
-        If a value is invalid.
+    An invalid value raises a `ConfigurationError`.
     """
 
-    size: int = 224
-    shorter_side: int | None = 256
-    interpolation: str = "bilinear"
-    channels: str = "rgb"
+    size: int = 224  # width and height of the result in pixels
+    shorter_side: int | None = 256  # before the crop; None resizes the whole image to a square
+    interpolation: str = "bilinear"  # or "bicubic", with antialiasing
+    channels: str = "rgb"  # or "bgr": the order, of `mean` and `std` too
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.archive import read_member
-from xpcap.data.encoding import encode
+from xpcap.data.encoding import CaptionedImage, encode
 from xpcap.data.extractors import FilterBank
-from xpcap.data.images import LARGEST_FILE, decode_picture
+from xpcap.data.images import open_packed
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.scenes.drawing import draw
@@ -44,25 +45,11 @@ _DOING = {"train": "training images", "val": "validation images"}
 def make_scenes(
     out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = no_progress
 ) -> None:
-    """Draw, caption and extract the scenes, and write them as a data folder.
+    """Draw, caption and extract the scenes, and write them as a new data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
-
-    Parameters
-    ----------
-    out
-        The folder to make: a new name, or an empty folder.
-    seed
-        Of all scenes, images and captions; each split has its own generator.
-    train, val
-        Number of images; every other one has two things.
-    progress
-        Callback.
-
-    Raises
-    ------
-    DataError
-        If a number is out of range, or `out` exists or cannot be written; nothing is left behind.
+    `train` and `val` are numbers of images; every other one has two things. A `DataError` is raised
+    if a number is out of range, or `out` exists or cannot be written; nothing is left behind.
     """
     if train < 2 or val < 1 or seed < 0:
         raise DataError(
@@ -70,30 +57,25 @@ def make_scenes(
             " expected 2 and 1 or more, from a seed of 0 or more"
         )
     counts = {"train": train, "val": val}
-    scenes, images, references, features = {}, {}, {}, {}
+    scenes, images, captioned, features = {}, {}, {}, {}
     with new_folder(out) as folder:
         for number, (split, count) in enumerate(counts.items()):
             rng = numpy.random.default_rng([seed, number])
             scenes[split] = [random_scene(rng, 1 + index % 2) for index in range(count)]
             images[split] = numpy.stack([draw(scene, rng) for scene in scenes[split]])
-            references[split] = [captions(scene, rng) for scene in scenes[split]]
+            captioned[split] = [
+                CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
+                for k, scene in enumerate(scenes[split])
+            ]
             features[split] = _extract(images[split], _DOING[split], progress)
-        progress("components", 0, 1)
-        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1))
+        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1), progress=progress)
         pca.write(folder / layout.PCA)
-        progress("components", 1, 1)
-        longest = max(len(c.split()) for part in references.values() for some in part for c in some)
-        encoded = encode(out, references, str.split, None, 1, longest)
+        sentences = (c for part in captioned.values() for image in part for c in image.captions)
+        longest = max(len(sentence.split()) for sentence in sentences)
+        encoded = encode(out, captioned, str.split, None, 1, longest)
         contents = {
-            split: layout.SplitContents(
-                encoded.captions[split],
-                encoded.image_idxs[split],
-                features={"fc7": features[split], "pca": pca.transform(features[split])},
-                urls=[f"{PICTURES}/{_member(split, index)}" for index in range(count)],
-                ids=range(count),
-                references=references[split],
-            )
-            for split, count in counts.items()
+            split: replace(part, features={"fc7": rows, "pca": pca.transform(rows)})
+            for (split, part), rows in zip(encoded.splits.items(), features.values(), strict=True)
         }
         description = {
             "name": "scenes",
@@ -112,6 +94,24 @@ def make_scenes(
             for split, part in scenes.items()
         }
         layout.write_text(folder / SCENES, json.dumps(truth))
+
+
+def scenes_folder() -> Path:
+    """Return `datasets/scenes` in a checkout of xpcap, else a folder in the user's cache."""
+    if Path("xpcap/data/scenes/build.py").is_file() and Path("datasets").is_dir():
+        return Path("datasets") / "scenes"
+    return cache_folder() / "scenes"
+
+
+def cache_folder() -> Path:
+    """Return xpcap's folder in the user's cache of the platform; it need not exist."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "xpcap"
 
 
 def _extract(images: numpy.ndarray, doing: str, progress: Progress) -> numpy.ndarray:
@@ -142,13 +142,7 @@ def _write_images(path: Path, images: Mapping[str, numpy.ndarray]) -> None:
 
 
 def read_scenes(folder: Path) -> dict[str, list[Scene]]:
-    """Read the scenes of `"train"` and `"val"` from a folder that `make_scenes` made.
-
-    Raises
-    ------
-    DataError
-        If the folder has no `scenes.json`, or it has other contents.
-    """
+    """Read the scenes of `"train"` and `"val"` from a folder that `make_scenes` made."""
     path = folder / SCENES
     truth = read_json(path)
     try:
@@ -170,13 +164,5 @@ def _read_thing(shape: str, colour: str, size: str, place: str) -> Thing:
 
 
 def read_picture(folder: Path, split: str, index: int) -> numpy.ndarray:
-    """Read an image `(64, 64, 3)` uint8 from a folder that `make_scenes` made.
-
-    Raises
-    ------
-    DataError
-        If the folder has no such image, or its file is damaged.
-    """
-    path, member = folder / PICTURES, _member(split, index)
-    png = read_member(path, member, LARGEST_FILE)
-    return numpy.array(decode_picture(png, f"{path}/{member}"))
+    """Read an image `(64, 64, 3)` uint8 from a folder that `make_scenes` made."""
+    return numpy.array(open_packed(folder / PICTURES, _member(split, index)))

@@ -90,10 +90,6 @@ def _background(rng: numpy.random.Generator) -> Floats:
     return numpy.asarray(here + mix * (there - here))
 
 
-def _plain(rng: numpy.random.Generator) -> Floats:
-    return numpy.zeros((SIZE, SIZE))
-
-
 def _wave(rng: numpy.random.Generator, cycles: float) -> Floats:
     """Return the phase of a plane wave in a random direction, `cycles` periods per image."""
     angle = rng.uniform(0, 2 * numpy.pi)
@@ -101,21 +97,9 @@ def _wave(rng: numpy.random.Generator, cycles: float) -> Floats:
     return numpy.asarray(steps[:, None] * numpy.sin(angle) + steps * numpy.cos(angle))
 
 
-def _gradient(rng: numpy.random.Generator) -> Floats:
-    return 0.5 + _wave(rng, 0.11)
-
-
-def _stripes(rng: numpy.random.Generator) -> Floats:
-    return 0.5 + 0.5 * numpy.sin(_wave(rng, rng.uniform(3, 9)))
-
-
 def _checks(rng: numpy.random.Generator) -> Floats:
     parity = numpy.arange(SIZE) // rng.integers(4, 12) % 2
     return numpy.asarray(parity[:, None] ^ parity, float)
-
-
-def _noise(rng: numpy.random.Generator) -> Floats:
-    return rng.random((SIZE, SIZE))
 
 
 def _clouds(rng: numpy.random.Generator) -> Floats:
@@ -125,4 +109,11 @@ def _clouds(rng: numpy.random.Generator) -> Floats:
     return numpy.asarray(weights @ rng.random((8, 8)) @ weights.T)
 
 
-_PATTERNS = (_plain, _gradient, _stripes, _checks, _noise, _clouds)
+_PATTERNS: tuple[Callable[[numpy.random.Generator], Floats], ...] = (
+    lambda rng: numpy.zeros((SIZE, SIZE)),
+    lambda rng: 0.5 + _wave(rng, 0.11),  # a gradient
+    lambda rng: 0.5 + 0.5 * numpy.sin(_wave(rng, rng.uniform(3, 9))),  # stripes
+    _checks,
+    lambda rng: rng.random((SIZE, SIZE)),
+    _clouds,
+)

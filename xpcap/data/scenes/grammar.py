@@ -171,14 +171,7 @@ def is_true(sentence: str, scene: Scene) -> bool:
     """Return whether a sentence is one of the grammar, and true of the scene.
 
     It need not be complete: "this is a red circle" is true of a scene with a red circle and
-    something else, "on the left" of a thing at the top left.
-
-    Parameters
-    ----------
-    sentence
-        Words as `captions` generates them, without `<START>` and `<END>`.
-    scene
-        The scene.
+    something else, "on the left" of a thing at the top left. The sentence has no special tokens.
     """
     text = " ".join(tokenize(sentence))
     return any(

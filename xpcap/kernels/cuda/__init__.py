@@ -10,6 +10,7 @@ array that is not contiguous (some allow rows that are padded), is the reference
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import numpy
@@ -25,6 +26,7 @@ from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.lstm import lstm_cell, lstm_cell_gradient
 from xpcap.layers.random import keep_mask
 from xpcap.layers.rnn import rnn_cell, rnn_cell_gradient
+from xpcap.operations import Operation
 
 importlib.import_module("xpcap.kernels.cuda.recurrence")  # registers the recurrences
 
@@ -39,10 +41,20 @@ def _parts(size: int, of: int) -> int:
     return -(-size // of)
 
 
-@cuda_version(rnn_cell, REAL="gates ah h")
-def _rnn_cell(source: Source, xp: Namespace, gates: Array, ah: Array, h: Array) -> None:
-    N, H = h.shape
-    source.launch("rnn_cell", (N, _parts(H, 128)), 128, int32(H), gates, ah, h)
+def _launch_cell(made: Operation[Any, None], state: int) -> None:
+    """Let a thread compute a hidden unit of a caption; argument `state` is an array `(N, H)`."""
+    kernel, names = made.reference.__name__, list(inspect.signature(made.reference).parameters)[1:]
+
+    @cuda_version(made, REAL=" ".join(names))
+    def run(source: Source, xp: Namespace, *arrays: Array) -> None:
+        N, H = arrays[state].shape
+        source.launch(kernel, (N, _parts(H, 128)), 128, int32(H), *arrays)
+
+
+for _cell in (rnn_cell, lstm_cell, gru_cell):
+    _launch_cell(_cell, -1)
+for _gradient in (lstm_cell_gradient, gru_cell_gradient):
+    _launch_cell(_gradient, 0)
 
 
 @cuda_version(rnn_cell_gradient, REAL="above back h da")
@@ -53,45 +65,13 @@ def _rnn_cell_gradient(
     source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, h, da)
 
 
-@cuda_version(lstm_cell, REAL="gates ah prev_c c tanh_c h")
-def _lstm_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[2].shape  # of prev_c
-    source.launch("lstm_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(lstm_cell_gradient, REAL="above back dc gates prev_c tanh_c da")
-def _lstm_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[4].shape  # of prev_c
-    source.launch("lstm_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(gru_cell, REAL="gates ah bn prev_h ah_n h")
-def _gru_cell(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[3].shape  # of prev_h
-    source.launch("gru_cell", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
-@cuda_version(gru_cell_gradient, REAL="above back gates ah_n prev_h dax dah")
-def _gru_cell_gradient(source: Source, xp: Namespace, *arrays: Array) -> None:
-    N, H = arrays[4].shape  # of prev_h
-    source.launch("gru_cell_gradient", (N, _parts(H, 128)), 128, int32(H), *arrays)
-
-
 @cuda_version(
     softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets", padded="scores"
 )
-def _softmax_cross_entropy(
-    source: Source,
-    xp: Namespace,
-    scores: Array,
-    bias: Array,
-    targets: Array,
-    scale: Array,
-    losses: Array,
-) -> None:
+def _softmax_cross_entropy(source: Source, xp: Namespace, scores: Array, *others: Array) -> None:
     M, V = scores.shape
-    arrays = (scores, bias, targets, scale, losses)
-    source.launch("softmax_cross_entropy", (M,), 256, int32(V), row_stride(scores), *arrays)
+    numbers = (int32(V), row_stride(scores))
+    source.launch("softmax_cross_entropy", (M,), 256, *numbers, scores, *others)
 
 
 @cuda_version(take_rows, ELEMENT="table out", INDEX="indices", padded="table")
@@ -130,23 +110,11 @@ def _keep_mask(
 
 
 @cuda_version(adam_update, REAL="w dw m v settings")
-def _adam_update(
-    source: Source,
-    xp: Namespace,
-    w: Array,
-    dw: Array,
-    m: Array,
-    v: Array,
-    settings: Array,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-) -> None:
-    real = w.dtype.type
-    numbers = map(real, (beta1, 1 - beta1, beta2, 1 - beta2, epsilon, weight_decay))
+def _adam_update(source: Source, xp: Namespace, w: Array, *others: Any) -> None:
+    *arrays, beta1, beta2, epsilon, decay = others
+    numbers = map(w.dtype.type, (beta1, 1 - beta1, beta2, 1 - beta2, epsilon, decay))
     blocks = (_parts(w.size, 256),)
-    source.launch("adam_update", blocks, 256, int64(w.size), w, dw, m, v, settings, *numbers)
+    source.launch("adam_update", blocks, 256, int64(w.size), w, *arrays, *numbers)
 
 
 def _square_sums(source: Source, xp: Namespace, values: Array) -> Array:
@@ -163,15 +131,8 @@ def _square_sum(source: Source, xp: Namespace, values: Array, out: Array) -> Non
 
 
 @cuda_version(loss_and_norm, REAL="losses gradients totals settings")
-def _loss_and_norm(
-    source: Source,
-    xp: Namespace,
-    losses: Array,
-    gradients: Array,
-    max_norm: float | None,
-    totals: Array,
-    settings: Array,
-) -> None:
+def _loss_and_norm(source: Source, xp: Namespace, *arguments: Any) -> None:
+    losses, gradients, max_norm, totals, settings = arguments
     partial = _square_sums(open_source(xp, "square_sum", source.options), xp, gradients)
     most = totals.dtype.type(max_norm or 0)
     numbers = (int32(losses.size), losses, int32(partial.size), partial, most)
@@ -185,17 +146,8 @@ def _loss_and_norm(
     int64="position",
     uint64="streams",
 )
-def _next_batch(
-    source: Source,
-    xp: Namespace,
-    captions: Array,
-    image_idxs: Array,
-    order: Array,
-    table: Array,
-    position: Array,
-    null: int,
-    *written: Any,
-) -> None:
+def _next_batch(source: Source, xp: Namespace, *arguments: Any) -> None:
+    captions, image_idxs, order, table, position, null, *written = arguments
     (M, columns), (batches, K) = captions.shape, table.shape
     N = written[3].shape[0]
     sizes = (int64(M), int32(columns - 1), int32(N), int32(batches), int32(K))

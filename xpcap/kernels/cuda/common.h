@@ -1,4 +1,5 @@
-// What every source begins with: the rules of xpcap/kernels/subnormals.py, and sums over a block.
+// What every source begins with: the rules of xpcap/subnormals.py, the logistic function, and sums over
+// a block.
 
 inline __device__ float normal(float x)
 {
@@ -18,6 +19,11 @@ inline __device__ float power(float x)
 inline __device__ double power(double x)
 {
     return x < -636.3091117540298 ? 0 : exp(x);  // 2^-918
+}
+
+template <typename Real> __device__ Real logistic(Real a)
+{
+    return (Real)0.5 * tanh((Real)0.5 * a) + (Real)0.5;
 }
 
 // The sum of a value over the threads of a block, known to all of them; always in the same order.

@@ -2,11 +2,6 @@
 // gates (N, 3H); ah (N, 3H); bn (H,); prev_h, ah_n, next_h (N, H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 
-__device__ REAL logistic(REAL a)
-{
-    return (REAL)0.5 * tanh((REAL)0.5 * a) + (REAL)0.5;
-}
-
 extern "C" __global__ void gru_cell(
     int H, REAL *gates, const REAL *ah, const REAL *bn, const REAL *prev_h,
     REAL *ah_n, REAL *next_h)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +15,35 @@ from xpcap.backend import Array, Namespace
 from xpcap.operations import Operation
 
 _FOLDER = Path(__file__).parent
-_COPIED = [
-    "bool",
-    "int8",
-    "uint8",
-    "int16",
-    "uint16",
-    "float16",
-    "int32",
-    "uint32",
-    "float32",
-    "int64",
-    "uint64",
-    "float64",
-]
-_UNSIGNED = {1: "char", 2: "short", 4: "int", 8: "long long"}
+_COPIED = {
+    "unsigned char": "bool int8 uint8",
+    "unsigned short": "int16 uint16 float16",
+    "unsigned int": "int32 uint32 float32",
+    "unsigned long long": "int64 uint64 float64",
+}  # by width
 
 _TYPES: dict[str, dict[Any, str]] = {
     "REAL": {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"},
     "INDEX": {numpy.dtype("int32"): "int", numpy.dtype("int64"): "long long"},
     "ELEMENT": {
-        dtype: f"unsigned {_UNSIGNED[dtype.itemsize]}" for dtype in map(numpy.dtype, _COPIED)
+        numpy.dtype(dtype): element for element, same in _COPIED.items() for dtype in same.split()
     },
     "STREAM": {int: "unsigned long long", numpy.dtype("uint64"): "const unsigned long long *"},
 }
 """What a macro of the sources may stand for, by dtype, or by Python type."""
 
 
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One CUDA source with its macros, and where it runs.
+    """One CUDA source, compiled under `xp` with the compiler's `options` for its macros.
 
-    Parameters
-    ----------
-    xp
-        The namespace that compiles it.
-    name
-        Of the file, without its ending.
-    options
-        For the compiler: what the macros stand for.
-    cooperative
-        Whether all blocks of a launch are resident at once, so that they may wait for each other.
+    If it is `cooperative`, all blocks of a launch are resident at once and may wait for each other.
     """
 
-    def __init__(
-        self, xp: Namespace, name: str, options: tuple[str, ...], cooperative: bool = False
-    ) -> None:
-        self.xp = xp
-        self.options = options
-        self._name = name
-        self._cooperative = cooperative
-        self._functions: dict[tuple[int, str], Any] = {}
+    xp: Namespace
+    name: str
+    options: tuple[str, ...]
+    cooperative: bool = False
 
     def launch(
         self, name: str, blocks: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0
@@ -74,29 +54,8 @@ class Source:
         `shared` is the bytes of shared memory whose size the source leaves open.
         """
         if all(blocks):
-            key = self.xp.cuda.runtime.getDevice(), name
-            function = self._functions.get(key)
-            if function is None:
-                module = _module(self.xp, key[0], self._name, self.options, self._cooperative)
-                function = self._functions[key] = module.get_function(name)
-                if shared:
-                    function.max_dynamic_shared_size_bytes = shared
+            function = _function(self, self.xp.cuda.runtime.getDevice(), name, shared)
             function(blocks, (threads,), arguments, shared_mem=shared)
-
-
-def read_source(name: str) -> str:
-    """Return the text of a source, beginning with what all have in common."""
-    return "".join((_FOLDER / file).read_text("utf-8") for file in ("common.h", f"{name}.cu"))
-
-
-@functools.cache
-def _module(
-    xp: Namespace, device: int, source: str, options: tuple[str, ...], cooperative: bool
-) -> Any:
-    return xp.RawModule(
-        code=read_source(source), options=("-std=c++17", *options),
-        enable_cooperative_groups=cooperative,
-    )  # fmt: skip
 
 
 @functools.cache
@@ -107,24 +66,37 @@ def open_source(
     return Source(xp, name, options, cooperative)
 
 
+def read_source(name: str) -> str:
+    """Return the text of a source, beginning with what all have in common."""
+    return "".join((_FOLDER / file).read_text("utf-8") for file in ("common.h", f"{name}.cu"))
+
+
+@functools.cache
+def _module(source: Source, device: int) -> Any:
+    return source.xp.RawModule(
+        code=read_source(source.name),
+        options=("-std=c++17", *source.options),
+        enable_cooperative_groups=source.cooperative,
+    )
+
+
+@functools.cache
+def _function(source: Source, device: int, name: str, shared: int) -> Any:
+    function = _module(source, device).get_function(name)
+    if shared:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
 def cuda_version(
     made: Operation[Any, None], padded: str = "", **types: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let the decorated function launch a kernel on CuPy wherever its source knows the arrays.
 
-    The source is the file of the operation's name. Where a parameter's dtype is not one that the
-    macro knows, or an array is not contiguous, the reference runs.
-
-    Parameters
-    ----------
-    made
-        The operation.
-    padded
-        Parameters that are matrices whose rows may lie further apart than they are long; all other
-        arrays are contiguous.
-    **types
-        For a macro, or a dtype's name, the parameters that share this type, which is what the
-        macro stands for. All arrays of the kernel are named.
+    The source is the file of the operation's name. `types` names all arrays of the kernel: for a
+    macro of the source, or a dtype's name, the parameters that share this type, which is what the
+    macro stands for. Rows of the matrices `padded` may lie further apart than they are long. Where
+    a dtype is not one that the macro knows, or another array is not contiguous, the reference runs.
     """
     file, signature = made.reference.__name__, inspect.signature(made.reference)
     names = list(signature.parameters)[1:]

@@ -2,11 +2,6 @@
 // gates (N, 4H); ah (N, 4H); prev_c, next_c, tanh_c, next_h (N, H).
 // Launch: (N, ceil(H / 128)) blocks of 128 threads, one thread a hidden unit of a caption.
 
-__device__ REAL logistic(REAL a)
-{
-    return (REAL)0.5 * tanh((REAL)0.5 * a) + (REAL)0.5;
-}
-
 extern "C" __global__ void lstm_cell(
     int H, REAL *gates, const REAL *ah, const REAL *prev_c, REAL *next_c,
     REAL *tanh_c, REAL *next_h)

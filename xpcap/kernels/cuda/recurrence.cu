@@ -136,11 +136,6 @@ __device__ float stored(float weight)
     return PASSES == 1 ? __uint_as_float(rounded(weight)) : weight;
 }
 
-__device__ float logistic(float a)
-{
-    return 0.5f * tanhf(0.5f * a) + 0.5f;
-}
-
 // Tell the group that this block has written what the others wait for.
 __device__ void arrive(unsigned int *counter)
 {

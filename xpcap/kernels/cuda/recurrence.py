@@ -12,7 +12,7 @@ and `bf16`, h and da are rounded to TF32.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
@@ -101,41 +101,6 @@ def _counters(xp: Namespace, device: int) -> Array:
     return xp.zeros(_COUNTERS, dtype=numpy.uint32)
 
 
-def _run(
-    xp: Namespace, gates: Array, b: Array | None, Wh: Array, bn: Array, states: _States,
-    kept: Array, packing: Packing,
-) -> bool:  # fmt: skip
-    """Run a sequence in one launch; False where it does not fit."""
-    (h, _), (c, _) = states[0], states[-1]
-    plan = _plan_of(xp, Wh, packing, states, gates, gates if b is None else b, bn, h, c, kept)
-    if plan is None:
-        return False
-    if b is None:
-        b = xp.zeros(gates.shape[1], dtype=gates.dtype)
-    counters = _counters(xp, xp.cuda.runtime.getDevice())
-    sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
-    arrays = (Wh, b, bn, gates, h, c, kept, counters)
-    plan.source.launch("forward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.forward)
-    return True
-
-
-def _run_back(
-    xp: Namespace, dh: Array, Wh: Array, gates: Array, h: Array, c: Array, states: _States,
-    kept: Array, dax: Array, dah: Array, back: Array, packing: Packing,
-) -> bool:  # fmt: skip
-    """Backpropagate through a sequence in one launch; False where it does not fit."""
-    plan = _plan_of(xp, Wh, packing, states, dh, gates, h, c, kept, dax, dah, back)
-    if plan is None:
-        return False
-    counters = _counters(xp, xp.cuda.runtime.getDevice())
-    group, groups = plan.blocks
-    parts = xp.empty((2 * groups * group * group, plan.rows * _UNITS), dtype=numpy.float32)
-    sizes = int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
-    arrays = (Wh, dh, gates, h, c, kept, dax, dah, back, parts, counters)
-    plan.source.launch("backward", plan.blocks, _THREADS, *sizes, *arrays, shared=plan.backward)
-    return True
-
-
 def _register(cell: Cell) -> None:
     """Let one launch run all steps of a cell; where a cell lacks an array, any is passed."""
 
@@ -145,26 +110,48 @@ def _register(cell: Cell) -> None:
     def further(run: Unrolled) -> _States:
         return tuple((run.more[f"{name}0"], run.more[name]) for name in cell.states[1:])
 
+    def sizes(Wh: Array, packing: Packing) -> tuple[Any, ...]:
+        return int32(len(packing.rows)), int32(packing.captions), row_stride(Wh)
+
     @cell.unroll.version("cupy")
     def forward(
         xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
     ) -> None:
-        Wh, bn = weights["Wh"], next((weights[name] for name in cell.biases), run.gates)
+        Wh, gates, last = weights["Wh"], run.gates, kept(run)
+        bn = next((weights[name] for name in cell.biases), gates)
         states = ((run.prev_h, run.h), *further(run))
-        if not _run(xp, run.gates, b, Wh, bn, states, kept(run), packing):
+        (h, _), (c, _) = states[0], states[-1]
+        plan = _plan_of(xp, Wh, packing, states, gates, gates if b is None else b, bn, h, c, last)
+        if plan is None:
             cell.unroll.reference(xp, run, b, weights, packing)
+            return
+        if b is None:
+            b = xp.zeros(gates.shape[1], dtype=gates.dtype)
+        counters = _counters(xp, xp.cuda.runtime.getDevice())
+        arrays = (Wh, b, bn, gates, h, c, last, counters)
+        plan.source.launch(
+            "forward", plan.blocks, _THREADS, *sizes(Wh, packing), *arrays, shared=plan.forward
+        )
 
     @cell.unroll_backward.version("cupy")
     def backward(
         xp: Namespace, dh: Array, run: Unrolled, weights: Weights, dax: Array, dah: Array,
         back: Array, packing: Packing,
     ) -> None:  # fmt: skip
-        states = further(run)
+        Wh, gates, last, states = weights["Wh"], run.gates, kept(run), further(run)
         h = run.prev_h if cell.direct else run.h
         c = states[0][0] if states else h
-        Wh, last = weights["Wh"], kept(run)
-        if not _run_back(xp, dh, Wh, run.gates, h, c, states, last, dax, dah, back, packing):
+        plan = _plan_of(xp, Wh, packing, states, dh, gates, h, c, last, dax, dah, back)
+        if plan is None:
             cell.unroll_backward.reference(xp, dh, run, weights, dax, dah, back, packing)
+            return
+        counters = _counters(xp, xp.cuda.runtime.getDevice())
+        group, groups = plan.blocks
+        parts = xp.empty((2 * groups * group * group, plan.rows * _UNITS), dtype=numpy.float32)
+        arrays = (Wh, dh, gates, h, c, last, dax, dah, back, parts, counters)
+        plan.source.launch(
+            "backward", plan.blocks, _THREADS, *sizes(Wh, packing), *arrays, shared=plan.backward
+        )
 
 
 for _cell in (RNN, LSTM, GRU):

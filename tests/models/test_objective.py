@@ -1,6 +1,9 @@
-"""The loss without waste against the plain one."""
+"""The packed loss and its gradients against the naive model."""
+
+import functools
 
 import numpy
+import oracle
 import pytest
 from guard import counters, open_guard
 
@@ -55,20 +58,42 @@ def gradients_of(model):
     return {name: xp.full(p.shape, numpy.nan, dtype=p.dtype) for name, p in model.params.items()}
 
 
+@functools.cache
+def naive(name, cell, dropout):
+    """Return features for a batch, and the naive model's loss and gradients at step 5.
+
+    The first and the last caption are of the same image.
+    """
+    captions, model = BATCHES[name], model_of(cell, dropout)
+    features = numpy.random.default_rng(1).standard_normal((len(captions), D))
+    features[-1] = features[0]
+    masks = oracle.dropout_masks(model, captions, 5) if dropout else None
+
+    def loss(**moved):
+        return oracle.loss(cell, {**model.params, **moved}, features, captions, masks)
+
+    gradients = {
+        key: oracle.gradient(lambda moved, key=key: loss(**{key: moved}), value)
+        for key, value in model.params.items()
+    }
+    return features, loss(), gradients
+
+
+def assert_near(found, gradients):
+    for key, gradient in gradients.items():
+        numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("name", BATCHES)
-def test_it_is_the_plain_loss(name, cell, dropout, backend):
-    captions = BATCHES[name]
-    features = RNG.standard_normal((len(captions), D))
-    model = model_of(cell, dropout)
-    loss, gradients = model.loss(features, captions, 5)
+def test_loss_and_gradients_are_those_of_the_naive_model(name, cell, dropout, backend):
+    features, loss, gradients = naive(name, cell, dropout)
     where = model_of(cell, dropout, backend)
     found = gradients_of(where)
-    found_loss = Objective(where).loss(backend.to_device(features), captions, 5, found)
-    assert float(found_loss) == pytest.approx(float(loss), rel=1e-12, abs=1e-12)
-    for key, gradient in gradients.items():
-        numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
+    found_loss = Objective(where).loss(backend.to_device(features), BATCHES[name], 5, found)
+    assert float(found_loss) == pytest.approx(loss, rel=1e-12, abs=1e-12)
+    assert_near(found, gradients)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -79,10 +104,8 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
 
     Words after which no target counts may be marked with -1: they have no gradient.
     """
-    captions, images = BATCHES["padding in the middle"], numpy.array([3, 1, 3, 0, 2])
-    features = RNG.standard_normal((4, D))
-    model = model_of(cell, dropout)
-    loss, gradients = model.loss(features[images], captions, 5)
+    name = "padding in the middle"
+    (features, loss, gradients), captions = naive(name, cell, dropout), BATCHES[name]
     where = model_of(cell, dropout, backend)
     n = len(captions)
     at = backend.to_device
@@ -92,7 +115,7 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
         assert (words == -1).any()
     batch = PackedBatch(
         Packing(n, [n] * T),
-        at(images),
+        at(numpy.arange(n) % (n - 1)),
         at(words.T.reshape(-1).copy()),
         at(captions[:, 1:].T.reshape(-1).copy()),
         at((captions[:, 1:] != 0).T.reshape(-1) / n),
@@ -100,36 +123,33 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
     )
     found = gradients_of(where)
     streams = (10, 11) if dropout else None
-    losses = Objective(where).compute(at(features), batch, streams, found)
-    assert float(losses.sum()) == pytest.approx(float(loss), rel=1e-12)
-    for key, gradient in gradients.items():
-        numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-12, atol=1e-12)
+    losses = Objective(where).compute(at(features[:-1]), batch, streams, found)
+    assert float(losses.sum()) == pytest.approx(loss, rel=1e-12)
+    assert_near(found, gradients)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_in_single_precision_it_rounds_no_worse_than_the_plain_loss(cell, backend):
-    """The yardstick is how far the plain one, in single precision, is from double precision."""
+def test_in_single_precision_it_rounds_no_worse_than_with_numpy(cell, elsewhere):
+    """The yardstick is how far NumPy's single precision is from its double precision."""
     captions = captions_of(RNG.integers(1, T + 1, size=60))
     features = RNG.standard_normal((60, D)).astype(numpy.float32)
     exact, single = model_of(cell), model_of(cell, dtype=numpy.float32)
     exact.params = {name: value.astype(numpy.float64) for name, value in single.params.items()}
     _, true = exact.loss(features.astype(numpy.float64), captions)
     _, plain = single.loss(features, captions)
-    where = model_of(cell, backend=backend, dtype=numpy.float32)
+    where = model_of(cell, backend=elsewhere, dtype=numpy.float32)
     found = gradients_of(where)
-    Objective(where).loss(backend.to_device(features), captions, 0, found)
+    Objective(where).loss(elsewhere.to_device(features), captions, 0, found)
     for name, value in true.items():
         limit = 2 * abs(plain[name] - value).max() + 1e-6 * abs(value).max()
         assert abs(to_host(found[name]) - value).max() <= limit, name
 
 
-def test_evaluate_is_the_plain_one_without_dropout(backend):
-    captions = BATCHES["any lengths"]
-    features = RNG.standard_normal((N, D))
-    expected = model_of("lstm").evaluate(features, captions)
+def test_evaluate_has_no_dropout(backend):
+    features, expected, _ = naive("any lengths", "lstm", 0.0)
     packed = Objective(model_of("lstm", 0.5, backend))
-    found = packed.evaluate(backend.to_device(features), captions)
-    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    found = packed.evaluate(backend.to_device(features), BATCHES["any lengths"])
+    assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
 def test_nothing_is_left_of_the_batch_before(backend):

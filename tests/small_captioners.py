@@ -1,7 +1,7 @@
 """Small captioners with very different word probabilities, and their captions."""
 
 import numpy
-from slow_decoding import END, NULL, START, UNK
+from oracle import END, NULL, START, UNK
 
 from xpcap.backend import CPU, to_host
 from xpcap.decoding import Constraints

@@ -18,8 +18,8 @@ from xpcap.selfcheck.cases import (
     gradients_above,
     on_device,
     run_layer,
+    scaled_difference,
 )
-from xpcap.selfcheck.check import scaled_difference
 
 REAL = Sizes(N=16, T=16, D=128, H=128, V=500)
 # seeds whose draws have no gradient so close to zero that its relative error is all rounding
@@ -91,20 +91,20 @@ def test_one_direction_at_real_sizes(case, backend):
 
 
 @every_layer
-def test_agreement_with_numpy(case, backend):
+def test_agreement_with_numpy(case, elsewhere):
     drawn = draw(case, Sizes(N=5, T=7, D=6, H=8, V=9))
-    ours, expected = run_layer(case, on_device(backend, drawn)), run_layer(case, drawn)
+    ours, expected = run_layer(case, on_device(elsewhere, drawn)), run_layer(case, drawn)
     for name, value in expected.items():
         assert scaled_difference(ours[name], value) < 1e-10, name
 
 
 @every_layer
-def test_single_precision_agrees_within_its_rounding(case, backend):
+def test_single_precision_agrees_within_its_rounding(case, elsewhere):
     """As near to the float64 result as NumPy's own float32 is, twice over."""
     drawn = draw(case, Sizes(N=5, T=7, D=6, H=8, V=9))
     exact = run_layer(case, drawn)
     single = run_layer(case, on_device(CPU, drawn, numpy.float32))
-    ours = run_layer(case, on_device(backend, drawn, numpy.float32))
+    ours = run_layer(case, on_device(elsewhere, drawn, numpy.float32))
     eps = numpy.finfo(numpy.float32).eps
     for name, value in exact.items():
         limit = 2 * scaled_difference(single[name], value) + 8 * eps
