@@ -4,10 +4,10 @@ import signal
 from pathlib import Path
 
 from xpcap.backend import CPU
-from xpcap.train import Schedule
-from xpcap.train.options import RunOptions
-from xpcap.train.run import RunContext, resume_run, train_run
-from xpcap.train.trainer import Priority
+from xpcap.training import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.run import RunContext, resume_run, train_run
+from xpcap.training.trainer import Priority
 
 SMALL = {"hidden": 8, "wordvec": 4, "batch_size": 10, "lr": 0.02}
 STEPS = 5  # an epoch of the 48 captions of `tiny`, the last of eight

@@ -126,7 +126,7 @@ def test_stages_run_from_a_bare_copy_without_the_package(tmp_path):
 def test_a_result_that_is_wrong_fails_its_stage(tmp_path, monkeypatch):
     wrong = tmp_path / "sitecustomize.py"
     wrong.write_text(
-        "import xpcap.train.resident as resident\n"
+        "import xpcap.training.resident as resident\n"
         "launch = resident.ResidentStep._launch\n"
         "def more(self):\n"
         "    launch(self)\n"

@@ -9,8 +9,8 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
-from xpcap.train import Schedule, Trainer
-from xpcap.train.resident import ResidentStep
+from xpcap.training import Schedule, Trainer
+from xpcap.training.resident import ResidentStep
 
 BATCH = 16
 

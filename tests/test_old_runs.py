@@ -15,7 +15,7 @@ from tiny import make_tiny
 
 from xpcap.data.dataset import open_dataset
 from xpcap.runs import open_run
-from xpcap.train.history import read_history
+from xpcap.training.history import read_history
 
 OLD = Path(__file__).with_name("fixtures") / "run-format-2"
 

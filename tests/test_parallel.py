@@ -266,7 +266,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from xpcap.cli import main
-from xpcap.train import run
+from xpcap.training import run
 
 def watch(trainer):
     trainer.on("step", act)

@@ -22,10 +22,10 @@ from xpcap.decoding import Beam, Sampling
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.runs import open_run
 from xpcap.threads import available, use_threads
-from xpcap.train.options import RunOptions
-from xpcap.train.run import resume_run, train_run
-from xpcap.train.shared import SharedLoss
-from xpcap.train.trainer import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.run import resume_run, train_run
+from xpcap.training.shared import SharedLoss
+from xpcap.training.trainer import Schedule
 
 SMALL = ["--hidden", 8, "--wordvec", 4, "--batch-size", 10]
 

@@ -36,8 +36,8 @@ from xpcap.kernels.products import multiplied_in
 from xpcap.models import CaptioningRNN
 from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
-from xpcap.train.resident import ResidentStep
-from xpcap.train.step import TrainingStep
+from xpcap.training.resident import ResidentStep
+from xpcap.training.step import TrainingStep
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 STEPS = 50

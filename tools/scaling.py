@@ -42,7 +42,7 @@ from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.minibatch import EpochBatches
 from xpcap.distributed import Alone, Ranks
 from xpcap.optim import Optimizer
-from xpcap.train.step import TrainingStep
+from xpcap.training.step import TrainingStep
 
 SIZES = (2, 2**10, 2**14, 2**17, 2**20, 2**22)  # elements of float32 that are summed
 SUMS = 10  # all-reduces in one measurement

@@ -14,7 +14,7 @@ import pytest
 from commands import one_line
 
 from xpcap.cli._chart import Screen, Series, draw
-from xpcap.train.history import read_history
+from xpcap.training.history import read_history
 
 STEPS = 40
 VALIDATION = {10: 3.0, 20: 2.0, 30: 1.0, 40: 2.5}

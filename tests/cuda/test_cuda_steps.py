@@ -27,7 +27,7 @@ from xpcap.models import CaptioningRNN
 from xpcap.models.objective import Objective
 from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
-from xpcap.train.resident import ResidentStep
+from xpcap.training.resident import ResidentStep
 
 pytestmark = pytest.mark.skipif(
     host_cuda.COMPILER is None, reason="no g++ to compile the CUDA sources for the CPU"

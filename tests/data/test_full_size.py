@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from xpcap.backend import CPU
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import PrefetchedBatches
-from xpcap.train import Schedule
-from xpcap.train.options import RunOptions
-from xpcap.train.run import RunContext, train_run
+from xpcap.training import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.run import RunContext, train_run
 
 
 @pytest.fixture(scope="module")

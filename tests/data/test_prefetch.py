@@ -13,7 +13,7 @@ from xpcap.data.minibatch import EpochBatches, PrefetchedBatches, made_ahead
 from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
-from xpcap.train import Schedule, Trainer
+from xpcap.training import Schedule, Trainer
 
 
 @pytest.fixture(autouse=True)

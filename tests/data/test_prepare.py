@@ -13,8 +13,8 @@ from xpcap.data.prepare import prepare
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.runs import open_run
-from xpcap.train import Schedule
-from xpcap.train.run import RunOptions, train_run
+from xpcap.training import Schedule
+from xpcap.training.run import RunOptions, train_run
 
 
 def names(folder):

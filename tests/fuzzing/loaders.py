@@ -50,7 +50,7 @@ from xpcap.runs.checkpoint import (
     write_checkpoint,
 )
 from xpcap.runs.dataset import open_data
-from xpcap.train.history import read_history
+from xpcap.training.history import read_history
 
 
 class Loader(NamedTuple):

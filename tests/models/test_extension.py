@@ -21,9 +21,9 @@ from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
 from xpcap.selfcheck.cases import captioner_gradients, scaled_difference
-from xpcap.train.options import RunOptions
-from xpcap.train.run import resume_run, train_run
-from xpcap.train.trainer import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.run import resume_run, train_run
+from xpcap.training.trainer import Schedule
 
 
 def mgu_cell(xp, gates, ah, prev_h, ah_n, h):

@@ -14,7 +14,7 @@ from xpcap.layers.recurrence import Packing
 from xpcap.models import CaptioningRNN
 from xpcap.models.objective import Objective, PackedBatch, pack_captions
 from xpcap.optim import Optimizer
-from xpcap.train.step import TrainingStep
+from xpcap.training.step import TrainingStep
 
 V, D, W, H, N, T = 23, 5, 6, 7, 9, 8
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, **{f"w{k}": k for k in range(3, V)}}

@@ -18,9 +18,9 @@ from xpcap.layers.affine import product
 from xpcap.models import CaptioningRNN
 from xpcap.models.objective import pack_captions
 from xpcap.optim import Optimizer
-from xpcap.train.resident import ResidentStep
-from xpcap.train.shared import SharedLoss
-from xpcap.train.step import TrainingStep
+from xpcap.training.resident import ResidentStep
+from xpcap.training.shared import SharedLoss
+from xpcap.training.step import TrainingStep
 
 TASKS = ("train", "loss", "decode")  # methods of each program
 

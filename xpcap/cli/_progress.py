@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpcap import distributed
 
 if TYPE_CHECKING:
-    from xpcap.train import Trainer
+    from xpcap.training import Trainer
 
 REFRESH_SECONDS = 0.5
 
@@ -71,7 +71,7 @@ class _TrainingBar:
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
-        from xpcap.train.trainer import perplexity_of
+        from xpcap.training.trainer import perplexity_of
 
         rate = self.seen / max(self.stepped - self.started, 1e-9)
         total = trainer.schedule.epochs

@@ -13,7 +13,7 @@ from xpcap.cli._options import option_name
 from xpcap.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from xpcap.train.options import RunOptions
+    from xpcap.training.options import RunOptions
 
 _CHANGEABLE = ("epochs", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
 CHANGEABLE = ", ".join(map(option_name, (*_CHANGEABLE, "data", "device", "tensorboard")))
@@ -34,10 +34,10 @@ def saved_every(value: str | None) -> tuple[int | None, float | None]:
 
 def to_options(values: Mapping[str, Any]) -> RunOptions:
     """Translate the command's options into those of a run."""
-    from xpcap.train import Schedule
-    from xpcap.train.options import RunOptions
-    from xpcap.train.recovery import OnNaN
-    from xpcap.train.saving import Saving
+    from xpcap.training import Schedule
+    from xpcap.training.options import RunOptions
+    from xpcap.training.recovery import OnNaN
+    from xpcap.training.saving import Saving
 
     values = dict(values)
     schedule = Schedule(

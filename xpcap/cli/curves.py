@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy
 
     from xpcap.cli._chart import Series
-    from xpcap.train.history import Curves
+    from xpcap.training.history import Curves
 
 POINTS = 60  # of the training curve, at most
 
@@ -43,7 +43,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
     from xpcap.runs import HISTORY, is_run
-    from xpcap.train.history import FLUSH_EVERY, read_history
+    from xpcap.training.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY
     if path.exists():
@@ -123,7 +123,7 @@ def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def _best(found: Curves) -> str:
-    from xpcap.train.trainer import perplexity_of
+    from xpcap.training.trainer import perplexity_of
 
     assert found.best is not None
     loss = float(found.val_loss[found.best])

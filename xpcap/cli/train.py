@@ -22,7 +22,7 @@ from xpcap.errors import DivergedError, Stopped
 
 if TYPE_CHECKING:
     from xpcap.distributed import Ranks
-    from xpcap.train.trainer import Trainer
+    from xpcap.training.trainer import Trainer
 
 SHOWN = 8
 
@@ -107,8 +107,8 @@ def train(
     """
     from xpcap.runs import Run, check_new_run
     from xpcap.runs.captions import caption_dataset
-    from xpcap.train.run import RunContext, resume_run, train_run
-    from xpcap.train.trainer import perplexity_of
+    from xpcap.training.run import RunContext, resume_run, train_run
+    from xpcap.training.trainer import perplexity_of
 
     tensorboard = options.pop("tensorboard")
     if resume is None:

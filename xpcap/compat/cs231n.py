@@ -49,7 +49,7 @@ from xpcap.layers.activations import sigmoid as logistic
 from xpcap.layers.affine import AffineCache, AffineGradients
 from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
-from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
+from xpcap.training.solver import CaptioningSolver, CaptioningTrainer
 
 __all__ = [  # noqa: RUF022 - by modules of the assignment
     # rnn_layers, with the GRU

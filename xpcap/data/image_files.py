@@ -11,9 +11,10 @@ from pathlib import Path
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .tif .tiff .bmp .ppm .pgm .pbm .pnm .heic .heif".split()
-)
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif",
+)  # fmt: skip
 """Names that are images in a folder; HEIC is among them so that it is refused by name."""
 
 
@@ -42,7 +43,7 @@ def _of(argument: str) -> Iterator[Path]:
     if path.is_dir():
         images = [image for image in _below(path) if image.suffix.lower() in SUFFIXES]
         if not images:
-            raise DataError(f"{path} has no image; expected one of {' '.join(sorted(SUFFIXES))}")
+            raise DataError(f"{path} has no image; expected one of {' '.join(SUFFIXES)}")
         yield from images
     elif path.exists() or not glob.has_magic(argument):
         yield path

@@ -27,8 +27,8 @@ from xpcap.report.images import View, categories_of, open_image, view
 from xpcap.runs import HISTORY, Run
 from xpcap.runs.captions import captions_of
 from xpcap.runs.dataset import open_data
-from xpcap.train.history import Curves, read_history
-from xpcap.train.options import options_of
+from xpcap.training.history import Curves, read_history
+from xpcap.training.options import options_of
 
 SORTED_BY = "CIDEr-D"
 INSPECTED = 256  # captions whose gradients and gates are inspected

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import pickletools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,8 @@ class _Network:
         )
         if not activation:
             return end
-        self.constants.update(zero=numpy.float32(0), six=numpy.float32(6))
+        zero, six = numpy.array([0, 6], numpy.float32)
+        self.constants |= {"zero": numpy.array(zero), "six": numpy.array(six)}
         return self.add("Clip", [end, "zero", "six"], f"{name}.relu6")
 
 
@@ -168,9 +170,9 @@ def _read(path: Path) -> dict[str, numpy.ndarray]:
     """Read the tensors of the package's file, flat; weights in the order of TensorFlow, HWIO.
 
     The file has PyTorch's first format: five pickles, then for each tensor its length as int64 and
-    its values, float32 or of a counter int64. The pickles are parsed and not run: the texts in the fourth, but for two
-    constants, are the names of the tensors, each followed by its key; those in the fifth are the
-    keys in the order of the file.
+    its values as float32, those of a counter as int64. The pickles are parsed and not run: the
+    texts in the fourth, but for two constants, are the names of the tensors, each followed by its
+    key; those in the fifth are the keys in the order of the file.
     """
     with explained(path, "read"):
         content = path.read_bytes()
@@ -185,7 +187,7 @@ def _read(path: Path) -> dict[str, numpy.ndarray]:
         offset = file.tell()
     texts = [text for text in pickles[3] if text not in ("storage", "cpu")]
     keys = set(pickles[4])
-    names = {key: name for name, key in zip(texts, texts[1:], strict=False) if key in keys}
+    names = {key: name for name, key in itertools.pairwise(texts) if key in keys}
     tensors = {}
     for key in pickles[4]:
         (length,) = numpy.frombuffer(content, "<i8", 1, offset)
@@ -197,4 +199,4 @@ def _read(path: Path) -> dict[str, numpy.ndarray]:
 
 def _texts(file: Any) -> list[str]:
     """Return the texts of the next pickle of a file."""
-    return [text for code, text, _ in pickletools.genops(file) if code.name == "BINUNICODE"]
+    return [str(text) for code, text, _ in pickletools.genops(file) if code.name == "BINUNICODE"]

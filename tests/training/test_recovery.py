@@ -11,8 +11,8 @@ from guard import counters, open_guard
 from runs import STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
-import xpcap.train.history
-import xpcap.train.run
+import xpcap.training.history
+import xpcap.training.run
 from xpcap.backend import Backend, to_host
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
@@ -21,12 +21,12 @@ from xpcap.models import CaptioningRNN
 from xpcap.optim import adam, clip_by_global_norm
 from xpcap.runs import open_run
 from xpcap.runs.checkpoint import read_checkpoint
-from xpcap.train import Trainer
-from xpcap.train.history import read_history
-from xpcap.train.recovery import OnNaN
-from xpcap.train.resident import ResidentStep
-from xpcap.train.saving import Saving
-from xpcap.train.trainer import Priority
+from xpcap.training import Trainer
+from xpcap.training.history import read_history
+from xpcap.training.recovery import OnNaN
+from xpcap.training.resident import ResidentStep
+from xpcap.training.saving import Saving
+from xpcap.training.trainer import Priority
 
 INF, NAN = math.inf, math.nan
 SKIP, ROLLBACK = OnNaN("skip"), OnNaN("rollback")
@@ -40,7 +40,7 @@ def tiny(tmp_path):
 @pytest.fixture
 def seldom(monkeypatch):
     """Fetch losses only at the end of an epoch."""
-    monkeypatch.setattr(xpcap.train.history, "FLUSH_EVERY", 50)
+    monkeypatch.setattr(xpcap.training.history, "FLUSH_EVERY", 50)
 
 
 def rows_of(tiny, step):
@@ -347,7 +347,7 @@ def test_rollback_continues_at_half_the_learning_rate(tiny, tmp_path, seldom, st
 
 
 def test_rollback_restores_the_state_of_the_last_check(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(xpcap.train.history, "FLUSH_EVERY", 2)
+    monkeypatch.setattr(xpcap.training.history, "FLUSH_EVERY", 2)
     warned, run = [], tmp_path / "run"
     watch = gradient(4, times=1)
     begin(tiny, run, watch=watch, dtype="float64", on_nan=ROLLBACK, warn=warned)
@@ -383,7 +383,7 @@ def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     if place == "host":
         monkeypatch.setattr(Backend, "free_memory", lambda self: 0)
     else:
-        monkeypatch.setattr(xpcap.train.run, "_place", resident_place)
+        monkeypatch.setattr(xpcap.training.run, "_place", resident_place)
 
         def spoil(trainer):
             image(NAN)(trainer)
@@ -392,7 +392,7 @@ def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     warned, run = [], tmp_path / "run"
     # the images of the training split are measured after each epoch too, but not this one
     monkeypatch.setattr(
-        xpcap.train.run, "_some_of", lambda split: type(split)(
+        xpcap.training.run, "_some_of", lambda split: type(split)(
             *(part[split.image_idxs != IMAGE] for part in (split.captions, split.image_idxs)),
             split.features, split.urls,
         ),

@@ -9,8 +9,8 @@ from xpcap.data.coco_json import build_from_coco
 from xpcap.data.minibatch import gather
 from xpcap.data.vocabulary import decode_captions
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
-from xpcap.train import Schedule
-from xpcap.train.run import RunOptions, train_run
+from xpcap.training import Schedule
+from xpcap.training.run import RunOptions, train_run
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def _saved_at_the_end_only(monkeypatch):
         if checkpoint.state.progress.epoch == EPOCHS:
             write_checkpoint(path, checkpoint)
 
-    monkeypatch.setattr("xpcap.train.saving.write_checkpoint", write)
+    monkeypatch.setattr("xpcap.training.saving.write_checkpoint", write)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])

@@ -14,7 +14,7 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
-from xpcap.train.trainer import Priority, StepResult, Trainer, perplexity_of
+from xpcap.training.trainer import Priority, StepResult, Trainer, perplexity_of
 
 FLUSH_EVERY = 50
 _LARGEST = 2**53  # integers up to here are floats too

@@ -13,8 +13,8 @@ from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import explained, new_file
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
 from xpcap.runs.folder import BEST, EARLIER, LAST
-from xpcap.train.history import History
-from xpcap.train.trainer import Priority, Trainer
+from xpcap.training.history import History
+from xpcap.training.trainer import Priority, Trainer
 
 
 @dataclass(frozen=True)

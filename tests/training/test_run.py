@@ -11,9 +11,9 @@ from xpcap.runs import open_run
 from xpcap.runs.captions import caption_dataset, caption_images
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.runs.dataset import open_data
-from xpcap.train import Schedule, evaluate
-from xpcap.train.options import RunOptions
-from xpcap.train.run import train_run
+from xpcap.training import Schedule, evaluate
+from xpcap.training.options import RunOptions
+from xpcap.training.run import train_run
 
 OPTIONS = {"hidden": 16, "wordvec": 8, "batch_size": 10, "lr": 0.02}
 

@@ -21,12 +21,12 @@ from xpcap.models import CaptioningRNN
 from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
-from xpcap.train import Schedule
-from xpcap.train.options import RunOptions
-from xpcap.train.recovery import OnNaN
-from xpcap.train.run import RunContext, resume_run, train_run
-from xpcap.train.saving import Saving
-from xpcap.train.step import TrainingStep
+from xpcap.training import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.recovery import OnNaN
+from xpcap.training.run import RunContext, resume_run, train_run
+from xpcap.training.saving import Saving
+from xpcap.training.step import TrainingStep
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "<UNK>": 3, "a": 4, "cat": 5, "sits": 6}
 RNG = numpy.random.default_rng(4)
@@ -209,13 +209,13 @@ def test_what_went_wrong_is_told_of_the_whole_minibatch(tiny, tmp_path):
 
 def test_a_full_disk_does_not_part_the_ranks(tiny, tmp_path, monkeypatch):
     """The first rank tries to write its history again, when the others look at theirs."""
-    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
-    monkeypatch.setattr("xpcap.train.trainer.EXPLODED", 0.8)  # soon something goes wrong
+    monkeypatch.setattr("xpcap.training.history.FLUSH_EVERY", 3)
+    monkeypatch.setattr("xpcap.training.trainer.EXPLODED", 0.8)  # soon something goes wrong
 
     def fails(path, text, length):
         raise DataError("no space left on the device")
 
-    monkeypatch.setattr("xpcap.train.history.append", fails)
+    monkeypatch.setattr("xpcap.training.history.append", fails)
     with pytest.raises(DivergedError, match="step 1: the loss explodes"):
         train(tiny, tmp_path / "run", 2)
 
@@ -230,7 +230,7 @@ def test_all_ranks_try_again_what_one_could_not_write(tiny, tmp_path, monkeypatc
         write_checkpoint(path, checkpoint)
 
     train(tiny, tmp_path / "alone")
-    monkeypatch.setattr("xpcap.train.saving.write_checkpoint", fails_once)
+    monkeypatch.setattr("xpcap.training.saving.write_checkpoint", fails_once)
     train(tiny, tmp_path / "run", 2)
     found, expected = (
         read_checkpoint(tmp_path / run / "last.safetensors").state for run in ("run", "alone")
@@ -245,7 +245,7 @@ def test_all_ranks_save_when_one_finds_that_it_is_time(tiny, tmp_path, monkeypat
     """Clocks differ; a rank that saved alone would be restored to another state later."""
     own = threading.local()
     clock = SimpleNamespace(monotonic=lambda: getattr(own, "now", 0.0))
-    monkeypatch.setattr("xpcap.train.saving.time", clock)
+    monkeypatch.setattr("xpcap.training.saving.time", clock)
 
     def watch(trainer):
         trainer.on("step", late)

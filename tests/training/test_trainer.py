@@ -10,10 +10,10 @@ from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer, adam, clip_by_global_norm
-from xpcap.train import Schedule, Trainer, evaluate
-from xpcap.train.history import History
-from xpcap.train.shared import SharedLoss
-from xpcap.train.trainer import Priority, perplexity_of
+from xpcap.training import Schedule, Trainer, evaluate
+from xpcap.training.history import History
+from xpcap.training.shared import SharedLoss
+from xpcap.training.trainer import Priority, perplexity_of
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_ends_training(dataset):
 
 
 def test_history_has_an_object_a_step_and_one_an_epoch(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
+    monkeypatch.setattr("xpcap.training.history.FLUSH_EVERY", 3)
     trainer = build(dataset)
     losses = []
     trainer.on(

@@ -12,15 +12,15 @@ from guard import open_guard
 from runs import NEVER, STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
-import xpcap.train.run
+import xpcap.training.run
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
 from xpcap.runs import open_run
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
-from xpcap.train.history import read_history
-from xpcap.train.resident import ResidentStep
-from xpcap.train.saving import Saving
+from xpcap.training.history import read_history
+from xpcap.training.resident import ResidentStep
+from xpcap.training.saving import Saving
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_from_data_that_lie_on_the_device(runs, monkeypatch, moment, open_backen
         batches = EpochBatches(split, size, options.seed, with_features=False)
         return batches, ResidentStep(model, optimizer, split, size, options.schedule.clip_norm)
 
-    monkeypatch.setattr(xpcap.train.run, "_place", place)
+    monkeypatch.setattr(xpcap.training.run, "_place", place)
     same(*runs(stopping(*moment), backend=open_backend(), dropout=0.3)[:2])
 
 
@@ -179,7 +179,7 @@ def falling_and_rising(monkeypatch):
                 trainer._emit("measured")
         return {"val": loss}
 
-    monkeypatch.setattr(xpcap.train.Trainer, "_measure_all", measure)
+    monkeypatch.setattr(xpcap.training.Trainer, "_measure_all", measure)
 
 
 @pytest.mark.parametrize("count", range(1, 5))

@@ -24,8 +24,8 @@ from xpcap.layers.recurrence import Packing
 from xpcap.models import CaptionModel
 from xpcap.models.objective import PackedBatch
 from xpcap.optim import Optimizer
-from xpcap.train.shared import SharedLoss
-from xpcap.train.step import TrainingStep
+from xpcap.training.shared import SharedLoss
+from xpcap.training.step import TrainingStep
 
 
 class ResidentStep(TrainingStep):

@@ -10,7 +10,7 @@ from xpcap.benchmark.workload import Configuration, Workload
 from xpcap.errors import ShapeError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
-from xpcap.train.step import TrainingStep
+from xpcap.training.step import TrainingStep
 
 SIZE = Configuration(batch_size=64, hidden=128, features=512, vocabulary=1004, wordvec=64)
 

@@ -9,7 +9,7 @@ from tiny import make_tiny
 from xpcap.backend import Backend
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
-from xpcap.train.staging import StagedBatches
+from xpcap.training.staging import StagedBatches
 
 
 class DeviceArray(numpy.ndarray):

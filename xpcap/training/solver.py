@@ -10,7 +10,7 @@ from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer, check_counts
-from xpcap.train.trainer import Schedule, Trainer
+from xpcap.training.trainer import Schedule, Trainer
 
 
 class _Sampled:

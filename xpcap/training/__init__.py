@@ -1,7 +1,7 @@
 """Training: the loop, its schedule and events, validation, and the CS231n solver."""
 
-from xpcap.train.solver import CaptioningSolver, CaptioningTrainer
-from xpcap.train.trainer import Schedule, Trainer, evaluate
+from xpcap.training.solver import CaptioningSolver, CaptioningTrainer
+from xpcap.training.trainer import Schedule, Trainer, evaluate
 
 __all__ = [
     "CaptioningSolver",

@@ -29,15 +29,15 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
-from xpcap.train.history import History
-from xpcap.train.options import RunOptions, configuration, options_of
-from xpcap.train.recovery import Recovery
-from xpcap.train.resident import ResidentStep
-from xpcap.train.saving import Saver
-from xpcap.train.staging import StagedBatches
-from xpcap.train.step import TrainingStep
-from xpcap.train.tensorboard import EventFile, check_events
-from xpcap.train.trainer import StepDiverged, Trainer
+from xpcap.training.history import History
+from xpcap.training.options import RunOptions, configuration, options_of
+from xpcap.training.recovery import Recovery
+from xpcap.training.resident import ResidentStep
+from xpcap.training.saving import Saver
+from xpcap.training.staging import StagedBatches
+from xpcap.training.step import TrainingStep
+from xpcap.training.tensorboard import EventFile, check_events
+from xpcap.training.trainer import StepDiverged, Trainer
 
 BATCH_SIZE = 128
 EVALUATED_TRAINING_CAPTIONS = 1000

@@ -13,11 +13,11 @@ from xpcap.backend import CPU
 from xpcap.errors import DataError, DivergedError
 from xpcap.runs import BEST, HISTORY, LAST, open_run
 from xpcap.runs.checkpoint import read_checkpoint
-from xpcap.train import Schedule
-from xpcap.train.history import read_history
-from xpcap.train.options import RunOptions
-from xpcap.train.run import RunContext, train_run
-from xpcap.train.saving import Saving
+from xpcap.training import Schedule
+from xpcap.training.history import read_history
+from xpcap.training.options import RunOptions
+from xpcap.training.run import RunContext, train_run
+from xpcap.training.saving import Saving
 
 OFTEN = {"saving": Saving(steps=2, keep=2), "dropout": 0.2, "hidden": 32, "wordvec": 16}
 

@@ -12,15 +12,15 @@ from processes import ended, starting, wait_for
 from runs import STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
-import xpcap.train.saving
+import xpcap.training.saving
 from xpcap.errors import ConfigurationError, DataError, Stopped
 from xpcap.files import new_file
 from xpcap.runs import BEST, HISTORY, LAST, open_run
 from xpcap.runs.checkpoint import read_checkpoint
 from xpcap.runs.folder import locked
-from xpcap.train.history import read_history
-from xpcap.train.saving import Saving
-from xpcap.train.trainer import Priority
+from xpcap.training.history import read_history
+from xpcap.training.saving import Saving
+from xpcap.training.trainer import Priority
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def tiny(tmp_path):
 
 def written(monkeypatch):
     """Return the list of all checkpoints that are written from now on: names and steps."""
-    found, write = [], xpcap.train.saving.write_checkpoint
+    found, write = [], xpcap.training.saving.write_checkpoint
 
     def noted(path, checkpoint):
         found.append((path.name, checkpoint.state.progress.step))
         write(path, checkpoint)
 
-    monkeypatch.setattr(xpcap.train.saving, "write_checkpoint", noted)
+    monkeypatch.setattr(xpcap.training.saving, "write_checkpoint", noted)
     return found
 
 
@@ -59,7 +59,7 @@ def test_every_so_many_steps(tiny, tmp_path, monkeypatch, every):
 def test_every_so_many_minutes(tiny, tmp_path, monkeypatch):
     """A step takes a minute here, a validation none; what counts is the time since the last."""
     now = [1000.0]
-    monkeypatch.setattr(xpcap.train.saving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(xpcap.training.saving.time, "monotonic", lambda: now[0])
 
     def pass_time(trainer):
         now[0] += 60
@@ -295,7 +295,7 @@ def test_a_signal_that_cannot_be_obeyed_with_a_checkpoint_says_so(tiny, tmp_path
 def test_lines_that_cannot_be_written_wait_and_are_not_tried_at_every_step(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 3)
+    monkeypatch.setattr("xpcap.training.history.FLUSH_EVERY", 3)
     begin(tiny, tmp_path / "whole", epochs=4)
     fsync, warned = os.fsync, []
 

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from xpcap.errors import ShapeError
-from xpcap.train.flat import FlatLayout
+from xpcap.training.flat import FlatLayout
 
 SHAPES = {"w": (3, 5), "b": (5,), "v": (2, 8), "s": ()}
 

@@ -14,11 +14,11 @@ from xpcap.distributed import Alone
 from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer, clip_by_global_norm
-from xpcap.train import Schedule, Trainer
-from xpcap.train.history import History, read_history
-from xpcap.train.recovery import OnNaN, Recovery
-from xpcap.train.resident import ResidentStep
-from xpcap.train.trainer import Priority, perplexity_of
+from xpcap.training import Schedule, Trainer
+from xpcap.training.history import History, read_history
+from xpcap.training.recovery import OnNaN, Recovery
+from xpcap.training.resident import ResidentStep
+from xpcap.training.trainer import Priority, perplexity_of
 
 BATCH = 7
 
@@ -91,7 +91,7 @@ def test_without_clipping_the_norm_is_written_too(dataset, backend, tmp_path, re
 
 
 def test_a_gpu_waits_only_when_lines_are_written(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 5)
+    monkeypatch.setattr("xpcap.training.history.FLUSH_EVERY", 5)
     trainer = build(dataset, open_guard())
     waits = []
     trainer.on("step", lambda t: counters.reset(), Priority.CHECK + 1)
@@ -133,7 +133,7 @@ def test_twenty_steps_and_a_flush_copy_twice_from_a_gpu(
 ):
     """As `shared/cupy_on_cpu` counts; a GPU does not tell."""
     fakegpu = pytest.importorskip("fakegpu", reason="only fakegpu counts what CUDA does")
-    monkeypatch.setattr("xpcap.train.history.FLUSH_EVERY", 20)
+    monkeypatch.setattr("xpcap.training.history.FLUSH_EVERY", 20)
     trainer = build(dataset, gpu, resident=resident, batch_size=1)
     watched(trainer)
     counts = {}

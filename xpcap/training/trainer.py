@@ -26,8 +26,8 @@ from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer, check_counts, check_positive, cosine
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
-from xpcap.train.shared import SharedLoss
-from xpcap.train.step import Batches, TrainingStep
+from xpcap.training.shared import SharedLoss
+from xpcap.training.step import Batches, TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
 EXPLODED = 3.0  # multiple of the uniform loss, log V

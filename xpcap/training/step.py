@@ -18,8 +18,8 @@ from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import clip_scale, square_sum
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer
-from xpcap.train.flat import FlatLayout
-from xpcap.train.shared import SharedLoss
+from xpcap.training.flat import FlatLayout
+from xpcap.training.shared import SharedLoss
 from xpcap.workspace import row_multiple
 
 

@@ -14,9 +14,9 @@ from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
 from xpcap.optim import Optimizer
-from xpcap.train import Schedule, Trainer
-from xpcap.train.resident import ResidentStep
-from xpcap.train.step import TrainingStep
+from xpcap.training import Schedule, Trainer
+from xpcap.training.resident import ResidentStep
+from xpcap.training.step import TrainingStep
 
 BATCH = 7  # the last batch of an epoch is smaller
 

@@ -5,7 +5,7 @@ from tiny import make_tiny
 import xpcap
 from xpcap.data.coco import load_coco_data
 from xpcap.errors import ConfigurationError
-from xpcap.train import CaptioningSolver, CaptioningTrainer
+from xpcap.training import CaptioningSolver, CaptioningTrainer
 
 
 @pytest.fixture

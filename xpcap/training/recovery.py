@@ -25,7 +25,7 @@ from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
 from xpcap.runs.checkpoint import TrainingState, named_arrays
 from xpcap.runs.folder import REPORT
-from xpcap.train.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
+from xpcap.training.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
 
 POLICIES = ("stop", "skip", "rollback")
 _NAMED = 5  # captions in a message

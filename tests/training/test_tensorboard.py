@@ -15,10 +15,10 @@ from tiny import make_tiny
 
 from xpcap.backend import CPU
 from xpcap.errors import ConfigurationError, DataError, DivergedError, Stopped, XpcapError
-from xpcap.train import Schedule
-from xpcap.train.options import RunOptions
-from xpcap.train.run import RunContext, resume_run, train_run
-from xpcap.train.tensorboard import EventFile
+from xpcap.training import Schedule
+from xpcap.training.options import RunOptions
+from xpcap.training.run import RunContext, resume_run, train_run
+from xpcap.training.tensorboard import EventFile
 
 TAGS = {
     "loss": "loss/step",

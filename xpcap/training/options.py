@@ -13,9 +13,9 @@ from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_counts, check_positive, find_rule
 from xpcap.runs.dataset import fingerprint
-from xpcap.train.recovery import OnNaN
-from xpcap.train.saving import Saving
-from xpcap.train.trainer import Schedule
+from xpcap.training.recovery import OnNaN
+from xpcap.training.saving import Saving
+from xpcap.training.trainer import Schedule
 
 _MODEL = {
     "family": "family",
