@@ -31,8 +31,8 @@ def find_images(arguments: Iterable[str | Path]) -> list[Path]:
         If an argument is a URL, does not exist, or has no image.
     """
     found: dict[Path, None] = {}
-    for argument in map(os.fspath, arguments):
-        found.update(dict.fromkeys(_of(argument)))
+    for argument in arguments:
+        found.update(dict.fromkeys(_of(str(argument))))
     return list(found)
 
 
