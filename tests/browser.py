@@ -27,7 +27,9 @@ class Browser:
         self._process = subprocess.Popen(
             [
                 CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", "--remote-debugging-pipe", f"--user-data-dir={profile}",
+                "about:blank",
             ],
             preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -23,8 +23,11 @@ from xpcap.runs import BATCH, Run
 
 PERPLEXITY = "perplexity"
 
-METRICS = (*OF_CAPTIONS, PERPLEXITY)
-"""The names that `evaluate_run` knows: those of `xpcap.metrics`, and `perplexity`."""
+METRICS = OF_CAPTIONS | {
+    PERPLEXITY: "exponential of the loss per word of the references: as uncertain as a choice"
+    " among so many words; at least 1, lower is better"
+}
+"""The metrics that `evaluate_run` knows: those of `xpcap.metrics`, and `perplexity`."""
 
 DEFAULT = tuple(name for name in METRICS if name not in ("METEOR", "SPICE"))
 """The metrics that need no Java."""

@@ -8,7 +8,7 @@ is a string instead of a list of words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -46,8 +46,28 @@ BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 DEFAULT = (*BLEU, "ROUGE-L", "CIDEr", "CIDEr-D", "distinct-1", "distinct-2")
 """The metrics that need nothing but captions and references."""
 
-METRICS = (*DEFAULT, "novel", "vocabulary-use", "METEOR", "SPICE")
-"""The names that `evaluate_captions` knows."""
+METRICS = {
+    "BLEU-1": "share of the captions' words that are in a reference of their image, reduced if the"
+    " captions are shorter than the references; 0 to 1",
+    "BLEU-2": "as BLEU-1, for words and pairs of words",
+    "BLEU-3": "as BLEU-1, for sequences of one to three words",
+    "BLEU-4": "as BLEU-1, for sequences of one to four words",
+    "ROUGE-L": "longest common subsequence of words with a reference, as an F-measure of precision"
+    " and recall; 0 to 1",
+    "CIDEr": "similarity to the references in sequences of one to four words, of which rare ones"
+    " count more (TF-IDF); 0 to 10",
+    "CIDEr-D": "CIDEr that does not reward repeated words or a length unlike the references'; 0 to"
+    " 10",
+    "distinct-1": "variety: number of different words, divided by that of all words",
+    "distinct-2": "variety: number of different pairs of words, divided by that of all words",
+    "novel": "share of captions that are not, word for word, among the training captions",
+    "vocabulary-use": "share of the vocabulary's words that the captions contain",
+    "METEOR": "alignment with a reference word by word, also by stem, synonym and paraphrase; for"
+    " English, 0 to 1",
+    "SPICE": "objects, attributes and relations in common with the references, as an F-score; for"
+    " English, 0 to 1",
+}
+"""The metrics that `evaluate_captions` knows: names, each with a phrase that explains it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +151,7 @@ def evaluate_captions(
     return Scores(corpus, images)
 
 
-def check_names(names: Iterable[str], known: Sequence[str] = METRICS) -> None:
+def check_names(names: Iterable[str], known: Collection[str] = METRICS) -> None:
     """Raise a `ConfigurationError` if a metric is not `known`."""
     for name in names:
         if name not in known:

@@ -5,25 +5,31 @@ image's features, by the hand-written backward pass. Times the features, it is, 
 much each of them raises or lowers that log-probability (M. Ancona and others, "Towards better
 understanding of gradient-based attribution methods for deep neural networks", ICLR 2018). It is
 summed over regions of the image or annotated categories.
+
+Features are divided among regions where they are a sum over regions: those of the filter bank, and
+of a network that averages a grid of cells.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 
 from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
-from xpcap.data.extractors.filter_bank import FilterBank
+from xpcap.data.extractors import FilterBank, open_extractor
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.models.inspection import Inspectable, word_gradients
 from xpcap.report.images import Box, boxes_of
 from xpcap.runs import Run
 
 NAMED = 3  # categories in a text
 LEVELS = 9  # of strength, on either side of zero
+_REGIONS = "expected a filter bank, or a network that averages a grid of cells"
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 
@@ -39,6 +45,17 @@ class Attribution:
     levels: str = ""
 
 
+@runtime_checkable
+class HasGrid(Protocol):
+    """An extractor whose features are the mean over the cells of a grid on the whole image."""
+
+    def prepare(self, image: Any) -> numpy.ndarray:
+        """Turn an RGB `PIL.Image.Image` into one entry of a batch."""
+
+    def grid(self, images: numpy.ndarray) -> numpy.ndarray:
+        """Compute the cells `(N, L, D)` of prepared images: as many rows as columns, row by row."""
+
+
 def attribute(
     run: Run,
     features: numpy.ndarray,
@@ -48,19 +65,25 @@ def attribute(
 ) -> list[list[Attribution]]:
     """Compute the attributions of the words that a run has generated, T for each image.
 
-    They are empty where features have no known meaning. `features (N, D)` and `words (N, T)` int32,
-    `<NULL>` after `<END>`, are on the host; `categories` are the object categories, if the features
-    are their boxes; `images` are PIL images or None.
+    Those of a missing image are empty. `features (N, D)` and `words (N, T)` int32, `<NULL>` after
+    `<END>`, are on the host; `categories` are the object categories, if the features are their
+    boxes; `images` are PIL images or None.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the features cannot be divided among regions or boxes, the extractor is not available, or
+        the model is not `Inspectable`.
     """
-    extractor = run.config["data"].get("extractor") or {}
-    by_region = extractor.get("name") == FilterBank.name
-    unknown = [Attribution()] * words.shape[1]
     model = run.model
-    if not (by_region or categories) or not isinstance(model, Inspectable):
-        return [unknown] * len(words)
+    if not isinstance(model, Inspectable):
+        raise ConfigurationError("models of this family have no gradients of single words")
+    extractor = None if categories else _divisible(run)
+    if extractor and all(image is None for image in images):
+        raise DataError("none of the images can be opened here")
     to_device = model.backend.to_device
     _, gradients = map(to_host, word_gradients(model, to_device(features), to_device(words)))
-    if categories:
+    if extractor is None:
         shape = (*words.shape, len(categories), len(NUMBERS))
         values = (gradients * features[:, None]).reshape(shape).sum(axis=-1)
         return [
@@ -70,17 +93,37 @@ def attribute(
     transform = run.transform
     if transform is not None:
         gradients = transform.backward(gradients)
+    unknown = [Attribution()] * words.shape[1]
     return [
-        unknown if image is None else _by_region(image, gradient)
+        unknown if image is None else _by_region(_regions(extractor, image), gradient)
         for image, gradient in zip(images, gradients, strict=True)
     ]
 
 
-def _by_region(image: Any, gradients: numpy.ndarray) -> list[Attribution]:
-    """Attribute words to the 8 x 8 regions of an image, given their gradients `(T, 4096)`."""
-    bank = FilterBank()
-    (parts,) = bank.regions(bank.prepare(image)[None])
-    maps = numpy.tensordot(gradients, parts, (1, 2))  # (T, 8, 8)
+def _divisible(run: Run) -> FilterBank | HasGrid:
+    """Open the extractor of a run, if its features can be divided among regions."""
+    description = run.config["data"].get("extractor")
+    if not description:
+        raise DataError(f"the features were not computed by xpcap from images; {_REGIONS}")
+    extractor = open_extractor(description)
+    if not isinstance(extractor, (FilterBank, HasGrid)):
+        raise DataError(f"features by {extractor.name} are not a sum over regions; {_REGIONS}")
+    return extractor
+
+
+def _regions(extractor: FilterBank | HasGrid, image: Any) -> numpy.ndarray:
+    """Divide the features of an image among its regions: `(S, S, D)`, whose sum they are."""
+    prepared = extractor.prepare(image)[None]
+    if isinstance(extractor, FilterBank):
+        return numpy.asarray(extractor.regions(prepared)[0])
+    cells: numpy.ndarray = extractor.grid(prepared)[0]
+    side = math.isqrt(len(cells))
+    return cells.reshape(side, side, -1) / len(cells)
+
+
+def _by_region(regions: numpy.ndarray, gradients: numpy.ndarray) -> list[Attribution]:
+    """Attribute words to regions `(S, S, D)` of the features, given their gradients `(T, D)`."""
+    maps = numpy.tensordot(gradients, regions, (1, 2))  # (T, S, S)
     return [Attribution(_place(one), _levels(one.reshape(-1))) for one in maps]
 
 
@@ -93,7 +136,8 @@ def _place(regions: numpy.ndarray) -> str:
         names[int(3 * (place + 0.5) / size)]
         for names, place, size in zip((_ROWS, _COLUMNS), (row, column), regions.shape, strict=True)
     )
-    return f"strongest at the {vertical} {horizontal}; total {regions.sum():+.2f}"
+    place = f"{vertical} {horizontal}".replace("middle middle", "centre")
+    return f"strongest at the {place}; total {regions.sum():+.2f}"
 
 
 def _by_category(

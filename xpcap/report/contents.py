@@ -13,7 +13,7 @@ import numpy
 from xpcap.backend import to_host
 from xpcap.data.dataset import Dataset
 from xpcap.decoding import Beam
-from xpcap.errors import CheckpointError, DataError
+from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import (
     GateSaturation,
@@ -23,7 +23,7 @@ from xpcap.models.inspection import (
     gradient_flow,
 )
 from xpcap.report.attribution import Attribution, attribute
-from xpcap.report.images import View, categories_of, open_image, view
+from xpcap.report.images import View, categories_of, name_of, open_image, view
 from xpcap.runs import HISTORY, Run
 from xpcap.runs.captions import captions_of
 from xpcap.runs.dataset import open_data
@@ -62,9 +62,9 @@ class RunCaption:
 
 @dataclass(frozen=True)
 class Entry:
-    """An image with its references and a caption per run; `id` is that of its data set."""
+    """An image with its references and a caption per run; `name` is that of its file or its id."""
 
-    id: int
+    name: str
     view: View
     references: Sequence[str]
     captions: Sequence[RunCaption]
@@ -87,7 +87,8 @@ class Report:
     """All that a page shows.
 
     `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
-    `worst` and `different` are indices into them, the last empty for one run.
+    `worst` and `different` are indices into them, the last empty for one run. `unattributed` has,
+    for each run, why there is no attribution, or an empty text.
     """
 
     sorted_by = SORTED_BY
@@ -99,6 +100,7 @@ class Report:
     best: Sequence[int]
     worst: Sequence[int]
     different: Sequence[int]
+    unattributed: Sequence[str]
 
 
 def gather(
@@ -126,16 +128,20 @@ def gather(
     rows = [described[k] for k in listed]
     images = [open_image(datasets[0], split, row) for row in rows]
     evaluated = [[part.evaluation.images[k] for k in listed] for part in parts]
-    captions = [
+    found = [
         _captions(run, dataset, split, rows, beam, of_run, images)
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
+    captions, unattributed = zip(*found, strict=True)
+    first = datasets[0]
     entries = [
-        Entry(entry["id"], view(datasets[0], split, row, image), entry["references"], by_run)
-        for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
+        Entry(name_of(first, split, row), view(first, split, row, image), known, by_run)
+        for row, image, known, *by_run in zip(
+            rows, images, (entry["references"] for entry in evaluated[0]), *captions, strict=True
+        )
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
-    return Report(parts, split, _describe(beam), entries, best, worst, different)
+    return Report(parts, split, _describe(beam), entries, best, worst, different, unattributed)
 
 
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
@@ -220,11 +226,19 @@ def _captions(
     beam: Beam,
     evaluated: Sequence[dict[str, Any]],
     images: Sequence[Any],
-) -> list[RunCaption]:
-    """Caption the listed images again, for all of the beam and the attributions."""
+) -> tuple[list[RunCaption], str]:
+    """Caption the listed images again, for all of the beam and the attributions.
+
+    Also returns why there is no attribution, or an empty text.
+    """
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
-    attributions = attribute(run, features, decoded.words[:, 0], categories_of(dataset), images)
+    best, unattributed = decoded.words[:, 0], ""
+    try:
+        attributions = attribute(run, features, best, categories_of(dataset), images)
+    except (ConfigurationError, DataError) as error:
+        attributions = [[Attribution()] * best.shape[1]] * len(best)
+        unattributed = str(error)
     entries = []
     for beam_of_image, attributed, entry in zip(
         captions_of(run, decoded), attributions, evaluated, strict=True
@@ -235,7 +249,7 @@ def _captions(
         ]
         metrics = {name: value for name, value in entry.items() if name not in _NO_METRICS}
         entries.append(RunCaption(words, beam_of_image, metrics))
-    return entries
+    return entries, unattributed
 
 
 def _describe(beam: Beam) -> str:

@@ -65,6 +65,14 @@ def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
     )
 
 
+def name_of(dataset: Dataset, split: str, row: int) -> str:
+    """Return the name of an image: its file's name; of a scene or a web image, its id."""
+    address, number = dataset.splits[split].urls[row], dataset.image_ids(split)[row]
+    if "pictures" in dataset.description:
+        return f"Scene {number}"
+    return f"Image {number}" if is_url(address) else Path(address).name
+
+
 def is_url(address: str) -> bool:
     """Whether an address is that of a web page."""
     return address.startswith(("http://", "https://"))

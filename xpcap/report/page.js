@@ -30,6 +30,7 @@ function paint(card, levels) {
   const picture = card.querySelector(".picture");
   const boxes = picture.querySelectorAll(".boxes rect");
   const parts = boxes.length || !levels || !picture.querySelector("img") ? boxes : regionsOf(picture, levels.length);
+  picture.classList.toggle("attributed", Boolean(levels));
   const shown = levels ? parts : picture.querySelectorAll("rect");
   shown.forEach((part, k) => {
     const value = levels ? strength(levels[k]) : 0;
@@ -53,23 +54,29 @@ document.addEventListener("click", (event) => {
 const form = document.getElementById("filter");
 const all = document.getElementById("all");
 const cards = [...all.children];
-const texts = cards.map((card) =>
-  [...card.querySelectorAll(".caption, .references")].map((part) => part.textContent).join(" ").toLowerCase());
+const texts = new Map(cards.map((card) =>
+  [card, [...card.querySelectorAll("h3, .caption, .references")].map((part) => part.textContent).join(" ").toLowerCase()]));
+const more = document.getElementById("more");
+let limit = 24; // cards shown before "Show all" is chosen
 
 function show() {
   const words = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  let count = 0;
-  cards.forEach((card, k) => {
-    card.hidden = !words.every((word) => texts[k].includes(word));
-    count += !card.hidden;
-  });
   const [run, sign] = form.elements.order.value.split(" ").map(Number);
   const value = (card) => Number(card.dataset.values.split(" ")[run]);
   const ordered = form.elements.order.value ? [...cards].sort((a, b) => sign * (value(a) - value(b))) : cards;
+  let count = 0;
+  for (const card of ordered) {
+    const found = words.every((word) => texts.get(card).includes(word));
+    card.hidden = !found || count >= limit;
+    count += found;
+  }
   all.append(...ordered);
+  more.hidden = count <= limit;
+  more.textContent = `Show all ${count}`;
   form.querySelector("output").textContent = `${count} of ${cards.length}`;
 }
 
 form.addEventListener("input", show);
+more.addEventListener("click", () => { limit = cards.length; show(); });
 form.addEventListener("submit", (event) => event.preventDefault());
 show();

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import xpcap
+from xpcap.evaluation import METRICS
 from xpcap.files import explained, new_file
 from xpcap.report.contents import Report
 from xpcap.report.plots import load, plots
@@ -44,6 +45,7 @@ def render(report: Report) -> str:
         title=f"xpcap report: {' and '.join(names)}",
         images=len(report.runs[0].evaluation.images),
         metrics=[(name, [score[name] for score in scores]) for name in scores[0]],
+        phrases=METRICS,
         chosen=[(heading, places) for heading, places in chosen if places],
         attributed=any(
             word.attribution.text

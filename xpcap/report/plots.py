@@ -42,7 +42,8 @@ _STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-_WIDTH = 6.4  # inches; the page scales them
+_WIDTH = 5.4  # inches; the page scales them
+_LEGEND = 0.2  # inches a line
 _POINTS = 400  # of a curve
 _DASHES = ("solid", "dashed")
 _BINS = 25
@@ -96,21 +97,21 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
         if curves.best is not None:
             epoch, loss = curves.epoch_number[curves.best], curves.val_loss[curves.best]
             ends.append(f"{run.name} is best after epoch {epoch}, with {loss:.3f} in validation")
-    axes.legend()
+    _legend(figure)
     return _plot(figure, f"Loss in training and validation: {'; '.join(ends) or 'no epoch yet'}.")
 
 
 def _by_step(
     runs: Sequence[RunPart], name: str, label: str, text: str, scale: str = "linear"
 ) -> Plot:
-    figure, axes = _axes("step", label, height=2.2)
+    figure, axes = _axes("step", label, height=2.0)
     for k, run in enumerate(runs):
         axes.plot(
             *run.curves.smoothed(name, _POINTS)[1:],
             color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,
         )  # fmt: skip
     axes.set_yscale(scale)
-    axes.legend()
+    _legend(figure)
     return _plot(figure, text)
 
 
@@ -126,7 +127,7 @@ def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:
                 color=_SERIES[k], markerfacecolor="none", label=f"{name}: cell state",
             )  # fmt: skip
     axes.set_yscale("log")
-    axes.legend()
+    _legend(figure)
     first = "; ".join(f"{name} {flow.first:.3g}" for _, name, flow in flows)
     return _plot(
         figure,
@@ -137,7 +138,7 @@ def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:
 
 def _saturation(name: str, saturation: GateSaturation, number: int) -> Plot:
     gates = saturation.names
-    figure = _figure(_WIDTH, 2.2 * math.ceil(len(gates) / 2))
+    figure = _figure(_WIDTH, 1.9 * math.ceil(len(gates) / 2))
     axes = figure.subplots(
         math.ceil(len(gates) / 2), min(2, len(gates)), squeeze=False, sharey=True
     )
@@ -164,7 +165,7 @@ def _scores(runs: Sequence[RunPart]) -> Plot:
             value, bins, histtype="stepfilled" if k == 0 else "step",
             color=_SERIES[k], alpha=0.6 if k == 0 else 1, linewidth=1.5, label=run.name,
         )  # fmt: skip
-    axes.legend()
+    _legend(figure)
     medians = "; ".join(
         f"{run.name}: median {numpy.median(value):.2f}, {(value == 0).mean():.0%} at zero"
         for run, value in zip(runs, values, strict=True)
@@ -172,11 +173,19 @@ def _scores(runs: Sequence[RunPart]) -> Plot:
     return _plot(figure, f"Distribution of {SORTED_BY} over images. {medians}.")
 
 
-def _axes(x: str, y: str, height: float = 3.2) -> tuple[Any, Any]:
+def _axes(x: str, y: str, height: float = 2.8) -> tuple[Any, Any]:
     figure = _figure(_WIDTH, height)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
+
+
+def _legend(figure: Any) -> None:
+    """Put a legend above the plot, where it hides nothing; a single line needs none."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.set_figheight(figure.get_figheight() + _LEGEND * len(labels))
+        figure.legend(handles, labels, loc="outside upper left")
 
 
 def _whole_numbers(axes: Any) -> None:
