@@ -54,7 +54,7 @@ def test_prepare_names_broken_images(call, tmp_path):
 
 def test_prepare_without_features_says_so(call, tmp_path):
     own(tmp_path)
-    result = call("data", "prepare", "captions.json", "--out", "mine")
+    result = call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "none")
     assert "features are missing" in result.stderr
     one_line(
         call("data", "prepare", "captions.json", "--out", "other", "--weights", "a.onnx"),

