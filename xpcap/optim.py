@@ -56,7 +56,7 @@ RULES = {
 def find_rule(name: str) -> Rule:
     """Return the update rule of that name."""
     if name not in RULES:
-        raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
+        raise ConfigurationError(f"rule '{name}' is unknown; expected {', '.join(RULES)}")
     return RULES[name]
 
 

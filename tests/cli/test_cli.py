@@ -58,7 +58,7 @@ def test_train_as_json(call, tiny):
     ("words", "message"),
     [
         (["--cell", "mlp"], "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
-        (["--rule", "adagrad"], "update rule 'adagrad' is unknown; expected sgd"),
+        (["--rule", "adagrad"], "rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
         (["--lr", "nan"], "--lr must be a finite positive number, got nan"),
         (["--lr", "0"], "--lr must be a finite positive number"),

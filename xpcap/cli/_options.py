@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +96,17 @@ compute_options = together(
 def option_name(parameter: str) -> str:
     """Return `--some-option` for `some_option`."""
     return f"--{parameter.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def named_as_options() -> Iterator[None]:
+    """Write `--some-option` for the names of the command's parameters in a message."""
+    try:
+        yield
+    except ConfigurationError as error:
+        names = [parameter.name or "" for parameter in click.get_current_context().command.params]
+        message = re.sub(rf"\b({'|'.join(names)})\b", lambda name: option_name(name[0]), str(error))
+        raise ConfigurationError(message) from error
 
 
 def print_message(message: str) -> None:

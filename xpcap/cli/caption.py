@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._decoding import decoding_options, make_decoder
+from xpcap.cli._decoding import decoding_options, search_of
 
 
 @click.command()
@@ -55,7 +55,7 @@ def caption(
     if weights and not images:
         raise click.UsageError("--weights goes with --image")
     run = common.open_runs(runs, device)
-    decoder = make_decoder(run.vocabulary, options, n_best)
+    decoder = search_of(run.vocabulary, options, n_best)
     if images:
         captioned = caption_images(run, images, weights, decoder)
     else:

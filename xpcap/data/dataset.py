@@ -32,7 +32,7 @@ class Split:
         return len(self.captions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """An open data folder with the splits `"train"` and `"val"`."""
 
@@ -41,6 +41,15 @@ class Dataset:
     splits: Mapping[str, Split]
     kind: str  # of the features: "pca" or "fc7"
     description: Mapping[str, Any]  # dataset.json: name, features in words, extractor if any
+
+    def __repr__(self) -> str:
+        extractor = (self.description.get("extractor") or {}).get("name", "its files")
+        lines = [
+            f"  {name}: {split.features.shape[0]} images, {len(split)} captions"
+            for name, split in self.splits.items()
+        ]
+        what = f"{len(self.vocabulary)} words, {self.feature_dim} features ({self.kind})"
+        return "\n".join([f"Dataset({str(self.folder)!r}): {what} of {extractor}", *lines])
 
     @property
     def feature_dim(self) -> int:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from xpcap import threads
 from xpcap.data.extractors import Extractor
-from xpcap.data.images import open_picture
+from xpcap.data.images import open_picture, rgb_picture
 from xpcap.data.progress import Progress, no_progress
 from xpcap.distributed import Alone, Ranks, by_first, check_alike
 from xpcap.errors import DataError
@@ -33,23 +33,23 @@ class Broken(NamedTuple):
     reason: str
 
 
-def extract(extractor: Extractor, images: Sequence[Path]) -> numpy.ndarray:
-    """Compute the features `(N, D)` float32 of a few images."""
+def extract(extractor: Extractor, images: Sequence[Any]) -> numpy.ndarray:
+    """Compute the features `(N, D)` float32 of a few images, each as `rgb_picture` takes it."""
     rows = numpy.empty((len(images), extractor.dim), numpy.float32)
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
-        prepared = [extractor.prepare(open_picture(path)) for path in batch]
+        prepared = [extractor.prepare(rgb_picture(image)) for image in batch]
         rows[first : first + BATCH] = _compute(extractor, batch, prepared)
     return rows
 
 
 def _compute(
-    extractor: Extractor, images: Sequence[Path], prepared: Sequence[numpy.ndarray]
+    extractor: Extractor, images: Sequence[Any], prepared: Sequence[numpy.ndarray]
 ) -> numpy.ndarray:
     rows: numpy.ndarray = extractor(numpy.stack(prepared))
-    for path, row in zip(images, rows, strict=True):
+    for image, row in zip(images, rows, strict=True):
         if not numpy.isfinite(row).all():
-            raise DataError(f"{path}: '{extractor.name}' gives NaN or infinity")
+            raise DataError(f"{image}: '{extractor.name}' gives NaN or infinity")
     return rows
 
 

@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 MOST_PIXELS = 89_000_000  # of any image
 LONGEST_SIDE = 2**16 - 1  # in pixels, as in JPEG; decoding takes time per row
 UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of any image; pixels per byte of a larger one
+_PIXELS = ((), (3,), (4,))  # numbers per pixel of an array
 _TILE = 1024  # pixels per side
 LARGEST_FILE = 2**29  # bytes
 _LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # threads decode images of more pixels in turn
@@ -54,6 +55,30 @@ def open_picture(path: Path) -> Any:
 def open_packed(archive: Path, member: str) -> Any:
     """Open an image file in a zip archive as `decode_picture` does."""
     return decode_picture(read_member(archive, member, LARGEST_FILE), f"{archive}/{member}")
+
+
+def rgb_picture(image: Any) -> Any:
+    """Return an image as an 8-bit RGB `PIL.Image.Image`.
+
+    It is a file name, a PIL image, or an array of 8-bit pixels `(height, width)` or `(height,
+    width, 3)`, or 4 with opacity.
+    """
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return open_picture(Path(image))
+    if isinstance(image, numpy.ndarray):
+        if image.dtype != numpy.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in _PIXELS:
+            raise DataError(
+                f"an image is an array {image.shape} of {image.dtype}; expected uint8 (height,"
+                " width), (height, width, 3) or (height, width, 4)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise DataError(
+            f"an image is a {type(image).__name__}; expected a file name, a PIL image or an array"
+        )
+    return _in_rgb(image)
 
 
 def decode_picture(content: bytes, name: str | Path) -> Any:

@@ -7,15 +7,20 @@ and `advance`. Training, decoding, checkpoints and reports ask a model for nothi
 from __future__ import annotations
 
 import abc
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy
+import safetensors
+import safetensors.numpy
 
-from xpcap.backend import Array, Backend, as_backend, namespace
+from xpcap.backend import Array, Backend, as_backend, namespace, to_host
 from xpcap.data.vocabulary import END, NULL, START
-from xpcap.errors import ConfigurationError
+from xpcap.errors import CheckpointError, ConfigurationError, first_line
+from xpcap.files import check_plain, new_file
 from xpcap.layers.dropout import check_rate
 from xpcap.models.greedy import greedy
 from xpcap.models.objective import Objective, PackedBatch
@@ -23,6 +28,8 @@ from xpcap.workspace import Workspace
 
 State = tuple[Array, ...]
 """Arrays with a row for each hypothesis."""
+
+_TEXT = "xpcap"  # metadata of the files of `save`
 
 
 class CaptionModel(abc.ABC):
@@ -145,6 +152,61 @@ class CaptionModel(abc.ABC):
             else numpy.zeros(shape)
             for name, shape in shapes.items()
         }
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={size!r}" for name, size in self.sizes.items())
+        numbers = sum(value.size for value in self.params.values())
+        return (
+            f"{type(self).__name__}({len(self.word_to_idx)} words, {sizes}):"
+            f" {numbers:,} parameters, {self.dtype} on {self.backend.name}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters, sizes and vocabulary to a file, in safetensors format."""
+        described = {
+            "family": self.family,
+            "sizes": self.sizes,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "words": self.word_to_idx,
+        }
+        arrays = {name: numpy.ascontiguousarray(to_host(v)) for name, v in self.params.items()}
+        content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(described)})
+        with new_file(Path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | Path, backend: Backend | str | None = None) -> Self:
+        """Read a model from a file of `save` to a device; None is the default one.
+
+        A damaged file, or one of another model, raises `CheckpointError`. The model of a run is
+        `xpcap.open_run(path).model`.
+        """
+        wanted = as_backend(backend)
+        check_plain(Path(path))
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                found = json.loads((file.metadata() or {})[_TEXT])
+                params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if found["family"] != cls.family:
+                raise ValueError(f"it is of the family {found['family']!r}")
+            shapes = cls.shapes(len(found["words"]), **found["sizes"])
+            if {name: value.shape for name, value in params.items()} != shapes:
+                raise ValueError("its parameters have other shapes")
+            model = cls(
+                found["words"],
+                dropout=found["dropout"],
+                seed=found["seed"],
+                dtype=next(iter(params.values())).dtype,
+                backend="cpu",
+                **found["sizes"],
+            )
+        except Exception as error:  # a damaged or hostile file raises many kinds of errors
+            raise CheckpointError(
+                f"{path} is no file of {cls.__name__}.save: {first_line(error)}"
+            ) from error
+        model.params = {name: params[name] for name in shapes}
+        return model.to(wanted)
 
     def to(self, backend: Backend | str) -> Self:
         """Move the parameters to another device, and return the model itself."""
