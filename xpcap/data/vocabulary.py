@@ -45,6 +45,11 @@ def tokenize_any(caption: str) -> list[str]:
     return "".join(kept).split()
 
 
+def has_words(caption: str) -> bool:
+    """Return whether a caption counts as one: of the tokens of `tokenize_any` there is one."""
+    return bool(tokenize_any(caption))
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A list of distinct words, starting with `<NULL>`, `<START>`, `<END>` and `<UNK>`."""
