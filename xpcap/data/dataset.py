@@ -13,7 +13,7 @@ import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.features import Features, LazyFeatures, read_features
-from xpcap.data.hdf5 import open_hdf5, read_array
+from xpcap.data.hdf5 import open_hdf5, read_array, whole
 from xpcap.data.vocabulary import (
     NULL,
     START,
@@ -144,7 +144,7 @@ def open_dataset(
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
     splits = {}
     with open_hdf5(folder / layout.CAPTIONS) as file:
-        for name in splits_in(file):
+        for name in splits_in(file, folder / layout.CAPTIONS):
             captions, image_idxs = read_split_captions(
                 file, folder / layout.CAPTIONS, name, vocabulary
             )
@@ -160,9 +160,11 @@ def open_dataset(
     return Dataset(folder, vocabulary, splits, kind, read_description(folder))
 
 
-def splits_in(file: Any) -> tuple[str, ...]:
+def splits_in(file: Any, path: Path) -> tuple[str, ...]:
     """Return the splits of an open captions file: `SPLITS`, and `TEST` if it has its captions."""
-    has_test = f"{layout.TEST}_captions" in file
+    key = f"{layout.TEST}_captions"
+    with whole(path, key, "found in it"):
+        has_test = key in file
     return (*layout.SPLITS, layout.TEST) if has_test else layout.SPLITS
 
 

@@ -74,8 +74,9 @@ class _Summary:
             self.result[key] = description.get(key)
 
     def _splits(self) -> tuple[str, ...]:
-        with open_hdf5(self.folder / layout.CAPTIONS) as file:
-            return splits_in(file)
+        path = self.folder / layout.CAPTIONS
+        with open_hdf5(path) as file:
+            return splits_in(file, path)
 
     def _split(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {"features": {}}

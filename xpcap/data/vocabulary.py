@@ -46,8 +46,8 @@ def tokenize_any(caption: str) -> list[str]:
 
 
 def has_words(caption: str) -> bool:
-    """Return whether a caption counts as one: of the tokens of `tokenize_any` there is one."""
-    return bool(tokenize_any(caption))
+    """Return whether a caption counts as one: `tokenize_any` finds a token in it."""
+    return bool(re.search("[A-Za-z0-9]", caption) or tokenize_any(caption))  # the first is fast
 
 
 @dataclass(frozen=True)
