@@ -63,7 +63,7 @@ def together(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-split_option = choice("--split", "val|train", "Split to caption.")
+split_option = choice("--split", "val|train|test", "Split to caption.")
 data_option = path("--data", "Data folder, if it has moved since training.")
 length_penalty_option = option(
     "--length-penalty",

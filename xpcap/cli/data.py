@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 _out_option = path("--out", "Data folder to create.", required=True)
 _vocabulary_option = path("--vocab vocabulary", "Vocabulary file, such as coco2014_vocab.json.")
+
+
+def _parse_splits(
+    _: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    pairs = [pair.strip().partition("=") for value in values for pair in value.split(",")]
+    for name, equals, split in pairs:
+        if not (name and equals and split):
+            raise click.BadParameter(
+                f"'{name}{equals}{split}'; expected pairs such as none=train", param=parameter
+            )
+    return {name.strip(): split.strip() for name, _, split in pairs}
 
 
 @click.group()
@@ -86,7 +99,19 @@ _HINTS = {
     "JSON file that overrides the extractor's size, shorter_side, interpolation, channels, scale,"
     " mean or std.",
 )
-@path("--images", "Folder that image paths are relative to.", show_default="the folder of CAPTIONS")
+@path(
+    "--images",
+    "Folder that image paths are relative to.",
+    show_default="the folder of CAPTIONS, and images/ there",
+)
+@click.option(
+    "--splits",
+    multiple=True,
+    metavar="NAME=train|val|test",
+    callback=_parse_splits,
+    help="What other names of splits mean, such as eval=test; none=train also trains on images"
+    " without a split. Comma-separated or repeated.",
+)
 @_vocabulary_option
 @click.option(
     "--min-count",
@@ -95,10 +120,9 @@ _HINTS = {
     show_default="5 for 5,000 or more training captions, else 1",
 )
 @option("--max-words", 20, "Maximum words of a training caption.")
-@option(
-    "--validation", "val", "Split to validate on, if CAPTIONS names splits.", metavar="val|test"
+@click.option(
+    "--skip-broken", is_flag=True, help="Leave out images that are missing or cannot be opened."
 )
-@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be opened.")
 @click.option(
     "--workers", type=Positive, help="Threads that read images.", show_default="one per core"
 )
@@ -114,11 +138,14 @@ def prepare(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a data folder from your own images and the file CAPTIONS.
+    """Make a data folder from your own images and CAPTIONS.
 
-    CAPTIONS is a JSON list of objects with "image" (a file), "captions" (a list) and optionally
-    "split" (train, val or test); a CSV file with the columns image, caption and split; a captions
-    file of COCO's; or a Karpathy split. After an interruption, the same command resumes.
+    CAPTIONS is a CSV or TSV file with the columns image, caption and optionally split (train, val
+    or test) and id; a JSON list, or lines, of objects with "image", "captions" and the same; a
+    folder of images, each with its captions in a .txt beside it; or a captions file of Flickr8k,
+    Flickr30k, COCO or Karpathy's splits. Lists of images beside it, such as test.txt, name splits
+    too. Without val, every tenth training image is held out. After an interruption, the same
+    command resumes.
     """
     from xpcap.backend import CPU
     from xpcap.data.extractors import default_extractor, make_extractor
@@ -141,14 +168,20 @@ def prepare(
         )
     if as_json:
         broken = [{"image": str(image), "reason": reason} for image, reason in report.broken]
-        common.print_json({"folder": str(out), **asdict(report), "broken": broken})
+        lists = [str(file) for file in report.lists]
+        found = {**asdict(report), "lists": lists, "broken": broken}
+        common.print_json({"folder": str(out), **found})
         return
+    if report.lists:
+        print_message(f"splits from {', '.join(file.name for file in report.lists)}")
+    if report.held_out:
+        print_message("val: every tenth training image, as no image is in val")
     for _, reason in report.broken:
         print_message(f"left out: {reason}")
     _print_report(report.built, options["max_words"])
     print_message(
         f"images left out: {len(report.broken)} broken, {report.without_captions} without"
-        f" captions, {report.unused} of another split"
+        f" captions, {report.without_split} without a split"
     )
     if chosen is None:
         print_message("features are missing: see datasets/README.md")

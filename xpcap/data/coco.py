@@ -27,8 +27,9 @@ def load_coco_data(
     -------
     dict
         `train_captions (M, T)` and `train_image_idxs (M,)` int32, `train_features (images, D)`
-        float32, `train_urls (images,)` text; the same for `val`; `idx_to_word`, a list, and
-        `word_to_idx`, a dict. All but text and words are on the default backend.
+        float32, `train_urls (images,)` text; the same for `val` and, if there is one, `test`;
+        `idx_to_word`, a list, and `word_to_idx`, a dict. All but text and words are on the default
+        backend.
     """
     dataset = open_dataset(
         Path(base_dir) if base_dir is not None else DEFAULT_FOLDER,
@@ -44,6 +45,6 @@ def load_coco_data(
     for name, split in dataset.splits.items():
         data[f"{name}_captions"] = backend.to_device(split.captions)
         data[f"{name}_image_idxs"] = backend.to_device(split.image_idxs)
-        data[f"{name}_features"] = backend.to_device(split.features)
+        data[f"{name}_features"] = backend.to_device(split.features[:])
         data[f"{name}_urls"] = numpy.asarray(split.urls)
     return data

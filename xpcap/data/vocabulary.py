@@ -45,6 +45,11 @@ def tokenize_any(caption: str) -> list[str]:
     return "".join(kept).split()
 
 
+def has_words(caption: str) -> bool:
+    """Return whether a caption counts as one: `tokenize_any` finds a token in it."""
+    return bool(re.search("[A-Za-z0-9]", caption) or tokenize_any(caption))  # the first is fast
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A list of distinct words, starting with `<NULL>`, `<START>`, `<END>` and `<UNK>`."""

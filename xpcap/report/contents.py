@@ -141,7 +141,7 @@ def gather(
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
     first = datasets[0]
     for other in datasets[1:]:
-        if list(other.splits[split].urls) != list(first.splits[split].urls):
+        if list(other.split(split).urls) != list(first.split(split).urls):
             raise DataError(
                 f"{other.folder} has other images in '{split}' than {first.folder}; expected two"
                 " runs of the same images"

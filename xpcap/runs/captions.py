@@ -26,7 +26,7 @@ def caption_dataset(
         best first, with `caption`, its `log_prob` in nats and its `words`, each a `word` with a
         `log_prob`; the last word is `<END>`.
     """
-    part = dataset.splits[split]
+    part = dataset.split(split)
     images = part.features.shape[0]
     rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
     found = captions_of(run, run.decode(part.features[rows], how))
