@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -54,6 +55,15 @@ def open_picture(path: Path) -> Any:
 def open_packed(archive: Path, member: str) -> Any:
     """Open an image file in a zip archive as `decode_picture` does."""
     return decode_picture(read_member(archive, member, LARGEST_FILE), f"{archive}/{member}")
+
+
+def open_stored(address: str | Path) -> Any:
+    """Open an image file, or one in a zip archive at `ARCHIVE.zip/MEMBER`, as `decode_picture`."""
+    path = Path(address)
+    for archive in path.parents:
+        if archive.suffix == ".zip" and os.path.isfile(archive):
+            return open_packed(archive, path.relative_to(archive).as_posix())
+    return open_picture(path)
 
 
 def decode_picture(content: bytes, name: str | Path) -> Any:
