@@ -22,6 +22,7 @@ from xpcap.data.vocabulary import (
     has_words,
     plain,
 )
+from xpcap.data.web import is_url
 from xpcap.errors import DataError
 from xpcap.files import SMALL, explained, read_bytes, read_json
 
@@ -70,6 +71,15 @@ class Dataset:
                 f"{self.folder} has no split '{name}'; expected {' or '.join(self.splits)}"
             )
         return self.splits[name]
+
+    def address(self, name: str, row: int) -> str:
+        """Return where an image of a split is: a web address, or an absolute path.
+
+        The path is that of a file, or leads into a zip file; see `images.open_stored`. Paths that
+        are relative in the data folder are relative to it.
+        """
+        url = self.splits[name].urls[row]
+        return url if not url or is_url(url) else str(self.folder.absolute() / url)
 
     def references(self, name: str) -> list[list[str]]:
         """Return the captions that hold a word of each image of a split, as text.
@@ -209,12 +219,17 @@ def _is_plain_name(name: Any) -> bool:
     return isinstance(name, str) and name == Path(name).name
 
 
-def _choose_features(folder: Path, features: str) -> str:
-    found = [
+def feature_kinds(folder: Path) -> list[str]:
+    """Return which features a data folder has: `"pca"`, `"fc7"`, both or none."""
+    return [
         kind
         for kind in layout.FEATURE_KINDS
         if any((folder / layout.features_file(name, kind)).exists() for name in layout.SPLITS)
     ]
+
+
+def _choose_features(folder: Path, features: str) -> str:
+    found = feature_kinds(folder)
     if features == "auto":
         return found[0] if found else "pca"
     if features not in layout.FEATURE_KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -79,6 +80,15 @@ def rgb_picture(image: Any) -> Any:
             f"an image is a {type(image).__name__}; expected a file name, a PIL image or an array"
         )
     return _in_rgb(image)
+
+
+def open_stored(address: str | Path) -> Any:
+    """Open an image file, or one in a zip archive at `ARCHIVE.zip/MEMBER`, as `decode_picture`."""
+    path = Path(address)
+    for archive in path.parents:
+        if archive.suffix == ".zip" and os.path.isfile(archive):
+            return open_packed(archive, path.relative_to(archive).as_posix())
+    return open_picture(path)
 
 
 def decode_picture(content: bytes, name: str | Path) -> Any:

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from xpcap.backend import Array, Backend, as_backend, namespace, to_host
-from xpcap.data.vocabulary import END, NULL, START
+from xpcap.data.vocabulary import END, NULL, START, as_index
 from xpcap.errors import CheckpointError, ConfigurationError, first_line
 from xpcap.files import check_plain, new_file
 from xpcap.layers.dropout import check_rate
@@ -35,10 +35,13 @@ _TEXT = "xpcap"  # metadata of the files of `save`
 class CaptionModel(abc.ABC):
     """A captioner: image features in, sentences out.
 
+    A copy (`copy.deepcopy`) or a pickle has its own parameters, on the same device.
+
     Parameters
     ----------
     word_to_idx
-        The index of each word, 0..V-1; `<NULL>` must be there, `<START>` and `<END>` to sample.
+        The index of each word, 0..V-1, an integer or its digits as text; `<NULL>` must be there,
+        `<START>` and `<END>` to sample.
     dtype
         Of the initial parameters.
     dropout
@@ -62,7 +65,7 @@ class CaptionModel(abc.ABC):
     Raises
     ------
     ConfigurationError
-        If a size is not positive, the rate not in [0, 1) or `<NULL>` missing.
+        If a size is not positive, the rate not in [0, 1), `<NULL>` missing or an index no integer.
     """
 
     family: ClassVar[str]
@@ -85,13 +88,20 @@ class CaptionModel(abc.ABC):
                 raise ConfigurationError(f"{name} must be at least 1, got {size}")
         if numpy.dtype(dtype).kind != "f":
             raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
+        if not isinstance(word_to_idx, Mapping):
+            raise ConfigurationError(
+                f"word_to_idx is a {type(word_to_idx).__name__}; expected a dict, words to indices"
+            )
+        word_to_idx = {
+            word: as_index(index, f"the index of '{word}'") for word, index in word_to_idx.items()
+        }
         if NULL not in word_to_idx:
             raise ConfigurationError(f"the vocabulary lacks {NULL}, the padding of captions")
         self.sizes = sizes
         self.dtype = numpy.dtype(dtype)
         self.dropout = dropout
         self.seed = int(numpy.random.randint(2**31 - 1)) if seed is None else seed
-        self.word_to_idx = dict(word_to_idx)
+        self.word_to_idx = word_to_idx
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
         self.null = word_to_idx[NULL]
         self.start_word = word_to_idx.get(START)
@@ -207,6 +217,13 @@ class CaptionModel(abc.ABC):
             ) from error
         model.params = {name: params[name] for name in shapes}
         return model.to(wanted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "params": {name: to_host(p) for name, p in self.params.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.to(self.backend)
 
     def to(self, backend: Backend | str) -> Self:
         """Move the parameters to another device, and return the model itself."""

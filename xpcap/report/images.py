@@ -6,14 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
 
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
-from xpcap.data.images import open_packed, open_picture
+from xpcap.data.images import open_stored
+from xpcap.data.web import is_url
 from xpcap.errors import DataError
 
 THUMBNAIL = 256  # pixels of the longer side, at most
@@ -43,14 +43,11 @@ class View:
 
 def open_image(dataset: Dataset, split: str, row: int) -> Any:
     """Open an image of a split with PIL; None if it is missing or cannot be opened."""
-    address, description = dataset.splits[split].urls[row], dataset.description
+    address = dataset.address(split, row)
     if is_url(address):
         return None
     try:
-        if "pictures" not in description:
-            return open_picture(Path(address))
-        archive = description["pictures"]
-        return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
+        return open_stored(address)
     except DataError:
         return None
 
@@ -63,11 +60,6 @@ def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
         part.urls[row] if is_url(part.urls[row]) else "",
         boxes_of(part.features[row], categories) if categories else (),
     )
-
-
-def is_url(address: str) -> bool:
-    """Whether an address is that of a web page."""
-    return address.startswith(("http://", "https://"))
 
 
 def categories_of(dataset: Dataset) -> list[str]:
