@@ -43,23 +43,28 @@ class View:
 
 def open_image(dataset: Dataset, split: str, row: int) -> Any:
     """Open an image of a split with PIL; None if it is missing or cannot be opened."""
-    address, description = dataset.splits[split].urls[row], dataset.description
+    address = dataset.splits[split].urls[row]
     if is_url(address):
         return None
     try:
-        if "pictures" not in description:
-            return open_picture(Path(address))
-        archive = description["pictures"]
-        return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
+        return open_address(dataset, address)
     except DataError:
         return None
+
+
+def open_address(dataset: Dataset, address: str) -> Any:
+    """Open an image of a data set by its address, or raise a `DataError`."""
+    if "pictures" not in dataset.description:
+        return open_picture(Path(address))
+    archive = dataset.description["pictures"]
+    return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
 
 
 def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
     """Make the view of an image of a split, given the opened image or None."""
     part, categories = dataset.splits[split], categories_of(dataset)
     return View(
-        "" if image is None else _data_url(image),
+        "" if image is None else data_url(image),
         part.urls[row] if is_url(part.urls[row]) else "",
         boxes_of(part.features[row], categories) if categories else (),
     )
@@ -93,7 +98,7 @@ def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box.side)
 
 
-def _data_url(image: Any) -> str:
+def data_url(image: Any) -> str:
     """Return a scaled-down copy of an image as a `data:` URL; small images are lossless."""
     format, options = "JPEG", {"quality": 80}
     if max(image.size) <= THUMBNAIL // 2:
