@@ -195,10 +195,11 @@ def test_options_of_image_files_and_of_the_data_set_do_not_mix(call, tmp_path):
     call("train", "--data", "mine", *SMALL)
     one_line(
         call("caption", "runs/mine-lstm-1", "--image", "photos/1.png", "--data", "mine"),
-        "--data goes with the images of a data set, not with --image",
+        "--data goes with the images of a data set, not with image files",
     )
     one_line(
-        call("caption", "runs/mine-lstm-1", "--weights", "a.onnx"), "--weights goes with --image"
+        call("caption", "runs/mine-lstm-1", "--weights", "a.onnx"),
+        "--weights goes with image files, not with the images of a data set",
     )
 
 

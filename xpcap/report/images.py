@@ -56,7 +56,7 @@ def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
     """Make the view of an image of a split, given the opened image or None."""
     part, categories = dataset.splits[split], categories_of(dataset)
     return View(
-        "" if image is None else _data_url(image),
+        "" if image is None else data_url(image),
         part.urls[row] if is_url(part.urls[row]) else "",
         boxes_of(part.features[row], categories) if categories else (),
     )
@@ -85,7 +85,7 @@ def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box.side)
 
 
-def _data_url(image: Any) -> str:
+def data_url(image: Any) -> str:
     """Return a scaled-down copy of an image as a `data:` URL; small images are lossless."""
     format, options = "JPEG", {"quality": 80}
     if max(image.size) <= THUMBNAIL // 2:

@@ -12,10 +12,10 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import to_host
-from xpcap.data.extraction import BATCH as IMAGES
-from xpcap.data.extraction import extract
+from xpcap.data.extraction import Extracted, extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.pca import PCA
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
 from xpcap.decoding import (
     Beam,
@@ -132,22 +132,29 @@ class Run:
         DataError
             If a file is no image, or the extractor is missing or another one.
         """
+        return self.extract(images, weights).features
+
+    def extract(
+        self,
+        images: Any,
+        weights: Path | None = None,
+        skip_broken: bool = False,
+        progress: Progress = no_progress,
+    ) -> Extracted:
+        """Compute features as `features_of` does; images that cannot be opened may be skipped."""
         data = self.config["data"]
         if not data.get("extractor"):
             raise CheckpointError(
                 f"{self.folder} was trained on features that xpcap cannot compute from an image"
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
-        if isinstance(images, str | Path):
-            images = [images]
+        images = [images] if isinstance(images, str | Path) else list(images)
         extractor = open_extractor(data["extractor"], weights)
-
-        def work(part: slice) -> numpy.ndarray:
-            return extract(extractor, images[part])
-
-        features = numpy.concatenate(share_out(max(len(images), 1), IMAGES, self.ranks, work))
+        found = extract(extractor, images, skip_broken, progress, self.ranks)
         transform = self.transform
-        return features if transform is None else transform.transform(features)
+        if transform is not None:
+            found = found._replace(features=transform.transform(found.features))
+        return found
 
     @property
     def transform(self) -> PCA | None:
