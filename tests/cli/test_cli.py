@@ -113,7 +113,9 @@ def test_caption_a_split_or_explain_why_not(call, tiny):
     assert [entry["image"] for entry in found] == [f"http://localhost/val/{k}.png" for k in (0, 11)]
     one_line(call("caption", "nowhere"), "nowhere is not a run")
     one_line(call("caption", "run", "--image", "a.png"), "cannot compute from an image")
-    one_line(call("caption", "run", "--split", "test"), "'--split': 'test' is not one of")
+    one_line(
+        call("caption", "run", "--split", "test"), "has no split 'test'; expected train or val"
+    )
     shutil.move(tiny, tiny.with_name("moved"))
     one_line(call("caption", "run"), "tiny is not a folder")
     assert call("caption", "run", "--data", "moved").exit_code == 0
