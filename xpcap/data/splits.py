@@ -71,7 +71,7 @@ def read_lists(
         paths = sorted(folder.iterdir())
     for path in paths:
         match = pattern.fullmatch(path.name.lower())
-        if not match or path == source or not path.is_file():
+        if not match or not path.is_file():
             continue
         lines = [
             (k, line.strip())
