@@ -9,4 +9,6 @@ def one_line(result, message):
     lines = result.stderr.strip().splitlines()
     assert re.search(message, lines[-1]), result.stderr
     assert lines[-1].startswith("xpcap: ")
-    assert all(line.startswith(("device: ", "data: ")) for line in lines[:-1]), result.stderr
+    assert all(line.startswith(("device: ", "data: ", "features: ")) for line in lines[:-1]), (
+        result.stderr
+    )

@@ -334,6 +334,11 @@ def _spoil(values: numpy.ndarray) -> None:
 xp = GuardNamespace()
 
 
+class _Guard(Backend):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_guard, ()
+
+
 def open_guard() -> Backend:
     """Return the guard as a backend."""
-    return Backend("guard", xp)
+    return _Guard("guard", xp)

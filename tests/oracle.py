@@ -157,6 +157,14 @@ def gradient(function, x):
     return (function(x + steps).imag / STEP).reshape(x.shape)
 
 
+def adam_of_the_course(w, dw, m, v, t, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    """Return a parameter and its moments after step t; only the rate corrects the moments' bias."""
+    m = beta1 * m + (1 - beta1) * dw
+    v = beta2 * v + (1 - beta2) * dw * dw
+    alpha = rate * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+    return w - alpha * m / (numpy.sqrt(v) + epsilon), m, v
+
+
 def next_log_probs(model, words, features):
     """Return the log-probabilities of all next words."""
     cell, params = model.cell_type, model.params

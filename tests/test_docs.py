@@ -3,13 +3,18 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cli_reference
 import click
 import pytest
+from click.testing import CliRunner
+from own import own
+from PIL import Image
 
 import xpcap
+from xpcap import prepare
 from xpcap.cli import main
 from xpcap.data.scenes import make_scenes
 
@@ -64,8 +69,15 @@ def test_links_in_the_documentation_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("readme")
+    """A folder with what the pages refer to: photographs, captions, and data made of them."""
+    folder = tmp_path_factory.mktemp("docs")
     make_scenes(folder / "datasets" / "scenes", train=100, val=4)
+    file, records = own(folder, splits=["train"] * 6 + ["val", "test"])
+    lines = [f"{r['image']},{c},{r['split']}\n" for r in records for c in r["captions"]]
+    (folder / "captions.txt").write_text("image,caption,split\n" + "".join(lines))
+    for name in ("new.jpg", "a.jpg", "b.png"):
+        Image.new("RGB", (40, 30), "green").save(folder / name)
+    prepare(file, folder / "mydata", extractor="filter-bank")
     return folder
 
 
@@ -73,6 +85,18 @@ def place(tmp_path_factory):
 def test_snippets_of_the_documentation_run(snippet, place, monkeypatch):
     monkeypatch.chdir(place)
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
+
+
+def test_the_readmes_three_commands_for_photographs(place, monkeypatch, tmp_path):
+    shutil.copytree(place, tmp_path / "place", ignore=shutil.ignore_patterns("mydata", "runs"))
+    monkeypatch.chdir(tmp_path / "place")
+    section = PAGES["README.md"].split("## Your own photographs")[1].split("\n## ")[0]
+    lines = re.findall(r"^xpcap .*", section, re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["data", "train", "caption"]
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("new.jpg\n  xpcap ")
 
 
 def modules():

@@ -57,7 +57,7 @@ def test_perplexity_of_an_impossible_caption_is_finite():
 def test_an_image_without_encoded_captions_has_no_perplexity(tmp_path):
     path = make_tiny(tmp_path / "tiny") / "references.json"
     references = json.loads(path.read_text())
-    references["val"][2]["captions"] = []
+    references["val"][2]["captions"] = ["...", "🙂"]  # no words
     path.write_text(json.dumps(references))
     dataset = open_dataset(tmp_path / "tiny")
     part = dataset.splits["val"]

@@ -4,6 +4,7 @@ import numpy
 import pytest
 
 from xpcap.backend import to_host
+from xpcap.errors import BackendError, ShapeError
 from xpcap.gradcheck import (
     directional_error,
     eval_numerical_gradient,
@@ -137,3 +138,15 @@ def test_directional_error(backend):
     wrong = 3 * x**2
     wrong[:3] = 0.0
     assert directional_error(f, x, wrong) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "object"])
+def test_arrays_that_are_not_floating_are_refused(dtype):
+    x = numpy.ones(3, dtype)
+    message = f"expected a floating array to differentiate at, got {dtype}; convert it with"
+    with pytest.raises(ShapeError, match=message):
+        eval_numerical_gradient(lambda x: (x * x).sum(), x, verbose=False)
+    with pytest.raises(ShapeError, match=message):
+        eval_numerical_gradient_array(lambda x: x * x, x, numpy.ones(3))
+    with pytest.raises(BackendError, match="expected a NumPy or CuPy array, got list"):
+        eval_numerical_gradient(sum, [1.0, 2.0])

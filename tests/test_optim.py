@@ -234,3 +234,22 @@ def test_cosine_schedule():
     assert cosine(0.5) == pytest.approx(0.5)
     assert cosine(1 / 3) == pytest.approx(0.75)
     assert cosine(1.0) == pytest.approx(0.0, abs=1e-16)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_unknown_settings_are_refused_and_the_known_ones_named(name):
+    known = ", ".join(RULES[name].defaults)
+    for call in (
+        lambda: FUNCTIONS[name](W, GRADIENTS[0], {"lr": 0.1}),
+        lambda: Optimizer(name, learning_rate=0.1, lr=0.1),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            call()
+        assert str(caught.value) == f"optimizer setting 'lr' is unknown; expected {known}"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rules_own_state_is_a_setting(name):
+    state = {key: numpy.zeros_like(W) for key in RULES[name].memory}
+    found, _ = FUNCTIONS[name](W, GRADIENTS[0], {**state, "t": 0})
+    numpy.testing.assert_array_equal(found, FUNCTIONS[name](W, GRADIENTS[0])[0])

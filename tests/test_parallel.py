@@ -390,11 +390,16 @@ def test_captions_metrics_and_features_are_those_of_one(tmp_path, call):
     ended = commands(
         3, *words, ["evaluate", "run", *files], [*prepare, "b"],
         ["train", "--data", "b", *SMALL, "--epochs", 1, "--out", "pictures"],
-        ["caption", "pictures", *(f"--image=photos/{k}.png" for k in range(40))],
+        ["caption", "pictures", "photos", "--skip-broken"],
+        ["caption", "pictures", "photos", "--skip-broken", "--out", "ranks.html"],
         cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    pictures = call("caption", "pictures", *(f"--image=photos/{k}.png" for k in range(40)))
+    assert ended.stderr.count("left out: photos/40.png") == 2
+    ended.stdout = ended.stdout.removesuffix("ranks.html\n")
+    pictures = call("caption", "pictures", "photos", "--skip-broken")
+    call("caption", "pictures", "photos", "--skip-broken", "--out", "alone.html")
+    assert (tmp_path / "ranks.html").read_bytes() == (tmp_path / "alone.html").read_bytes()
     trained = ended.stdout.split("b\n", 1)[1].removesuffix(pictures.stdout)
     assert trained.count("validation loss") == 1
     expected = "".join(result.stdout for result in alone[:4]) + "b\n" + trained + pictures.stdout

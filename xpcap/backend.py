@@ -79,13 +79,16 @@ class Backend:
     """One device and the array namespace that computes on it.
 
     Its `name` is `"cpu"` or `"gpu:K"`, with the number K also in `device`, None on the CPU.
-    `remark` says why `auto` chose the CPU.
+    `remark` says why `auto` chose the CPU. It is copied and pickled by name.
     """
 
     name: str
     xp: Namespace
     device: int | None = None
     remark: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_backend, (self.name,)
 
     def to_device(self, array: Array, dtype: Any = None) -> Array:
         """Return `array`, of any backend, as an array of this backend."""

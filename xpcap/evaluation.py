@@ -59,11 +59,10 @@ def evaluate_run(
     by_lower = {name.lower(): name for name in METRICS}
     names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
     check_names(names, METRICS)
-    references = dataset.references(split)
+    part, references = dataset.split(split), dataset.references(split)
     rows = [row for row, sentences in enumerate(references) if sentences]
     if not rows:
         raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
-    part = dataset.splits[split]
     captions = run.caption(part.features[numpy.array(rows)], how)
     known = [[plain(sentence) for sentence in references[row]] for row in rows]
     trained = dataset.references("train") if "novel" in names else []

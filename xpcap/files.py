@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
+import io
 import json
 import os
 import shutil
 import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -54,11 +57,38 @@ def read_bytes(path: Path, most: int = LARGE) -> bytes:
 
 def read_json(path: Path, most: int = LARGE) -> Any:
     """Read a JSON file, or raise a `DataError` if it is invalid or has more than `most` bytes."""
-    content = read_bytes(path, most)
+    return parse_json(read_bytes(path, most), str(path))
+
+
+def parse_json(content: str | bytes, where: str) -> Any:
+    """Parse JSON, called `where` in messages, or raise a `DataError` if it is invalid."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def read_text(path: Path, most: int = LARGE) -> str:
+    """Read a text file in UTF-8, also one compressed with gzip.
+
+    A `DataError` is raised if it is in another encoding, has more than `most` bytes, or expands
+    more than `check_swelling` allows.
+    """
+    content = read_bytes(path, most)
+    if content.startswith(b"\x1f\x8b"):
+        allowed = max(UNSUSPICIOUS, SWELLING * len(content))
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                text = file.read(allowed + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} is damaged or truncated: gzip says {error}") from error
+        check_swelling(str(path), len(text), len(content))
+        content = text
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: line {line} is not text in UTF-8: {error.reason}") from error
 
 
 def check_swelling(what: str, size: int, stored: int) -> None:

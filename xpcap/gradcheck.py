@@ -36,11 +36,16 @@ def eval_numerical_gradient(
     f
         Takes `x` and returns a number or a 0-d array.
     x
-        Where to differentiate; its elements are changed in place by `h` and restored.
+        Where to differentiate, floating; its elements are changed in place by `h` and restored.
     verbose
         Print each element's index and slope.
     h
         Step of the differences.
+
+    Raises
+    ------
+    ShapeError
+        If `x` is not floating.
     """
     return _differentiate(f, x, h, lambda plus, minus: float(plus) - float(minus), verbose)
 
@@ -63,6 +68,7 @@ def _differentiate(
     difference: Callable[[Any, Any], float],
     verbose: bool = False,
 ) -> Array:
+    check_floating(x)
     gradient = numpy.zeros(x.shape)
     for index in numpy.ndindex(*x.shape):
         old = x[index].copy()
@@ -75,6 +81,16 @@ def _differentiate(
         if verbose:
             print(index, gradient[index])
     return namespace(x).asarray(gradient)
+
+
+def check_floating(x: Array) -> None:
+    """Raise `ShapeError` unless an array is floating, so that its elements can change by h."""
+    namespace(x)
+    if x.dtype.kind != "f":
+        raise ShapeError(
+            f"expected a floating array to differentiate at, got {x.dtype}; convert it with"
+            " x.astype(float)"
+        )
 
 
 def _detached(value: Any, x: Array) -> Any:

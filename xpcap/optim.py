@@ -2,13 +2,15 @@
 
 Each rule is a function `rule(w, dw, config) -> (next_w, config)` of a parameter and its gradient,
 of one shape, neither of which it changes. `config` holds its settings and its state; defaults and
-zeros are filled in, and the same dict is returned with the new state. `Optimizer` runs the same
-rules in place, on all parameters at once.
+zeros are filled in, and the same dict is returned with the new state; a `ConfigurationError` is
+raised if it has a setting that the rule does not have. `Optimizer` runs the same rules in place, on
+all parameters at once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,20 +27,30 @@ from xpcap.kernels.updates import (
     rmsprop_update,
     sgd_update,
 )
-from xpcap.operations import Operation
 
 Config: TypeAlias = dict[str, Any]
+
+
+def _scale_and_rate(config: Config, rate: float, t: int) -> list[float]:
+    return [1.0, rate]
+
+
+def bias_corrected(config: Config, rate: float, t: int) -> list[float]:
+    """Return scale 1, rate, and Adam's bias corrections 1 - beta^t of both moments."""
+    return [1.0, rate, 1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
 
 
 class Rule(NamedTuple):
     """An update rule: an operation, the names of its state arrays (`memory`) and its settings.
 
     `learning_rate` may change from step to step; the other settings are keywords of the operation.
+    `numbers(config, rate, t)` are the operation's own `settings` of step `t >= 1`.
     """
 
-    update: Operation[Any, None]
+    update: Callable[..., None]
     memory: tuple[str, ...]
     defaults: Config
+    numbers: Callable[[Config, float, int], list[float]] = _scale_and_rate
 
 
 _ADAM = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
@@ -48,24 +60,25 @@ RULES = {
     "rmsprop": Rule(
         rmsprop_update, ("cache",), {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8}
     ),
-    "adam": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 0.0}),
-    "adamw": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 1e-2}),
+    "adam": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 0.0}, bias_corrected),
+    "adamw": Rule(adam_update, ("m", "v"), {**_ADAM, "weight_decay": 1e-2}, bias_corrected),
 }
 
 
 def find_rule(name: str) -> Rule:
     """Return the update rule of that name."""
     if name not in RULES:
-        raise ConfigurationError(f"update rule '{name}' is unknown; expected {', '.join(RULES)}")
+        raise ConfigurationError(f"rule '{name}' is unknown; expected {', '.join(RULES)}")
     return RULES[name]
 
 
-def _settings(config: Config, rate: float, t: int) -> list[float]:
-    """Return the numbers of step `t >= 1`: scale 1, rate, and Adam's bias corrections."""
-    settings = [1.0, rate]
-    if "beta1" in config:
-        settings += [1 - config["beta1"] ** t, 1 - config["beta2"] ** t]
-    return settings
+def _check_known(rule: Rule, names: Iterable[str], *others: str) -> None:
+    """Refuse names of settings that a rule does not have; `others` are allowed too."""
+    unknown = [str(name) for name in names if name not in (*rule.defaults, *others)]
+    if unknown:
+        raise ConfigurationError(
+            f"optimizer setting '{unknown[0]}' is unknown; expected {', '.join(rule.defaults)}"
+        )
 
 
 def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
@@ -82,10 +95,11 @@ def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, setti
         update(slice(None))
 
 
-def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
+def take_step(rule: Rule, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
     """Take one step of a rule without changing `w`, `dw` or the arrays of the old state."""
-    rule, xp = RULES[name], namespace(w, dw)
+    xp = namespace(w, dw)
     config = {} if config is None else config
+    _check_known(rule, config, *rule.memory, "t")
     for key, value in rule.defaults.items():
         config.setdefault(key, value)
     next_w = w.copy()
@@ -95,7 +109,8 @@ def _next(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array,
     }
     flat = {**config, **{key: value.reshape(-1) for key, value in memory.items()}}
     flat["t"] = flat.get("t", 0) + 1
-    settings = xp.asarray(numpy.array(_settings(flat, flat["learning_rate"], flat["t"]), w.dtype))
+    numbers = rule.numbers(flat, flat["learning_rate"], flat["t"])
+    settings = xp.asarray(numpy.array(numbers, w.dtype))
     _apply(rule, xp, next_w.reshape(-1), dw.reshape(-1), flat, settings)
     config.update(flat)
     config.update(memory)
@@ -107,7 +122,7 @@ def sgd(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Confi
 
     Settings: `learning_rate` (0.01).
     """
-    return _next("sgd", w, dw, config)
+    return take_step(RULES["sgd"], w, dw, config)
 
 
 def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -115,7 +130,7 @@ def sgd_momentum(w: Array, dw: Array, config: Config | None = None) -> tuple[Arr
 
     Settings: `learning_rate` (0.01), `momentum` (0.9); state: `velocity`.
     """
-    return _next("sgd_momentum", w, dw, config)
+    return take_step(RULES["sgd_momentum"], w, dw, config)
 
 
 def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -125,7 +140,7 @@ def rmsprop(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, C
 
     Settings: `learning_rate` (0.01), `decay_rate` (0.99), `epsilon` (1e-8); state: `cache`, s.
     """
-    return _next("rmsprop", w, dw, config)
+    return take_step(RULES["rmsprop"], w, dw, config)
 
 
 def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -137,7 +152,7 @@ def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Conf
     Settings: `learning_rate` (0.001), `beta1` (0.9), `beta2` (0.999), `epsilon` (1e-8),
     `weight_decay` (0, see `adamw`); state: `m`, `v`, `t`.
     """
-    return _next("adam", w, dw, config)
+    return take_step(RULES["adam"], w, dw, config)
 
 
 def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
@@ -145,18 +160,21 @@ def adamw(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Con
 
     As `adam`, less rate weight_decay w; `weight_decay` is 0.01 by default.
     """
-    return _next("adamw", w, dw, config)
+    return take_step(RULES["adamw"], w, dw, config)
 
 
 class Optimizer:
     """One update rule for all parameters, stored in one array.
 
+    It is given by name, or as a `Rule`, with its settings.
+
     `learning_rate` is the initial one, without a schedule's factor; `config` holds the settings,
     the number `t` of steps taken and, after the first, the optimizer state: arrays `(P,)`.
     """
 
-    def __init__(self, rule: str, **settings: Any) -> None:
-        self._rule = find_rule(rule)
+    def __init__(self, rule: str | Rule, **settings: Any) -> None:
+        self._rule = find_rule(rule) if isinstance(rule, str) else rule
+        _check_known(self._rule, settings)
         # plain numbers: a NumPy float64 among them would turn float32 parameters into float64
         plain = {
             name: float(value) if isinstance(value, numpy.floating) else value
@@ -191,7 +209,7 @@ class Optimizer:
 
     def settings(self, t: int, factor: float) -> list[float]:
         """Return the numbers of step `t >= 1`: scale 1, rate, and Adam's bias corrections."""
-        return _settings(self.config, self.learning_rate * float(factor), t)
+        return self._rule.numbers(self.config, self.learning_rate * float(factor), t)
 
     def count(self, factor: float) -> None:
         """Record a step and its learning rate in `config`."""

@@ -109,7 +109,7 @@ def test_an_ensemble_of_a_run_with_itself_is_the_run(trained, call):
         (["--n-best", "0"], "'--n-best': 0 is not in the range x>=1"),
         (["--sample", "--beam", "2"], "--beam does not go with --sample"),
         (["--temperature", "0.5"], "--temperature goes with --sample"),
-        (["a.jpg"], "a.jpg is not a run; expected a folder made by xpcap train"),
+        (["a.jpg"], "run was trained on features that xpcap cannot compute from an image"),
     ],
 )
 def test_bad_options_are_one_line(trained, words, message):

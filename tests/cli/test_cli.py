@@ -58,7 +58,7 @@ def test_train_as_json(call, tiny):
     ("words", "message"),
     [
         (["--cell", "mlp"], "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
-        (["--rule", "adagrad"], "update rule 'adagrad' is unknown; expected sgd"),
+        (["--rule", "adagrad"], "rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
         (["--lr", "nan"], "--lr must be a finite positive number, got nan"),
         (["--lr", "0"], "--lr must be a finite positive number"),
@@ -113,7 +113,9 @@ def test_caption_a_split_or_explain_why_not(call, tiny):
     assert [entry["image"] for entry in found] == [f"http://localhost/val/{k}.png" for k in (0, 11)]
     one_line(call("caption", "nowhere"), "nowhere is not a run")
     one_line(call("caption", "run", "--image", "a.png"), "cannot compute from an image")
-    one_line(call("caption", "run", "--split", "test"), "'--split': 'test' is not one of")
+    one_line(
+        call("caption", "run", "--split", "test"), "has no split 'test'; expected train or val"
+    )
     shutil.move(tiny, tiny.with_name("moved"))
     one_line(call("caption", "run"), "tiny is not a folder")
     assert call("caption", "run", "--data", "moved").exit_code == 0

@@ -18,7 +18,8 @@ def test_own_images_to_a_caption_in_three_commands(call, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout == "mine\n"
     assert "train: 23 images, 46 captions" in result.stderr
-    assert "images left out: 0 broken, 0 without captions, 0 of another split" in result.stderr
+    assert "val: every tenth training image, as no image is in val" in result.stderr
+    assert "images left out: 0 broken, 0 without captions, 0 without a split" in result.stderr
     assert call("train", "--data", "mine", *SMALL).exit_code == 0
     result = call("caption", "runs/mine-lstm-1", "--image", "new.png")
     assert result.exit_code == 0, result.output
@@ -52,9 +53,76 @@ def test_prepare_names_broken_images(call, tmp_path):
     assert "cannot be opened" in found["broken"][0]["reason"]
 
 
+def test_the_test_split_from_captions_to_results(call, tmp_path):
+    own(tmp_path, 30, splits=["train", "train", "val"])
+    prepare = ["data", "prepare", "--extractor", "filter-bank", "--out"]
+    assert call(*prepare, "without", "captions.json").exit_code == 0
+    (tmp_path / "captions.csv").write_text(
+        "".join(["ID;Filename;Comment\n", *(f"n{k};photos/{k}.png;a picture\n" for k in range(30))])
+    )
+    for name, some in (("train", range(20)), ("val", range(20, 25)), ("test", range(25, 28))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{k}.png\n" for k in some))
+    result = call(*prepare, "mine", "captions.csv", "--splits", "none=test, eval=test")
+    assert result.exit_code == 0, result.output
+    assert "splits from test.txt, train.txt, val.txt" in result.stderr
+    assert "test: 5 images, 5 captions" in result.stderr
+    found = json.loads(call(*prepare, "again", "captions.csv", "--json").stdout)
+    assert found["built"]["images"] == {"train": 20, "val": 5, "test": 3}
+    assert found["without_split"] == 2
+    assert found["lists"] == ["test.txt", "train.txt", "val.txt"]
+    assert call("data", "pca", "mine", "--dim", "4", "--device", "cpu").exit_code == 0
+    assert "test: 5 images, 5 captions" in call("data", "info", "mine").stdout
+
+    assert call("train", "--data", "mine", *SMALL).exit_code == 0
+    resumed = call("train", "--resume", "runs/mine-lstm-1", "--epochs", "3", "--device", "cpu")
+    assert resumed.exit_code == 0, resumed.output
+    test = ["runs/mine-lstm-1", "--split", "test", "--device", "cpu"]
+    result = call("evaluate", *test, "--results", "results.json", "--metrics", "bleu-1")
+    assert result.exit_code == 0, result.output
+    assert "5 images of 'test'" in result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["image_id"] for entry in results] == [f"n{k}" for k in range(25, 30)]
+    assert "photos/29.png\n" in call("caption", *test).stdout
+
+    assert call("train", "--data", "without", *SMALL).exit_code == 0
+    other = ["runs/without-lstm-1", "--split", "test", "--device", "cpu"]
+    for command in ("evaluate", "caption"):
+        one_line(call(command, *other), "without has no split 'test'; expected train or val$")
+
+
+def test_a_run_opens_on_a_folder_without_the_test_split(call, tmp_path):
+    _, records = own(tmp_path, 30, splits=["train", "val", "test"])
+    prepare = ["data", "prepare", "captions.json", "--extractor", "filter-bank", "--out"]
+    assert call(*prepare, "mine").exit_code == 0
+    assert call("train", "--data", "mine", *SMALL).exit_code == 0
+    (tmp_path / "captions.json").write_text(
+        json.dumps([record for record in records if record["split"] != "test"])
+    )
+    assert call(*prepare, "less").exit_code == 0
+    more = ["--data", "less", "--device", "cpu"]
+    assert call("evaluate", "runs/mine-lstm-1", *more).exit_code == 0
+    resumed = call("train", "--resume", "runs/mine-lstm-1", "--epochs", "3", *more)
+    assert resumed.exit_code == 0, resumed.output
+    one_line(call("evaluate", "runs/mine-lstm-1", "--split", "test", *more), "has no split 'test'")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ("eval", "'eval'; expected pairs such as none=train"),
+        ("eval=", "'eval='; expected pairs such as none=train"),
+        ("eval=dev", "'eval' cannot mean 'dev'; expected train or val or test"),
+        ("none=train", "entry 0: split is 'eval'; expected .*--splits eval=train"),
+    ],
+)
+def test_splits_that_cannot_be_mapped(call, tmp_path, splits, message):
+    own(tmp_path, splits=["eval"])
+    one_line(call("data", "prepare", "captions.json", "--out", "x", "--splits", splits), message)
+
+
 def test_prepare_without_features_says_so(call, tmp_path):
     own(tmp_path)
-    result = call("data", "prepare", "captions.json", "--out", "mine")
+    result = call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "none")
     assert "features are missing" in result.stderr
     one_line(
         call("data", "prepare", "captions.json", "--out", "other", "--weights", "a.onnx"),
@@ -114,7 +182,7 @@ def test_captions_and_vocabulary_are_checked_before_features(call, tmp_path):
     own(tmp_path)
     words = ["data", "prepare", "captions.json", "--out", "x", "--extractor", "filter-bank"]
     one_line(call(*words, "--vocab", "none.json"), r"none\.json")
-    one_line(call(*words, "--max-words", "1"), "no caption for 'train'")
+    one_line(call(*words, "--max-words", "1"), "has a caption of 1 to 1 words")
     (tmp_path / "how.json").write_text('["size"]')
     words = [*words[:-1], "onnx", "--weights", "captions.json"]
     one_line(call(*words, "--preprocessing", "how.json"), "expected an object")
@@ -127,10 +195,11 @@ def test_options_of_image_files_and_of_the_data_set_do_not_mix(call, tmp_path):
     call("train", "--data", "mine", *SMALL)
     one_line(
         call("caption", "runs/mine-lstm-1", "--image", "photos/1.png", "--data", "mine"),
-        "--data goes with the images of a data set, not with --image",
+        "--data goes with the images of a data set, not with image files",
     )
     one_line(
-        call("caption", "runs/mine-lstm-1", "--weights", "a.onnx"), "--weights goes with --image"
+        call("caption", "runs/mine-lstm-1", "--weights", "a.onnx"),
+        "--weights goes with image files, not with the images of a data set",
     )
 
 

@@ -1,7 +1,10 @@
 """The image helpers of the CS231n assignment."""
 
+import zipfile
+
 import numpy
 import pytest
+from own import own
 from PIL import Image
 
 from xpcap.compat import cs231n
@@ -11,9 +14,14 @@ from xpcap.compat.cs231n import (
     blur_image,
     deprocess_image,
     image_from_url,
+    load_coco_data,
     load_image,
     preprocess_image,
+    sample_coco_minibatch,
 )
+from xpcap.data.extractors import FilterBank
+from xpcap.data.prepare import prepare
+from xpcap.data.scenes import make_scenes, read_picture
 from xpcap.errors import ConfigurationError, DataError, ShapeError
 
 
@@ -95,6 +103,51 @@ def test_image_from_url_prints_errors_and_returns_none(monkeypatch, capsys):
     monkeypatch.setattr(cs231n.images, "image_from_url", refuse)
     assert image_from_url("http://localhost/cat.jpg") is None
     assert capsys.readouterr().out == "cannot fetch http://localhost/cat.jpg: gone\n"
+
+
+def test_images_of_scenes_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_scenes(tmp_path / "scenes", train=4, val=3)
+    data = load_coco_data("scenes")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for split, count in (("train", 4), ("val", 3)):
+        for row in range(count):
+            expected = read_picture(tmp_path / "scenes", split, row)
+            numpy.testing.assert_array_equal(image_from_url(data[f"{split}_urls"][row]), expected)
+    _, _, urls = sample_coco_minibatch(data, 2)
+    assert image_from_url(urls[0]).shape == (64, 64, 3)
+
+
+def test_own_photographs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _ = own(tmp_path, count=4)
+    prepare(file.relative_to(tmp_path), tmp_path / "mine", extractor=FilterBank())
+    data = load_coco_data(tmp_path / "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    img = image_from_url(data["train_urls"][1])
+    numpy.testing.assert_array_equal(img, load_image(tmp_path / "photos" / "1.png"))
+
+
+def test_addresses_are_relative_to_the_data_folder(tmp_path, capsys):
+    make_scenes(tmp_path / "scenes", train=2, val=2)
+    (tmp_path / "scenes" / "dataset.json").write_text('{"name": "plain"}')
+    urls = tmp_path / "scenes" / "train2014_urls.txt"
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "scenes" / "red.png")
+    urls.write_text("red.png\nHTTP://localhost/a.png\n")
+    found = load_coco_data(tmp_path / "scenes")["train_urls"].tolist()
+    assert found == [str(tmp_path / "scenes" / "red.png"), "HTTP://localhost/a.png"]
+    assert image_from_url(found[0]).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("address", ["none.png", "", "a.zip/none.png", "a.zip/../a.png", "\0"])
+def test_what_is_no_image_is_named(tmp_path, monkeypatch, capsys, address):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("a.png", b"no image")
+    assert image_from_url(address) is None
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_load_image_returns_the_pixels(tmp_path):

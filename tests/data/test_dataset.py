@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy
 import pytest
@@ -6,7 +8,8 @@ from tiny import make_tiny
 import xpcap
 from xpcap.data.coco import load_coco_data
 from xpcap.data.dataset import open_dataset
-from xpcap.data.features import read_features
+from xpcap.data.features import LazyFeatures, read_features
+from xpcap.data.minibatch import sample_coco_minibatch
 from xpcap.errors import DataError
 
 
@@ -159,11 +162,64 @@ def test_other_files_are_checked_too(tiny):
         open_dataset(tiny / "nowhere")
 
 
+def add_test_split(tiny):
+    """Make the validation split the test split as well."""
+    with h5py.File(tiny / CAPTIONS, "a") as file:
+        for key in ("captions", "image_idxs"):
+            file[f"test_{key}"] = file[f"val_{key}"][...]
+    for path in list(tiny.glob("val2014_*")):
+        (tiny / path.name.replace("val", "test")).write_bytes(path.read_bytes())
+    references = json.loads((tiny / "references.json").read_text())
+    references["test"] = [{**image, "id": f"n{image['id']}"} for image in references["val"]]
+    (tiny / "references.json").write_text(json.dumps(references))
+
+
+def test_a_test_split_is_optional(tiny):
+    with pytest.raises(DataError, match=r"tiny has no split 'test'; expected train or val$"):
+        open_dataset(tiny).references("test")
+    add_test_split(tiny)
+    dataset = open_dataset(tiny)
+    val, test = dataset.splits["val"], dataset.split("test")
+    assert isinstance(test.features, LazyFeatures)  # training does not read them
+    numpy.testing.assert_array_equal(test.features[:], val.features)
+    numpy.testing.assert_array_equal(test.captions, val.captions)
+    assert dataset.references("test") == dataset.references("val")
+    assert dataset.image_ids("test") == [f"n{k}" for k in range(12)]
+    (tiny / "test2014_vgg16_fc7.h5").unlink()
+    with pytest.raises(DataError, match=r"test2014_vgg16_fc7\.h5: No such file"):
+        open_dataset(tiny, "fc7")
+
+
+def test_the_course_dictionary_has_the_test_split(tiny, backend):
+    add_test_split(tiny)
+    with xpcap.use_backend(backend):
+        data = load_coco_data(tiny)
+        captions, features, urls = sample_coco_minibatch(data, 5, "test")
+        with pytest.raises(DataError, match="'dev' is unknown; expected train or val or test"):
+            sample_coco_minibatch(data, 5, "dev")
+    assert xpcap.namespace(data["test_features"]) is backend.xp
+    assert (captions.shape, features.shape, len(urls)) == ((5, 8), (5, 7), 5)
+
+
+def test_references_without_a_word_are_none(tiny):
+    path = tiny / "references.json"
+    references = json.loads(path.read_text())
+    references["val"][2]["captions"] = ["...", "🙂", "", "a cat"]
+    path.write_text(json.dumps(references))
+    assert open_dataset(tiny).references("val")[2] == ["a cat"]
+    path.unlink()
+    with h5py.File(tiny / CAPTIONS, "a") as file:
+        rows = file["val_captions"]
+        rows[4] = rows[5] = [1, 2, 0, 0, 0, 0, 0, 0]  # <START> <END>
+    assert open_dataset(tiny).references("val")[2] == []
+
+
 def test_bad_references_are_named(tiny):
     for content, message in (
         ("[", "is not JSON"),
         ("{}", "expected 'train'"),
         ('{"train": []}', "has 0 images; expected 24"),
+        ('{"train": [{"captions": [], "id": 1.5}]}', "'id', if any, a whole number or a text"),
     ):
         (tiny / "references.json").write_text(content)
         with pytest.raises(DataError, match=message):

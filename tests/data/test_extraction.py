@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from mpi import together
 from PIL import Image
 
 from xpcap.data.extraction import Extraction, extract
@@ -245,13 +246,30 @@ def test_extraction_beside_the_current_folder(tmp_path, monkeypatch):
     assert extraction.path.parent == tmp_path
 
 
-def test_extract_computes_a_few_images(tmp_path):
-    extractor = Corner()
-    found = extract(extractor, photos(tmp_path, 70))
-    numpy.testing.assert_array_equal(found, expected(70))
+def test_extract_keeps_features_in_memory(tmp_path):
+    extractor, paths, told = Corner(), photos(tmp_path, 70), []
+    found = extract(extractor, paths, progress=lambda *args: told.append(args))
+    numpy.testing.assert_array_equal(found.features, expected(70))
+    assert found.opened.all()
     assert max(extractor.seen) <= 32
-    with pytest.raises(DataError, match=r"none\.png"):
-        extract(extractor, [tmp_path / "none.png"])
+    assert told == [("images", done, 70) for done in (32, 64, 70)]
+    assert extract(extractor, []).features.shape == (0, 3)
+    assert not hidden(tmp_path)
+
+
+def test_extract_leaves_out_broken_images_if_asked(tmp_path):
+    paths = photos(tmp_path, 70)
+    paths[33].write_bytes(b"")
+    paths[69].unlink()
+    kept = [k for k in range(70) if k not in (33, 69)]
+    for found in together(3, lambda ranks: extract(Corner(), paths, True, ranks=ranks)):
+        numpy.testing.assert_array_equal(found.features, expected(70)[kept])
+        assert numpy.flatnonzero(~found.opened).tolist() == [33, 69]
+        assert [image.path for image in found.broken] == [paths[33], paths[69]]
+        assert "33.png cannot be opened as an image: it is empty" in found.broken[0].reason
+    assert extract(Corner(), [paths[33]], skip_broken=True).features.shape == (0, 3)
+    with pytest.raises(DataError, match=r"33\.png"):
+        extract(Corner(), paths)
 
 
 def test_other_images_or_extractors_have_their_own_file(tmp_path):

@@ -48,12 +48,115 @@ def test_few_images_have_one_held_out(tmp_path):
     assert report.built.images == {"train": 1, "val": 1}
 
 
-@pytest.mark.parametrize(("validation", "held_out"), [("val", 5), ("test", 10)])
-def test_splits_of_the_file(tmp_path, validation, held_out):
+def test_splits_of_the_file_and_images_without_one(tmp_path):
     file, _ = own(tmp_path, splits=["train", "test", "val", None, "test"])
-    report = prepare(file, tmp_path / "out", validation=validation)
-    assert report.built.images == {"train": 10, "val": held_out}
-    assert report.unused == 15 - held_out
+    report = prepare(file, tmp_path / "out", extractor=FilterBank())
+    assert report.built.images == {"train": 5, "val": 5, "test": 10}
+    assert (report.without_split, report.held_out) == (5, False)
+    dataset = open_dataset(tmp_path / "out")
+    assert list(dataset.splits) == ["train", "val", "test"]
+    test = dataset.splits["test"]
+    rows = [k for k in range(25) if k % 5 in (1, 4)]
+    assert list(test.urls) == [str(tmp_path / "photos" / f"{k}.png") for k in rows]
+    assert dataset.image_ids("test") == [f"photos/{k}.png" for k in rows]
+    pictures = [open_picture(tmp_path / "photos" / f"{k}.png") for k in rows]
+    bank = FilterBank()
+    expected = bank(numpy.stack([bank.prepare(picture) for picture in pictures]))
+    numpy.testing.assert_allclose(test.features[:], expected, rtol=1e-6)
+    report = prepare(file, tmp_path / "more", splits={"none": "train", "test": "train"})
+    assert report.built.images == {"train": 20, "val": 5}
+    assert report.without_split == 0
+
+
+def test_the_vocabulary_comes_from_the_training_captions_only(tmp_path):
+    file, records = own(tmp_path, splits=["train", "val", "test"])
+    records[1]["captions"], records[2]["captions"] = ["a validated picture"], ["a tested picture"]
+    file.write_text(json.dumps(records))
+    prepare(file, tmp_path / "out")
+    words = json.loads((tmp_path / "out" / "coco2014_vocab.json").read_text())["word_to_idx"]
+    assert "picture" in words
+    assert not {"validated", "tested"} & words.keys()
+
+
+@pytest.mark.parametrize("splits", [None, ["train", "test", None]])
+def test_without_val_every_tenth_usable_training_image_is_held_out(tmp_path, splits):
+    file, records = own(tmp_path, 75, splits)
+    step = 3 if splits else 1
+    train = records[::step]
+    train[9]["captions"] = ["..."]  # no caption
+    train[10]["captions"] = ["much too long a caption"]
+    (tmp_path / train[11]["image"]).write_bytes(b"broken")
+    (tmp_path / train[12]["image"]).unlink()
+    file.write_text(json.dumps(records))
+    out = tmp_path / "out"
+    report = prepare(file, out, extractor=FilterBank(), max_words=3, skip_broken=True)
+    assert report.held_out
+    assert report.without_captions == 1
+    assert [broken.path.name for broken in report.broken] == [
+        train[k]["image"].removeprefix("photos/") for k in (11, 12)
+    ]
+    usable = [image for k, image in enumerate(train) if k not in (9, 10, 11, 12)]
+    dataset = open_dataset(out)
+    assert dataset.image_ids("val") == [image["image"] for image in usable[9::10]]
+    assert train[10]["image"] in dataset.image_ids("train")  # it has a caption, for evaluation
+    assert report.built.images["train"] == len(train) - 3 - len(usable) // 10
+    assert report.built.images.get("test", 0) == (25 if splits else 0)
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_splits_that_are_named_are_not_replaced(tmp_path, name):
+    file, records = own(tmp_path, splits=["train", name])
+    for record in records[1::2]:
+        record["captions"] = ["🙂", ""]
+    file.write_text(json.dumps(records))
+    if name == "val":
+        with pytest.raises(DataError, match="no image with a caption for 'val'"):
+            prepare(file, tmp_path / "out")
+    else:
+        report = prepare(file, tmp_path / "out")
+        assert report.built.images == {"train": 12, "val": 1}
+        assert report.without_captions == 12
+
+
+def test_lists_of_images_give_the_splits(tmp_path):
+    own(tmp_path)
+    rows = [f"{k}.png#{j}\tA picture .\n" for k in range(25) for j in range(5)]
+    (tmp_path / "Flickr8k.token.txt").write_text("".join(rows) + "7.png.1#0\tNo such picture .\n")
+    for name, some in (("train", range(20)), ("dev", range(20, 22)), ("test", range(22, 25))):
+        lines = "".join(f"{k}.png\n" for k in some)
+        (tmp_path / f"Flickr_8k.{name}Images.txt").write_text(lines)
+    token, options = tmp_path / "Flickr8k.token.txt", {"images": tmp_path / "photos"}
+    report = prepare(token, tmp_path / "out", extractor=FilterBank(), **options)
+    assert report.built.images == {"train": 20, "val": 2, "test": 3}
+    assert report.without_split == 1
+    assert [file.name for file in report.lists] == [
+        f"Flickr_8k.{name}Images.txt" for name in ("dev", "test", "train")
+    ]
+
+
+def test_a_folder_of_images_and_texts(tmp_path):
+    own(tmp_path)
+    for k in range(25):
+        (tmp_path / "photos" / f"{k}.txt").write_text(f"Picture {k}.\nA picture.\n")
+    report = prepare(tmp_path / "photos", tmp_path / "out", extractor=FilterBank())
+    assert report.built.images == {"train": 23, "val": 2}
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.image_ids("val") == ["9.png", "19.png"]
+    assert dataset.references("val")[0] == ["Picture 9.", "A picture."]
+
+
+def test_captions_without_a_word_count_nowhere(tmp_path):
+    file, records = own(tmp_path, 4, splits=["train", "val"])
+    records[0]["captions"] = ["...", "a red picture", "🙂"]
+    records[1]["captions"] = ["..."]
+    file.write_text(json.dumps(records))
+    report = prepare(file, tmp_path / "out", extractor=FilterBank())
+    assert report.without_captions == 1
+    assert report.built.images == {"train": 2, "val": 1}
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.references("train")[0] == ["a red picture"]
+    stored = json.loads((tmp_path / "out" / "references.json").read_text())
+    assert stored["train"][0]["captions"] == ["...", "a red picture", "🙂"]  # as written
 
 
 def test_without_an_extractor_there_are_no_features(tmp_path):
@@ -140,15 +243,32 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda r: r[3].update(image="photos/none.png"), {}, r"none\.png, which does not exist$"),
+        (
+            lambda r: r[3].update(image="photos/none.png"),
+            {},
+            r"none\.png, which does not exist; expected .*--images; --skip-br",
+        ),
         (lambda r: [i.update(image=i["image"] + "x") for i in r], {}, r"\(and 24 more\)"),
         (lambda r: r.__delitem__(slice(1, None)), {}, "no image with a caption for 'train'"),
         (lambda r: [i.update(captions=[]) for i in r], {}, "no image with a caption for 'train'"),
-        (lambda r: r[0].update(split="train"), {}, "no image with a caption for 'val'"),
-        (lambda r: [i.update(captions=["!"]) for i in r], {}, "no caption for 'train'; expected"),
+        (
+            lambda r: r[0].update(split="test"),
+            {},
+            "no image with a caption for 'train'; .*; 24 have no split: --splits none=train",
+        ),
+        (
+            lambda r: [i.update(captions=["!"]) for i in r],
+            {},
+            "no image with a caption for 'train'",
+        ),
+        (
+            lambda r: None,
+            {"max_words": 1},
+            r"no training image has a caption of 1 to 1 words; expected .*\(--max-words\)",
+        ),
         (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
         (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
-        (lambda r: None, {"validation": "dev"}, "'dev' is unknown; expected val or test"),
+        (lambda r: None, {"splits": {"a": "dev"}}, "'a' cannot mean 'dev'; expected train or"),
     ],
 )
 def test_invalid_input_is_named_and_nothing_is_left(tmp_path, change, options, message):

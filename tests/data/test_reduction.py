@@ -69,6 +69,22 @@ def test_the_features_of_both_splits_are_those_of_the_training_set_transformed(
     assert report.seconds > 0
 
 
+def test_the_test_split_is_transformed_and_nothing_is_learnt_from_it(folder: Path) -> None:
+    reduce_folder(folder, 5)
+    alone = PCA.read(folder / "pca.h5")
+    write_features(folder, "test", 9 * some_features(31))
+    report = reduce_folder(folder, 5, replace=True)
+    assert report.images == 60 + 25 + 31
+    assert PCA.read(folder / "pca.h5").equals(alone)
+    expected = alone.transform(9 * some_features(31))
+    numpy.testing.assert_allclose(read_reduced(folder, "test"), expected, atol=1e-4)
+    for path in folder.glob("*pca*"):
+        if "test" not in path.name:
+            path.unlink()
+    with pytest.raises(DataError, match=r"test2014_vgg16_fc7_pca\.h5 already exists"):
+        reduce_folder(folder, 5)
+
+
 def test_a_data_folder_opens_with_its_new_features(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "tiny")
     assert open_dataset(folder).kind == "fc7"

@@ -70,6 +70,38 @@ def test_lengths_and_unknown_words_are_counted(folder):
     assert summarize(folder)["problems"] == ["<UNK> is 30% of the words of 'val'"]
 
 
+def change_references(folder, captions):
+    path = folder / "references.json"
+    references = json.loads(path.read_text())
+    references["val"][1]["captions"] = captions
+    path.write_text(json.dumps(references))
+
+
+def test_captions_that_are_too_long_to_train_on_are_captions(tmp_path):
+    file, records = own(tmp_path)
+    records[3]["captions"] = ["a very long caption of one picture"]
+    file.write_text(json.dumps(records))
+    prepare(file, tmp_path / "out", extractor=FilterBank(), max_words=5)
+    assert summarize(tmp_path / "out")["problems"] == []
+
+
+def test_the_test_split_is_summarized_and_compared(tmp_path):
+    file, _ = own(tmp_path, splits=["train", "val", "test"])
+    prepare(file, tmp_path / "out", extractor=FilterBank())
+    found = summarize(tmp_path / "out")
+    assert found["problems"] == []
+    assert {name: split["images"] for name, split in found["splits"].items()} == {
+        "train": 9, "val": 8, "test": 8,
+    }  # fmt: skip
+    urls = (tmp_path / "out" / "train2014_urls.txt").read_text().splitlines()
+    (tmp_path / "out" / "test2014_urls.txt").write_text("\n".join(urls[:8]))
+    (problem,) = summarize(tmp_path / "out")["problems"]
+    assert problem.startswith("8 images are in both 'train' and 'test': ")
+    (tmp_path / "out" / "test2014_vgg16_fc7.h5").unlink()
+    problems = summarize(tmp_path / "out")["problems"]
+    assert problems == ["no features for 'test'; expected test2014_vgg16_fc7.h5"]
+
+
 FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
 
 
@@ -87,15 +119,31 @@ FC7, CAPTIONS = "train2014_vgg16_fc7.h5", "coco2014_captions.h5"
             lambda f: (f / "val2014_urls.txt").write_text(
                 (f / "train2014_urls.txt").read_text().split()[0] + "\nelse\n"
             ),
-            "1 images are in both splits",
+            "1 images are in both 'train' and 'val': ",
         ),
         (
             lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.__setitem__(0, 99)),
             "names images 0 to 99",
         ),
         (
-            lambda f: change(f / CAPTIONS, "train_image_idxs", lambda v: v.fill(0)),
+            lambda f: (
+                (f / "references.json").unlink(),
+                change(f / CAPTIONS, "train_image_idxs", lambda v: v.fill(0)),
+            ),
             "22 of 23 images of 'train' have no caption",
+        ),
+        (
+            lambda f: (
+                (f / "references.json").unlink(),
+                change(f / CAPTIONS, "val_captions", lambda v: v[2:, 1:].fill(2)),
+            ),
+            "1 of 2 images of 'val' have no caption",
+        ),
+        (lambda f: change_references(f, ["...", "🙂"]), "1 of 2 images of 'val' have no caption"),
+        (lambda f: change_references(f, [3]), "references.json: expected 'val', a list of objects"),
+        (
+            lambda f: (f / "references.json").write_text("["),
+            "references.json is not JSON: Expecting value: line 1 column 2 (char 1)",
         ),
         (
             lambda f: change(f / CAPTIONS, "val_captions", lambda v: v[0, 2:3].fill(1)),
@@ -131,6 +179,6 @@ def test_features_of_different_sizes_are_problems(folder):
 
 
 def test_an_empty_and_a_missing_folder(tmp_path):
-    assert len(summarize(tmp_path)["problems"]) == 3
+    assert len(summarize(tmp_path)["problems"]) == 4
     with pytest.raises(DataError, match="is not a folder"):
         summarize(tmp_path / "none")

@@ -1,5 +1,6 @@
 """What of xpcap reads files: for each a valid one, how it is changed, and what reads it."""
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -205,6 +206,25 @@ def csv_file(folder):
     return written("captions.csv", "\n".join(rows))(folder)
 
 
+def token_file(folder):
+    rows = [f"{k}.png#{j}\tA picture , {k} ." for k in range(3) for j in range(2)]
+    (folder / "testImages.txt").write_text("2.png\n")
+    (folder / "trainImages.txt").write_text("0.png\n1.png\n")
+    return written("Flickr8k.token.txt", "\n".join(rows))(folder)
+
+
+def lists_of_images(folder):
+    token_file(folder)
+    return folder / "trainImages.txt"
+
+
+def compressed(folder):
+    path = folder / "captions.jsonl.gz"
+    rows = [json.dumps({"file_name": f"{k}.png", "text": "A picture."}) for k in range(3)]
+    path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    return path
+
+
 def coco(records):
     images = [{"id": k, "file_name": r["image"], "coco_url": "a"} for k, r in enumerate(records)]
     said = [
@@ -213,12 +233,15 @@ def coco(records):
     return {"images": images, "annotations": said}
 
 
+SPLITS = ("train", "restval", "val", "test")
+
+
 def karpathy(records):
     return {
         "images": [
-            {"filename": r["image"], "filepath": ".", "split": split, "cocoid": 7,
+            {"filename": r["image"], "filepath": ".", "split": split, "cocoid": k,
              "sentences": [{"raw": text} for text in r["captions"]]}
-            for r, split in zip(records, ["train", "restval", "val", "test"], strict=True)
+            for k, (r, split) in enumerate(zip(records, SPLITS, strict=True))
         ]
     }  # fmt: skip
 
@@ -441,6 +464,11 @@ LOADERS = {
     "captions, COCO": Loader(partial(captioned, change=coco), load_captions, json_file),
     "captions, Karpathy": Loader(partial(captioned, change=karpathy), load_captions, json_file),
     "captions, CSV": Loader(csv_file, load_captions, flipped),
+    "captions, Flickr8k": Loader(token_file, load_captions, flipped),
+    "captions, list of a split": Loader(
+        lists_of_images, lambda path: load_captions(path.parent / "Flickr8k.token.txt"), flipped
+    ),
+    "captions, compressed": Loader(compressed, load_captions, flipped),
     "annotations, captions": Loader(
         partial(annotations, name="captions.json"), load_annotations, json_file
     ),

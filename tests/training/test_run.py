@@ -73,7 +73,7 @@ def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
     ("options", "message"),
     [
         ({"cell": "mlp"}, "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
-        ({"rule": "adagrad"}, "update rule 'adagrad' is unknown"),
+        ({"rule": "adagrad"}, "rule 'adagrad' is unknown"),
         ({"lr": float("nan")}, "lr must be a finite positive number, got nan"),
         ({"batch_size": 49}, r"batch size 49 is not in 1\.\.48"),
         ({"max_train": 49}, r"max-train 49 is not in 1\.\.48"),

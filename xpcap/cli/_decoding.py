@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from xpcap.cli._options import Positive, length_penalty_option, option, option_name, together
+from xpcap.cli._options import Positive, length_penalty_option, named_as_options, option, together
 
 if TYPE_CHECKING:
     from xpcap.data.vocabulary import Vocabulary
     from xpcap.decoding import Beam, Sampling
-
-_BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 decoding_options = together(
     option("--beam", 1, "Beam width; 1 is greedy decoding.", type=Positive),
@@ -40,48 +37,22 @@ decoding_options = together(
 )
 
 
-def make_decoder(
-    vocabulary: Vocabulary, options: Mapping[str, Any], count: int = 1
+def search_of(
+    vocabulary: Vocabulary, options: Mapping[str, Any], n_best: int = 1
 ) -> Beam | Sampling:
-    """Translate the options into a decoding of `count` captions per image (`--n-best`)."""
-    from xpcap.decoding import Beam, Constraints, Sampling
-    from xpcap.runs import banned_tokens
+    """Translate the options into a search; those that were given must go together."""
+    from xpcap.runs.search import check_search, make_search
 
-    _check(options, count)
-    constraints = Constraints(
-        options["min_words"],
-        options["max_words"],
-        options["no_repeat_ngram"],
-        banned_tokens(vocabulary, options["allow_unk"]),
-    )
-    if options["sample"]:
-        chosen = {name: options[name] for name in _SAMPLING_ONLY}
-        return Sampling(count, **chosen, constraints=constraints)
-    return Beam(
-        width=options["beam"],
-        n_best=count,
-        length_penalty=options["length_penalty"],
-        groups=options["groups"],
-        diversity=options["diversity"],
-        constraints=constraints,
-    )
+    source = click.get_current_context().get_parameter_source
+    given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
+    with named_as_options():
+        check_search({**given, "n_best": n_best})
+    return make_search(vocabulary, n_best=n_best, **options)
 
 
 def used(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that apply: without those of beam search or those of sampling."""
-    unused = _BEAM_ONLY if options["sample"] else _SAMPLING_ONLY
+    from xpcap.runs.search import BEAM_ONLY, SAMPLING_ONLY
+
+    unused = BEAM_ONLY if options["sample"] else SAMPLING_ONLY
     return {name: value for name, value in options.items() if name not in unused}
-
-
-def _check(options: Mapping[str, Any], count: int) -> None:
-    """Refuse options that contradict each other or have no effect."""
-    source = click.get_current_context().get_parameter_source
-    for name in options.keys() - used(options).keys():
-        if source(name) is ParameterSource.COMMANDLINE:
-            goes = "does not go" if options["sample"] else "goes"
-            raise click.UsageError(f"{option_name(name)} {goes} with --sample")
-    if not options["sample"] and count > options["beam"]:
-        raise click.UsageError(
-            f"--n-best {count} is more than --beam {options['beam']} can find; expected --beam"
-            f" {count} or more, or --sample"
-        )

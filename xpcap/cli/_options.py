@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +63,7 @@ def together(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 runs_argument = click.argument("runs", type=AnyPath, nargs=-1, required=True, metavar="RUN...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-split_option = choice("--split", "val|train", "Split to caption.")
+split_option = choice("--split", "val|train|test", "Split to caption.")
 data_option = path("--data", "Data folder, if it has moved since training.")
 length_penalty_option = option(
     "--length-penalty",
@@ -94,6 +96,17 @@ compute_options = together(
 def option_name(parameter: str) -> str:
     """Return `--some-option` for `some_option`."""
     return f"--{parameter.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def named_as_options() -> Iterator[None]:
+    """Write `--some-option` for the names of the command's parameters in a message."""
+    try:
+        yield
+    except ConfigurationError as error:
+        names = [parameter.name or "" for parameter in click.get_current_context().command.params]
+        message = re.sub(rf"\b({'|'.join(names)})\b", lambda name: option_name(name[0]), str(error))
+        raise ConfigurationError(message) from error
 
 
 def print_message(message: str) -> None:

@@ -71,15 +71,12 @@ class _TrainingBar:
             self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
-        from xpcap.training.trainer import perplexity_of
+        from xpcap.training.trainer import epoch_line
 
         rate = self.seen / max(self.stepped - self.started, 1e-9)
         total = trainer.schedule.epochs
-        losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
-        perplexity = perplexity_of(trainer.losses["val"])
         self.progress.console.print(  # above the bar, which click.echo would run into
-            f"epoch {trainer.epoch}/{total}: nats per word: {losses};"
-            f" val perplexity {perplexity:.2f}; {rate:,.0f} captions/s",
+            f"{epoch_line(trainer)}; {rate:,.0f} captions/s",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         description = f"epoch {min(trainer.epoch + 1, total)}"

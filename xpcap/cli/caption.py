@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from xpcap.cli import _options as common
-from xpcap.cli._decoding import decoding_options, make_decoder
+from xpcap.cli._decoding import decoding_options, search_of
+from xpcap.cli._progress import stages
+
+if TYPE_CHECKING:
+    from xpcap.data.dataset import Dataset
+    from xpcap.runs import Run
+
+_ENDINGS = (".json", ".csv", ".html")
+_OF_A_SPLIT, _OF_FILES = ("split", "count", "data"), ("weights", "skip_broken")
+
+
+def _check_ending(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    if value is not None and value.suffix.lower() not in _ENDINGS:
+        raise click.BadParameter(f"{value} has another ending than {', '.join(_ENDINGS)}")
+    return value
 
 
 @click.command()
-@common.runs_argument
+@click.argument("arguments", nargs=-1, required=True, metavar="RUN... [IMAGE]...")
 @common.split_option
 @common.option("--count", 10, "Number of images of the split.", type=common.Positive)
-@common.path(
-    "--image images", "Image file to caption instead of a split; may be repeated.", multiple=True
+@click.option("--image", "images", multiple=True, help="The same as IMAGE; may be repeated.")
+@click.option(
+    "--skip-broken",
+    is_flag=True,
+    help="Leave out image files that cannot be opened, which are named on stderr; in JSON they have"
+    " the reason as their error and no caption, in HTML it is shown.",
 )
 @common.path("--weights", "ONNX file of the feature extractor, if it has moved since training.")
 @common.data_option
@@ -30,34 +52,119 @@ from xpcap.cli._decoding import decoding_options, make_decoder
 @decoding_options
 @common.compute_options
 @common.json_option
+@common.path(
+    "--out",
+    "File to write instead of printing captions: .json as --json; .csv with the columns image,"
+    " caption and log_prob, and rank with --n-best; or .html, thumbnails with their captions.",
+    callback=_check_ending,
+)
 def caption(
-    runs: tuple[Path, ...],
+    arguments: tuple[str, ...],
     split: str,
     count: int,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
+    skip_broken: bool,
     weights: Path | None,
     data: Path | None,
     n_best: int,
     device: str,
     as_json: bool,
+    out: Path | None,
     **options: Any,
 ) -> None:
-    """Caption images of a trained RUN's data set, or any image files.
+    """Caption any image files, or images of a trained RUN's data set.
 
-    Several RUNs form an ensemble: their word probabilities are averaged. Image files need runs
-    whose features xpcap computes from pixels. --json adds the log-probability of every word.
+    An IMAGE is a file, a folder, of which all images at any depth are taken, or a pattern such as
+    '*.jpg'. Image files need runs whose features xpcap computes from pixels. Several RUNs, before
+    the first IMAGE, form an ensemble: their word probabilities are averaged. --json adds the
+    log-probability of every word.
     """
+    from xpcap.data.image_files import find_images
     from xpcap.runs.captions import caption_dataset, caption_images
     from xpcap.runs.dataset import open_data
 
-    if images and data:
-        raise click.UsageError("--data goes with the images of a data set, not with --image")
-    if weights and not images:
-        raise click.UsageError("--weights goes with --image")
-    run = common.open_runs(runs, device)
-    decoder = make_decoder(run.vocabulary, options, n_best)
-    if images:
-        captioned = caption_images(run, images, weights, decoder)
+    first = next((k for k, name in enumerate(arguments) if k and not _is_run(name)), None)
+    runs, given = arguments[:first], arguments[first:] if first else ()
+    _check_options([*given, *images], as_json, out)
+    run = common.open_runs([Path(name) for name in runs], device)
+    decoder = search_of(run.vocabulary, options, n_best)
+    dataset = None
+    if given or images:
+        files = [*find_images(given), *(path for name in images for path in find_images([name]))]
+        with stages() as progress:
+            captioned = caption_images(run, files, weights, decoder, skip_broken, progress)
+        for entry in captioned:
+            if "error" in entry:
+                common.print_message(f"left out: {entry['error']}")
     else:
-        captioned = caption_dataset(run, open_data(run, data), split, count, decoder)
-    (common.print_json if as_json else common.print_captions)(captioned)
+        dataset = open_data(run, data)
+        captioned = caption_dataset(run, dataset, split, count, decoder)
+    if out is not None:
+        _write(out, run, runs, dataset, captioned, n_best > 1)
+    elif as_json:
+        common.print_json(captioned)
+    else:
+        common.print_captions([entry for entry in captioned if "error" not in entry])
+
+
+def _is_run(name: str) -> bool:
+    """Whether an argument is a run folder or a checkpoint file."""
+    from xpcap.runs import is_run
+
+    path = Path(name)
+    return is_run(path) or (path.suffix == ".safetensors" and path.is_file())
+
+
+def _check_options(images: Sequence[str], as_json: bool, out: Path | None) -> None:
+    """Refuse options that have no effect, and runs among images."""
+    source = click.get_current_context().get_parameter_source
+    expected, other = "the images of a data set", "image files"
+    if not images:
+        expected, other = other, expected
+    for name in _OF_A_SPLIT if images else _OF_FILES:
+        if source(name) is ParameterSource.COMMANDLINE:
+            option = common.option_name(name)
+            raise click.UsageError(f"{option} goes with {expected}, not with {other}")
+    for name in images:
+        if _is_run(name):
+            raise click.UsageError(f"{name} is a run; expected runs before images")
+    if as_json and out is not None:
+        raise click.UsageError("--json prints; expected it without --out, or --out FILE.json")
+
+
+def _write(
+    out: Path,
+    run: Run,
+    names: Sequence[str],
+    dataset: Dataset | None,
+    captioned: Sequence[dict[str, Any]],
+    ranked: bool,
+) -> None:
+    from xpcap.distributed import by_first
+    from xpcap.runs.captions import write_csv, write_json
+
+    def write() -> None:
+        match out.suffix.lower():
+            case ".json":
+                write_json(out, captioned)
+            case ".csv":
+                write_csv(out, captioned, ranked)
+            case _:
+                _write_html(out, names, dataset, captioned)
+
+    by_first(run.ranks, write)
+    common.print_result(out)
+
+
+def _write_html(
+    out: Path, names: Sequence[str], dataset: Dataset | None, captioned: Sequence[dict[str, Any]]
+) -> None:
+    from xpcap.data.images import open_stored
+    from xpcap.report.contact_sheet import write_contact_sheet
+
+    folder = Path() if dataset is None else dataset.folder.absolute()
+    with stages() as progress:
+        title = f"Captions by {' and '.join(names)}"
+        write_contact_sheet(
+            out, title, captioned, lambda name: open_stored(folder / name), progress
+        )

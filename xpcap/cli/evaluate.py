@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from xpcap.cli import _options as common
-from xpcap.cli._decoding import decoding_options, make_decoder, used
+from xpcap.cli._decoding import decoding_options, search_of, used
 
 
 @click.command()
@@ -49,7 +49,7 @@ def evaluate(
 
     names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
     run = common.open_runs(runs, device)
-    decoder = make_decoder(run.vocabulary, options)
+    decoder = search_of(run.vocabulary, options)
     found = evaluate_run(run, open_data(run, data), split, decoder, names)
     for path, write in ((images, write_images), (results, write_results)):
         if path is not None and not run.ranks.rank:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,12 @@ from xpcap import distributed
 from xpcap.cli import _options as common
 from xpcap.cli._options import NonNegative, Positive, choice, option, path, print_message
 from xpcap.cli._progress import stages, training
-from xpcap.cli._run_options import CHANGEABLE, changed, saved_every, to_options
 from xpcap.errors import DivergedError, Stopped
 
 if TYPE_CHECKING:
+    from xpcap.data.dataset import Dataset
     from xpcap.distributed import Ranks
+    from xpcap.training.options import RunOptions
     from xpcap.training.trainer import Trainer
 
 SHOWN = 8
@@ -72,13 +72,13 @@ SHOWN = 8
 )
 @path(
     "--resume",
-    f"Continue a stopped run with its own options; these may be changed: {CHANGEABLE}.",
+    "Continue a stopped run with its own options; --epochs, --patience, --lazy, --save-every,"
+    " --keep, --on-nan, --data, --device and --tensorboard may be changed.",
     metavar="RUN",
 )
 @click.option(
     "--save-every",
     metavar="STEPS|MINUTESm",
-    callback=lambda context, parameter, value: saved_every(value),
     help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
 @option("--keep", 0, "Number of earlier checkpoints to keep.", type=NonNegative)
@@ -107,18 +107,23 @@ def train(
     """
     from xpcap.runs import Run, check_new_run
     from xpcap.runs.captions import caption_dataset
+    from xpcap.runs.folder import reserved_run
+    from xpcap.training.options import run_options
     from xpcap.training.run import RunContext, resume_run, train_run
     from xpcap.training.trainer import perplexity_of
 
     tensorboard = options.pop("tensorboard")
     if resume is None:
-        chosen = to_options(options)
+        with common.named_as_options():
+            chosen = run_options(**options)
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
         folder = _data_folder(data, ranks)
         name = f"{folder.name}-{chosen.cell}"
-        out = out or distributed.by_first(ranks, lambda: _next_run(Path("runs"), name))
+        if out is None:
+            reserved, command = reserved_run(Path("runs"), name), click.get_current_context()
+            out = distributed.by_first(ranks, lambda: command.with_resource(reserved))
         print_message(f"data: {folder}; run: {out}")
         start = functools.partial(train_run, folder, out, chosen, backend)
     elif out is None:
@@ -126,7 +131,7 @@ def train(
         given = {name: value for name, value in options.items() if _given(name)}
         moved = _data_folder(data, ranks) if _given("data") else None
         out = resume
-        change = functools.partial(changed, given=given)
+        change = functools.partial(_changed, given)
         start = functools.partial(resume_run, resume, backend, change, moved)
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
@@ -160,6 +165,7 @@ def train(
             f"validation loss {loss:.4f} nats per word, perplexity {perplexity:.2f}"
             f" (epoch {trainer.best_epoch}); run: {out}"
         )
+        print_message(f"next: {_next_command(out, dataset)}")
 
 
 @contextlib.contextmanager
@@ -172,6 +178,12 @@ def _hints(run: Path) -> Iterator[None]:
         raise Stopped(f"{stop}: {resume}", stop.signal) from stop
     except DivergedError as error:
         raise DivergedError(f"{error} (--lr, --on-nan)") from error
+
+
+def _next_command(run: Path, dataset: Dataset) -> str:
+    what = "photo.jpg" if dataset.description.get("extractor") else "--beam 3"
+    commands = (["caption", str(run), *what.split()], ["evaluate", str(run)], ["report", str(run)])
+    return "; ".join(shlex.join(["xpcap", *words]) for words in commands)
 
 
 def _given(name: str) -> bool:
@@ -198,5 +210,8 @@ def _data_folder(data: str, ranks: Ranks) -> Path:
     return folder
 
 
-def _next_run(parent: Path, name: str) -> Path:
-    return next(path for k in itertools.count(1) if not (path := parent / f"{name}-{k}").exists())
+def _changed(given: dict[str, Any], before: RunOptions) -> RunOptions:
+    from xpcap.training.options import changed_options
+
+    with common.named_as_options():
+        return changed_options(before, **given)

@@ -2,7 +2,7 @@
 
 `from xpcap.compat.cs231n import *` stands in for the imports of the assignment's modules
 `rnn_layers`, `layers`, `layer_utils`, `classifiers.rnn`, `captioning_solver`, `coco_utils`,
-`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; this module
+`image_utils`, `gradient_check` and `optim`. Most names are xpcap's own functions; this package
 defines those that only the notebooks need. Arrays may be NumPy's or CuPy's.
 """
 
@@ -15,12 +15,20 @@ from typing import Any, Protocol, TypeAlias
 import numpy
 
 from xpcap.backend import Array, namespace
+from xpcap.compat.captioner import CaptioningRNN
+from xpcap.compat.solver import CaptioningSolver, CaptioningTrainer, adam
 from xpcap.data import images
 from xpcap.data.coco import load_coco_data
 from xpcap.data.minibatch import sample_coco_minibatch
 from xpcap.data.vocabulary import decode_captions
+from xpcap.data.web import is_url
 from xpcap.errors import ConfigurationError, ShapeError, XpcapError
-from xpcap.gradcheck import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
+from xpcap.gradcheck import (
+    check_floating,
+    eval_numerical_gradient,
+    eval_numerical_gradient_array,
+    rel_error,
+)
 from xpcap.layers import (
     affine_backward,
     affine_forward,
@@ -47,9 +55,7 @@ from xpcap.layers import (
 from xpcap.layers.activations import ReLUCache
 from xpcap.layers.activations import sigmoid as logistic
 from xpcap.layers.affine import AffineCache, AffineGradients
-from xpcap.models import CaptioningRNN
-from xpcap.optim import adam, rmsprop, sgd, sgd_momentum
-from xpcap.training.solver import CaptioningSolver, CaptioningTrainer
+from xpcap.optim import rmsprop, sgd, sgd_momentum
 
 __all__ = [  # noqa: RUF022 - by modules of the assignment
     # rnn_layers, with the GRU
@@ -114,8 +120,9 @@ def grad_check_sparse(
     """Print the numerical and the analytic gradient of a number `f(x)` at a few random places.
 
     The places are drawn by NumPy's global generator. There, elements of `x` are changed in place
-    by `h`, the step of the central differences, and restored.
+    by `h`, the step of the central differences, and restored. `x` is floating.
     """
+    check_floating(x)
     for _ in range(num_checks):
         place = tuple(int(numpy.random.randint(size)) for size in x.shape)
         old = x[place].copy()
@@ -199,9 +206,15 @@ def deprocess_image(img: Array, rescale: bool = False) -> Array:
 
 
 def image_from_url(url: str) -> numpy.ndarray | None:
-    """Fetch an RGB image `(height, width, 3)` uint8; if that fails, print why and return None."""
+    """Return an RGB image `(height, width, 3)` uint8; if that fails, print why and return None.
+
+    `url` is an http or https address, or any other of the `urls` of `load_coco_data`: the path of
+    an image file, or one that leads into a zip file.
+    """
     try:
-        return images.image_from_url(url)
+        if is_url(url):
+            return images.image_from_url(url)
+        return numpy.asarray(images.open_stored(url))
     except XpcapError as error:
         print(error)
         return None

@@ -1,94 +1,172 @@
-"""Reading files of images and their captions.
+"""Reading images and their captions from a file or folder of any form.
 
-    own JSON     [{"image": "photos/1.png", "captions": ["..."], "split": "val"}, ...]
-    CSV          image,caption,split: one line per caption
-    COCO         {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
-    Karpathy     {"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}
+The forms of files are those of `captions_json` and `captions_table`, recognized by their contents
+and also read if compressed with gzip. A folder holds images, each with a `.txt` of the same name
+beside it, one caption per line; folders in it may be named after splits.
 
-`"split"` is train, val or test, and optional except in Karpathy's, where `restval` is train.
-
-A reader of a format yields entries, checked only as far as their types; `read_captions` checks
-names and splits, and joins the entries of each image.
+A reader of a form yields entries, checked only as far as their types; `read_captions` checks
+names, splits and ids, and joins the entries of each image.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from xpcap.data.captions_entry import Entry
+from xpcap.data.captions_json import LINES, from_json
+from xpcap.data.captions_table import from_table
 from xpcap.data.encoding import CaptionedImage
-from xpcap.errors import DataError
-from xpcap.files import explained, read_json
+from xpcap.data.image_files import find_images
+from xpcap.data.splits import NONE, read_lists, split_names, split_of
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.files import SMALL, explained, read_text
 
-SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-NUMBER = (int, float)
-_NAMES = {str: "a text", int: "an integer", list: "a list", NUMBER: "a number"}
-
-
-class Entry(NamedTuple):
-    """An image of a captions file with one or more of its captions."""
-
-    where: str  # its place in the file, for messages
-    image: str  # path of the image file
-    captions: list[str]
-    split: Any = None  # None if the file does not say
-    id: int | None = None
-    url: str = ""
+BESIDE = ("images", "Images")
+_SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".json", *LINES, ".gz")
 
 
 @dataclass
 class ImageFile(CaptionedImage):
-    """An image file; `id` is COCO's, or else the index of its first entry."""
+    """An image file; `id` is its own, or else its name as written."""
 
     path: Path = Path()
-    split: str | None = None  # "train", "val", "test", or None if the file does not say
+    name: str = ""  # as written
+    split: str | None = None  # "train", "val", "test", or None if nothing says
 
 
-def read_captions(file: Path, images: Path | None = None) -> list[ImageFile]:
-    """Read a captions file of any of the formats above, each image once in the file's order.
+class Captions(NamedTuple):
+    """The images of a captions file or folder, and the lists that name their splits."""
 
-    Names of images are relative to the folder `images`, by default that of the file. A `DataError`
-    is raised if the file or a record of it cannot be used.
+    images: list[ImageFile]
+    lists: Sequence[Path]
+
+
+def read_captions(
+    source: Path, images: Path | None = None, splits: Mapping[str, str] | None = None
+) -> Captions:
+    """Read a captions file or folder of any of the forms above, each image once, in its order.
+
+    Parameters
+    ----------
+    source
+        The file, or a folder of images.
+    images
+        The folder that a file's names of images are relative to. By default they are looked for in
+        the folder of the file, and in `images` or `Images` there.
+    splits
+        The splits that further names mean; `"none"` are images without one. If nothing else names
+        splits, lists of images beside the file or in the folder do, see `read_lists`.
+
+    Raises
+    ------
+    DataError
+        If a file or a record of it cannot be used.
+    ConfigurationError
+        If `splits` holds an unknown split, or `images` is given with a folder.
     """
-    folder = file.parent if images is None else images
+    names = split_names(splits or {})
+    with explained(source, "read"):
+        is_folder = source.is_dir()
+    if is_folder:
+        if images is not None:
+            raise ConfigurationError(f"--images goes with a captions file, not the folder {source}")
+        entries, beside = _from_folder(source, names), source
+        folders = [source]
+    else:
+        entries, beside = _from_file(source), source.parent
+        folders = [beside, *(beside / name for name in BESIDE)] if images is None else [images]
+    found = _joined(source, entries, folders, names)
+    lists: Sequence[Path] = ()
+    if not any(image.split for image in found):
+        by_index, lists = read_lists(beside, source, [image.name for image in found], names)
+        for k, split in by_index.items():
+            found[k].split = split
+    for image in found:
+        image.split = image.split or names.get(NONE)
+    return Captions(found, lists)
+
+
+def _from_file(file: Path) -> Iterable[Entry]:
+    text = read_text(file)
+    start = text.lstrip()[:1]
+    if not start:
+        raise DataError(f"{file} is empty; expected images and captions")
+    return from_json(file, text) if start in "[{" else from_table(file, text)
+
+
+def _from_folder(folder: Path, names: Mapping[str, str]) -> Iterable[Entry]:
+    images: list[Path] = []
+    with contextlib.suppress(DataError):  # there is none
+        images = find_images([folder])
+    texts = [image.with_suffix(".txt") for image in images]
+    if not any(map(os.path.isfile, texts)):
+        with explained(folder, "read"):
+            paths = sorted(folder.iterdir())
+        files = [str(path) for path in paths if _has_captions(path)]
+        if files:
+            raise DataError(f"{folder} is a folder; expected a captions file: {' or '.join(files)}")
+        raise DataError(
+            f"{folder}: found {len(images)} images, none with its captions beside it; expected"
+            " files such as dog.jpg and dog.txt, or a captions file instead of the folder"
+        )
+    return [_beside(folder, *both, names) for both in zip(images, texts, strict=True)]
+
+
+def _beside(folder: Path, image: Path, text: Path, names: Mapping[str, str]) -> Entry:
+    lines = read_text(text, SMALL).split("\n") if text.is_file() else []
+    captions = [line.strip() for line in lines if line.strip()]
+    name = image.relative_to(folder)
+    above = [part for part in name.parts[:-1] if part.lower() in names]
+    return Entry(str(text), name.as_posix(), captions, above[0] if above else None)
+
+
+def _has_captions(path: Path) -> bool:
+    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+        return False
+    with contextlib.suppress(DataError):
+        return any(True for _ in _from_file(path))
+    return False
+
+
+def _joined(
+    source: Path, entries: Iterable[Entry], folders: Sequence[Path], names: Mapping[str, str]
+) -> list[ImageFile]:
+    """Check the entries, and join those of each image."""
     found: dict[Path, ImageFile] = {}
-    for k, entry in enumerate(_entries(file)):
+    own: dict[Path, int | str] = {}
+    for entry in entries:
         _check_name(entry)
-        path, split = Path(os.path.normpath(folder / entry.image)), _split(entry)
+        path, split = _locate(entry.image, folders), split_of(entry.where, entry.split, names)
         if path not in found:
-            id_ = k if entry.id is None else entry.id
-            found[path] = ImageFile(id_, entry.url, path=path, split=split)
+            found[path] = ImageFile(entry.image, entry.url, path=path, name=entry.image)
         image = found[path]
         image.split = image.split or split
         if split not in (image.split, None):
             raise DataError(
-                f"{file}: {path} is in the splits {image.split} and {split}; expected one"
+                f"{entry.where}: {path} is in the splits {image.split} and {split}; expected one"
             )
         image.captions.extend(entry.captions)
+        if entry.id is not None:
+            image.id = own.setdefault(path, entry.id)
+            if image.id != entry.id:
+                raise DataError(
+                    f"{entry.where}: {path} has the ids {image.id} and {entry.id}; expected one"
+                )
     if not found:
-        raise DataError(f"{file} names no image; expected at least one")
+        raise DataError(f"{source} names no image; expected at least one")
+    by_id: dict[int | str, Path] = {}
+    for path, image in found.items():
+        if by_id.setdefault(image.id, path) != path:
+            raise DataError(
+                f"{source}: {by_id[image.id]} and {path} have the same id {image.id!r}; expected"
+                " one for each image"
+            )
     return list(found.values())
-
-
-def _entries(file: Path) -> Iterable[Entry]:
-    """Choose the reader of a file: CSV by the ending of its name, JSON by its contents."""
-    if file.suffix.lower() == ".csv":
-        return _from_csv(file)
-    content = read_json(file)
-    if isinstance(content, list):
-        return _from_own(file, content)
-    if isinstance(content, dict) and "annotations" in content:
-        return _from_coco(file, content)
-    if isinstance(content, dict) and "images" in content:
-        return _from_karpathy(file, content)
-    raise DataError(
-        f"{file}: expected a list of objects with 'image' and 'captions', COCO's 'images' and"
-        " 'annotations', or the 'images' of a Karpathy split"
-    )
 
 
 def _check_name(entry: Entry) -> None:
@@ -102,90 +180,7 @@ def _check_name(entry: Entry) -> None:
         raise DataError(f"{entry.where}: {name!r} is not a valid file name")
 
 
-def _split(entry: Entry) -> str | None:
-    if entry.split is None:
-        return None
-    if not isinstance(entry.split, str) or entry.split not in SPLITS:
-        raise DataError(f"{entry.where}: split is {entry.split!r}; expected {', '.join(SPLITS)}")
-    return SPLITS[entry.split]
-
-
-def _from_own(file: Path, records: list[Any]) -> Iterator[Entry]:
-    for k, record in enumerate(records):
-        where = f"{file}: entry {k}"
-        name = value_of(where, record, "image", str)
-        captions = value_of(where, record, "captions", list)
-        if not all(isinstance(caption, str) for caption in captions):
-            raise DataError(f"{where}: expected 'captions', a list of texts")
-        yield Entry(where, name, captions, record.get("split"))
-
-
-def _from_csv(file: Path) -> Iterator[Entry]:
-    with explained(file, "read"), open(file, encoding="utf-8-sig", newline="") as lines:
-        try:
-            rows = csv.DictReader(lines, strict=True)
-            rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-            missing = {"image", "caption"} - set(rows.fieldnames)
-            if missing:
-                raise DataError(
-                    f"{file}: no column '{min(missing)}'; expected a first line with the columns"
-                    " image, caption and optionally split"
-                )
-            for row in rows:
-                where = f"{file}: line {rows.line_num}"
-                if None in row:
-                    raise DataError(
-                        f"{where} has more fields than the first line; a caption that contains a"
-                        ' comma must be in "quotes"'
-                    )
-                name, caption = (value_of(where, row, key, str) for key in ("image", "caption"))
-                yield Entry(where, name, [caption], row.get("split") or None)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{file} is not a CSV file in UTF-8: {error}") from error
-
-
-def _from_coco(file: Path, content: Any) -> Iterable[Entry]:
-    entries: dict[int, Entry] = {}
-    for where, record in records_of(file, content, "images"):
-        name, id_ = value_of(where, record, "file_name", str), value_of(where, record, "id", int)
-        if id_ in entries:
-            raise DataError(f"{where}: id {id_} occurs twice; expected each once")
-        url = record.get("coco_url")
-        entries[id_] = Entry(where, name, [], id=id_, url=url if isinstance(url, str) else "")
-    add_captions(file, content, {id_: entry.captions for id_, entry in entries.items()})
-    return entries.values()
-
-
-def _from_karpathy(file: Path, content: Any) -> Iterator[Entry]:
-    for where, record in records_of(file, content, "images"):
-        name, split = (value_of(where, record, key, str) for key in ("filename", "split"))
-        folder, id_ = record.get("filepath"), record.get("cocoid")
-        captions = [
-            value_of(f"{where}: sentences[{j}]", sentence, "raw", str)
-            for j, sentence in enumerate(value_of(where, record, "sentences", list))
-        ]
-        path = os.path.join(folder if isinstance(folder, str) else "", name)
-        yield Entry(where, path, captions, split, id_ if isinstance(id_, int) else None)
-
-
-def value_of(where: str, record: Any, key: str, kind: Any) -> Any:
-    """Return `record[key]`, or raise a `DataError` if it is not of type `kind` (no subclass)."""
-    found = record.get(key) if isinstance(record, dict) else None
-    if type(found) not in (kind if isinstance(kind, tuple) else (kind,)):
-        raise DataError(f"{where}: expected '{key}', {_NAMES[kind]}")
-    return found
-
-
-def records_of(file: Path, content: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield each record of the list `content[key]`, after its name for messages."""
-    for k, record in enumerate(value_of(str(file), content, key, list)):
-        yield f"{file}: {key}[{k}]", record
-
-
-def add_captions(file: Path, content: Any, captions: Mapping[int, list[str]]) -> None:
-    """Add the captions of COCO's `annotations` to those of each image, by id."""
-    for where, record in records_of(file, content, "annotations"):
-        owner = value_of(where, record, "image_id", int)
-        if owner not in captions:
-            raise DataError(f"{where}: image {owner} is not among 'images'")
-        captions[owner].append(value_of(where, record, "caption", str))
+def _locate(name: str, folders: Sequence[Path]) -> Path:
+    """Return the path of an image in the first folder that has it, or else in the first."""
+    paths = [Path(os.path.normpath(folder / name)) for folder in folders]
+    return next(filter(os.path.isfile, paths), paths[0])

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.captions_file import NUMBER, add_captions, records_of, value_of
+from xpcap.data.captions_entry import NUMBER, value_of
+from xpcap.data.captions_json import add_captions, records_of
 from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode
 from xpcap.data.folder import write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize

@@ -13,15 +13,23 @@ import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.features import Features, LazyFeatures, read_features
-from xpcap.data.hdf5 import open_hdf5, read_array
-from xpcap.data.vocabulary import NULL, START, Vocabulary, decode_captions, plain
+from xpcap.data.hdf5 import open_hdf5, read_array, whole
+from xpcap.data.vocabulary import (
+    NULL,
+    START,
+    Vocabulary,
+    decode_captions,
+    has_words,
+    plain,
+)
+from xpcap.data.web import is_url
 from xpcap.errors import DataError
 from xpcap.files import SMALL, explained, read_bytes, read_json
 
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation split, on the host."""
+    """The training, the validation or the test split, on the host."""
 
     captions: numpy.ndarray  # (M, T) int32, word indices
     image_idxs: numpy.ndarray  # (M,) int32, rows of features and urls
@@ -32,9 +40,9 @@ class Split:
         return len(self.captions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
-    """An open data folder with the splits `"train"` and `"val"`."""
+    """An open data folder with the splits `"train"`, `"val"` and, if it has one, `"test"`."""
 
     folder: Path
     vocabulary: Vocabulary
@@ -42,30 +50,58 @@ class Dataset:
     kind: str  # of the features: "pca" or "fc7"
     description: Mapping[str, Any]  # dataset.json: name, features in words, extractor if any
 
+    def __repr__(self) -> str:
+        extractor = (self.description.get("extractor") or {}).get("name", "its files")
+        lines = [
+            f"  {name}: {split.features.shape[0]} images, {len(split)} captions"
+            for name, split in self.splits.items()
+        ]
+        what = f"{len(self.vocabulary)} words, {self.feature_dim} features ({self.kind})"
+        return "\n".join([f"Dataset({str(self.folder)!r}): {what} of {extractor}", *lines])
+
     @property
     def feature_dim(self) -> int:
         """D, features per image."""
         return self.splits["train"].features.shape[1]
 
+    def split(self, name: str) -> Split:
+        """Return a split, or raise a `DataError` that names those that there are."""
+        if name not in self.splits:
+            raise DataError(
+                f"{self.folder} has no split '{name}'; expected {' or '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+    def address(self, name: str, row: int) -> str:
+        """Return where an image of a split is: a web address, or an absolute path.
+
+        The path is that of a file, or leads into a zip file; see `images.open_stored`. Paths that
+        are relative in the data folder are relative to it.
+        """
+        url = self.splits[name].urls[row]
+        return url if not url or is_url(url) else str(self.folder.absolute() / url)
+
     def references(self, name: str) -> list[list[str]]:
-        """Return the captions of each image of a split, as text.
+        """Return the captions that hold a word of each image of a split, as text.
 
         They come from `references.json` if there is one, else they are decoded.
         """
-        split = self.splits[name]
+        split = self.split(name)
         images = split.features.shape[0]
         if not self._has_references:
             by_image = collections.defaultdict(list)
             sentences = decode_captions(split.captions, self.vocabulary.idx_to_word)
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
                 by_image[image].append(plain(sentence))
-            return [by_image[image] for image in range(images)]
-        return [list(image["captions"]) for image in self._described(name)]
+            captions = [by_image[image] for image in range(images)]
+        else:
+            captions = [image["captions"] for image in self._described(name)]
+        return [list(filter(has_words, of_image)) for of_image in captions]
 
-    def image_ids(self, name: str) -> list[int]:
+    def image_ids(self, name: str) -> list[int | str]:
         """Return the id of each image of a split from `references.json`, or else its index."""
         if not self._has_references:
-            return list(range(self.splits[name].features.shape[0]))
+            return list(range(self.split(name).features.shape[0]))
         return [image.get("id", place) for place, image in enumerate(self._described(name))]
 
     @property
@@ -78,19 +114,23 @@ class Dataset:
         return read_json(self.folder / layout.REFERENCES)
 
     def _described(self, name: str) -> list[dict[str, Any]]:
-        path, content = self.folder / layout.REFERENCES, self._references
-        images = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(images, list) or not all(map(_is_described, images)):
-            raise DataError(
-                f"{path}: expected '{name}', a list of objects with 'captions', each a list of"
-                " texts, and 'id', if any, a whole number"
-            )
-        count = self.splits[name].features.shape[0]
-        if len(images) != count:
-            raise DataError(
-                f"{path}: '{name}' has {len(images)} images; expected {count} as the features have"
-            )
-        return images
+        images = self.split(name).features.shape[0]
+        return described(self.folder / layout.REFERENCES, self._references, name, images)
+
+
+def described(path: Path, content: Any, name: str, count: int) -> list[dict[str, Any]]:
+    """Check the contents of `references.json`, and return its `count` images of a split."""
+    images = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(map(_is_described, images)):
+        raise DataError(
+            f"{path}: expected '{name}', a list of objects with 'captions', each a list of texts,"
+            " and 'id', if any, a whole number or a text"
+        )
+    if len(images) != count:
+        raise DataError(
+            f"{path}: '{name}' has {len(images)} images; expected {count} as the features have"
+        )
+    return images
 
 
 def _is_described(image: Any) -> bool:
@@ -98,7 +138,7 @@ def _is_described(image: Any) -> bool:
     return (
         isinstance(captions, list)
         and all(isinstance(caption, str) for caption in captions)
-        and type(image.get("id", 0)) is int
+        and type(image.get("id", 0)) in (int, str)
     )
 
 
@@ -114,20 +154,22 @@ def open_dataset(
     """Open a data folder (`xpcap.data.folder`): the original CS231n one, or one made by xpcap.
 
     Features are `"pca"`, `"fc7"`, or by `"auto"` pca if there are any, else fc7; if `lazy`, they
-    stay in their files. Of the training captions `rng` draws `max_train` without replacement. A
-    `DataError` is raised if a file is missing, damaged or has other contents.
+    stay in their files, and those of the test split always do. Of the training captions `rng` draws
+    `max_train` without replacement. A `DataError` is raised if a file is missing, damaged or has
+    other contents.
     """
     check_folder(folder)
     kind = _choose_features(folder, features)
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
     splits = {}
     with open_hdf5(folder / layout.CAPTIONS) as file:
-        for name in layout.SPLITS:
+        for name in splits_in(file, folder / layout.CAPTIONS):
             captions, image_idxs = read_split_captions(
                 file, folder / layout.CAPTIONS, name, vocabulary
             )
             path = folder / layout.features_file(name, kind)
-            values = LazyFeatures(path, dtype) if lazy else read_features(path, dtype)
+            stays = lazy or name == layout.TEST  # training does not need the test split
+            values = LazyFeatures(path, dtype) if stays else read_features(path, dtype)
             check_images(folder, name, image_idxs, path, values.shape[0])
             urls = read_urls(folder / layout.urls_file(name), values.shape[0])
             splits[name] = Split(captions, image_idxs.astype(numpy.int32), values, urls)
@@ -135,6 +177,14 @@ def open_dataset(
     if max_train is not None:
         splits["train"] = _draw(splits["train"], max_train, rng or numpy.random.default_rng())
     return Dataset(folder, vocabulary, splits, kind, read_description(folder))
+
+
+def splits_in(file: Any, path: Path) -> tuple[str, ...]:
+    """Return the splits of an open captions file: `SPLITS`, and `TEST` if it has its captions."""
+    key = f"{layout.TEST}_captions"
+    with whole(path, key, "found in it"):
+        has_test = key in file
+    return (*layout.SPLITS, layout.TEST) if has_test else layout.SPLITS
 
 
 def check_folder(folder: Path) -> None:
@@ -169,12 +219,17 @@ def _is_plain_name(name: Any) -> bool:
     return isinstance(name, str) and name == Path(name).name
 
 
-def _choose_features(folder: Path, features: str) -> str:
-    found = [
+def feature_kinds(folder: Path) -> list[str]:
+    """Return which features a data folder has: `"pca"`, `"fc7"`, both or none."""
+    return [
         kind
         for kind in layout.FEATURE_KINDS
         if any((folder / layout.features_file(name, kind)).exists() for name in layout.SPLITS)
     ]
+
+
+def _choose_features(folder: Path, features: str) -> str:
+    found = feature_kinds(folder)
     if features == "auto":
         return found[0] if found else "pca"
     if features not in layout.FEATURE_KINDS:

@@ -20,7 +20,7 @@ LONGEST = 1000
 class CaptionedImage:
     """An image of a data set, and its captions as written."""
 
-    id: int  # in the source of the images
+    id: int | str  # in the source of the images
     url: str
     captions: list[str] = field(default_factory=list)
 

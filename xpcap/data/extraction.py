@@ -10,13 +10,13 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from xpcap import threads
 from xpcap.data.extractors import Extractor
-from xpcap.data.images import open_picture
+from xpcap.data.images import rgb_picture
 from xpcap.data.progress import Progress, no_progress
 from xpcap.distributed import Alone, Ranks, by_first, check_alike
 from xpcap.errors import DataError
@@ -33,23 +33,48 @@ class Broken(NamedTuple):
     reason: str
 
 
-def extract(extractor: Extractor, images: Sequence[Path]) -> numpy.ndarray:
-    """Compute the features `(N, D)` float32 of a few images."""
-    rows = numpy.empty((len(images), extractor.dim), numpy.float32)
-    for first in range(0, len(images), BATCH):
-        batch = images[first : first + BATCH]
-        prepared = [extractor.prepare(open_picture(path)) for path in batch]
-        rows[first : first + BATCH] = _compute(extractor, batch, prepared)
-    return rows
+class Extracted(NamedTuple):
+    """The features `(K, D)` float32 of the K images that can be opened, in order, and the others.
+
+    `opened (N,)` tells for each of all images which of the two it is.
+    """
+
+    features: numpy.ndarray
+    opened: numpy.ndarray
+    broken: list[Broken]
+
+
+def extract(
+    extractor: Extractor,
+    images: Sequence[Any],
+    skip_broken: bool = False,
+    progress: Progress = no_progress,
+    ranks: Ranks | None = None,
+) -> Extracted:
+    """Compute the features of images, each as `rgb_picture` takes it; the ranks share them.
+
+    A `DataError` is raised if features are not finite, or an image cannot be opened and
+    `skip_broken` is False.
+    """
+    features = numpy.empty((len(images), extractor.dim), numpy.float32)
+    broken: list[Broken] = []
+    done = 0
+    for batch in _batches(extractor, images, skip_broken, None, ranks or Alone()):
+        features[done : done + len(batch.rows)] = batch.rows["features"]
+        broken += batch.broken
+        done += len(batch.rows)
+        progress("images", done, len(images))
+    opened = ~numpy.isnan(features[:, 0])
+    return Extracted(features[opened] if broken else features, opened, broken)
 
 
 def _compute(
-    extractor: Extractor, images: Sequence[Path], prepared: Sequence[numpy.ndarray]
+    extractor: Extractor, images: Sequence[Any], prepared: Sequence[numpy.ndarray]
 ) -> numpy.ndarray:
     rows: numpy.ndarray = extractor(numpy.stack(prepared))
-    for path, row in zip(images, rows, strict=True):
+    for image, row in zip(images, rows, strict=True):
         if not numpy.isfinite(row).all():
-            raise DataError(f"{path}: '{extractor.name}' gives NaN or infinity")
+            raise DataError(f"{image}: '{extractor.name}' gives NaN or infinity")
     return rows
 
 
@@ -65,10 +90,7 @@ class Extraction:
         self.images = images
         self._beside = beside.absolute()
         self.path = self._beside.with_name(f".{self._beside.name}.{self._key()}.features")
-        # `stamp` identifies a version of the image file; features of a broken image are NaN
-        self._row = numpy.dtype(
-            [("stamp", numpy.int64, 2), ("features", numpy.float32, extractor.dim)]
-        )
+        self._row = _row_type(extractor)
 
     def _key(self) -> str:
         content = json.dumps(
@@ -108,29 +130,16 @@ class Extraction:
                     file.truncate(done * self._row.itemsize)
                 done = ranks.gather(done)[0]
                 try:
-                    for rows in self._missing(done, skip_broken, workers, ranks):
-                        file.write(rows.tobytes())
+                    missing = self.images[done:]
+                    for batch in _batches(self.extractor, missing, skip_broken, workers, ranks):
+                        file.write(batch.rows.tobytes())
                         file.flush()
-                        done += len(rows)
+                        done += len(batch.rows)
                         progress("images", done, len(self.images))
                 finally:
                     if not (done or ranks.rank):
                         self.path.unlink()
         return by_first(ranks, self._broken)
-
-    def _missing(
-        self, done: int, skip_broken: bool, workers: int | None, ranks: Ranks
-    ) -> Iterator[numpy.ndarray]:
-        """Compute the rows from `done` on in order, one batch of each rank at a time."""
-        batches = [self.images[k : k + BATCH] for k in range(done, len(self.images), BATCH)]
-        rounds = -(-len(batches) // ranks.size)
-        mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
-        pool = ThreadPoolExecutor(workers or threads.available())
-        try:
-            for batch, opened in zip(mine, self._opened(pool, mine), strict=True):
-                yield from ranks.gather(self._rows(batch, opened, skip_broken))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def features(self, images: Collection[Path]) -> Iterator[numpy.ndarray]:
         """Yield the features of some of the images, in the order of all, in blocks."""
@@ -165,52 +174,70 @@ class Extraction:
                     return k
         return written
 
-    def _opened(
-        self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]]
-    ) -> Iterator[list[_Opened]]:
-        """Open batch after batch, always one ahead of the one in use."""
-        opening = ([pool.submit(self._open, path) for path in batch] for batch in [*batches, ()])
-        for now, _ in itertools.pairwise(opening):
-            yield [future.result() for future in now]
-
-    def _open(self, path: Path) -> _Opened:
-        stamp = _stamp(path)
-        try:
-            return _Opened(stamp, self.extractor.prepare(open_picture(path)))
-        except DataError as error:
-            return _Opened(stamp, error)
-
-    def _rows(
-        self, batch: Sequence[Path], opened: Sequence[_Opened], skip_broken: bool
-    ) -> numpy.ndarray:
-        rows = numpy.empty(len(batch), self._row)
-        if not batch:
-            return rows
-        rows["stamp"] = [image.stamp for image in opened]
-        rows["features"] = numpy.nan
-        prepared: dict[int, numpy.ndarray] = {}
-        for k, (_, found) in enumerate(opened):
-            if not isinstance(found, DataError):
-                prepared[k] = found
-            elif not skip_broken:
-                raise found
-        if prepared:
-            paths = [batch[k] for k in prepared]
-            features = _compute(self.extractor, paths, list(prepared.values()))
-            rows["features"][list(prepared)] = features
-        return rows
-
     def _broken(self) -> list[Broken]:
         """Return the images whose rows are NaN."""
         found = []
         for first, block in self._blocks(len(self.images)):
             for k in numpy.flatnonzero(numpy.isnan(block["features"][:, 0])).tolist():
                 path = self.images[first + k]
-                error = self._open(path).found
+                error = _open(self.extractor, path).found
                 again = isinstance(error, DataError)
                 reason = str(error) if again else f"{path} could not be opened at first"
                 found.append(Broken(path, reason))
         return found
+
+
+class _Batch(NamedTuple):
+    """Rows of consecutive images, with features of NaN for those that cannot be opened."""
+
+    rows: numpy.ndarray  # `_row_type`
+    broken: list[Broken]
+
+
+def _row_type(extractor: Extractor) -> numpy.dtype[numpy.void]:
+    """Return the type of a row: `stamp` identifies a version of the image file."""
+    return numpy.dtype([("stamp", numpy.int64, 2), ("features", numpy.float32, extractor.dim)])
+
+
+def _batches(
+    extractor: Extractor,
+    images: Sequence[Any],
+    skip_broken: bool,
+    workers: int | None,
+    ranks: Ranks,
+) -> Iterator[_Batch]:
+    """Compute the rows of images in order, one batch of each rank at a time."""
+    batches = [images[k : k + BATCH] for k in range(0, len(images), BATCH)]
+    rounds = -(-len(batches) // ranks.size)
+    mine = [*batches[ranks.rank :: ranks.size], ()][:rounds]
+    pool = ThreadPoolExecutor(workers or threads.available())
+    try:
+        for batch, opened in zip(mine, _opened(pool, extractor, mine), strict=True):
+            yield from ranks.gather(_batch(extractor, batch, opened, skip_broken))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batch(
+    extractor: Extractor, images: Sequence[Any], opened: Sequence[_Opened], skip_broken: bool
+) -> _Batch:
+    rows, broken = numpy.empty(len(images), _row_type(extractor)), list[Broken]()
+    if not images:
+        return _Batch(rows, broken)
+    rows["stamp"] = [image.stamp for image in opened]
+    rows["features"] = numpy.nan
+    prepared: dict[int, numpy.ndarray] = {}
+    for k, (_, found) in enumerate(opened):
+        if not isinstance(found, DataError):
+            prepared[k] = found
+        elif skip_broken:
+            broken.append(Broken(images[k], str(found)))
+        else:
+            raise found
+    if prepared:
+        features = _compute(extractor, [images[k] for k in prepared], list(prepared.values()))
+        rows["features"][list(prepared)] = features
+    return _Batch(rows, broken)
 
 
 class _Opened(NamedTuple):
@@ -218,6 +245,23 @@ class _Opened(NamedTuple):
 
     stamp: tuple[int, int]
     found: numpy.ndarray | DataError
+
+
+def _opened(
+    pool: ThreadPoolExecutor, extractor: Extractor, batches: Sequence[Sequence[Any]]
+) -> Iterator[list[_Opened]]:
+    """Open batch after batch, always one ahead of the one in use."""
+    opening = ([pool.submit(_open, extractor, path) for path in batch] for batch in [*batches, ()])
+    for now, _ in itertools.pairwise(opening):
+        yield [future.result() for future in now]
+
+
+def _open(extractor: Extractor, image: Any) -> _Opened:
+    stamp = _stamp(image) if isinstance(image, Path) else (0, 0)
+    try:
+        return _Opened(stamp, extractor.prepare(rgb_picture(image)))
+    except DataError as error:
+        return _Opened(stamp, error)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

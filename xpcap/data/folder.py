@@ -3,14 +3,16 @@
 The names are the assignment's, so that its folder opens unchanged and its code reads ours.
 `dataset.json` adds where the features come from, and how the data set was made.
 
-    coco2014_captions.h5              train_captions (M, T), train_image_idxs (M,), val_... ; int32
-    coco2014_vocab.json               idx_to_word, word_to_idx
-    {train,val}2014_vgg16_fc7.h5      features (images, D) float32
-    {train,val}2014_vgg16_fc7_pca.h5  features (images, 512) float32
-    {train,val}2014_urls.txt          one line per image: where to see it
-    references.json                   optional: for each image its id and all captions, as written
-    pca.h5                            optional: mean, components, explained_variance
-    dataset.json                      optional: name, features, extractor, ...
+    coco2014_captions.h5               train_captions (M, T), train_image_idxs (M,), val_... ; int32
+    coco2014_vocab.json                idx_to_word, word_to_idx
+    {train,val}2014_vgg16_fc7.h5       features (images, D) float32
+    {train,val}2014_vgg16_fc7_pca.h5   features (images, 512) float32
+    {train,val}2014_urls.txt           one line per image: where to see it
+    references.json                    optional: for each image its id and all captions, as written
+    pca.h5                             optional: mean, components, explained_variance
+    dataset.json                       optional: name, features, extractor, ...
+
+There may be a split `test` as well, in the same arrays and files.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from xpcap.data.hdf5 import write_arrays
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val")  # of every data folder
+TEST = "test"  # the split that a folder may have as well
 FEATURE_KINDS = ("pca", "fc7")
 CAPTIONS = "coco2014_captions.h5"
 VOCABULARY = "coco2014_vocab.json"
@@ -53,7 +56,7 @@ class SplitContents:
     captions: numpy.ndarray  # (M, T), word indices <START> ... <END> padded with <NULL>
     image_idxs: numpy.ndarray  # (M,)
     urls: Sequence[str]
-    ids: Sequence[int]  # in the source of the images
+    ids: Sequence[int | str]  # in the source of the images
     references: Sequence[Sequence[str]]  # captions as written
     features: Mapping[str, numpy.ndarray] = field(default_factory=dict)  # by kind, (images, D)
 

@@ -13,9 +13,9 @@ from xpcap.errors import DataError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif",
 )  # fmt: skip
-"""Names that are images in a folder; HEIC is among them so that it is refused by name."""
+"""Names that are images in a folder; HEIC and AVIF are among them to be refused by name."""
 
 
 def find_images(arguments: Iterable[str | Path]) -> list[Path]:
@@ -28,7 +28,8 @@ def find_images(arguments: Iterable[str | Path]) -> list[Path]:
     Raises
     ------
     DataError
-        If an argument is a URL, does not exist, or has no image.
+        If an argument is a URL, or a folder or pattern without an image. A file that does not exist
+        is found, and opening it fails.
     """
     found: dict[Path, None] = {}
     for argument in arguments:

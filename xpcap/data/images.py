@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -22,7 +23,12 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 MOST_PIXELS = 89_000_000  # of any image
 LONGEST_SIDE = 2**16 - 1  # in pixels, as in JPEG; decoding takes time per row
 UNSUSPICIOUS, DENSEST = 2**24, 32  # pixels of any image; pixels per byte of a larger one
+_PIXELS = ((), (3,), (4,))  # numbers per pixel of an array
 _TILE = 1024  # pixels per side
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I is 0 to 65,535
+_BRANDS = (  # of HEIC and AVIF, in the first box of a file (ISO 14496-12)
+    b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis",
+)  # fmt: skip
 LARGEST_FILE = 2**29  # bytes
 _LARGE, _DECODING_LARGE = 2**24, threading.Lock()  # threads decode images of more pixels in turn
 
@@ -56,64 +62,147 @@ def open_packed(archive: Path, member: str) -> Any:
     return decode_picture(read_member(archive, member, LARGEST_FILE), f"{archive}/{member}")
 
 
+def rgb_picture(image: Any) -> Any:
+    """Return an image as an 8-bit RGB `PIL.Image.Image`.
+
+    It is a file name, a PIL image, or an array of 8-bit pixels `(height, width)` or `(height,
+    width, 3)`, or 4 with opacity.
+    """
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return open_picture(Path(image))
+    if isinstance(image, numpy.ndarray):
+        if image.dtype != numpy.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in _PIXELS:
+            raise DataError(
+                f"an image is an array {image.shape} of {image.dtype}; expected uint8 (height,"
+                " width), (height, width, 3) or (height, width, 4)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise DataError(
+            f"an image is a {type(image).__name__}; expected a file name, a PIL image or an array"
+        )
+    return in_rgb(image)
+
+
+def open_stored(address: str | Path) -> Any:
+    """Open an image file, or one in a zip archive at `ARCHIVE.zip/MEMBER`, as `decode_picture`."""
+    path = Path(address)
+    for archive in path.parents:
+        if archive.suffix == ".zip" and os.path.isfile(archive):
+            return open_packed(archive, path.relative_to(archive).as_posix())
+    return open_picture(path)
+
+
 def decode_picture(content: bytes, name: str | Path) -> Any:
     """Decode an image file, called `name` in messages, as an 8-bit RGB `PIL.Image.Image`.
 
-    The EXIF orientation is applied, transparent areas become white, and 16 bits are reduced to 8.
-    The file is in one of `FORMATS`; TIFF without compression. Pillow's other formats run external
-    programs, or libraries that print or have had vulnerabilities.
+    The EXIF orientation is applied, then `in_rgb`. The file is in one of `FORMATS`; TIFF without
+    compression. Pillow's other formats run external programs, or libraries that print or have had
+    vulnerabilities.
 
     Raises
     ------
     DataError
-        If it is damaged, not an image, or so large that it may be an attack: more than 89 million
-        pixels, or more than 16.7 million and 32 per byte of the file, or 65,535 on a side.
+        If it is damaged, not an image, not convertible, or so large that it may be an attack: more
+        than 89 million pixels, or more than 16.7 million and 32 per byte of the file, or 65,535 on
+        a side.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        _check_format(content)
         _check_webp(content)  # first, as opening allocates all pixels
         with _QUIETLY, Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _check_pixels(opened.size, len(content))
             if opened.tile and opened.tile[0][0] == "libtiff":
                 raise ValueError("it is a compressed TIFF; expected one without compression")
+            _check_tiff(opened)
             large = opened.width * opened.height > _LARGE
             with _DECODING_LARGE if large else contextlib.nullcontext():
                 ImageOps.exif_transpose(opened, in_place=True)
                 opened.load()
-                return _in_rgb(opened)
+                return in_rgb(opened)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many types
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "its format is unknown" if unknown else first_line(error)
+        reason = first_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"its format is unknown; expected one of {', '.join(FORMATS)}"
         raise DataError(f"{name} cannot be opened as an image: {reason}") from error
 
 
-def _in_rgb(image: Any) -> Any:
-    """Convert a loaded image to RGB if needed, tile by tile to limit memory to two copies."""
+def in_rgb(image: Any) -> Any:
+    """Convert a `PIL.Image.Image` of any mode to 8-bit RGB, if needed, with two copies in memory.
+
+    Transparent areas become white, and 16 bits are reduced to 8. Signed or 32-bit integers and
+    floats raise a `DataError`: nothing says which of their values are black and white.
+    """
     from PIL import Image
 
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    sixteen_bits = image.format in _SIXTEEN_BITS if image.mode == "I" else image.mode[:4] == "I;16"
+    if image.mode in ("I", "F") and not sixteen_bits:
+        kind = "32-bit floats" if image.mode == "F" else "32-bit or signed integers"
+        raise DataError(
+            f"its pixels are {kind}, of unknown black and white; expected unsigned 8 or 16 bits"
+        )
     found = Image.new("RGB", image.size)
     for left in range(0, image.width, _TILE):
         for top in range(0, image.height, _TILE):
             box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
-            found.paste(_on_white(image.crop(box)), box)
+            tile = image.crop(box)
+            found.paste(_on_white(_in_eight_bits(tile) if sixteen_bits else tile), box)
     return found
+
+
+def _in_eight_bits(image: Any) -> Any:
+    """Reduce 16 bits, which Pillow would clip at 255; the transparent level becomes white."""
+    from PIL import Image
+
+    levels = numpy.asarray(image)
+    reduced = (levels / 257).astype(numpy.uint8)
+    reduced[levels == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(reduced)
 
 
 def _on_white(image: Any) -> Any:
     """Convert an image to RGB on white."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        image = Image.fromarray((numpy.asarray(image) / 257).astype(numpy.uint8))
     if image.has_transparency_data:
+        if image.mode == "La":  # which Pillow converts to LA alone
+            image = image.convert("LA")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _check_format(content: bytes) -> None:
+    """Refuse an empty file, and say what opens images in HEIC and AVIF format."""
+    if not content:
+        raise ValueError("it is empty")
+    if content[4:8] == b"ftyp" and content[8:12] in _BRANDS:
+        name = "AVIF" if content[8:11] == b"avi" else "HEIC"
+        raise ValueError(
+            f"it is in {name} format; convert it to JPEG first, for example by ImageMagick:"
+            f" magick a.{name.lower()} a.jpg"
+        )
+
+
+def _check_tiff(image: Any) -> None:
+    """Refuse a TIFF whose levels Pillow would take for others."""
+    if image.format != "TIFF" or image.mode not in ("L", "I;16"):
+        return
+    bits, signs = image.tag_v2.get(258, ()), image.tag_v2.get(339, ())
+    white_is_zero = image.tag_v2.get(262) == 0
+    if 12 in bits or 2 in signs or (white_is_zero and 16 in bits):
+        raise ValueError(
+            "it is a TIFF of 12 bits, signed, or of 16 bits with 0 for white; expected unsigned"
+            " 8 or 16 bits with 0 for black"
+        )
 
 
 def _check_pixels(sides: tuple[int, int], size: int) -> None:

@@ -24,11 +24,12 @@ def sample_coco_minibatch(
     """Draw N captions with replacement from the result of `load_coco_data`.
 
     NumPy's global generator draws. The captions `(N, T)` int32 and features `(N, D)` are on the
-    device of `data`, the URLs `(N,)` on the host. A `DataError` is raised if `split` is neither
-    `"train"` nor `"val"`.
+    device of `data`, the URLs `(N,)` on the host. A `DataError` is raised if `data` have no such
+    `split`.
     """
     if f"{split}_captions" not in data:
-        raise DataError(f"split '{split}' is unknown; expected train or val")
+        known = [key.removesuffix("_captions") for key in data if key.endswith("_captions")]
+        raise DataError(f"split '{split}' is unknown; expected {' or '.join(known)}")
     all_captions = data[f"{split}_captions"]
     xp = namespace(all_captions)
     drawn = xp.asarray(numpy.random.choice(all_captions.shape[0], batch_size))

@@ -199,7 +199,7 @@ def _eigenpairs(
 
 @dataclass(frozen=True)
 class PCAReport:
-    """Result of `reduce_folder`: `images` of both splits have `dim` instead of `width` features.
+    """Result of `reduce_folder`: `images` of all splits have `dim` instead of `width` features.
 
     `explained` is the share of the training features' variance that is kept.
     """
@@ -221,13 +221,17 @@ def reduce_folder(
 ) -> PCAReport:
     """Reduce the fc7 features of a data folder to `dim` principal components of its training split.
 
-    Writes the pca features of both splits, which replace existing ones if `replace`, and the
+    Writes the pca features of all splits, which replace existing ones if `replace`, and the
     transform; features are read and written in blocks. See `fit_components` for the other options.
     A `DataError` is raised if there are no features, or pca features already, they cannot be
     reduced, or a file cannot be written; the folder is then unchanged.
     """
     begun = time.perf_counter()
-    targets = {split: folder / layout.features_file(split, "pca") for split in layout.SPLITS}
+    splits: tuple[str, ...] = layout.SPLITS
+    with explained(folder, "read"):
+        if (folder / layout.features_file(layout.TEST, "fc7")).exists():
+            splits = (*splits, layout.TEST)
+    targets = {split: folder / layout.features_file(split, "pca") for split in splits}
     for path in () if replace else (*targets.values(), folder / layout.PCA):
         with explained(path, "read"):
             exists = path.exists()
@@ -238,7 +242,7 @@ def reduce_folder(
             split: stack.enter_context(
                 contextlib.closing(LazyFeatures(folder / layout.features_file(split, "fc7")))
             )
-            for split in layout.SPLITS
+            for split in splits
         }
         shapes = {split: rows.shape for split, rows in features.items()}
         check_widths(folder, "fc7", shapes)

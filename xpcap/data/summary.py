@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from xpcap.data.dataset import (
     check_folder,
     check_images,
     check_widths,
+    described,
     read_description,
     read_split_captions,
     read_urls,
+    splits_in,
 )
 from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.hdf5 import find_array, open_hdf5
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import NULL, SPECIAL, START, UNK, Vocabulary
+from xpcap.data.vocabulary import END, NULL, SPECIAL, START, UNK, Vocabulary, has_words
 from xpcap.errors import DataError
+from xpcap.files import read_json
 
 MANY_UNKNOWN = 0.2
 
@@ -51,7 +55,8 @@ class _Summary:
         self._noted(self._describe)
         self.words: Vocabulary | None = self._noted(Vocabulary.read, folder / layout.VOCABULARY)
         self.result["vocabulary"] = len(self.words) if self.words else None
-        self.result["splits"] = {name: self._split(name) for name in layout.SPLITS}
+        splits = self._noted(self._splits) or layout.SPLITS
+        self.result["splits"] = {name: self._split(name) for name in splits}
         self._noted(self._compare_splits)
         self.result["problems"] = self.problems
 
@@ -67,6 +72,11 @@ class _Summary:
         description = read_description(self.folder)
         for key in ("name", "features", "extractor"):
             self.result[key] = description.get(key)
+
+    def _splits(self) -> tuple[str, ...]:
+        path = self.folder / layout.CAPTIONS
+        with open_hdf5(path) as file:
+            return splits_in(file, path)
 
     def _split(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {"features": {}}
@@ -128,11 +138,23 @@ class _Summary:
         if found["images"] is not None:
             file = self.folder / layout.features_file(name, next(iter(found["features"])))
             check_images(self.folder, name, image_idxs, file, found["images"])
-            silent = found["images"] - len(numpy.unique(image_idxs))
+            if (self.folder / layout.REFERENCES).exists():
+                captioned = self._with_references(name, found["images"])
+            else:
+                worded = numpy.array([*map(has_words, words.idx_to_word)])
+                worded[[places[NULL], places[START], places[END]]] = False
+                captioned = len(numpy.unique(image_idxs[worded[captions].any(axis=1)]))
+            silent = found["images"] - captioned
             if silent:
                 self.problems.append(
                     f"{silent} of {found['images']} images of '{name}' have no caption"
                 )
+
+    def _with_references(self, name: str, images: int) -> int:
+        """Count the images of a split that have a caption in `references.json`."""
+        path = self.folder / layout.REFERENCES
+        of_split = described(path, read_json(path), name, images)
+        return sum(any(map(has_words, image["captions"])) for image in of_split)
 
     def _compare_splits(self) -> None:
         splits = self.result["splits"]
@@ -140,10 +162,13 @@ class _Summary:
             parts = {name: split["features"].get(kind) for name, split in splits.items()}
             shapes = {name: part["shape"] for name, part in parts.items() if part}
             self._noted(check_widths, self.folder, kind, shapes)
-        both = [
-            set(read_urls(self.folder / layout.urls_file(name), split["images"])) - {""}
+        urls = {
+            name: set(read_urls(self.folder / layout.urls_file(name), split["images"])) - {""}
             for name, split in splits.items()
             if split["images"] is not None
-        ]
-        if len(both) == 2 and (shared := both[0] & both[1]):
-            self.problems.append(f"{len(shared)} images are in both splits: {min(shared)}, ...")
+        }
+        for one, other in itertools.combinations(urls, 2):
+            if shared := urls[one] & urls[other]:
+                self.problems.append(
+                    f"{len(shared)} images are in both '{one}' and '{other}': {min(shared)}, ..."
+                )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
+import operator
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import Array, to_host
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import SMALL, new_file, read_json
 
 NULL, START, END, UNK = "<NULL>", "<START>", "<END>", "<UNK>"
@@ -43,6 +44,11 @@ def tokenize_any(caption: str) -> list[str]:
     lower = unicodedata.normalize("NFKC", caption).lower().replace("-", " ")
     kept = (c for c in lower if c.isspace() or unicodedata.category(c)[0] in "LMN")
     return "".join(kept).split()
+
+
+def has_words(caption: str) -> bool:
+    """Return whether a caption counts as one: `tokenize_any` finds a token in it."""
+    return bool(re.search("[A-Za-z0-9]", caption) or tokenize_any(caption))  # the first is fast
 
 
 @dataclass(frozen=True)
@@ -114,23 +120,46 @@ class Vocabulary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
-def decode_captions(captions: Array, idx_to_word: Sequence[str]) -> str | list[str]:
+def as_index(value: Any, name: str) -> int:
+    """Return a word's index, an integer or its digits as text (as JSON's keys are), as an int.
+
+    Other values raise a `ConfigurationError`, which begins with `name`.
+    """
+    digits = isinstance(value, str) and value.isdecimal()
+    try:
+        index = operator.index(int(value) if digits else value)
+    except TypeError:
+        index = -1
+    if index < 0:
+        raise ConfigurationError(f"{name} is {value!r}; expected an integer from 0 on")
+    return index
+
+
+def decode_captions(
+    captions: Array, idx_to_word: Sequence[str] | Mapping[Any, str]
+) -> str | list[str]:
     """Turn word indices `(T,)`, or `(N, T)` for a list of captions, on any device, into text.
 
-    It has the words up to and including `<END>`, without `<NULL>`. A `DataError` is raised if an
-    index is not in the vocabulary.
+    It has the words up to and including `<END>`, without `<NULL>`. `idx_to_word` is a list, or a
+    dict whose keys are as `as_index` takes them. A `DataError` is raised if captions do not hold
+    integers, or an index is not in the vocabulary.
     """
     rows = to_host(captions)
-    if rows.size and not 0 <= rows.min() <= rows.max() < len(idx_to_word):
+    if rows.size and rows.dtype.kind not in "iu":
+        raise DataError(f"captions are {rows.dtype}; expected word indices, integers")
+    if isinstance(idx_to_word, Mapping):
+        idx_to_word = {as_index(k, "a key of idx_to_word"): w for k, w in idx_to_word.items()}
+    known = set(idx_to_word if isinstance(idx_to_word, Mapping) else range(len(idx_to_word)))
+    if not set(numpy.unique(rows).tolist()) <= known:
         raise DataError(
             f"captions hold word indices {rows.min()} to {rows.max()};"
-            f" the vocabulary has 0 to {len(idx_to_word) - 1}"
+            f" the vocabulary has {min(known, default=0)} to {max(known, default=0)}"
         )
     sentences = [_sentence(row, idx_to_word) for row in numpy.atleast_2d(rows)]
     return sentences if rows.ndim > 1 else sentences[0]
 
 
-def _sentence(row: Iterable[int], idx_to_word: Sequence[str]) -> str:
+def _sentence(row: Iterable[int], idx_to_word: Sequence[str] | Mapping[int, str]) -> str:
     words = [idx_to_word[index] for index in row]
     if END in words:
         words = words[: words.index(END) + 1]

@@ -30,6 +30,13 @@ def _commas(layout: str) -> str:
     return ", ".join(layout.split()) + ("," if len(layout.split()) == 1 else "")
 
 
+def check_numbers(function: str, **arrays: Array) -> None:
+    """Raise `ShapeError` unless the elements of arrays are real numbers or booleans."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise ShapeError(f"{function}: expected numbers in {name}, got {array.dtype}")
+
+
 def check_indices(xp: Namespace, function: str, indices: Array, size: int) -> None:
     """Raise `ShapeError` unless indices are integers, and on the host in 0..size-1.
 

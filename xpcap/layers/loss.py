@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.backend import Array, Namespace, is_host, namespace
+from xpcap.errors import ShapeError
+from xpcap.layers._checks import check_indices, check_numbers, check_shapes
 from xpcap.operations import operation
 from xpcap.subnormals import power
 
@@ -64,7 +65,7 @@ def temporal_softmax_loss(
     y
         The true words `(N, T)`, integers in 0..V-1.
     mask
-        `(N, T)` booleans: whether a step counts, in the loss and in the gradient.
+        `(N, T)` booleans, or 0 and 1: whether a step counts, in the loss and in the gradient.
     verbose
         Print the shape of the gradient.
 
@@ -76,11 +77,15 @@ def temporal_softmax_loss(
     Raises
     ------
     ShapeError
-        If the shapes do not fit, or a word lies outside 0..V-1 (seen on the CPU only).
+        If the shapes do not fit, or a word lies outside 0..V-1 or the mask holds other numbers
+        (seen on the CPU only).
     """
     xp = namespace(x, y, mask)
     size = check_shapes("temporal_softmax_loss", x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T"))
     check_indices(xp, "temporal_softmax_loss", y, size["V"])
+    check_numbers("temporal_softmax_loss", x=x, mask=mask)
+    if is_host(xp) and mask.dtype.kind != "b" and ((mask != 0) & (mask != 1)).any():
+        raise ShapeError("temporal_softmax_loss: expected booleans, or 0 and 1, in the mask")
     dx = x.reshape(-1, size["V"]).copy()
     scale = mask.reshape(-1).astype(bool).astype(dx.dtype) / size["N"]
     losses = xp.empty_like(scale)

@@ -29,7 +29,10 @@ class Inspectable(CaptionModel):
     The cache of its `forward` has `run`, an `Unrolled`, and `batch`.
     """
 
-    cell: Cell
+    @property
+    @abc.abstractmethod
+    def cell(self) -> Cell:
+        """The cell that is run."""
 
     @abc.abstractmethod
     def recurrent_weights(self) -> dict[str, Array]:

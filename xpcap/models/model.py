@@ -7,15 +7,20 @@ and `advance`. Training, decoding, checkpoints and reports ask a model for nothi
 from __future__ import annotations
 
 import abc
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy
+import safetensors
+import safetensors.numpy
 
-from xpcap.backend import Array, Backend, as_backend, namespace
-from xpcap.data.vocabulary import END, NULL, START
-from xpcap.errors import ConfigurationError
+from xpcap.backend import Array, Backend, as_backend, namespace, to_host
+from xpcap.data.vocabulary import END, NULL, START, as_index
+from xpcap.errors import CheckpointError, ConfigurationError, first_line
+from xpcap.files import check_plain, new_file
 from xpcap.layers.dropout import check_rate
 from xpcap.models.greedy import greedy
 from xpcap.models.objective import Objective, PackedBatch
@@ -24,14 +29,19 @@ from xpcap.workspace import Workspace
 State = tuple[Array, ...]
 """Arrays with a row for each hypothesis."""
 
+_TEXT = "xpcap"  # metadata of the files of `save`
+
 
 class CaptionModel(abc.ABC):
     """A captioner: image features in, sentences out.
 
+    A copy (`copy.deepcopy`) or a pickle has its own parameters, on the same device.
+
     Parameters
     ----------
     word_to_idx
-        The index of each word, 0..V-1; `<NULL>` must be there, `<START>` and `<END>` to sample.
+        The index of each word, 0..V-1, an integer or its digits as text; `<NULL>` must be there,
+        `<START>` and `<END>` to sample.
     dtype
         Of the initial parameters.
     dropout
@@ -55,7 +65,7 @@ class CaptionModel(abc.ABC):
     Raises
     ------
     ConfigurationError
-        If a size is not positive, the rate not in [0, 1) or `<NULL>` missing.
+        If a size is not positive, the rate not in [0, 1), `<NULL>` missing or an index no integer.
     """
 
     family: ClassVar[str]
@@ -78,13 +88,20 @@ class CaptionModel(abc.ABC):
                 raise ConfigurationError(f"{name} must be at least 1, got {size}")
         if numpy.dtype(dtype).kind != "f":
             raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
+        if not isinstance(word_to_idx, Mapping):
+            raise ConfigurationError(
+                f"word_to_idx is a {type(word_to_idx).__name__}; expected a dict, words to indices"
+            )
+        word_to_idx = {
+            word: as_index(index, f"the index of '{word}'") for word, index in word_to_idx.items()
+        }
         if NULL not in word_to_idx:
             raise ConfigurationError(f"the vocabulary lacks {NULL}, the padding of captions")
         self.sizes = sizes
         self.dtype = numpy.dtype(dtype)
         self.dropout = dropout
         self.seed = int(numpy.random.randint(2**31 - 1)) if seed is None else seed
-        self.word_to_idx = dict(word_to_idx)
+        self.word_to_idx = word_to_idx
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
         self.null = word_to_idx[NULL]
         self.start_word = word_to_idx.get(START)
@@ -145,6 +162,68 @@ class CaptionModel(abc.ABC):
             else numpy.zeros(shape)
             for name, shape in shapes.items()
         }
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={size!r}" for name, size in self.sizes.items())
+        numbers = sum(value.size for value in self.params.values())
+        return (
+            f"{type(self).__name__}({len(self.word_to_idx)} words, {sizes}):"
+            f" {numbers:,} parameters, {self.dtype} on {self.backend.name}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters, sizes and vocabulary to a file, in safetensors format."""
+        described = {
+            "family": self.family,
+            "sizes": self.sizes,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "words": self.word_to_idx,
+        }
+        arrays = {name: numpy.ascontiguousarray(to_host(v)) for name, v in self.params.items()}
+        content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(described)})
+        with new_file(Path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | Path, backend: Backend | str | None = None) -> Self:
+        """Read a model from a file of `save` to a device; None is the default one.
+
+        A damaged file, or one of another model, raises `CheckpointError`. The model of a run is
+        `xpcap.open_run(path).model`.
+        """
+        wanted = as_backend(backend)
+        check_plain(Path(path))
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                found = json.loads((file.metadata() or {})[_TEXT])
+                params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if found["family"] != cls.family:
+                raise ValueError(f"it is of the family {found['family']!r}")
+            shapes = cls.shapes(len(found["words"]), **found["sizes"])
+            if {name: value.shape for name, value in params.items()} != shapes:
+                raise ValueError("its parameters have other shapes")
+            model = cls(
+                found["words"],
+                dropout=found["dropout"],
+                seed=found["seed"],
+                dtype=next(iter(params.values())).dtype,
+                backend="cpu",
+                **found["sizes"],
+            )
+        except Exception as error:  # a damaged or hostile file raises many kinds of errors
+            raise CheckpointError(
+                f"{path} is no file of {cls.__name__}.save: {first_line(error)}"
+            ) from error
+        model.params = {name: params[name] for name in shapes}
+        return model.to(wanted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "params": {name: to_host(p) for name, p in self.params.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.to(self.backend)
 
     def to(self, backend: Backend | str) -> Self:
         """Move the parameters to another device, and return the model itself."""

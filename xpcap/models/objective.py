@@ -21,7 +21,7 @@ from xpcap.errors import ShapeError
 from xpcap.kernels import fastest
 from xpcap.kernels.random import keep_parts
 from xpcap.layers import dropout
-from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.layers._checks import check_indices, check_numbers, check_shapes
 from xpcap.layers.affine import column_sum, product
 from xpcap.layers.embedding import take_rows
 from xpcap.layers.loss import softmax_cross_entropy
@@ -197,9 +197,10 @@ class Objective:
             )
         W, b = (model.params[name] for name in model.head)
         check_shapes("loss", **{model.head[0]: (W, "H V"), model.head[1]: (b, "V")})
+        check_numbers("loss", features=features)
+        check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
             return keep_padding(captions, model.null, dtype)
-        check_indices(numpy, "captions", captions, len(b))
         return pack_captions(captions, model.null, dtype, model.backend.to_device, share)
 
     def _forward(

@@ -19,12 +19,12 @@ import numpy
 from xpcap.backend import Array, Backend, is_host, namespace
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import fastest
-from xpcap.layers._checks import check_shapes
+from xpcap.layers._checks import check_numbers, check_shapes
 from xpcap.layers.affine import affine_forward, column_sum, product
 from xpcap.layers.embedding import add_rows, take_rows
 from xpcap.layers.gru import GRU
 from xpcap.layers.lstm import LSTM
-from xpcap.layers.recurrence import Unrolled, unroll, unroll_backward, weight_gradients
+from xpcap.layers.recurrence import Cell, Unrolled, unroll, unroll_backward, weight_gradients
 from xpcap.layers.rnn import RNN
 from xpcap.models.inspection import Inspectable
 from xpcap.models.model import State
@@ -58,7 +58,7 @@ class CaptioningRNN(Inspectable):
     input_dim, wordvec_dim, hidden_dim
         D, W and H: sizes of the image features, of a word's vector and of the hidden state.
     cell_type
-        `"rnn"`, `"lstm"` or `"gru"`, a key of `CELLS`; `cell` is the `Cell`.
+        `"rnn"`, `"lstm"` or `"gru"`, a key of `CELLS`.
     dtype, dropout, seed, backend
         As for `CaptionModel`, with its errors.
     """
@@ -84,7 +84,11 @@ class CaptioningRNN(Inspectable):
             cell_type=cell_type,
         )  # fmt: skip
         self.cell_type = cell_type
-        self.cell = CELLS[cell_type]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell of `cell_type`."""
+        return CELLS[self.cell_type]
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
@@ -170,6 +174,7 @@ class CaptioningRNN(Inspectable):
 
     def start(self, features: Array) -> tuple[_Projected, State]:
         """Return projected words, and the first states `(N, H)`; see `CaptionModel.start`."""
+        check_numbers("start", features=features)
         features = features.astype(self.params["W_proj"].dtype, copy=False)
         h0, _ = affine_forward(features, self.params["W_proj"], self.params["b_proj"])
         xp = namespace(h0)

@@ -6,8 +6,8 @@ much each of them raises or lowers that log-probability (M. Ancona and others, "
 understanding of gradient-based attribution methods for deep neural networks", ICLR 2018). It is
 summed over regions of the image or annotated categories.
 
-Features are divided among regions where they are a sum over regions: those of the filter bank, and
-of a network that averages a grid of cells.
+Features can be divided among regions if they are a sum over regions: those of the filter bank, and
+those of EfficientNet-Lite0, the mean over the cells of a grid.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy
 
 from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
-from xpcap.data.extractors import FilterBank, open_extractor
+from xpcap.data.extractors import EfficientNetLite0, FilterBank, open_extractor
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.models.inspection import Inspectable, word_gradients
 from xpcap.report.images import Box, boxes_of
@@ -29,7 +29,6 @@ from xpcap.runs import Run
 
 NAMED = 3  # categories in a text
 LEVELS = 9  # of strength, on either side of zero
-_REGIONS = "expected a filter bank, or a network that averages a grid of cells"
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 
@@ -43,17 +42,6 @@ class Attribution:
 
     text: str = ""
     levels: str = ""
-
-
-@runtime_checkable
-class HasGrid(Protocol):
-    """An extractor whose features are the mean over the cells of a grid on the whole image."""
-
-    def prepare(self, image: Any) -> numpy.ndarray:
-        """Turn an RGB `PIL.Image.Image` into one entry of a batch."""
-
-    def grid(self, images: numpy.ndarray) -> numpy.ndarray:
-        """Compute the cells `(N, L, D)` of prepared images: as many rows as columns, row by row."""
 
 
 def attribute(
@@ -100,18 +88,21 @@ def attribute(
     ]
 
 
-def _divisible(run: Run) -> FilterBank | HasGrid:
+def _divisible(run: Run) -> FilterBank | EfficientNetLite0:
     """Open the extractor of a run, if its features can be divided among regions."""
-    description = run.config["data"].get("extractor")
-    if not description:
-        raise DataError(f"the features were not computed by xpcap from images; {_REGIONS}")
-    extractor = open_extractor(description)
-    if not isinstance(extractor, (FilterBank, HasGrid)):
-        raise DataError(f"features by {extractor.name} are not a sum over regions; {_REGIONS}")
-    return extractor
+    description = run.config["data"].get("extractor") or {}
+    if description and "weights" not in description:
+        extractor = open_extractor(description)
+        if isinstance(extractor, (FilterBank, EfficientNetLite0)):
+            return extractor
+    name = description.get("name", "another program")
+    raise DataError(
+        f"features by {name} cannot be divided among regions of an image; expected those of"
+        f" {FilterBank.name} or {EfficientNetLite0.name}"
+    )
 
 
-def _regions(extractor: FilterBank | HasGrid, image: Any) -> numpy.ndarray:
+def _regions(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.ndarray:
     """Divide the features of an image among its regions: `(S, S, D)`, whose sum they are."""
     prepared = extractor.prepare(image)[None]
     if isinstance(extractor, FilterBank):

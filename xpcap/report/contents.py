@@ -135,10 +135,13 @@ def gather(
     captions, unattributed = zip(*found, strict=True)
     first = datasets[0]
     entries = [
-        Entry(name_of(first, split, row), view(first, split, row, image), known, by_run)
-        for row, image, known, *by_run in zip(
-            rows, images, (entry["references"] for entry in evaluated[0]), *captions, strict=True
+        Entry(
+            name_of(first, entry["image"], entry["id"]),
+            view(first, split, row, image),
+            entry["references"],
+            by_run,
         )
+        for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
     return Report(parts, split, _describe(beam), entries, best, worst, different, unattributed)
@@ -147,7 +150,7 @@ def gather(
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
     first = datasets[0]
     for other in datasets[1:]:
-        if list(other.splits[split].urls) != list(first.splits[split].urls):
+        if list(other.split(split).urls) != list(first.split(split).urls):
             raise DataError(
                 f"{other.folder} has other images in '{split}' than {first.folder}; expected two"
                 " runs of the same images"

@@ -13,7 +13,8 @@ import numpy
 
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
-from xpcap.data.images import open_packed, open_picture
+from xpcap.data.images import open_stored
+from xpcap.data.web import is_url
 from xpcap.errors import DataError
 
 THUMBNAIL = 256  # pixels of the longer side, at most
@@ -43,14 +44,11 @@ class View:
 
 def open_image(dataset: Dataset, split: str, row: int) -> Any:
     """Open an image of a split with PIL; None if it is missing or cannot be opened."""
-    address, description = dataset.splits[split].urls[row], dataset.description
+    address = dataset.address(split, row)
     if is_url(address):
         return None
     try:
-        if "pictures" not in description:
-            return open_picture(Path(address))
-        archive = description["pictures"]
-        return open_packed(dataset.folder / archive, address.removeprefix(f"{archive}/"))
+        return open_stored(address)
     except DataError:
         return None
 
@@ -59,23 +57,17 @@ def view(dataset: Dataset, split: str, row: int, image: Any) -> View:
     """Make the view of an image of a split, given the opened image or None."""
     part, categories = dataset.splits[split], categories_of(dataset)
     return View(
-        "" if image is None else _data_url(image),
+        "" if image is None else data_url(image),
         part.urls[row] if is_url(part.urls[row]) else "",
         boxes_of(part.features[row], categories) if categories else (),
     )
 
 
-def name_of(dataset: Dataset, split: str, row: int) -> str:
-    """Return the name of an image: its file's name; of a scene or a web image, its id."""
-    address, number = dataset.splits[split].urls[row], dataset.image_ids(split)[row]
+def name_of(dataset: Dataset, address: str, id: int | str) -> str:
+    """Return the name of an image: of its file; of scenes and web images, with their ids."""
     if "pictures" in dataset.description:
-        return f"Scene {number}"
-    return f"Image {number}" if is_url(address) else Path(address).name
-
-
-def is_url(address: str) -> bool:
-    """Whether an address is that of a web page."""
-    return address.startswith(("http://", "https://"))
+        return f"Scene {id}"
+    return f"Image {id}" if is_url(address) else Path(address).name
 
 
 def categories_of(dataset: Dataset) -> list[str]:
@@ -101,7 +93,7 @@ def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
     return sorted(boxes, key=lambda box: -box.side)
 
 
-def _data_url(image: Any) -> str:
+def data_url(image: Any) -> str:
     """Return a scaled-down copy of an image as a `data:` URL; small images are lossless."""
     format, options = "JPEG", {"quality": 80}
     if max(image.size) <= THUMBNAIL // 2:

@@ -2,7 +2,8 @@
 
 from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, is_run
 from xpcap.runs.opening import open_run
-from xpcap.runs.run import BATCH, Run, banned_tokens, ensemble
+from xpcap.runs.run import BATCH, Run, ensemble
+from xpcap.runs.search import banned_tokens, make_search
 
 __all__ = [
     "BATCH",
@@ -15,5 +16,6 @@ __all__ = [
     "create_run",
     "ensemble",
     "is_run",
+    "make_search",
     "open_run",
 ]

@@ -1,7 +1,9 @@
-"""Captions of images with their references, ready to be printed."""
+"""Captions of images with their references, ready to be printed or written to a file."""
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import numpy
 
 from xpcap.data.dataset import Dataset
+from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import decode_captions, plain
 from xpcap.decoding import Beam, Decoded, Sampling
+from xpcap.errors import DataError
+from xpcap.files import explained, new_file
 from xpcap.runs.run import Run
 
 
@@ -26,7 +31,7 @@ def caption_dataset(
         best first, with `caption`, its `log_prob` in nats and its `words`, each a `word` with a
         `log_prob`; the last word is `<END>`.
     """
-    part = dataset.splits[split]
+    part = dataset.split(split)
     images = part.features.shape[0]
     rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
     found = captions_of(run, run.decode(part.features[rows], how))
@@ -47,13 +52,60 @@ def caption_images(
     images: Sequence[Path],
     weights: Path | None = None,
     how: Beam | Sampling | None = None,
+    skip_broken: bool = False,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
-    """Caption image files; of each `image`, `caption` and `captions` as from `caption_dataset`."""
-    found = captions_of(run, run.decode(run.features_of(images, weights), how))
-    return [
-        {"image": str(image), "caption": captions[0]["caption"], "captions": captions}
-        for image, captions in zip(images, found, strict=True)
-    ]
+    """Caption image files; of each `image`, `caption` and `captions` as from `caption_dataset`.
+
+    With `skip_broken`, an image that cannot be opened has the reason as its `error`, the caption
+    None and no `captions`. If none can be opened, a `DataError` is raised anyway.
+    """
+    found = run.extract(images, weights, skip_broken, progress)
+    if found.broken and not found.opened.any():
+        raise DataError(f"none of the images can be opened: {found.broken[0].reason}")
+    captions = iter(captions_of(run, run.decode(found.features, how)))
+    broken = iter(found.broken)
+    entries = []
+    for image, opened in zip(map(str, images), found.opened, strict=True):
+        if opened:
+            best, *_ = of_image = next(captions)
+            entries.append({"image": image, "caption": best["caption"], "captions": of_image})
+        else:
+            error = next(broken).reason
+            entries.append({"image": image, "caption": None, "captions": [], "error": error})
+    return entries
+
+
+def write_json(path: Path, captioned: Sequence[dict[str, Any]]) -> None:
+    """Write what `caption_images` or `caption_dataset` returns to a JSON file."""
+    with new_file(path) as temporary, explained(path, "write"):
+        temporary.write_text(json.dumps(captioned, indent=2) + "\n", encoding="ascii")
+
+
+def write_csv(path: Path, captioned: Sequence[dict[str, Any]], ranked: bool = False) -> None:
+    """Write `image`, `caption` and `log_prob` (in nats) to a CSV file in UTF-8.
+
+    If `ranked`, all captions of an image are written, with their `rank` from 1. Images without a
+    caption are left out. Texts stay as they are: a spreadsheet may take one that begins with `=`
+    for a formula.
+    """
+    rank = ["rank"] if ranked else []
+    with (
+        new_file(path) as temporary,
+        explained(path, "write"),
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        table = csv.DictWriter(
+            file,
+            ["image", *rank, "caption", "log_prob"],
+            extrasaction="ignore",
+            lineterminator="\n",
+        )
+        table.writeheader()
+        for entry in captioned:
+            shown = entry["captions"] if ranked else entry["captions"][:1]
+            for number, caption in enumerate(shown, start=1):
+                table.writerow({"image": entry["image"], "rank": number, **caption})
 
 
 def captions_of(run: Run, decoded: Decoded) -> list[list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ diverged.json       diagnosis of the step at which training diverged, if it stop
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,6 +38,26 @@ def create_run(
             write_checkpoint(temporary / name, checkpoint)
         if transform is not None:
             transform.write(temporary / TRANSFORM)
+
+
+@contextlib.contextmanager
+def reserved_run(parent: Path, name: str) -> Iterator[Path]:
+    """Create the first of the folders `NAME-1`, `NAME-2`, ... that does not exist, and yield it.
+
+    Whatever is still empty at the end is removed.
+    """
+    with explained(parent, "write"):
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                (folder := parent / f"{name}-{number}").mkdir()
+                break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            parent.rmdir()
 
 
 def check_new_run(folder: Path) -> None:

@@ -12,15 +12,14 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import to_host
-from xpcap.data.extraction import BATCH as IMAGES
-from xpcap.data.extraction import extract
+from xpcap.data.extraction import Extracted, extract
 from xpcap.data.extractors import open_extractor
 from xpcap.data.pca import PCA
-from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary, decode_captions, plain
+from xpcap.data.progress import Progress, no_progress
+from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
 from xpcap.decoding import (
     Beam,
     Captioner,
-    Constraints,
     Decoded,
     Ensemble,
     Sampling,
@@ -33,15 +32,20 @@ from xpcap.errors import CheckpointError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
 from xpcap.runs.folder import TRANSFORM
+from xpcap.runs.search import check_search, make_search
 
 BATCH = 256
+
+
+def _are_features(images: Any) -> bool:
+    return isinstance(images, numpy.ndarray) and images.ndim == 2 and images.dtype.kind == "f"
 
 
 def _joined(parts: Sequence[Decoded]) -> Decoded:
     return Decoded(*map(numpy.concatenate, zip(*parts, strict=True)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """An open run: a captioner, and what it was trained on."""
 
@@ -51,6 +55,12 @@ class Run:
     model: CaptionModel  # with the parameters of the best epoch
     partners: Sequence[CaptionModel] = ()  # models of other runs, see `ensemble`
     ranks: Ranks = field(default_factory=Alone)  # the processes that share the images
+
+    def __repr__(self) -> str:
+        data = self.config.get("data", {})
+        features = f"{data.get('kind')} of {(extractor_of(data) or {}).get('name', 'its files')}"
+        models = "".join(f"\n  {model!r}" for model in (self.model, *self.partners))
+        return f"Run({str(self.folder)!r}) on {data.get('name')}, features: {features}{models}"
 
     @property
     def captioner(self) -> Captioner:
@@ -64,7 +74,7 @@ class Run:
         host. The default search is greedy, without `<UNK>`.
         """
         if how is None:
-            how = Beam(width=1, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
+            how = make_search(self.vocabulary)
         backend, captioner = self.model.backend, self.captioner
 
         def work(part: slice) -> Decoded:
@@ -83,9 +93,16 @@ class Run:
         with backend.activate():
             return _joined(share_out(max(len(features), 1), BATCH, self.ranks, share))
 
-    def caption(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> list[str]:
-        """Return the best caption that `decode` finds of each image, without special tokens."""
-        words = self.decode(features, how).words[:, 0]
+    def caption(self, images: Any, how: Beam | Sampling | None = None, **options: Any) -> list[str]:
+        """Return the best caption of each image, without special tokens.
+
+        `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`; or an
+        array with the features `(N, D)`, on the host. Instead of a search, `options` of
+        `make_search` may be given, such as `beam=3`. Errors are those of `features_of`.
+        """
+        check_search(options)
+        features = images if _are_features(images) else self.features_of(images)
+        words = self.decode(features, how or make_search(self.vocabulary, **options)).words[:, 0]
         return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
@@ -103,10 +120,10 @@ class Run:
             spans = decoding_spans(self.model, len(captions))
             return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
-    def features_of(self, images: Sequence[Path], weights: Path | None = None) -> numpy.ndarray:
-        """Compute features `(N, D)` of image files as those of the training set were computed.
+    def features_of(self, images: Any, weights: Path | None = None) -> numpy.ndarray:
+        """Compute features `(N, D)` of images as those of the training set were computed.
 
-        `weights` is the extractor's file, if it has moved.
+        Images are those of `caption`; `weights` is the extractor's file, if it has moved.
 
         Raises
         ------
@@ -115,20 +132,29 @@ class Run:
         DataError
             If a file is no image, or the extractor is missing or another one.
         """
+        return self.extract(images, weights).features
+
+    def extract(
+        self,
+        images: Any,
+        weights: Path | None = None,
+        skip_broken: bool = False,
+        progress: Progress = no_progress,
+    ) -> Extracted:
+        """Compute features as `features_of` does; images that cannot be opened may be skipped."""
         data = self.config["data"]
         if not data.get("extractor"):
             raise CheckpointError(
                 f"{self.folder} was trained on features that xpcap cannot compute from an image"
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
+        images = [images] if isinstance(images, str | Path) else list(images)
         extractor = open_extractor(data["extractor"], weights)
-
-        def work(part: slice) -> numpy.ndarray:
-            return extract(extractor, images[part])
-
-        features = numpy.concatenate(share_out(max(len(images), 1), IMAGES, self.ranks, work))
+        found = extract(extractor, images, skip_broken, progress, self.ranks)
         transform = self.transform
-        return features if transform is None else transform.transform(features)
+        if transform is not None:
+            found = found._replace(features=transform.transform(found.features))
+        return found
 
     @property
     def transform(self) -> PCA | None:
@@ -137,12 +163,6 @@ class Run:
         if data["kind"] != "pca" or not data.get("extractor"):
             return None
         return PCA.read(self.folder / TRANSFORM)
-
-
-def banned_tokens(vocabulary: Vocabulary, allow_unk: bool = False) -> tuple[int, ...]:
-    """Return the special tokens that captions must not contain; `<UNK>` may be allowed."""
-    tokens = (NULL, START) if allow_unk else (NULL, START, UNK)
-    return tuple(vocabulary.word_to_idx[token] for token in tokens)
 
 
 def ensemble(runs: Sequence[Run]) -> Run:

@@ -1,11 +1,8 @@
-"""Training: the loop, its schedule and events, validation, and the CS231n solver."""
+"""Training: the loop, its schedule and events, and validation."""
 
-from xpcap.training.solver import CaptioningSolver, CaptioningTrainer
 from xpcap.training.trainer import Schedule, Trainer, evaluate
 
 __all__ = [
-    "CaptioningSolver",
-    "CaptioningTrainer",
     "Schedule",
     "Trainer",
     "evaluate",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from xpcap.data.dataset import Dataset
-from xpcap.errors import CheckpointError, XpcapError
+from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_counts, check_positive, find_rule
@@ -25,6 +27,9 @@ _MODEL = {
     "dropout": "dropout",
     "dtype": "dtype",
 }
+
+CHANGEABLE = ("epochs", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
+"""Options of `run_options` that may be given when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,93 @@ class RunOptions:
         find_rule(self.rule)
         check_positive("lr", self.lr)
         check_counts(batch_size=self.batch_size, max_train=self.max_train)
+
+
+def run_options(
+    *,
+    epochs: int = 6,
+    lr_decay: float = 1.0,
+    schedule: str = "cosine",
+    clip: float = 5.0,
+    patience: int | None = None,
+    save_every: int | str | None = None,
+    keep: int = 0,
+    on_nan: str = "stop",
+    on_nan_limit: int = 3,
+    **others: Any,
+) -> RunOptions:
+    """Return the options of a run, by the names of the command `xpcap train`.
+
+    `schedule` is `"cosine"` or `"constant"`, `clip` the largest norm of the gradient or 0,
+    `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one of `"stop"`,
+    `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and invalid values
+    raise `ConfigurationError`, whose message begins with the name.
+    """
+    if schedule not in ("cosine", "constant"):
+        raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
+    _check_known(others)
+    return RunOptions(
+        schedule=Schedule(epochs, lr_decay, schedule == "cosine", clip or None, patience),
+        saving=Saving(*_saved_every(save_every), keep),
+        on_nan=OnNaN(on_nan, on_nan_limit),
+        **others,
+    )
+
+
+def changed_options(before: RunOptions, **given: Any) -> RunOptions:
+    """Return the options of a resumed run, of which those in `CHANGEABLE` may be `given` anew."""
+    values = _named(before)
+    _check_known(given)
+    for name, value in given.items():
+        same = value == values[name] or (name, value) == ("features", "auto")
+        if name not in CHANGEABLE and not same:
+            raise ConfigurationError(
+                f"{name} cannot be changed when a run is resumed (it was {values[name]}); these"
+                f" can: {', '.join(CHANGEABLE)}, data, device, tensorboard"
+            )
+    return run_options(**{**values, **{n: v for n, v in given.items() if n in CHANGEABLE}})
+
+
+def _named(options: RunOptions) -> dict[str, Any]:
+    """Return the arguments of `run_options` that give these options."""
+    schedule, saving, on_nan = options.schedule, options.saving, options.on_nan
+    nested = ("schedule", "saving", "on_nan")
+    return {
+        **{one.name: getattr(options, one.name) for one in fields(options)
+           if one.name not in nested},
+        "epochs": schedule.epochs,
+        "lr_decay": schedule.lr_decay,
+        "schedule": "cosine" if schedule.cosine else "constant",
+        "clip": schedule.clip_norm or 0.0,
+        "patience": schedule.patience,
+        "save_every": saving.steps if saving.minutes is None else f"{saving.minutes:g}m",
+        "keep": saving.keep,
+        "on_nan": on_nan.policy,
+        "on_nan_limit": on_nan.limit,
+    }  # fmt: skip
+
+
+def _check_known(names: Mapping[str, Any]) -> None:
+    known = {*inspect.signature(run_options).parameters, *(one.name for one in fields(RunOptions))}
+    known -= {"others", "saving"}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1) or sorted(known)
+            raise ConfigurationError(f"option '{name}' is unknown; expected {', '.join(close)}")
+
+
+def _saved_every(value: int | str | None) -> tuple[int | None, float | None]:
+    """Parse a number of steps, or one of minutes such as `10m`; the other is None."""
+    text = str(value)
+    try:
+        if value is None:
+            return None, None
+        return (None, float(text[:-1])) if text.endswith("m") else (int(text), None)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"save_every {value!r} is neither a number of steps nor one of minutes, such as 500 or"
+            " 10m"
+        ) from error
 
 
 def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -> dict[str, Any]:

@@ -65,6 +65,15 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
+def epoch_line(trainer: Trainer) -> str:
+    """Return the losses after an epoch as a line of text."""
+    losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
+    return (
+        f"epoch {trainer.epoch}/{trainer.schedule.epochs}: nats per word: {losses};"
+        f" val perplexity {perplexity_of(trainer.losses['val']):.2f}"
+    )
+
+
 class StepResult:
     """Loss and gradient norm of one step, counted from 1, on the device until they are read.
 

@@ -7,19 +7,21 @@ computed in the same way or not at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 
+from xpcap.data.extractors.efficientnet_lite0 import EfficientNetLite0, installed_weights
 from xpcap.data.extractors.filter_bank import FilterBank
 from xpcap.data.extractors.onnx import OnnxExtractor, open_onnx
 from xpcap.data.extractors.preprocessing import PRESETS, Preprocessing
 from xpcap.errors import ConfigurationError, DataError
 
-__all__ = ["PRESETS", "FilterBank", "OnnxExtractor", "Preprocessing"]
+__all__ = ["PRESETS", "EfficientNetLite0", "FilterBank", "OnnxExtractor", "Preprocessing"]
 
-EXTRACTORS = (FilterBank.name, *PRESETS, "onnx")
+EXTRACTORS = (EfficientNetLite0.name, FilterBank.name, *PRESETS, "onnx")
 """The names of `make_extractor`."""
 
 
@@ -52,19 +54,20 @@ def make_extractor(
 ) -> Extractor:
     """Return an extractor for a new data set.
 
-    The name is `"filter-bank"`; one of `PRESETS`, by the preprocessing of its network; or `"onnx"`
-    for any other network. `weights` and `output` are those of `OnnxExtractor`, `changes` the fields
-    of `Preprocessing` that differ from the preset's. A `ConfigurationError` is raised if the name
-    is unknown, or an argument does not apply to the extractor.
+    The name is `"efficientnet-lite0"`, whose weights come with the extra `photos`; `"filter-bank"`;
+    one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any other network.
+    `weights` and `output` are those of `OnnxExtractor`, `changes` the fields of `Preprocessing`
+    that differ from the preset's. A `ConfigurationError` is raised if the name is unknown, or an
+    argument does not apply to the extractor.
     """
     if name not in EXTRACTORS:
         raise ConfigurationError(
             f"extractor '{name}' is unknown; expected one of {', '.join(EXTRACTORS)}"
         )
-    if name == FilterBank.name:
-        if weights or output or changes:
+    if name in (FilterBank.name, EfficientNetLite0.name):
+        if output or changes or (weights and name == FilterBank.name):
             raise ConfigurationError(f"'{name}' has no weights, output or preprocessing to choose")
-        return FilterBank()
+        return FilterBank() if name == FilterBank.name else EfficientNetLite0(weights)
     if weights is None:
         raise ConfigurationError(
             f"extractor '{name}' needs the weights of its network, an ONNX file"
@@ -73,20 +76,30 @@ def make_extractor(
     return OnnxExtractor(weights, preset.changed({} if changes is None else changes), output, name)
 
 
+def default_extractor() -> str:
+    """Return the name of the network for photographs if it is installed, else the filter bank's."""
+    needed = (find_spec("onnx"), find_spec("onnxruntime"), installed_weights())
+    return FilterBank.name if None in needed else EfficientNetLite0.name
+
+
 def open_extractor(description: Mapping[str, Any], weights: Path | None = None) -> Extractor:
     """Return the extractor of a description stored in a data set or run.
 
-    `weights` is where its ONNX file is now, if it has moved. A `DataError` is raised if the
-    extractor is not available in the same version, with the same weights.
+    `weights` is where its file is now, if it has moved. A `DataError` is raised if the extractor
+    is not available in the same version, with the same weights.
     """
     if "weights" in description:
         return open_onnx(description, weights)
-    bank = FilterBank()
-    if dict(description) != bank.describe():
+    found: Extractor
+    if description.get("name") == EfficientNetLite0.name:
+        found = EfficientNetLite0(weights)
+    elif weights is None:
+        found = FilterBank()
+    else:
+        raise DataError(f"'{FilterBank.name}' has no weights, but {weights} was given")
+    if dict(description) != found.describe():
         raise DataError(
             f"the features come from {dict(description)}, which cannot be computed here;"
-            f" expected {bank.describe()}"
+            f" expected {found.describe()}"
         )
-    if weights is not None:
-        raise DataError(f"'{bank.name}' has no weights, but {weights} was given")
-    return bank
+    return found

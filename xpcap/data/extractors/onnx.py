@@ -11,7 +11,7 @@ import numpy
 
 from xpcap import threads
 from xpcap.data.extractors.preprocessing import Preprocessing
-from xpcap.errors import ConfigurationError, DataError, first_line
+from xpcap.errors import DataError, first_line, import_extra
 from xpcap.files import explained
 
 _TYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
@@ -27,7 +27,8 @@ class OnnxExtractor:
 
     `weights` is the ONNX file, `output` the name of the output to take, or else its only one, and
     `name` is `"onnx"` or the preset's. A file that cannot be used raises a `DataError`, and a
-    missing onnxruntime a `ConfigurationError`.
+    missing onnxruntime a `ConfigurationError`. `graph` is the network itself, if the file holds
+    only its weights.
     """
 
     version = 1
@@ -38,12 +39,13 @@ class OnnxExtractor:
         preprocessing: Preprocessing,
         output: str | None = None,
         name: str = "onnx",
+        graph: bytes | None = None,
     ) -> None:
         self.name = name
         self.preprocessing = preprocessing
         self.weights = weights
         self.sha256 = digest(weights)
-        self._session = _open_session(weights)
+        self._session = _open_session(weights, graph)
         self.output = self._choose_output(output)
         self._input = self._check_input()
         self._dtype = _TYPES[self._input.type]
@@ -71,22 +73,15 @@ class OnnxExtractor:
     def __call__(self, images: numpy.ndarray) -> numpy.ndarray:
         """Compute the features `(N, D)` float32 of prepared images `(N, 3, size, size)`."""
         step = self._batch or max(1, len(images))
-        parts = [self._run(images[first : first + step]) for first in range(0, len(images), step)]
+        parts = [self._rows(images[first : first + step]) for first in range(0, len(images), step)]
         return numpy.concatenate(parts) if parts else numpy.empty((0, self.dim), numpy.float32)
 
-    def _run(self, images: numpy.ndarray) -> numpy.ndarray:
+    def _rows(self, images: numpy.ndarray) -> numpy.ndarray:
         count = len(images)
         if self._batch and count < self._batch:
             fill = numpy.zeros((self._batch - count, *images.shape[1:]), images.dtype)
             images = numpy.concatenate([images, fill])
-        if self._channels_last:
-            images = numpy.ascontiguousarray(images.transpose(0, 2, 3, 1))
-        feed = {self._input.name: images.astype(self._dtype, copy=False)}
-        try:
-            (found,) = self._session.run([self.output], feed)
-        except Exception as error:  # onnxruntime has many exception types
-            raise DataError(f"{self.weights} cannot be run: {first_line(error)}") from error
-        rows = numpy.asarray(found)
+        rows = self._run(images, self.output)
         if rows.ndim == 4 and rows.shape[2:] == (1, 1):
             rows = rows[:, :, 0, 0]
         if rows.ndim != 2 or len(rows) != len(images) or rows.dtype.kind != "f":
@@ -95,6 +90,16 @@ class OnnxExtractor:
                 f" expected floating ({len(images)}, D)"
             )
         return numpy.asarray(rows[:count], numpy.float32)
+
+    def _run(self, images: numpy.ndarray, output: str) -> numpy.ndarray:
+        if self._channels_last:
+            images = numpy.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        feed = {self._input.name: images.astype(self._dtype, copy=False)}
+        try:
+            (found,) = self._session.run([output], feed)
+        except Exception as error:  # onnxruntime has many exception types
+            raise DataError(f"{self.weights} cannot be run: {first_line(error)}") from error
+        return numpy.asarray(found)
 
     def _choose_output(self, output: str | None) -> str:
         names = [found.name for found in self._session.get_outputs()]
@@ -165,34 +170,30 @@ def _data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _open_session(weights: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{weights} needs onnxruntime, which is not installed; expected the extra 'onnx'"
-            " (pip install 'xpcap[onnx]')"
-        ) from error
+def _open_session(weights: Path, graph: bytes | None) -> Any:
+    onnxruntime = import_extra("onnxruntime", f"{weights} needs", "onnx")
     there = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads.number()
     options.log_severity_level = 4  # errors are raised
+    if graph is None:
+        graph = _read(weights, options)
+    try:
+        return onnxruntime.InferenceSession(
+            graph, options, providers=[name for name in _PROVIDERS if name in there]
+        )
+    except Exception as error:  # onnxruntime has many exception types
+        raise DataError(f"{weights} cannot be opened as ONNX: {first_line(error)}") from error
+
+
+def _read(weights: Path, options: Any) -> bytes:
+    """Read a network as bytes, so that onnxruntime reads no other file than its external data."""
     data = _data_of(weights)
-    with explained(weights, "read"):  # loaded from bytes, so that no other file is read
-        source = weights.read_bytes()
+    with explained(weights, "read"):
+        graph = weights.read_bytes()
         if data.is_file():
-            if not hasattr(options, "add_external_initializers_from_files_in_memory"):
-                raise ConfigurationError(
-                    f"{weights} has its weights in another file, which needs onnxruntime 1.24 or"
-                    f" later; found {onnxruntime.__version__}"
-                )
             content = data.read_bytes()
             options.add_external_initializers_from_files_in_memory(
                 [data.name], [content], [len(content)]
             )
-    try:
-        return onnxruntime.InferenceSession(
-            source, options, providers=[name for name in _PROVIDERS if name in there]
-        )
-    except Exception as error:  # onnxruntime has many exception types
-        raise DataError(f"{weights} cannot be opened as ONNX: {first_line(error)}") from error
+    return graph

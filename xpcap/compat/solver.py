@@ -1,16 +1,47 @@
-"""The trainer under the name and with the arguments of the CS231n assignment."""
+"""The trainer and `adam` under the names and with the arguments of the CS231n assignment."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
+from math import sqrt
 from typing import Any
 
+from xpcap.backend import Array
 from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
+from xpcap.kernels.updates import adam_update
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer, check_counts
+from xpcap.optim import RULES, Config, Optimizer, Rule, bias_corrected, check_counts, take_step
 from xpcap.training.trainer import Schedule, Trainer
+
+
+def _corrected_rate(config: Config, rate: float, t: int) -> list[float]:
+    """Put the correction of the second moment on the rate, and none under the root."""
+    scale, rate, c1, c2 = bias_corrected(config, rate, t)
+    return [scale, rate * sqrt(c2), c1, 1.0]
+
+
+_ADAM = Rule(
+    partial(adam_update, weight_decay=0.0),
+    RULES["adam"].memory,
+    {key: value for key, value in RULES["adam"].defaults.items() if key != "weight_decay"},
+    _corrected_rate,
+)
+
+
+def adam(w: Array, dw: Array, config: Config | None = None) -> tuple[Array, Config]:
+    """Adam as the assignment has it: epsilon is added before the bias correction.
+
+    m' = b1 m + (1 - b1) dw; v' = b2 v + (1 - b2) dw^2; t' = t + 1;
+    w - rate sqrt(1 - b2^t') / (1 - b1^t') m' / (sqrt(v') + epsilon).
+
+    So do Kingma and Ba in their section 2. `xpcap.optim.adam` and PyTorch add epsilon after it,
+    which differs where gradients are small. Settings: `learning_rate` (0.001), `beta1` (0.9),
+    `beta2` (0.999), `epsilon` (1e-8); state: `m`, `v`, `t`.
+    """
+    return take_step(_ADAM, w, dw, config)
 
 
 class _Sampled:
@@ -35,7 +66,7 @@ class CaptioningSolver:
     Parameters
     ----------
     update_rule
-        `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"` or `"adamw"`.
+        `"sgd"`, `"sgd_momentum"`, `"rmsprop"`, `"adam"`, which is this module's, or `"adamw"`.
     optim_config, updater_config
         Two names of its settings, such as `learning_rate`.
     lr_decay
@@ -77,7 +108,10 @@ class CaptioningSolver:
         self._trainer = Trainer(
             model,
             _Sampled(data, batch_size),
-            Optimizer(update_rule, **(optim_config or updater_config or {})),
+            Optimizer(
+                _ADAM if update_rule == "adam" else update_rule,
+                **(optim_config or updater_config or {}),
+            ),
             Schedule(epochs=num_epochs, lr_decay=lr_decay),
         )
         self._trainer.on("step", self._record)
@@ -102,6 +136,7 @@ class CaptioningSolver:
         schedule = self._trainer.schedule
         epochs = self._trainer.epoch + self._num_epochs
         self._trainer.schedule = dataclasses.replace(schedule, epochs=epochs)
+        self.model.to(self.model.backend)  # parameters that are NumPy arrays
         self._trainer.run()
 
     def _record(self, trainer: Trainer) -> None:

@@ -1,0 +1,204 @@
+"""xpcap from Python, in few lines."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy
+import pytest
+from own import own
+from PIL import Image
+from tiny import make_tiny
+
+import xpcap
+from xpcap import CaptioningRNN
+from xpcap.cli import main
+from xpcap.errors import CheckpointError, ConfigurationError, DataError
+from xpcap.runs.search import make_search
+
+SMALL = {"hidden": 12, "wordvec": 8, "epochs": 2, "lr": 0.02, "device": "cpu"}
+WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    own(folder)
+    for name, colour in (("a.jpg", "red"), ("b.png", "blue")):
+        Image.new("RGB", (30, 20), colour).save(folder / name)
+    xpcap.prepare(folder / "captions.json", folder / "mydata", extractor="filter-bank")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return xpcap.train(place / "mydata", out=place / "trained", verbose=False, **SMALL)
+
+
+def test_the_lines_of_the_readme(place, capsys):
+    run = xpcap.train("mydata", **SMALL)
+    assert str(run.folder) == "runs/mydata-lstm-1"
+    captions = run.caption(["a.jpg", "b.png"], beam=3)
+    assert len(captions) == 2
+    assert all(isinstance(caption, str) for caption in captions)
+    assert run.evaluate(split="val")["BLEU-1"] >= 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_images_are_paths_pillow_images_pixels_or_features(run, place):
+    expected = run.caption(["a.jpg", "b.png"])
+    pictures = [Image.open(place / name) for name in ("a.jpg", "b.png")]
+    assert run.caption(pictures) == expected
+    assert run.caption([numpy.asarray(picture) for picture in pictures]) == expected
+    assert run.caption([place / "a.jpg", pictures[1]]) == expected
+    assert run.caption(run.features_of(["a.jpg", "b.png"])) == expected
+    assert run.caption("a.jpg") == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([numpy.zeros((4, 4, 3))], r"\(4, 4, 3\) of float64; expected uint8"),
+        ([3], "an image is a int; expected a file name"),
+        (["absent.jpg"], "absent.jpg"),
+    ],
+)
+def test_what_is_no_image(run, images, message):
+    with pytest.raises(DataError, match=message):
+        run.caption(images)
+
+
+def test_unknown_words_are_banned_unless_asked_for(run):
+    unknown = run.vocabulary.word_to_idx["<UNK>"]
+    assert unknown in make_search(run.vocabulary).constraints.banned
+    assert unknown not in make_search(run.vocabulary, allow_unk=True).constraints.banned
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 3}, "option 'beams' is unknown; expected beam"),
+        ({"top_k": 3}, "top_k goes with sample"),
+        ({"sample": True, "beam": 3}, "beam does not go with sample"),
+    ],
+)
+def test_options_of_captions_are_checked(run, options, message):
+    for use in (lambda: run.caption(["a.jpg"], **options), lambda: run.evaluate(**options)):
+        with pytest.raises(ConfigurationError, match=message):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, "option 'epoch' is unknown; expected epochs"),
+        ({"schedule": "linear"}, "schedule 'linear' is unknown; expected cosine or constant"),
+        ({"save_every": "soon"}, "save_every 'soon' is neither"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_options_of_training_are_checked_before_a_folder_is_made(place, options, message):
+    before = sorted((place / "runs").glob("*"))
+    with pytest.raises(ConfigurationError, match=message):
+        xpcap.train("mydata", **options)
+    assert sorted((place / "runs").glob("*")) == before
+
+
+def test_training_takes_every_option_of_the_command(place):
+    own_names = {"data", "out", "resume", "device", "tensorboard", "as_json"}
+    options = main.commands["train"].make_context("train", []).params
+    given = {name: value for name, value in options.items() if name not in own_names}
+    changed = {**given, "epochs": 1, "hidden": 4, "wordvec": 4}
+    run = xpcap.train("mydata", out="every", device="cpu", verbose=False, **changed)
+    assert run.config["training"]["batch_size"] == 46
+    assert own_names - {"as_json"} <= set(inspect.signature(xpcap.train).parameters)
+
+
+def test_callbacks_and_resuming(place):
+    seen = []
+    options = {**SMALL, "epochs": 1, "schedule": "constant", "verbose": False}
+    xpcap.train("mydata", out="first", callbacks={"step": lambda t: seen.append(t.step)}, **options)
+    assert seen == list(range(1, len(seen) + 1))
+    again = xpcap.train(resume="first", epochs=2, verbose=False, device="cpu")
+    assert again.config["training"]["schedule"]["epochs"] == 2
+    with pytest.raises(ConfigurationError, match=r"hidden cannot be changed .*; these can: epochs"):
+        xpcap.train(resume="first", hidden=9, device="cpu")
+
+
+def test_an_ensemble(run):
+    together = xpcap.open_run("trained", run.folder, device="cpu")
+    assert together.caption(["a.jpg"]) == run.caption(["a.jpg"])
+
+
+def test_a_report(run, tmp_path):
+    pytest.importorskip("jinja2", reason="needs the extra report")
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    page = run.report(tmp_path / "page.html", beam=2)
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_what_is_printed_of_models_runs_and_data_sets(run, place):
+    assert repr(run.model) == (
+        "CaptioningRNN(13 words, input_dim=4096, wordvec_dim=8, hidden_dim=12, cell_type='lstm'):"
+        " 50,445 parameters, float32 on cpu"
+    )
+    first, second = repr(run).splitlines()
+    assert first == f"Run({str(run.folder)!r}) on mydata, features: fc7 of filter-bank"
+    assert second == f"  {run.model!r}"
+    assert repr(xpcap.prepare("captions.json", "other", extractor="filter-bank")).splitlines() == [
+        "Dataset('other'): 13 words, 4096 features (fc7) of filter-bank",
+        "  train: 23 images, 46 captions",
+        "  val: 2 images, 4 captions",
+    ]
+
+
+def test_models_are_saved_and_loaded(tmp_path):
+    model = CaptioningRNN(WORDS, 5, 4, 3, cell_type="gru", dtype="float64", seed=3, backend="cpu")
+    model.save(tmp_path / "model")
+    again = CaptioningRNN.load(tmp_path / "model", "cpu")
+    assert repr(again) == repr(model)
+    assert again.word_to_idx == WORDS
+    for name, value in model.params.items():
+        assert numpy.array_equal(value, again.params[name])
+    features, captions = numpy.ones((2, 5)), numpy.array([[1, 3, 2], [1, 2, 0]])
+    assert again.loss(features, captions)[0] == model.loss(features, captions)[0]
+
+
+@pytest.mark.parametrize("keep", [0, 30, 200])
+def test_a_damaged_file_of_a_model_is_refused(tmp_path, keep):
+    CaptioningRNN(WORDS, 5, 4, 3, backend="cpu").save(tmp_path / "model")
+    whole = (tmp_path / "model").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:keep])
+    with pytest.raises(CheckpointError, match=r"cut is no file of CaptioningRNN\.save"):
+        CaptioningRNN.load(tmp_path / "cut", "cpu")
+
+
+def test_completion_shows_what_users_need():
+    shown = [name for name in dir(xpcap) if not name.startswith("_")]
+    assert {"train", "open_run", "prepare", "CaptioningRNN"} <= set(shown)
+    assert not {"threads", "files", "operations", "kernels", "api"} & set(shown)
+
+
+def test_importing_is_light():
+    code = "import sys, xpcap; print([m for m in ('xpcap.api', 'PIL', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_processes_that_choose_a_name_at_once_choose_others(tmp_path):
+    make_tiny(tmp_path / "tiny")
+    code = (
+        "import xpcap; xpcap.train('tiny', hidden=4, wordvec=4, epochs=1, device='cpu',"
+        " verbose=False)"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
+    assert [process.wait() for process in started] == [0] * 4
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"tiny-lstm-{k}" for k in range(1, 5)
+    ]

@@ -1,0 +1,188 @@
+"""xpcap from Python: preparing data, training, and opening a run to use it.
+
+Options have the names of the command line's, with underscores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xpcap import runs
+from xpcap.backend import as_backend
+from xpcap.data.dataset import Dataset, open_dataset
+from xpcap.data.extractors import default_extractor, make_extractor
+from xpcap.data.prepare import prepare as prepare_folder
+from xpcap.data.scenes import make_scenes, scenes_folder
+from xpcap.decoding import Beam, Constraints
+from xpcap.errors import ConfigurationError
+from xpcap.evaluation import DEFAULT, evaluate_run
+from xpcap.report import check, gather, write_report
+from xpcap.runs.dataset import open_data
+from xpcap.runs.folder import reserved_run
+from xpcap.runs.search import banned_tokens, check_search, make_search
+from xpcap.training.options import changed_options, run_options
+from xpcap.training.run import RunContext, resume_run, train_run
+from xpcap.training.trainer import Trainer, epoch_line
+
+__all__ = ["Run", "open_run", "prepare", "train"]
+
+
+class Run(runs.Run):
+    """A trained captioner, as `open_run` and `train` return it."""
+
+    def evaluate(
+        self,
+        split: str = "val",
+        *,
+        metrics: Sequence[str] = DEFAULT,
+        data: str | Path | None = None,
+        **options: Any,
+    ) -> dict[str, float]:
+        """Caption a split of the data set, and return the metrics of all captions together.
+
+        `metrics` are names of `xpcap.evaluation.METRICS`; `data` is the data folder, if it has
+        moved; `options` are those of `xpcap.runs.make_search`, such as `beam=3`.
+        """
+        check_search(options)
+        dataset = open_data(self, None if data is None else Path(data))
+        how = make_search(self.vocabulary, **options)
+        return dict(evaluate_run(self, dataset, split, how, metrics).scores.corpus)
+
+    def report(
+        self,
+        out: str | Path | None = None,
+        *,
+        split: str = "val",
+        beam: int = 3,
+        count: int = 300,
+        data: str | Path | None = None,
+    ) -> Path:
+        """Write a report of the run as an HTML page, by default `report.html` in its folder.
+
+        See `xpcap report --help`; it needs the extra `report`.
+        """
+        check()
+        page = self.folder / "report.html" if out is None else Path(out)
+        how = Beam(beam, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
+        moved = None if data is None else Path(data)
+        write_report(page, gather([self], split, how, moved, count))
+        return page
+
+
+def prepare(
+    captions: str | Path,
+    out: str | Path,
+    *,
+    extractor: str | None = None,
+    weights: str | Path | None = None,
+    output: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Dataset:
+    """Make a data folder `out` of images and the file or folder `captions`, and open it.
+
+    The extractor is by default that for photographs if the extra `photos` is installed, or else the
+    filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. `options`
+    are those of `xpcap.data.prepare.prepare`. See datasets/README.md.
+    """
+    file = None if weights is None else Path(weights)
+    chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
+    for name in ("images", "vocabulary"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    prepare_folder(Path(captions), Path(out), extractor=chosen, **options)
+    return open_dataset(Path(out), lazy=True)
+
+
+def train(
+    data: str | Path | Dataset = "scenes",
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    device: str | None = None,
+    tensorboard: str | Path | None = None,
+    callbacks: Mapping[str, Callable[[Trainer], None]] | None = None,
+    verbose: bool = True,
+    **options: Any,
+) -> Run:
+    """Train a captioner, write its run folder, and return it with the best epoch's parameters.
+
+    Parameters
+    ----------
+    data
+        A data folder, or `"scenes"` for the built-in set, which is drawn once.
+    out
+        The run folder, a new name; by default `runs/DATA-CELL-NUMBER`.
+    resume
+        A stopped run to continue with its own options, of which only some may be given anew.
+    device
+        `"cpu"`, `"gpu"`, `"gpu:1"` or `"auto"`; None is the default one, see `use_backend`.
+    tensorboard
+        A folder for TensorBoard events.
+    callbacks
+        Functions of the `Trainer` by event: `"step"`, `"measured"`, `"epoch"` or `"end"`.
+    verbose
+        Print the losses after each epoch.
+    options
+        All others of `xpcap train --help`, such as `epochs=10` or `cell="gru"`.
+
+    Raises
+    ------
+    XpcapError
+        If options or data are invalid, which leaves no folder, or training fails.
+    Stopped
+        On SIGINT or SIGTERM; the run can be resumed.
+    """
+
+    def watch(trainer: Trainer) -> None:
+        if verbose:
+            trainer.on("epoch", lambda trainer: print(epoch_line(trainer)))
+        for event, callback in (callbacks or {}).items():
+            trainer.on(event, callback)
+
+    backend = as_backend(device)
+    context = RunContext(None if tensorboard is None else Path(tensorboard), watch, print)
+    if resume is not None:
+        if out is not None:
+            raise ConfigurationError("out does not go with resume, which continues in its folder")
+        moved = None if data == "scenes" else _folder(data)
+        resume_run(
+            Path(resume),
+            backend,
+            lambda before: changed_options(before, **options),
+            moved,
+            context,
+        )
+        return open_run(resume, device=device)
+    chosen, folder = run_options(**options), _folder(data)
+    if out is not None:
+        train_run(folder, Path(out), chosen, backend, context)
+        return open_run(out, device=device)
+    with reserved_run(Path("runs"), f"{folder.name}-{chosen.cell}") as run:
+        train_run(folder, run, chosen, backend, context)
+    return open_run(run, device=device)
+
+
+def open_run(*paths: str | Path, device: str | None = None) -> Run:
+    """Open a run, or the ensemble of several, which averages their word probabilities.
+
+    A path is a run folder, of which the best epoch is taken, or a checkpoint file. If there is no
+    run, or it is damaged, or runs do not fit together, `CheckpointError` is raised.
+    """
+    backend = as_backend(device)
+    opened = runs.ensemble([runs.open_run(Path(path), backend) for path in paths])
+    return Run(**vars(opened))
+
+
+def _folder(data: str | Path | Dataset) -> Path:
+    if isinstance(data, Dataset):
+        return data.folder
+    if data != "scenes":
+        return Path(data)
+    folder = scenes_folder()
+    if not folder.exists():
+        print(f"drawing the built-in scenes, once, in {folder}")
+        make_scenes(folder)
+    return folder

@@ -1,0 +1,112 @@
+"""The names of splits in files of captions, and lists of the images of each split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from xpcap.data import folder as layout
+from xpcap.data.image_files import SUFFIXES
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.files import SMALL, explained, read_text
+
+ALL = (*layout.SPLITS, layout.TEST)
+NAMES = {
+    "train": "train",
+    "restval": "train",
+    "val": "val",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "test": "test",
+}
+NONE = "none"
+"""What `--splits` calls images without a split."""
+
+
+def split_names(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return the split of each name: those of `NAMES`, and `changes`.
+
+    A `ConfigurationError` is raised if one is not train, val or test.
+    """
+    for name, split in changes.items():
+        if split not in ALL:
+            raise ConfigurationError(
+                f"splits: '{name}' cannot mean '{split}'; expected {' or '.join(ALL)}"
+            )
+    return {**NAMES, **{name.lower(): split for name, split in changes.items()}}
+
+
+def split_of(where: str, name: Any, names: Mapping[str, str]) -> str | None:
+    """Return the split called `name`, in any case; None if there is no name, or it is "none"."""
+    if name is None or name == "":
+        return None
+    key = name.strip().lower() if isinstance(name, str) else ""
+    if key == NONE:
+        return None
+    if key not in names:
+        raise DataError(
+            f"{where}: split is {name!r}; expected {', '.join(NAMES)}, or a name that --splits maps"
+            f" to one of them, such as --splits {key or 'NAME'}=train"
+        )
+    return names[key]
+
+
+def read_lists(
+    folder: Path, source: Path, images: Sequence[str], names: Mapping[str, str]
+) -> tuple[dict[int, str], list[Path]]:
+    """Return the split of images by index, from lists in a folder, and the lists.
+
+    A list is a text file such as `Flickr_8k.trainImages.txt`, `flickr30k_dev.txt` or `test.txt`,
+    one name of `images` per line, as written or without folders or ending. Without any known name
+    it is ignored; an unknown one among them is a `DataError`, and so is an image in two splits.
+    """
+    exact, bare = _by_name(images)
+    splits: dict[int, str] = {}
+    used: list[Path] = []
+    pattern = re.compile(rf"(?:.*[._-])?({'|'.join(map(re.escape, names))})(?:[._-]?images)?\.txt")
+    with explained(folder, "read"):
+        paths = sorted(folder.iterdir())
+    for path in paths:
+        match = pattern.fullmatch(path.name.lower())
+        if not match or not path.is_file():
+            continue
+        lines = [
+            (k, line.strip())
+            for k, line in enumerate(read_text(path, SMALL).split("\n"), 1)
+            if line.strip()
+        ]
+        found = [(k, line, exact.get(line) or bare.get(line)) for k, line in lines]
+        if not any(places for _, _, places in found):
+            continue
+        used.append(path)
+        for k, line, places in found:
+            if places is None or len(places) > 1:
+                problem = "several images are" if places else "no image is"
+                raise DataError(
+                    f"{path}: line {k}: {problem} called {line!r} in {source}; expected one on each"
+                    " line"
+                )
+            split = splits.setdefault(places[0], names[match[1]])
+            if split != names[match[1]]:
+                raise DataError(
+                    f"{path}: line {k}: {line} is in the splits {split} and {names[match[1]]};"
+                    " expected one"
+                )
+    return splits, used
+
+
+def _by_name(images: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the indices of images by their names, and by those without ending."""
+    exact: dict[str, list[int]] = {}
+    bare: dict[str, list[int]] = {}
+    for k, image in enumerate(images):
+        path = PurePath(image)
+        for name in {image, str(path), path.name}:
+            exact.setdefault(name, []).append(k)
+        if path.suffix.lower() in SUFFIXES:
+            for name in {str(path.with_suffix("")), path.stem}:
+                bare.setdefault(name, []).append(k)
+    return exact, bare

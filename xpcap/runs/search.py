@@ -1,0 +1,75 @@
+"""Searches for captions by the names of the command line's options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary
+from xpcap.decoding import Beam, Constraints, Sampling
+from xpcap.errors import ConfigurationError
+
+BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
+
+
+def make_search(
+    vocabulary: Vocabulary,
+    *,
+    beam: int = 1,
+    length_penalty: str = "none",
+    groups: int = 1,
+    diversity: float = 0.5,
+    sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    min_words: int = 0,
+    max_words: int = 30,
+    no_repeat_ngram: int = 0,
+    allow_unk: bool = False,
+    n_best: int = 1,
+) -> Beam | Sampling:
+    """Return a beam search, or sampling, of `n_best` captions per image.
+
+    A beam of 1 is greedy. `<UNK>` is not generated unless `allow_unk`. The options are described at
+    `Beam`, `Sampling` and `Constraints`.
+    """
+    constraints = Constraints(
+        min_words, max_words, no_repeat_ngram, banned_tokens(vocabulary, allow_unk)
+    )
+    if sample:
+        return Sampling(n_best, temperature, top_k, top_p, seed, constraints)
+    return Beam(
+        beam, n_best, length_penalty, groups=groups, diversity=diversity, constraints=constraints
+    )
+
+
+def check_search(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` if options are unknown, or have no effect with the others."""
+    known = {**inspect.signature(make_search).parameters}
+    del known["vocabulary"]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1) or known
+            raise ConfigurationError(f"option '{name}' is unknown; expected {', '.join(close)}")
+    sampling = options.get("sample", False)
+    for name in BEAM_ONLY if sampling else SAMPLING_ONLY:
+        if name in options:
+            goes = "does not go" if sampling else "goes"
+            raise ConfigurationError(f"{name} {goes} with sample")
+    n_best, beam = options.get("n_best", 1), options.get("beam", 1)
+    if not sampling and n_best > beam:
+        raise ConfigurationError(
+            f"n_best {n_best} is more than beam {beam} can find; expected beam {n_best} or more, or"
+            " sample"
+        )
+
+
+def banned_tokens(vocabulary: Vocabulary, allow_unk: bool = False) -> tuple[int, ...]:
+    """Return the special tokens that captions must not contain; `<UNK>` may be allowed."""
+    tokens = (NULL, START) if allow_unk else (NULL, START, UNK)
+    return tuple(vocabulary.word_to_idx[token] for token in tokens)
