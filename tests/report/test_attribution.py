@@ -6,12 +6,15 @@ import pytest
 from PIL import Image
 
 from xpcap.data.coco_json import AnnotatedImage, box_features
-from xpcap.data.extractors import FilterBank
+from xpcap.data.extractors import EfficientNetLite0, FilterBank
+from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
+from xpcap.errors import DataError
 from xpcap.models import CaptioningRNN
 from xpcap.models.inspection import word_gradients
 from xpcap.report.attribution import LEVELS, attribute
 from xpcap.runs import Run
+from xpcap.runs.folder import TRANSFORM
 
 WORDS = Vocabulary([*SPECIAL, "a", "red", "ring"])
 CAPTIONS = numpy.array([[4, 5, 6, 2], [6, 2, 0, 0]], numpy.int32)
@@ -56,12 +59,59 @@ def test_attributions_of_regions_sum_to_gradient_times_features(images):
         assert found[n][t].text.startswith(f"strongest at the {vertical} {horizontal};")
 
 
+class Quarters(EfficientNetLite0):
+    """A network without weights: the mean colour of each quarter of an image is its grid."""
+
+    def __init__(self):
+        pass
+
+    def prepare(self, image):
+        return numpy.asarray(image) / 255
+
+    def grid(self, images):
+        quarters = images.reshape(len(images), 2, 32, 2, 32, 3).mean(axis=(2, 4))
+        return quarters.reshape(len(images), 4, 3)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_attributions_of_a_grid_are_slopes_along_its_cells(images, reduced, monkeypatch, tmp_path):
+    """By how much a word gains as a cell's share of the features grows, by differences."""
+    network, pca = Quarters(), PCA(DRAW.random(3), DRAW.random((2, 3)), numpy.ones(2))
+    monkeypatch.setattr("xpcap.report.attribution.open_extractor", lambda _: network)
+    cells = network.grid(numpy.stack([network.prepare(image) for image in images])) / 4
+    model = CaptioningRNN(WORDS.word_to_idx, 2 if reduced else 3, 6, 8, "lstm", float, seed=3)
+    config = {"kind": "pca" if reduced else "fc7", "extractor": {"name": "quarters"}}
+    run = Run(tmp_path, {"data": config}, WORDS, model)
+    pca.write(tmp_path / TRANSFORM)
+
+    def log_probs(pooled):
+        if reduced:
+            pooled = (pooled - pca.mean) @ pca.components.T
+        return word_gradients(model, pooled, CAPTIONS)[0]
+
+    pooled, step = cells.sum(axis=1), 1e-5
+    ends = [[log_probs(pooled + sign * step * cells[:, k]) for sign in (1, -1)] for k in range(4)]
+    expected = numpy.stack([(after - before) / (2 * step) for after, before in ends], axis=2)
+    features = (pooled - pca.mean) @ pca.components.T if reduced else pooled
+    found = attribute(run, features, CAPTIONS, [], images)
+    for n, t in ((0, 0), (0, 3), (1, 1)):
+        relative = expected[n, t] / abs(expected[n, t]).max()
+        assert abs(strengths(found[n][t].levels) - relative).max() <= 0.5 / LEVELS + 1e-6
+        if expected[n, t].max() > 0:
+            row, column = divmod(expected[n, t].argmax(), 2)
+            place = f"{('top', 'bottom')[row]} {('left', 'right')[column]}"
+            total = f"{expected[n, t].sum():+.2f}"
+            assert found[n][t].text == f"strongest at the {place}; total {total}"
+
+
 def test_regions_need_the_image(images):
     run = run_of(4096, FilterBank().describe())
     features = DRAW.standard_normal((2, 4096)).astype(numpy.float32)
     found = attribute(run, features, CAPTIONS, [], [None, images[0]])
     assert [word.text for word in found[0]] == [""] * 4
     assert found[1][0].levels
+    with pytest.raises(DataError, match="none of the images can be opened"):
+        attribute(run, features, CAPTIONS, [], [None, None])
 
 
 def test_attributions_of_boxes_are_sums_over_categories():
@@ -85,7 +135,15 @@ def test_attributions_of_boxes_are_sums_over_categories():
     assert found[1][3].text == ""  # <NULL>
 
 
-def test_other_features_have_no_attribution():
+@pytest.mark.parametrize(
+    ("extractor", "message"),
+    [
+        (None, "features by another program cannot be divided among regions"),
+        ({"name": "vgg16-fc7", "weights": "gone.onnx"}, "features by vgg16-fc7 cannot be divided"),
+        ({"name": "filter-bank", "version": 99}, "which cannot be computed here"),
+    ],
+)
+def test_features_without_regions_are_refused(extractor, message, images):
     features = numpy.ones((2, 9), numpy.float32)
-    found = attribute(run_of(9, {"name": "onnx"}), features, CAPTIONS, [], [None, None])
-    assert {word.text + word.levels for row in found for word in row} == {""}
+    with pytest.raises(DataError, match=message):
+        attribute(run_of(9, extractor), features, CAPTIONS, [], images)

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -9,7 +10,10 @@ from html.parser import HTMLParser
 import pytest
 from browser import Browser, needs_browser
 from commands import one_line
+from own import own
 from tiny import make_tiny
+
+from xpcap.evaluation import METRICS
 
 
 class Page(HTMLParser):
@@ -115,16 +119,48 @@ def test_words_urls_and_data_set_names_are_escaped(call, tmp_path):
 
 def test_metrics_are_those_of_evaluate(call, runs, page):
     text = page.read_text()
-    rows = re.findall(r'<tr><th scope="row">([\w-]+)</th>(.*?)</tr>', text)
-    shown = {name: re.findall(r">([-+.\d]+)<", cells) for name, cells in rows[:12]}
+    row = r'<tr class="explained"><th scope="row">(.*?)</th>(.*?)</tr>\s*<tr .*?>.*?>(.+?)</td>'
+    rows = re.findall(row, text)
+    shown = {name: re.findall(r">([-+.\d]+)<", cells) for name, cells, _ in rows}
+    assert {name: html.unescape(phrase) for name, _, phrase in rows} == {
+        name: METRICS[name] for name in shown
+    }
     for k, run in enumerate(runs):
         result = call("evaluate", run, "--beam", "3", "--json", "--device", "cpu")
         expected = json.loads(result.stdout)
         assert {"BLEU-4", "CIDEr-D", "perplexity"} <= shown.keys() & expected.keys()
         for name in shown:
             assert shown[name][k] == f"{expected[name]:.4f}"
+        assert set(shown) == set(expected) - {"images", "decoding"}
     for first, second, difference in shown.values():
         assert float(difference) == pytest.approx(float(second) - float(first), abs=2e-4)
+
+
+def test_captions_come_before_metrics_and_curves(page):
+    sections = [section["id"] for section in Page(page.read_text()).all("section")]
+    assert sections == ["captions", "browse", "metrics", "training", "inside"]
+
+
+def test_why_there_is_no_attribution_is_said(page):
+    text = page.read_text()
+    for name in ("one", "&lt;b&gt;two"):
+        assert f"No attribution for {name}: features by another program cannot be" in text
+    assert "How captions are sorted</summary>" in text
+
+
+def test_page_of_own_images(call, tmp_path):
+    """With file names, and an attribution to 8 x 8 regions."""
+    own(tmp_path, count=20)
+    made = call("data", "prepare", "captions.json", "--out", "mine", "--extractor", "filter-bank")
+    assert made.exit_code == 0, made.output
+    small = ["--hidden", 4, "--wordvec", 4, "--epochs", 1, "--device", "cpu"]
+    assert call("train", "--data", "mine", "--out", "run", *small).exit_code == 0
+    result = call("report", "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", text)[2:] == ["9.png", "19.png"]
+    assert {len(levels) for levels in re.findall(r'data-levels="(\w*)"', text)} == {64}
+    assert "No attribution" not in text
 
 
 def test_page_of_a_single_run(call, runs, tmp_path):
@@ -198,6 +234,36 @@ def test_search_and_sorting(browser, page):
     assert len(values) == everything
     assert values == sorted(values)
     assert not browser.complaints
+
+
+@needs_browser
+def test_many_images_are_shown_on_request(browser, page):
+    browser.open(page)
+    assert browser.run("more.hidden")
+    browser.run("limit = 5; show()")
+    shown = "document.querySelectorAll('#all .card:not([hidden])').length"
+    assert browser.run(shown) == 5
+    assert browser.run("form.querySelector('output').textContent") == "12 of 12"
+    assert browser.run("more.textContent") == "Show all 12"
+    browser.run("more.click()")
+    assert browser.run(shown) == 12
+    assert browser.run("more.hidden")
+    assert not browser.complaints
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_column_is_clipped(browser, call, runs, width, tmp_path):
+    """With names that are long, with and without a place to break."""
+    names = ["a-run-with-a-name-of-many-words-to-be-broken", "x" * 40]
+    for run, name in zip(runs, names, strict=True):
+        (tmp_path / run).rename(tmp_path / name)
+    result = call("report", *names, "--device", "cpu", "--out", "page.html")
+    assert result.exit_code == 0, result.output
+    browser.open(tmp_path / "page.html", width)
+    assert browser.run("document.documentElement.scrollWidth") == width
+    wide = "[...document.querySelectorAll('.wide, .card, form, label')]"
+    assert browser.run(f"{wide}.filter(part => part.scrollWidth > part.clientWidth).length") == 0
 
 
 @needs_browser

@@ -1,5 +1,6 @@
 import base64
 import io
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -12,7 +13,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare
 from xpcap.data.scenes import make_scenes, read_picture
-from xpcap.report.images import THUMBNAIL, boxes_of, categories_of, open_image, view
+from xpcap.report.images import THUMBNAIL, boxes_of, categories_of, name_of, open_image, view
 
 
 def view_of(dataset, row):
@@ -69,6 +70,15 @@ def test_web_images_are_linked(tmp_path):
     assert found.link == "http://localhost/val/1.png"
     assert not found.data
     assert categories_of(dataset) == []
+
+
+def test_images_are_called_by_their_files_scenes_and_web_images_by_their_ids(mine, tmp_path):
+    assert name_of(mine, mine.splits["val"].urls[0], 9) == "5.png"
+    scenes = replace(mine, description={"name": "scenes", "pictures": "pictures.zip"})
+    assert name_of(scenes, "pictures.zip/val/00007.png", 7) == "Scene 7"
+    assert (
+        name_of(mine, "http://images.cocodataset.org/val2017/000000000139.jpg", 139) == "Image 139"
+    )
 
 
 def test_boxes_are_decoded_from_the_features():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,7 @@ _STYLE = {
     "figure.constrained_layout.use": True,
 }
 _WIDTH = 5.4  # inches; the page scales them
-_LEGEND = 0.2  # inches a line
+_LEGEND_LINE, _LEGEND_WIDTH = 0.2, 50  # inches, characters
 _POINTS = 400  # of a curve
 _DASHES = ("solid", "dashed")
 _BINS = 25
@@ -184,7 +185,9 @@ def _legend(figure: Any) -> None:
     """Put a legend above the plot, where it hides nothing; a single line needs none."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.set_figheight(figure.get_figheight() + _LEGEND * len(labels))
+        labels = [textwrap.fill(label, _LEGEND_WIDTH) for label in labels]
+        lines = "\n".join(labels).count("\n") + 1
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * lines)
         figure.legend(handles, labels, loc="outside upper left")
 
 
