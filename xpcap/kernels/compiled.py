@@ -45,7 +45,11 @@ _OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
     "error_model": "numpy",
     "nogil": True,
+    "forceinline": True,
 }
+"""A function that another one calls, if it is not inlined, has two copies that are optimized
+differently; which one is called depends on whether they were compiled or loaded from numba's cache.
+"""
 
 
 def _kept(function: Callable[..., Any]) -> Any:
