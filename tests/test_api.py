@@ -15,6 +15,7 @@ from xpcap import CaptioningRNN
 from xpcap.cli import main
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
+from xpcap.training.run import default_batch_size
 
 SMALL = {"hidden": 12, "wordvec": 8, "epochs": 2, "lr": 0.02, "device": "cpu"}
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
@@ -58,12 +59,15 @@ def test_images_are_paths_pillow_images_pixels_or_features(run, place):
     assert run.caption([numpy.asarray(picture) for picture in pictures]) == expected
     assert run.caption([place / "a.jpg", pictures[1]]) == expected
     assert run.caption(run.features_of(["a.jpg", "b.png"])) == expected
-    assert run.caption("a.jpg") == expected[:1]
+    for one in ("a.jpg", pictures[0], numpy.asarray(pictures[0])):
+        assert run.caption(one) == expected[:1]
+    assert run.caption(numpy.stack([numpy.asarray(pictures[0])] * 2)) == expected[:1] * 2
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
+        (numpy.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\) of uint8; expected uint8"),
         ([numpy.zeros((4, 4, 3))], r"\(4, 4, 3\) of float64; expected uint8"),
         ([3], "an image is a int; expected a file name"),
         (["absent.jpg"], "absent.jpg"),
@@ -84,6 +88,8 @@ def test_unknown_words_are_banned_unless_asked_for(run):
     ("options", "message"),
     [
         ({"beams": 3}, "option 'beams' is unknown; expected beam"),
+        ({"beam": "3"}, "beam is '3'; expected a whole number"),
+        ({"n_best": 3}, "option 'n_best' is unknown"),
         ({"top_k": 3}, "top_k goes with sample"),
         ({"sample": True, "beam": 3}, "beam does not go with sample"),
     ],
@@ -101,6 +107,12 @@ def test_options_of_captions_are_checked(run, options, message):
         ({"schedule": "linear"}, "schedule 'linear' is unknown; expected cosine or constant"),
         ({"save_every": "soon"}, "save_every 'soon' is neither"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
+        ({"hidden": "128"}, "hidden is '128'; expected a whole number"),
+        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"callbacks": {"foo": print}}, "callbacks: expected a dict from step, measured, epoch"),
+        ({"callbacks": print}, "callbacks: expected a dict"),
     ],
 )
 def test_options_of_training_are_checked_before_a_folder_is_made(place, options, message):
@@ -116,7 +128,7 @@ def test_training_takes_every_option_of_the_command(place):
     given = {name: value for name, value in options.items() if name not in own_names}
     changed = {**given, "epochs": 1, "hidden": 4, "wordvec": 4}
     run = xpcap.train("mydata", out="every", device="cpu", verbose=False, **changed)
-    assert run.config["training"]["batch_size"] == 46
+    assert run.config["training"]["batch_size"] == 16
     assert own_names - {"as_json"} <= set(inspect.signature(xpcap.train).parameters)
 
 
@@ -125,7 +137,9 @@ def test_callbacks_and_resuming(place):
     options = {**SMALL, "epochs": 1, "schedule": "constant", "verbose": False}
     xpcap.train("mydata", out="first", callbacks={"step": lambda t: seen.append(t.step)}, **options)
     assert seen == list(range(1, len(seen) + 1))
-    again = xpcap.train(resume="first", epochs=2, verbose=False, device="cpu")
+    again = xpcap.train(
+        resume=xpcap.open_run("first", device="cpu"), epochs=2, verbose=False, device="cpu"
+    )
     assert again.config["training"]["schedule"]["epochs"] == 2
     with pytest.raises(ConfigurationError, match=r"hidden cannot be changed .*; these can: epochs"):
         xpcap.train(resume="first", hidden=9, device="cpu")
@@ -134,6 +148,24 @@ def test_callbacks_and_resuming(place):
 def test_an_ensemble(run):
     together = xpcap.open_run("trained", run.folder, device="cpu")
     assert together.caption(["a.jpg"]) == run.caption(["a.jpg"])
+
+
+def test_metrics_by_name(run):
+    names = run.evaluate(metrics=["BLEU-4", "CIDEr-D"])
+    assert run.evaluate(metrics="BLEU-4, cider-d") == names
+    assert list(names) == ["BLEU-4", "CIDEr-D"]
+
+
+def test_a_run_must_be_named():
+    with pytest.raises(ConfigurationError, match="takes the path of one run or more"):
+        xpcap.open_run()
+
+
+@pytest.mark.parametrize(
+    ("captions", "size"), [(5, 5), (100, 16), (1500, 20), (9600, 128), (10**6, 128)]
+)
+def test_small_data_sets_have_small_batches(captions, size):
+    assert default_batch_size(captions) == size
 
 
 def test_a_report(run, tmp_path):

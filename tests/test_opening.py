@@ -35,7 +35,7 @@ def checkpoint(model=None, **more):
         ({"hidden_dim": 10**30}, {}, r"expected \(3, 10{30}\)"),
         ({"input_dim": "3"}, {}, r"expected \('3', 4\)"),
         ({"cell_type": "lstm"}, {}, r"expected \(2, 16\)"),
-        ({"cell_type": "none"}, {}, "'model' cannot be built: cell type 'none' is unknown"),
+        ({"cell_type": "none"}, {}, "'model' cannot be built: cell 'none' is unknown"),
         ({"dropout": 2}, {}, "'model' cannot be built"),
         ({"other": 2}, {}, "'model' cannot be built"),
         ({}, {"W_proj": None}, r"'W_proj' is of shape None; expected \(3, 4\)"),

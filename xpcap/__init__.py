@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpcap import gradcheck, layers, optim
 from xpcap.backend import Backend, namespace, open_backend, to_host, use_backend
-from xpcap.errors import XpcapError
+from xpcap.errors import Stopped, XpcapError
 from xpcap.models import CaptioningRNN
 from xpcap.threads import use_threads
 
@@ -27,6 +27,7 @@ __all__ = [
     "Backend",
     "CaptioningRNN",
     "Run",
+    "Stopped",
     "XpcapError",
     "gradcheck",
     "layers",

@@ -24,7 +24,7 @@ from xpcap.runs.folder import reserved_run
 from xpcap.runs.search import banned_tokens, check_search, make_search
 from xpcap.training.options import changed_options, run_options
 from xpcap.training.run import RunContext, resume_run, train_run
-from xpcap.training.trainer import Trainer, epoch_line
+from xpcap.training.trainer import EVENTS, Trainer, epoch_line
 
 __all__ = ["Run", "open_run", "prepare", "train"]
 
@@ -36,7 +36,7 @@ class Run(runs.Run):
         self,
         split: str = "val",
         *,
-        metrics: Sequence[str] = DEFAULT,
+        metrics: Sequence[str] | str = DEFAULT,
         data: str | Path | None = None,
         **options: Any,
     ) -> dict[str, float]:
@@ -63,6 +63,8 @@ class Run(runs.Run):
 
         See `xpcap report --help`; it needs the extra `report`.
         """
+        if self.partners:
+            raise ConfigurationError("a report is of one run, or of two beside each other")
         check()
         page = self.folder / "report.html" if out is None else Path(out)
         how = Beam(beam, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
@@ -92,7 +94,9 @@ def prepare(
     for name in ("images", "vocabulary"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
-    prepare_folder(Path(captions), Path(out), extractor=chosen, **options)
+    report = prepare_folder(Path(captions), Path(out), extractor=chosen, **options)
+    for _, reason in report.broken:
+        print(f"left out: {reason}")
     return open_dataset(Path(out), lazy=True)
 
 
@@ -100,7 +104,7 @@ def train(
     data: str | Path | Dataset = "scenes",
     *,
     out: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Run | None = None,
     device: str | None = None,
     tensorboard: str | Path | None = None,
     callbacks: Mapping[str, Callable[[Trainer], None]] | None = None,
@@ -139,28 +143,34 @@ def train(
     def watch(trainer: Trainer) -> None:
         if verbose:
             trainer.on("epoch", lambda trainer: print(epoch_line(trainer)))
-        for event, callback in (callbacks or {}).items():
+        for event, callback in called.items():
             trainer.on(event, callback)
 
+    called = callbacks or {}
+    if not isinstance(called, Mapping) or not set(called) <= set(EVENTS):
+        raise ConfigurationError(
+            f"callbacks: expected a dict from {', '.join(EVENTS)} to functions of the trainer"
+        )
     backend = as_backend(device)
     context = RunContext(None if tensorboard is None else Path(tensorboard), watch, print)
     if resume is not None:
         if out is not None:
             raise ConfigurationError("out does not go with resume, which continues in its folder")
         moved = None if data == "scenes" else _folder(data)
+        stopped = resume.folder if isinstance(resume, Run) else Path(resume)
         resume_run(
-            Path(resume),
+            stopped,
             backend,
             lambda before: changed_options(before, **options),
             moved,
             context,
         )
-        return open_run(resume, device=device)
+        return open_run(stopped, device=device)
     chosen, folder = run_options(**options), _folder(data)
     if out is not None:
         train_run(folder, Path(out), chosen, backend, context)
         return open_run(out, device=device)
-    with reserved_run(Path("runs"), f"{folder.name}-{chosen.cell}") as run:
+    with reserved_run(Path("runs"), f"{folder.resolve().name}-{chosen.cell}") as run:
         train_run(folder, run, chosen, backend, context)
     return open_run(run, device=device)
 
@@ -171,6 +181,8 @@ def open_run(*paths: str | Path, device: str | None = None) -> Run:
     A path is a run folder, of which the best epoch is taken, or a checkpoint file. If there is no
     run, or it is damaged, or runs do not fit together, `CheckpointError` is raised.
     """
+    if not paths:
+        raise ConfigurationError("open_run takes the path of one run or more")
     backend = as_backend(device)
     opened = runs.ensemble([runs.open_run(Path(path), backend) for path in paths])
     return Run(**vars(opened))

@@ -50,12 +50,15 @@ def evaluate_run(
     dataset: Dataset,
     split: str,
     how: Beam | Sampling,
-    metrics: Sequence[str] = DEFAULT,
+    metrics: Sequence[str] | str = DEFAULT,
 ) -> Evaluation:
     """Caption the images of a split that have references, and compute the metrics.
 
-    The best caption of each image counts. Metrics are names of `METRICS`, case-insensitive.
+    The best caption of each image counts. Metrics are names of `METRICS`, case-
+    insensitive, also as one text with commas.
     """
+    if isinstance(metrics, str):
+        metrics = [name.strip() for name in metrics.split(",")]
     by_lower = {name.lower(): name for name in METRICS}
     names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
     check_names(names, METRICS)

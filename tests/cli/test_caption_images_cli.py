@@ -189,7 +189,7 @@ def test_what_is_written_replaces_a_file_as_a_whole(caption, broken, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a.png"], "a.png is not a whole checkpoint of xpcap"),
+        (["a.png"], "a.png is no run; expected a run, then images"),
         (["b", "run"], "b is not a run; expected a folder made by xpcap train"),
         (["run", "https://example.org/a.jpg"], "https://example.org/a.jpg is a URL"),
         (["run", "--image", "http://example.org/a.jpg"], "http://example.org/a.jpg is a URL"),

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def test_train_as_json(call, tiny):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cell", "mlp"], "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
+        (["--cell", "mlp"], "cell 'mlp' is unknown; expected rnn, lstm, gru"),
         (["--rule", "adagrad"], "rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
         (["--lr", "nan"], "--lr must be a finite positive number, got nan"),
@@ -100,6 +101,8 @@ def test_a_missing_gpu_is_one_line(call, tiny, monkeypatch):
     result = call("train", "--data", tiny, "--device", "auto", *SMALL)
     assert result.exit_code == 0
     assert "device: cpu (device 'gpu' needs CuPy" in result.stderr
+    if importlib.util.find_spec("cupy") is None:
+        assert "device: cpu\n" in call("train", "--data", tiny, *SMALL).stderr
 
 
 def test_caption_a_split_or_explain_why_not(call, tiny):

@@ -72,7 +72,7 @@ def test_pictures_need_features_made_from_pixels(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "mlp"}, "cell type 'mlp' is unknown; expected rnn, lstm, gru"),
+        ({"cell": "mlp"}, "cell 'mlp' is unknown; expected rnn, lstm, gru"),
         ({"rule": "adagrad"}, "rule 'adagrad' is unknown"),
         ({"lr": float("nan")}, "lr must be a finite positive number, got nan"),
         ({"batch_size": 49}, r"batch size 49 is not in 1\.\.48"),
@@ -169,8 +169,10 @@ def test_a_run_without_an_epoch_or_none_at_all_is_named(tiny, tmp_path):
         open_run(tmp_path / "none")
 
 
-@pytest.mark.parametrize(("captions", "size"), [(None, 48), (7, 7)])
-def test_without_a_batch_size_a_small_set_is_one_batch(tiny, tmp_path, captions, size):
+@pytest.mark.parametrize(("captions", "size", "steps"), [(None, 16, 3), (7, 7, 1)])
+def test_without_a_batch_size_batches_of_a_small_set_are_small(
+    tiny, tmp_path, captions, size, steps
+):
     trainer, _ = run(tiny, tmp_path / "run", batch_size=None, max_train=captions)
-    assert len(trainer.batches) == 1
+    assert len(trainer.batches) == steps
     assert open_run(tmp_path / "run").config["training"]["batch_size"] == size

@@ -46,7 +46,7 @@ def search_of(
     source = click.get_current_context().get_parameter_source
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     with named_as_options():
-        check_search({**given, "n_best": n_best})
+        check_search(given, n_best)
     return make_search(vocabulary, n_best=n_best, **options)
 
 

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from xpcap import distributed
 from xpcap.errors import ConfigurationError, printable
@@ -154,12 +156,17 @@ def refuse_ranks(*others: str) -> None:
 
 
 def open_device(name: str) -> Any:
-    """Open and print the device for the rest of the command, and why `auto` chose it."""
+    """Open and print the device for the rest of the command.
+
+    Why `auto` chose the CPU is printed if it was asked for, or CuPy is installed.
+    """
     from xpcap.backend import open_backend
 
-    backend = open_backend(name, distributed.local_rank())
-    click.get_current_context().with_resource(backend.activate())
-    print_message(f"device: {backend.name}" + (f" ({backend.remark})" if backend.remark else ""))
+    backend, context = open_backend(name, distributed.local_rank()), click.get_current_context()
+    context.with_resource(backend.activate())
+    asked = context.get_parameter_source("device") is not ParameterSource.DEFAULT
+    why = f" ({backend.remark})" if backend.remark and (asked or find_spec("cupy")) else ""
+    print_message(f"device: {backend.name}{why}")
     return backend
 
 

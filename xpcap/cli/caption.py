@@ -79,10 +79,12 @@ def caption(
     the first IMAGE, form an ensemble: their word probabilities are averaged. --json adds the
     log-probability of every word.
     """
-    from xpcap.data.image_files import find_images
+    from xpcap.data.image_files import SUFFIXES, find_images
     from xpcap.runs.captions import caption_dataset, caption_images
     from xpcap.runs.dataset import open_data
 
+    if Path(arguments[0]).suffix.lower() in SUFFIXES:
+        raise click.UsageError(f"{arguments[0]} is no run; expected a run, then images")
     first = next((k for k, name in enumerate(arguments) if k and not _is_run(name)), None)
     runs, given = arguments[:first], arguments[first:] if first else ()
     _check_options([*given, *images], as_json, out)

@@ -47,10 +47,9 @@ def evaluate(
     from xpcap.evaluation import DEFAULT, evaluate_run, write_images, write_results
     from xpcap.runs.dataset import open_data
 
-    names = DEFAULT if metrics is None else [name.strip() for name in metrics.split(",")]
     run = common.open_runs(runs, device)
     decoder = search_of(run.vocabulary, options)
-    found = evaluate_run(run, open_data(run, data), split, decoder, names)
+    found = evaluate_run(run, open_data(run, data), split, decoder, metrics or DEFAULT)
     for path, write in ((images, write_images), (results, write_results)):
         if path is not None and not run.ranks.rank:
             write(path, found)

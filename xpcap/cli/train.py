@@ -47,7 +47,7 @@ SHOWN = 8
     "--batch-size",
     type=int,
     help="Captions per step.",
-    show_default="128, or all captions if there are fewer",
+    show_default="128; fewer of small sets, so that an epoch has 75 steps, but at least 16",
 )
 @option("--epochs", 6, "Number of passes over the training captions.")
 @option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
@@ -120,7 +120,7 @@ def train(
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
         folder = _data_folder(data, ranks)
-        name = f"{folder.name}-{chosen.cell}"
+        name = f"{folder.resolve().name}-{chosen.cell}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()
             out = distributed.by_first(ranks, lambda: command.with_resource(reserved))

@@ -159,6 +159,11 @@ def open_dataset(
     other contents.
     """
     check_folder(folder)
+    if not any((folder / name).exists() for name in (layout.CAPTIONS, layout.VOCABULARY)):
+        raise DataError(
+            f"{folder} is not a data folder: it has no {layout.CAPTIONS}; expected one made by"
+            " xpcap data prepare (xpcap data --help)"
+        )
     kind = _choose_features(folder, features)
     vocabulary = Vocabulary.read(folder / layout.VOCABULARY)
     splits = {}

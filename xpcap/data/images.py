@@ -62,6 +62,15 @@ def open_packed(archive: Path, member: str) -> Any:
     return decode_picture(read_member(archive, member, LARGEST_FILE), f"{archive}/{member}")
 
 
+def as_images(images: Any) -> list[Any]:
+    """Return a list of images, or of the only one, each as `rgb_picture` takes it."""
+    from PIL import Image
+
+    if isinstance(images, numpy.ndarray) and images.ndim != 4:
+        return [images]
+    return [images] if isinstance(images, str | Path | Image.Image) else list(images)
+
+
 def rgb_picture(image: Any) -> Any:
     """Return an image as an 8-bit RGB `PIL.Image.Image`.
 

@@ -27,7 +27,7 @@ class Constraints:
         if not 0 <= self.min_length <= self.max_length:
             raise ConfigurationError(
                 f"captions of {self.min_length} to {self.max_length} words cannot be generated;"
-                " expected 0 <= min-length <= max-length"
+                " expected a minimum of 0 or more, and no smaller maximum"
             )
         if self.no_repeat_ngram < 0:
             raise ConfigurationError(f"no-repeat-ngram must be >= 0, got {self.no_repeat_ngram}")

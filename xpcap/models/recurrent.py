@@ -37,7 +37,7 @@ CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 def check_cell(cell_type: str) -> None:
     """Raise `ConfigurationError`, which names the cells there are, unless this is one of them."""
     if cell_type not in CELLS:
-        raise ConfigurationError(f"cell type '{cell_type}' is unknown; expected {', '.join(CELLS)}")
+        raise ConfigurationError(f"cell '{cell_type}' is unknown; expected {', '.join(CELLS)}")
 
 
 class _Cache(NamedTuple):

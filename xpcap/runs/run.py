@@ -14,6 +14,7 @@ from xpcap import threads
 from xpcap.backend import to_host
 from xpcap.data.extraction import Extracted, extract
 from xpcap.data.extractors import open_extractor
+from xpcap.data.images import as_images
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
@@ -96,9 +97,10 @@ class Run:
     def caption(self, images: Any, how: Beam | Sampling | None = None, **options: Any) -> list[str]:
         """Return the best caption of each image, without special tokens.
 
-        `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`; or an
-        array with the features `(N, D)`, on the host. Instead of a search, `options` of
-        `make_search` may be given, such as `beam=3`. Errors are those of `features_of`.
+        `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`, or one
+        of them; or an array with the features `(N, D)`, on the host. Instead of a search,
+        `options` of `make_search` may be given, such as `beam=3`. Errors are those of
+        `features_of`.
         """
         check_search(options)
         features = images if _are_features(images) else self.features_of(images)
@@ -148,7 +150,7 @@ class Run:
                 f"{self.folder} was trained on features that xpcap cannot compute from an image"
                 f" ({data.get('features') or 'no extractor in its data set'})"
             )
-        images = [images] if isinstance(images, str | Path) else list(images)
+        images = as_images(images)
         extractor = open_extractor(data["extractor"], weights)
         found = extract(extractor, images, skip_broken, progress, self.ranks)
         transform = self.transform

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,13 @@ from typing import Any
 from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary
 from xpcap.decoding import Beam, Constraints, Sampling
 from xpcap.errors import ConfigurationError
+from xpcap.options import check_options
 
 BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
+DECODING = (
+    *BEAM_ONLY, *SAMPLING_ONLY, "sample", "min_words", "max_words", "no_repeat_ngram", "allow_unk",
+)  # fmt: skip
 
 
 def make_search(
@@ -48,21 +51,17 @@ def make_search(
     )
 
 
-def check_search(options: Mapping[str, Any]) -> None:
+def check_search(options: Mapping[str, Any], n_best: int = 1) -> None:
     """Raise `ConfigurationError` if options are unknown, or have no effect with the others."""
-    known = {**inspect.signature(make_search).parameters}
-    del known["vocabulary"]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1) or known
-            raise ConfigurationError(f"option '{name}' is unknown; expected {', '.join(close)}")
+    known = inspect.signature(make_search).parameters
+    check_options(options, {n: p.default for n, p in known.items() if n in DECODING})
     sampling = options.get("sample", False)
     for name in BEAM_ONLY if sampling else SAMPLING_ONLY:
         if name in options:
             goes = "does not go" if sampling else "goes"
             raise ConfigurationError(f"{name} {goes} with sample")
-    n_best, beam = options.get("n_best", 1), options.get("beam", 1)
-    if not sampling and n_best > beam:
+    beam = options.get("beam", 1)
+    if not sampling and 1 <= beam < n_best:
         raise ConfigurationError(
             f"n_best {n_best} is more than beam {beam} can find; expected beam {n_best} or more, or"
             " sample"

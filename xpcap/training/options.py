@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +13,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_counts, check_positive, find_rule
+from xpcap.options import check_options
 from xpcap.runs.dataset import fingerprint
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
@@ -46,7 +46,7 @@ class RunOptions:
     wordvec: int = 256
     dropout: float = 0.0
     dtype: str = "float32"
-    batch_size: int | None = None  # captions per step; None is 128, or all if there are fewer
+    batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
     precision: str = "float32"  # of matrix products, see `TrainingStep`
@@ -62,7 +62,14 @@ class RunOptions:
         check_rate(self.dropout)
         find_rule(self.rule)
         check_positive("lr", self.lr)
-        check_counts(batch_size=self.batch_size, max_train=self.max_train)
+        check_counts(
+            hidden=self.hidden,
+            wordvec=self.wordvec,
+            batch_size=self.batch_size,
+            max_train=self.max_train,
+        )
+        if self.seed < 0:
+            raise ConfigurationError(f"seed must be at least 0, got {self.seed}")
 
 
 def run_options(
@@ -85,9 +92,13 @@ def run_options(
     `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and invalid values
     raise `ConfigurationError`, whose message begins with the name.
     """
+    named = {
+        "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "clip": clip, "keep": keep,
+        "on_nan": on_nan, "on_nan_limit": on_nan_limit,
+    }  # fmt: skip
+    _check({**named, **others})
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
-    _check_known(others)
     return RunOptions(
         schedule=Schedule(epochs, lr_decay, schedule == "cosine", clip or None, patience),
         saving=Saving(*_saved_every(save_every), keep),
@@ -99,7 +110,7 @@ def run_options(
 def changed_options(before: RunOptions, **given: Any) -> RunOptions:
     """Return the options of a resumed run, of which those in `CHANGEABLE` may be `given` anew."""
     values = _named(before)
-    _check_known(given)
+    _check(given)
     for name, value in given.items():
         same = value == values[name] or (name, value) == ("features", "auto")
         if name not in CHANGEABLE and not same:
@@ -129,13 +140,10 @@ def _named(options: RunOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check_known(names: Mapping[str, Any]) -> None:
-    known = {*inspect.signature(run_options).parameters, *(one.name for one in fields(RunOptions))}
-    known -= {"others", "saving"}
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1) or sorted(known)
-            raise ConfigurationError(f"option '{name}' is unknown; expected {', '.join(close)}")
+def _check(options: Mapping[str, Any]) -> None:
+    known = {n: p.default for n, p in inspect.signature(run_options).parameters.items()}
+    known |= {one.name: one.default for one in fields(RunOptions) if one.name not in known}
+    check_options(options, {n: d for n, d in known.items() if n not in ("others", "saving")})
 
 
 def _saved_every(value: int | str | None) -> tuple[int | None, float | None]:

@@ -39,7 +39,7 @@ from xpcap.training.step import TrainingStep
 from xpcap.training.tensorboard import EventFile, check_events
 from xpcap.training.trainer import StepDiverged, Trainer
 
-BATCH_SIZE = 128
+LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 16, 75
 EVALUATED_TRAINING_CAPTIONS = 1000
 
 
@@ -63,6 +63,11 @@ class RunContext:
     watch: Callable[[Trainer], None] | None = None  # called before the first step, adds callbacks
     warn: Callable[[str], None] = ignore_warning  # called with problems that do not end training
     ranks: Ranks = field(default_factory=Alone)  # the processes that train together
+
+
+def default_batch_size(captions: int) -> int:
+    """Return 128 captions, or fewer, at least 16, so that an epoch has 75 steps; at most all."""
+    return min(captions, LARGEST_BATCH, max(SMALLEST_BATCH, captions // STEPS))
 
 
 def train_run(
@@ -92,7 +97,7 @@ def train_run(
     train = dataset.splits["train"]
     options = replace(
         options,
-        batch_size=options.batch_size or min(BATCH_SIZE, len(train)),
+        batch_size=options.batch_size or default_batch_size(len(train)),
         threads=options.threads or threads.number(),
     )
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
