@@ -353,7 +353,7 @@ def test_a_rank_that_finds_a_spoiled_file_ends_them_all(tmp_path):
     ("one", "other", "message"),
     [
         ([], ["--lr", "0.5"], r"rank 0: ranks 0 and 1 .* different --lr: 0\.001 and 0\.5"),
-        (["--cell", "none"], [], r"rank 0: cell 'none' is unknown"),
+        (["--cell", "none"], [], r"rank 0: --cell 'none' is unknown"),
         ([], ["--nonsense"], r"rank 1: No such option '?--nonsense"),
     ],
 )
