@@ -89,6 +89,8 @@ def prepare(
     filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. `options`
     are those of `xpcap.data.prepare.prepare`. See datasets/README.md.
     """
+    if extractor is None and (weights or output or preprocessing):
+        raise ConfigurationError("weights, output and preprocessing need an extractor")
     file = None if weights is None else Path(weights)
     chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
     for name in ("images", "vocabulary"):

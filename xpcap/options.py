@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 from xpcap.errors import ConfigurationError
 
+_TAKEN = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -21,5 +23,7 @@ def check_options(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, 1) or sorted(known)
             raise ConfigurationError(f"option '{name}' is unknown; expected {', '.join(close)}")
         kind = type(known[name])
-        if kind in _KINDS and type(value) is not kind and (kind, type(value)) != (float, int):
+        if kind in _KINDS and (
+            not isinstance(value, _TAKEN[kind]) or (kind is not bool and isinstance(value, bool))
+        ):
             raise ConfigurationError(f"{name} is {value!r:.40}; expected {_KINDS[kind]}")

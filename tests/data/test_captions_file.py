@@ -453,3 +453,11 @@ def test_a_file_in_another_encoding(tmp_path):
     make_images(tmp_path / "folder", {"a.png": "Größe".encode("latin-1")})
     with pytest.raises(DataError, match=r"a\.txt: line 1 is not text in UTF-8"):
         read_captions(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_with_any_line_ends(end, tmp_path):
+    rows = ["image,caption", "a.jpg,a dog", '"b.jpg","a cat, asleep"', ""]
+    (tmp_path / "captions.csv").write_bytes(end.join(rows).encode())
+    found = read_captions(tmp_path / "captions.csv").images
+    assert [image.captions for image in found] == [["a dog"], ["a cat, asleep"]]

@@ -107,7 +107,11 @@ def named_as_options() -> Iterator[None]:
         yield
     except ConfigurationError as error:
         names = [parameter.name or "" for parameter in click.get_current_context().command.params]
-        message = re.sub(rf"\b({'|'.join(names)})\b", lambda name: option_name(name[0]), str(error))
+        message = re.sub(
+            rf"(?<!['\w-])({'|'.join(names)})(?!['\w-])",
+            lambda name: option_name(name[0]),
+            str(error),
+        )
         raise ConfigurationError(message) from error
 
 

@@ -33,6 +33,7 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 def from_table(file: Path, text: str) -> Sequence[Entry]:
     """Read the text of a file of one caption per line."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if _TOKEN.match(text.lstrip().partition("\n")[0]):
         return list(_from_tokens(file, text))
     number, first = next(

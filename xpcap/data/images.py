@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,25 @@ def as_images(images: Any) -> list[Any]:
     """Return a list of images, or of the only one, each as `rgb_picture` takes it."""
     from PIL import Image
 
-    if isinstance(images, numpy.ndarray) and images.ndim != 4:
-        return [images]
-    return [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    if isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, numpy.ndarray) and images.ndim != 4
+    ):
+        images = [images]
+    if not isinstance(images, Iterable):
+        raise DataError(f"images are a {type(images).__name__}; expected a list of them")
+    return [
+        rgb_picture(image) if isinstance(image, Image.Image) else image  # not loaded by threads
+        for image in images
+    ]
 
 
 def rgb_picture(image: Any) -> Any:
     """Return an image as an 8-bit RGB `PIL.Image.Image`.
 
     It is a file name, a PIL image, or an array of 8-bit pixels `(height, width)` or `(height,
-    width, 3)`, or 4 with opacity.
+    width, 3)`, or 4 with opacity. The EXIF orientation is applied.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(image, str | Path):
         return open_picture(Path(image))
@@ -92,7 +100,13 @@ def rgb_picture(image: Any) -> Any:
         raise DataError(
             f"an image is a {type(image).__name__}; expected a file name, a PIL image or an array"
         )
-    return in_rgb(image)
+    try:
+        return in_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow loads an opened file only now, and raises many types
+        name = getattr(image, "filename", "") or "an image"
+        raise DataError(f"{name} cannot be opened as an image: {first_line(error)}") from error
 
 
 def open_stored(address: str | Path) -> Any:

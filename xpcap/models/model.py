@@ -181,7 +181,8 @@ class CaptionModel(abc.ABC):
             "words": self.word_to_idx,
         }
         arrays = {name: numpy.ascontiguousarray(to_host(v)) for name, v in self.params.items()}
-        content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(described)})
+        text = json.dumps(described, default=lambda number: number.item())  # NumPy's
+        content = safetensors.numpy.save(arrays, {_TEXT: text})
         with new_file(Path(path)) as temporary:
             temporary.write_bytes(content)
 

@@ -14,6 +14,7 @@ from xpcap import threads
 from xpcap.backend import to_host
 from xpcap.data.extraction import Extracted, extract
 from xpcap.data.extractors import open_extractor
+from xpcap.data.features import LazyFeatures
 from xpcap.data.images import as_images
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
@@ -39,6 +40,8 @@ BATCH = 256
 
 
 def _are_features(images: Any) -> bool:
+    if isinstance(images, LazyFeatures):
+        return True
     return isinstance(images, numpy.ndarray) and images.ndim == 2 and images.dtype.kind == "f"
 
 
