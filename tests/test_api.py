@@ -133,6 +133,8 @@ def test_options_of_captions_are_checked(run, options, message):
         ({"schedule": "linear"}, "schedule 'linear' is unknown; expected cosine or constant"),
         ({"save_every": "soon"}, "save_every 'soon' is neither"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": "32"}, "batch_size must be at least 1, a whole number, got '32'"),
+        ({"threads": -1}, "threads must be at least 1"),
         ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
         ({"hidden": "128"}, "hidden is '128'; expected a whole number"),
         ({"hidden": 0}, "hidden must be at least 1"),

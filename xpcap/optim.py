@@ -249,10 +249,10 @@ def cosine(progress: float) -> float:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise `ConfigurationError` unless the settings that are given are at least 1."""
+    """Raise `ConfigurationError` unless the settings that are given are integers of at least 1."""
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {count}")
+        if count is not None and not (isinstance(count, int | numpy.integer) and count >= 1):
+            raise ConfigurationError(f"{name} must be at least 1, a whole number, got {count!r}")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -67,6 +67,7 @@ class RunOptions:
             wordvec=self.wordvec,
             batch_size=self.batch_size,
             max_train=self.max_train,
+            threads=self.threads,
         )
         if self.seed < 0:
             raise ConfigurationError(f"seed must be at least 0, got {self.seed}")
