@@ -160,6 +160,13 @@ def test_training_takes_every_option_of_the_command(place):
     assert own_names - {"as_json"} <= set(inspect.signature(xpcap.train).parameters)
 
 
+def test_options_may_be_numbers_of_numpy(place):
+    options = {"epochs": numpy.int64(1), "lr": numpy.float32(0.01), "hidden": numpy.int64(4)}
+    run = xpcap.train("mydata", out="numbers", device="cpu", verbose=False, **options)
+    assert xpcap.open_run("numbers", device="cpu").config["model"]["hidden_dim"] == 4
+    assert run.caption("a.jpg", beam=numpy.int64(2))
+
+
 def test_callbacks_and_resuming(place):
     seen = []
     options = {**SMALL, "epochs": 1, "schedule": "constant", "verbose": False}

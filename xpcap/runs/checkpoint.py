@@ -93,7 +93,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ".".join(name): numpy.ascontiguousarray(to_host(value))
         for name, value in named_arrays(state)
     }
-    content = safetensors.numpy.save(arrays, {_TEXT: json.dumps(text)})
+    described = json.dumps(text, default=lambda number: number.item())  # NumPy's
+    content = safetensors.numpy.save(arrays, {_TEXT: described})
     with new_file(path) as temporary:
         temporary.write_bytes(content)
 
