@@ -13,6 +13,12 @@ from xpcap.layers.affine import (
     temporal_affine_backward,
     temporal_affine_forward,
 )
+from xpcap.layers.attention import (
+    additive_attention_backward,
+    additive_attention_forward,
+    dot_product_attention_backward,
+    dot_product_attention_forward,
+)
 from xpcap.layers.dropout import dropout_backward, dropout_forward
 from xpcap.layers.embedding import word_embedding_backward, word_embedding_forward
 from xpcap.layers.gru import gru_backward, gru_forward, gru_step_backward, gru_step_forward
@@ -21,8 +27,12 @@ from xpcap.layers.lstm import lstm_backward, lstm_forward, lstm_step_backward, l
 from xpcap.layers.rnn import rnn_backward, rnn_forward, rnn_step_backward, rnn_step_forward
 
 __all__ = [
+    "additive_attention_backward",
+    "additive_attention_forward",
     "affine_backward",
     "affine_forward",
+    "dot_product_attention_backward",
+    "dot_product_attention_forward",
     "dropout_backward",
     "dropout_forward",
     "gru_backward",

@@ -170,9 +170,9 @@ def captioner_gradients(
     }
 
 
-def _layer(name: str, **layouts: Any) -> LayerCase:
+def _layer(name: str, case: str = "", /, **layouts: Any) -> LayerCase:
     forward, backward = (getattr(layers, f"{name}_{way}") for way in ("forward", "backward"))
-    return LayerCase(name, forward, backward, layouts)
+    return LayerCase(name + case, forward, backward, layouts)
 
 
 def _loss_forward(x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
@@ -180,6 +180,8 @@ def _loss_forward(x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     loss, dx = layers.temporal_softmax_loss(x, y, mask)
     return loss.reshape(1), dx
 
+
+_REGIONS = {"query": "N H", "keys": "N T H", "values": "N T D"}
 
 LAYERS = (
     _layer("affine", x="N T D", w="TD H", b="H"),
@@ -195,6 +197,10 @@ LAYERS = (
         "temporal_softmax_loss", _loss_forward, lambda dloss, dx: dloss * dx,
         {"x": "N T V", "y": "N T <V", "mask": "N T ?"},
     ),
+    _layer("dot_product_attention", **_REGIONS),
+    _layer("dot_product_attention", " masked", **_REGIONS, mask="N T ?"),
+    _layer("additive_attention", **_REGIONS, w="H"),
+    _layer("additive_attention", " masked", **_REGIONS, w="H", mask="N T ?"),
     _layer("relu", x="N T D"),
     _layer("dropout", x="N T D", rate=0.25, seed=7, stream=3),
 )  # fmt: skip
