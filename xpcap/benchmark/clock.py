@@ -46,7 +46,7 @@ def set_clock(
     """Change features `(N, D)` the least, so that `<END>` comes after `lengths` words."""
     unit = numpy.zeros((1, model.sizes["hidden_dim"]), features.dtype)
     unit[0, 0] = 1
-    (direction,) = model.feature_gradient(unit)
+    (direction,) = unit @ model.params["W_proj"].T
     _, (h, *_) = model.start(features)
     missing = [_before(model.cell_type, length) for length in lengths] - h[:, 0]
     changes = numpy.outer(missing / (direction @ direction), direction)

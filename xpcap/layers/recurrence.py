@@ -21,7 +21,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_shapes
@@ -103,6 +103,11 @@ class Cell:
         operations = self.forward.reference, self.backward.reference
         forward, backward = (list(inspect.signature(f).parameters)[1:] for f in operations)
         return forward, backward
+
+    @property
+    def single(self) -> bool:
+        """Whether the gradients of x Wx + b and of h Wh are the same, `da`."""
+        return "da" in self._names[1]
 
     def step(self, xp: Namespace, arrays: Mapping[str, Array]) -> None:
         """Run `forward` on arrays given by name."""
@@ -186,6 +191,16 @@ class Unrolled(NamedTuple):
         return arrays
 
 
+class StateInput(Protocol):
+    """Input of a step that is computed from the state before it, such as what attention finds."""
+
+    def forward(self, rows: slice, prev_h: Array, gates: Array) -> None:
+        """Add what it contributes to x Wx + b `(n, kH)` of the step with these rows."""
+
+    def backward(self, rows: slice, dax: Array, dprev_h: Array) -> None:
+        """Add to the gradient of `prev_h (n, H)` what comes from that of x Wx + b `(n, kH)`."""
+
+
 def unroll(
     cell: Cell,
     gates: Array,
@@ -194,12 +209,14 @@ def unroll(
     weights: Weights,
     packing: Packing,
     space: Workspace,
+    more_input: StateInput | None = None,
 ) -> Unrolled:
     """Run a cell over a packed sequence, in memory of `space`, whose namespace chooses the version.
 
     `gates (M, kH)` are x Wx of every row, and are changed to the gates; `b (kH,)` is the bias, or
     None if it is already added. First states `(N, H)` that are left out of `start` are zero.
-    `weights` are `Wh (H, kH)` and the further biases of the cell `(H,)`.
+    `weights` are `Wh (H, kH)` and the further biases of the cell `(H,)`. `more_input` adds to
+    x Wx + b step by step.
     """
     (N, H), total = start[0].shape, packing.total
     h, prev_h = _hidden_states(start[0], packing, space)
@@ -209,12 +226,21 @@ def unroll(
         states[:N] = start[k] if k < len(start) else 0
         more[f"{name}0"], more[name] = states[:N], states[N:]
     run = Unrolled(gates, h, prev_h, more)
-    cell.unroll(space.xp, run, b, weights, packing)
+    if more_input is None:
+        cell.unroll(space.xp, run, b, weights, packing)
+    else:
+        _unroll(cell, space.xp, run, b, weights, packing, more_input)
     return run
 
 
 def unroll_backward(
-    cell: Cell, dh: Array, run: Unrolled, weights: Weights, packing: Packing, space: Workspace
+    cell: Cell,
+    dh: Array,
+    run: Unrolled,
+    weights: Weights,
+    packing: Packing,
+    space: Workspace,
+    more_input: StateInput | None = None,
 ) -> tuple[Array, Array, Array]:
     """Backpropagate through time, with `dh (M, H)` of every hidden state from the layer above.
 
@@ -223,9 +249,12 @@ def unroll_backward(
     """
     H, width = weights["Wh"].shape
     dah = packing.empty(space, "dah", width)
-    dax = packing.empty(space, "dax", width) if "dax" in cell._names[1] else dah
+    dax = dah if cell.single else packing.empty(space, "dax", width)
     dh0 = space.zeros("dh0", packing.captions, H)
-    cell.unroll_backward(space.xp, dh, run, weights, dax, dah, dh0, packing)
+    if more_input is None:
+        cell.unroll_backward(space.xp, dh, run, weights, dax, dah, dh0, packing)
+    else:
+        _unroll_backward(cell, space.xp, dh, run, weights, dax, dah, dh0, packing, more_input)
     return dax, dah, dh0
 
 
@@ -296,7 +325,13 @@ def weight_gradients(
 
 
 def _unroll(
-    cell: Cell, xp: Namespace, run: Unrolled, b: Array | None, weights: Weights, packing: Packing
+    cell: Cell,
+    xp: Namespace,
+    run: Unrolled,
+    b: Array | None,
+    weights: Weights,
+    packing: Packing,
+    more_input: StateInput | None = None,
 ) -> None:
     if b is not None:
         run.gates[...] += b
@@ -307,6 +342,8 @@ def _unroll(
         if t > 0 and not packing.even:
             prev_h[...] = run.h[packing.rows[t - 1]][:n]
         product(xp, prev_h, weights["Wh"], ah[:n])
+        if more_input is not None:
+            more_input.forward(rows, prev_h, arrays["gates"])
         cell.step(xp, {**weights, **arrays, "ah": ah[:n]})
 
 
@@ -320,6 +357,7 @@ def _unroll_backward(
     dah: Array,
     back: Array,
     packing: Packing,
+    more_input: StateInput | None = None,
 ) -> None:
     memory = passing(xp, back.dtype)
     through = memory.empty("through", *back.shape)
@@ -336,6 +374,8 @@ def _unroll_backward(
             back[:n] += through[:n]
         else:
             product(xp, dah[rows], weights["Wh"].T, back[:n])
+        if more_input is not None:
+            more_input.backward(rows, dax[rows], back[:n])
 
 
 def _advance(

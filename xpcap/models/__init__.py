@@ -1,9 +1,10 @@
 """Captioners: what they have in common, and a file for each family."""
 
+from xpcap.models.attention import AttentionRNN
 from xpcap.models.model import CaptionModel
 from xpcap.models.recurrent import CaptioningRNN
 
-FAMILIES: dict[str, type[CaptionModel]] = {family.family: family for family in (CaptioningRNN,)}
+FAMILIES: dict[str, type[CaptionModel]] = {family.family: family for family in (CaptioningRNN, AttentionRNN)}
 """Model families by name, as checkpoints have it."""
 
-__all__ = ["FAMILIES", "CaptionModel", "CaptioningRNN"]
+__all__ = ["FAMILIES", "AttentionRNN", "CaptionModel", "CaptioningRNN"]

@@ -1,7 +1,8 @@
 """Gradients through time, gates, and the gradient of each word with respect to the features.
 
-The forward pass is the model's; backward, the cell's gradient is taken step by step, so that the
-gradient of every state is at hand. That is slower than `CaptionModel.loss`, and computes the same.
+The forward pass is the model's. For gradients through time the cell's gradient is taken step by
+step, so that the gradient of every state is at hand; that of a word is the model's backward pass
+from this word alone. That is slower than `CaptionModel.loss`, and computes the same.
 
 R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks"
 (ICML 2013), look at gradients through time; A. Karpathy, J. Johnson and L. Fei-Fei, "Visualizing
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import abc
 from typing import Any, NamedTuple
+
+import numpy
 
 from xpcap.backend import Array, Namespace, namespace, to_host
 from xpcap.data.vocabulary import START
@@ -26,7 +29,7 @@ _LOW, _LOW_TANH, _HIGH = 0.1, -0.9, 0.9  # beyond which a unit is saturated
 class Inspectable(CaptionModel):
     """A model that runs a recurrent cell over packed captions, whose states can be looked at.
 
-    The cache of its `forward` has `run`, an `Unrolled`, and `batch`.
+    The cache of its `forward` has `run`, an `Unrolled`, `batch`, and the `more_input` of `unroll`.
     """
 
     @property
@@ -37,10 +40,6 @@ class Inspectable(CaptionModel):
     @abc.abstractmethod
     def recurrent_weights(self) -> dict[str, Array]:
         """Return `Wh` and the further biases of the cell."""
-
-    @abc.abstractmethod
-    def feature_gradient(self, dh0: Array) -> Array:
-        """Return the gradient of features `(R, D)` from that of first hidden states `(R, H)`."""
 
 
 class GradientFlow(NamedTuple):
@@ -86,6 +85,8 @@ def gradient_flow(model: Inspectable, features: Array, captions: Array) -> Gradi
         xp, T, (N, H) = namespace(dh), len(packing.rows), (packing.captions, dh.shape[1])
         hidden, of_cell = (xp.zeros(T, dtype=xp.float64) for _ in range(2))
         back, further = _zeros(cell, xp, N, H, dh.dtype)
+        if cache.more_input is not None:
+            cache.more_input.from_above(dh)
         for t, rows in reversed(list(enumerate(packing.rows))):
             n = rows.stop - rows.start
             counted = _counted(batch, rows)
@@ -125,7 +126,7 @@ def gate_saturation(model: Inspectable, features: Array, captions: Array) -> Gat
         return GateSaturation(names, low, high, mean)
 
 
-def word_gradients(model: Inspectable, features: Array, words: Array) -> tuple[Array, Array]:
+def word_gradients(model: CaptionModel, features: Array, words: Array) -> tuple[Array, Array]:
     """Differentiate the log-probability of each word of captions with respect to the features.
 
     Times the features, less those of a reference image if there is one, a gradient says how much
@@ -138,32 +139,36 @@ def word_gradients(model: Inspectable, features: Array, words: Array) -> tuple[A
     Returns
     -------
     log_probs, gradients
-        `(N, T)` in nats, of each word given the image and the words before it, and `(N, T, D)` its
-        gradients; both of the parameters' dtype, and 0 where the word is `<NULL>`.
+        `(N, T)` in nats, of each word given the image and the words before it; and its gradients,
+        `(N, T, ...)` for features `(N, ...)`. Both of the parameters' dtype, and 0 where the word
+        is `<NULL>`.
     """
+    with model.backend.activate():
+        objective, captions = Objective(model), _with_start(model, words)
+        xp, (N, T) = namespace(features, words), words.shape
+        batch, losses, dh, _ = objective.words(features, captions)
+        unused = {name: xp.empty_like(value) for name, value in model.params.items()}
+        log_probs = xp.zeros((N, T), dtype=dh.dtype)
+        gradients = xp.zeros((N, T, *features.shape[1:]), dtype=dh.dtype)
+        of_images = xp.empty(features.shape, dtype=dh.dtype)
+        for t, rows in enumerate(batch.packing.rows):
+            _, _, cache = objective.read(features, captions)
+            images, above = batch.images[: rows.stop - rows.start], xp.zeros_like(dh)
+            above[rows] = -dh[rows]
+            model.backward(above, cache, unused, of_images)
+            log_probs[images, t] = -losses[rows]
+            gradients[images, t] = of_images[: len(images)]
+        return log_probs, gradients
+
+
+def _with_start(model: CaptionModel, words: Array) -> numpy.ndarray:
+    """Return captions `(N, T+1)` on the host, from what decoding returns."""
     if model.start_word is None:
         raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
     if words.ndim != 2:
         raise ShapeError(f"expected words (N, T), got {words.shape}")
-    with model.backend.activate():
-        xp, (N, T) = namespace(features, words), words.shape
-        start = xp.full((N, 1), model.start_word, dtype=words.dtype)
-        captions = xp.concatenate([start, words], axis=1)
-        batch, losses, dh, cache = Objective(model).words(features, to_host(captions))
-        packing, H = batch.packing, dh.shape[1]
-        log_probs, dh0 = xp.zeros((N, T), dtype=dh.dtype), xp.zeros((N, T, H), dtype=dh.dtype)
-        for t, rows in enumerate(packing.rows):  # from each word all the way back to the image
-            n = rows.stop - rows.start
-            images = batch.images[:n]
-            log_probs[images, t] = -losses[rows]
-            back, further = _zeros(model.cell, xp, n, H, dh.dtype)
-            above = -dh[rows]
-            for step in reversed(range(t + 1)):
-                _step_back(model, cache, step, above, back, further)
-                above = xp.zeros_like(above)
-            dh0[images, t] = back
-        gradients = model.feature_gradient(dh0.reshape(N * T, H))
-        return log_probs, gradients.reshape(N, T, gradients.shape[1])
+    start = numpy.full((len(words), 1), model.start_word)
+    return numpy.concatenate([start, to_host(words)], axis=1)
 
 
 def _zeros(cell: Cell, xp: Namespace, n: int, H: int, dtype: Any) -> tuple[Array, dict[str, Array]]:
@@ -178,13 +183,17 @@ def _step_back(
     """Take gradients of the first n captions' states after step t back to those before it."""
     xp, cell, run, n = namespace(above), model.cell, cache.run, len(above)
     Wh = model.recurrent_weights()["Wh"]
-    dah, dax = (xp.empty((n, Wh.shape[1]), dtype=above.dtype) for _ in range(2))
+    dah = xp.empty((n, Wh.shape[1]), dtype=above.dtype)
+    dax = dah if cell.single else xp.empty_like(dah)
     arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
     gradients = {name: gradient[:n] for name, gradient in further.items()}
     gradients |= {"above": above, "back": back, "da": dah, "dah": dah, "dax": dax}
     cell.step_backward(xp, {**model.recurrent_weights(), **arrays, **gradients})
     through = dah @ Wh.T
     back[...] = back + through if cell.direct else through
+    if cache.more_input is not None:
+        rows = cache.batch.packing.rows[t]
+        cache.more_input.backward(slice(rows.start, rows.start + n), dax, back)
 
 
 def _counted(batch: PackedBatch, rows: slice) -> Array:

@@ -128,10 +128,17 @@ class CaptionModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def backward(self, dhidden: Array, cache: Any, gradients: Mapping[str, Array]) -> None:
+    def backward(
+        self,
+        dhidden: Array,
+        cache: Any,
+        gradients: Mapping[str, Array],
+        dfeatures: Array | None = None,
+    ) -> None:
         """Write the gradients of all parameters but those of `head`, by name.
 
-        `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`.
+        `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`,
+        and of no use afterwards. `dfeatures (N, ...)` is written too, if given.
         """
 
     @abc.abstractmethod

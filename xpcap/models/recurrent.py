@@ -25,6 +25,7 @@ from xpcap.layers.embedding import add_rows, take_rows
 from xpcap.layers.gru import GRU
 from xpcap.layers.lstm import LSTM
 from xpcap.layers.recurrence import Cell, Unrolled, unroll, unroll_backward, weight_gradients
+from xpcap.layers.regions import mean_of_present, mean_of_present_backward, present_regions
 from xpcap.layers.rnn import RNN
 from xpcap.models.inspection import Inspectable
 from xpcap.models.model import State
@@ -41,11 +42,13 @@ def check_cell(cell_type: str) -> None:
 
 
 class _Cache(NamedTuple):
-    features: Array
+    vector: Array
+    present: Array | None
     vectors: Array
     run: Unrolled
     batch: PackedBatch
     space: Workspace
+    more_input: None = None
 
 
 class CaptioningRNN(Inspectable):
@@ -77,11 +80,12 @@ class CaptioningRNN(Inspectable):
         dropout: float = 0.0,
         seed: int | None = None,
         backend: Backend | str | None = None,
+        **more: Any,
     ) -> None:
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
-            cell_type=cell_type,
+            cell_type=cell_type, **more,
         )  # fmt: skip
         self.cell_type = cell_type
 
@@ -116,45 +120,82 @@ class CaptioningRNN(Inspectable):
     def forward(
         self, features: Array, batch: PackedBatch, space: Workspace
     ) -> tuple[Array, _Cache]:
-        """Run the cell over packed captions; see `CaptionModel.forward`.
+        """Run the cell over packed captions; see `CaptionModel.forward`."""
+        vector, present = mean_region(features, space)
+        h0 = self._first_state(vector, space)
+        ax, b, vectors = self._read_words(batch, space)
+        weights = self.recurrent_weights()
+        run = unroll(self.cell, ax, b, (h0,), weights, batch.packing, space)
+        return run.h, _Cache(vector, present, vectors, run, batch, space)
+
+    def backward(
+        self,
+        dhidden: Array,
+        cache: _Cache,
+        gradients: Mapping[str, Array],
+        dfeatures: Array | None = None,
+    ) -> None:
+        """Backpropagate through time; see `CaptionModel.backward`."""
+        vector, present, vectors, run, batch, space, _ = cache
+        dax, dah, dh0 = unroll_backward(
+            self.cell, dhidden, run, self.recurrent_weights(), batch.packing, space
+        )
+        weight_gradients(self.cell, run, dah, gradients, space.xp)
+        self._read_words_backward(dax, vectors, batch, gradients, space)
+        self._first_state_backward(dh0, vector, gradients, space)
+        if dfeatures is not None:
+            mean_region_backward(dh0 @ self.params["W_proj"].T, present, dfeatures)
+
+    def _first_state(self, vector: Array, space: Workspace) -> Array:
+        """Return h0 `(N, H)` of vectors `(N, D)`."""
+        W_proj = self.params["W_proj"]
+        size = check_shapes("loss", features=(vector, "N D"), W_proj=(W_proj, "D H"))
+        h0 = space.empty("h0", size["N"], size["H"])
+        product(space.xp, vector, W_proj, h0)
+        h0 += self.params["b_proj"]
+        return h0
+
+    def _first_state_backward(
+        self, dh0: Array, vector: Array, gradients: Mapping[str, Array], space: Workspace
+    ) -> None:
+        product(space.xp, vector.T, dh0, gradients["W_proj"])
+        column_sum(space.xp, dh0, gradients["b_proj"])
+
+    def _read_words(
+        self, batch: PackedBatch, space: Workspace
+    ) -> tuple[Array, Array | None, Array]:
+        """Return x Wx of each word read `(M, kH)`, b if it is to be added, and word vectors.
 
         Without dropout each distinct word is projected once: 128 COCO captions hold some 1,430
         words to read, but only 360 different ones.
         """
         params, packing, xp = self.params, batch.packing, space.xp
-        size = check_shapes(
-            "loss", features=(features, "N D"), W_proj=(params["W_proj"], "D H"),
-            W_embed=(params["W_embed"], "V W"),
-        )  # fmt: skip
-        V, W = size["V"], size["W"]
-        h0 = space.empty("h0", size["N"], size["H"])
-        product(xp, features, params["W_proj"], h0)
-        h0 += params["b_proj"]
+        check_shapes("loss", W_embed=(params["W_embed"], "V W"))
+        V, W = params["W_embed"].shape
         ax, b = packing.empty(space, "gates", params["Wx"].shape[1]), params["b"]
         if batch.distinct is None:
             vectors = packing.empty(space, "vectors", W)
             take_rows(xp, params["W_embed"], batch.words, vectors)
             batch.drop(vectors)
             product(xp, vectors, params["Wx"], ax)
-        else:
-            vectors = space.empty("vectors", len(batch.distinct), W, most=V)
-            take_rows(xp, params["W_embed"], batch.distinct, vectors)
-            projected = space.empty("projected", len(vectors), ax.shape[1], most=V)
-            product(xp, vectors, params["Wx"], projected)
-            projected += b
-            b = None
-            take_rows(xp, projected, batch.which, ax)
-        run = unroll(self.cell, ax, b, (h0,), self.recurrent_weights(), packing, space)
-        return run.h, _Cache(features, vectors, run, batch, space)
+            return ax, b, vectors
+        vectors = space.empty("vectors", len(batch.distinct), W, most=V)
+        take_rows(xp, params["W_embed"], batch.distinct, vectors)
+        projected = space.empty("projected", len(vectors), ax.shape[1], most=V)
+        product(xp, vectors, params["Wx"], projected)
+        projected += b
+        take_rows(xp, projected, batch.which, ax)
+        return ax, None, vectors
 
-    def backward(self, dhidden: Array, cache: _Cache, gradients: Mapping[str, Array]) -> None:
-        """Backpropagate through time; see `CaptionModel.backward`."""
-        features, vectors, run, batch, space = cache
+    def _read_words_backward(
+        self,
+        dax: Array,
+        vectors: Array,
+        batch: PackedBatch,
+        gradients: Mapping[str, Array],
+        space: Workspace,
+    ) -> None:
         params, xp = self.params, space.xp
-        dax, dah, dh0 = unroll_backward(
-            self.cell, dhidden, run, self.recurrent_weights(), batch.packing, space
-        )
-        weight_gradients(self.cell, run, dah, gradients, xp)
         if batch.distinct is not None:  # a word's gradient is the sum over all its rows
             dprojected = space.empty("projected", len(vectors), dax.shape[1])
             add_rows(xp, batch.which, dax, dprojected)
@@ -169,20 +210,20 @@ class CaptioningRNN(Inspectable):
         else:
             batch.drop(dvectors)
             add_rows(xp, batch.words, dvectors, gradients["W_embed"])
-        product(xp, features.T, dh0, gradients["W_proj"])
-        column_sum(xp, dh0, gradients["b_proj"])
 
-    def start(self, features: Array) -> tuple[_Projected, State]:
+    def start(self, features: Array) -> tuple[Projected, State]:
         """Return projected words, and the first states `(N, H)`; see `CaptionModel.start`."""
         check_numbers("start", features=features)
-        features = features.astype(self.params["W_proj"].dtype, copy=False)
-        h0, _ = affine_forward(features, self.params["W_proj"], self.params["b_proj"])
-        xp = namespace(h0)
+        W_proj, b_proj = self.params["W_proj"], self.params["b_proj"]
+        xp = namespace(features, W_proj)
+        features = features.astype(W_proj.dtype, copy=False)
+        vector, _ = mean_region(features, Workspace(fastest(xp), W_proj.dtype))
+        h0, _ = affine_forward(vector, W_proj, b_proj)
         zeros = (xp.zeros_like(h0) for _ in self.cell.states[1:])
-        return _Projected(self.params), (h0, *zeros)
+        return Projected(self.params), (h0, *zeros)
 
     def advance(
-        self, words: Array, parents: Array | None, state: State, context: _Projected
+        self, words: Array, parents: Array | None, state: State, context: Projected
     ) -> tuple[Array, State]:
         """Take one step of the cell; see `CaptionModel.advance`."""
         xp = namespace(words, *state)
@@ -202,16 +243,32 @@ class CaptioningRNN(Inspectable):
         self.cell.advance(fast, ax, ah, state, self.recurrent_weights(), which, parents, after)
         return after[0], after
 
-    def feature_gradient(self, dh0: Array) -> Array:
-        """Return the gradient of features `(R, D)` from that of first hidden states `(R, H)`."""
-        return dh0 @ self.params["W_proj"].T
-
     def recurrent_weights(self) -> dict[str, Array]:
         """Return `Wh` and the further biases of the cell."""
         return {name: self.params[name] for name in ("Wh", *self.cell.biases)}
 
 
-class _Projected:
+def mean_region(features: Array, space: Workspace) -> tuple[Array, Array | None]:
+    """Return vectors `(N, D)` of features, and of regions `(N, L, D)` which there are."""
+    if features.ndim < 3:
+        return features, None
+    present = space.empty("present", *features.shape[:2], dtype=bool)
+    present_regions(space.xp, features, present)
+    mean = space.empty("mean region", len(features), features.shape[2])
+    mean_of_present(space.xp, features, present, mean)
+    return mean, present
+
+
+def mean_region_backward(dvector: Array, present: Array | None, dfeatures: Array) -> None:
+    """Write the gradient of features, from that of their vectors `(N, D)`."""
+    if present is None:
+        dfeatures[...] = dvector
+    else:
+        dfeatures[...] = 0
+        mean_of_present_backward(dvector, present, dfeatures)
+
+
+class Projected:
     """x Wx + b of words: on the CPU each word is projected once, when it is first needed."""
 
     def __init__(self, params: Mapping[str, Array]) -> None:
