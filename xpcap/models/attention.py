@@ -56,6 +56,7 @@ class AttentionRNN(CaptioningRNN):
     """
 
     family = "attention"
+    options = ("scoring",)
 
     def __init__(
         self,
