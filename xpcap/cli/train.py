@@ -46,6 +46,7 @@ SHOWN = 8
 )
 @option("--cell", "lstm", "Recurrent cell.", metavar="rnn|lstm|gru")
 @choice("--scoring", "additive|dot", "How attention compares regions with a state.")
+@option("--doubly-stochastic", 0.0, "Weight of a loss for regions that get no attention.")
 @option("--hidden", 512, "Hidden state size.", type=Positive)
 @option("--wordvec", 256, "Word vector size.", type=Positive)
 @option("--dropout", 0.0, "Dropout rate, in [0, 1).")

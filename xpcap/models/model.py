@@ -143,6 +143,13 @@ class CaptionModel(abc.ABC):
         and of no use afterwards. `dfeatures (N, ...)` is written too, if given.
         """
 
+    def penalty(self, cache: Any) -> Array | None:
+        """Return what each caption `(N,)` adds to the training loss, weighted; None: nothing.
+
+        It is called between `forward` and `backward`, which adds its gradient.
+        """
+        return None
+
     @abc.abstractmethod
     def start(self, features: Array) -> tuple[Any, State]:
         """Begin captions of N images.

@@ -27,6 +27,7 @@ _MODEL = {
     "hidden": "hidden_dim",
     "cell": "cell_type",
     "scoring": "scoring",
+    "doubly_stochastic": "doubly_stochastic",
     "dropout": "dropout",
     "dtype": "dtype",
 }
@@ -49,7 +50,8 @@ class RunOptions:
     wordvec: int = 256
     dropout: float = 0.0
     dtype: str = "float32"
-    scoring: str = "additive"  # see `AttentionRNN`; of this family alone
+    scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
+    doubly_stochastic: float = 0.0
     batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
