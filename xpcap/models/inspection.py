@@ -12,7 +12,7 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy
 
@@ -159,6 +159,34 @@ def word_gradients(model: CaptionModel, features: Array, words: Array) -> tuple[
             log_probs[images, t] = -losses[rows]
             gradients[images, t] = of_images[: len(images)]
         return log_probs, gradients
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """The ability of a model that looks at regions of the image, a different mean for each word."""
+
+    def attention(self, cache: Any) -> Array:
+        """Return the weight of each region `(M, L)` for each word read, after `forward`."""
+
+
+def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
+    """Return the weight of each region for each word of captions `(N, T, L)`.
+
+    Word t was predicted after looking at the image with these weights, which add up to 1, or are 0
+    where the word is `<NULL>` or there is no region. `words (N, T)` and errors are as for
+    `word_gradients`; `ConfigurationError` too if the model has no attention.
+    """
+    if not isinstance(model, Attends):
+        raise ConfigurationError(f"a model of the family '{model.family}' has no attention")
+    with model.backend.activate():
+        namespace(features, words)
+        batch, _, cache = Objective(model).read(features, _with_start(model, words))
+        weights = model.attention(cache)
+        xp, (N, T) = namespace(weights), words.shape
+        found = xp.zeros((N, T, weights.shape[1]), dtype=weights.dtype)
+        for t, rows in enumerate(batch.packing.rows):
+            found[batch.images[: rows.stop - rows.start], t] = weights[rows]
+        return found
 
 
 def _with_start(model: CaptionModel, words: Array) -> numpy.ndarray:
