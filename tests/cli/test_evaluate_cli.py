@@ -115,3 +115,16 @@ def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_pat
 )
 def test_bad_options_are_one_line(trained, words, message):
     one_line(trained(*words), message)
+
+
+def test_cider_of_a_single_image_is_remarked(trained, tmp_path):
+    path, remark = tmp_path / "tiny" / "references.json", "CIDEr of a single image is 0"
+    references = json.loads(path.read_text())
+    assert remark not in trained().stderr
+    for image in references["val"][1:]:
+        image["captions"] = ["..."]
+    path.write_text(json.dumps(references))
+    result = trained()
+    assert "CIDEr-D         0.0000\n" in result.stdout
+    assert sum(remark in line for line in result.stderr.splitlines()) == 1
+    assert remark not in trained("--metrics", "BLEU-1").stderr

@@ -59,5 +59,9 @@ def evaluate(
         common.print_json({"images": count, "decoding": used(options), **values})
         return
     common.print_message(f"{count} images of '{split}'")
+    if count == 1 and any(name.startswith("CIDEr") for name in values):
+        common.print_message(
+            "CIDEr of a single image is 0: it weighs words by how few other images have them"
+        )
     for name, value in values.items():
         common.print_result(f"{name:<15} {value:.4f}")

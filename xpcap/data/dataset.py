@@ -18,9 +18,7 @@ from xpcap.data.vocabulary import (
     NULL,
     START,
     Vocabulary,
-    decode_captions,
     has_words,
-    plain,
 )
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
@@ -56,7 +54,8 @@ class Dataset:
             f"  {name}: {split.features.shape[0]} images, {len(split)} captions"
             for name, split in self.splits.items()
         ]
-        what = f"{len(self.vocabulary)} words, {self.feature_dim} features ({self.kind})"
+        words = self.vocabulary
+        what = f"{len(words)} {words.tokens}, {self.feature_dim} features ({self.kind})"
         return "\n".join([f"Dataset({str(self.folder)!r}): {what} of {extractor}", *lines])
 
     @property
@@ -90,9 +89,9 @@ class Dataset:
         images = split.features.shape[0]
         if not self._has_references:
             by_image = collections.defaultdict(list)
-            sentences = decode_captions(split.captions, self.vocabulary.idx_to_word)
+            sentences = self.vocabulary.sentences(split.captions)
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
-                by_image[image].append(plain(sentence))
+                by_image[image].append(sentence)
             captions = [by_image[image] for image in range(images)]
         else:
             captions = [image["captions"] for image in self._described(name)]

@@ -94,7 +94,7 @@ def _vocabulary(
         )
     (first, vocabulary), *others = found.items()
     for path, other in others:
-        if list(other.idx_to_word) != list(vocabulary.idx_to_word):
+        if other.stored() != vocabulary.stored():
             raise DataError(f"{path} has other words than {first}; expected the same")
     return vocabulary
 

@@ -34,7 +34,7 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
 def check_data(run: Run, dataset: Dataset) -> None:
     """Raise `DataError` unless a data set has the vocabulary and features of a run."""
     folder = dataset.folder
-    if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
+    if dataset.vocabulary.stored() != run.vocabulary.stored():
         raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
     if dataset.feature_dim != run.config["model"]["input_dim"]:
         raise DataError(

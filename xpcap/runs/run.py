@@ -18,7 +18,7 @@ from xpcap.data.features import LazyFeatures
 from xpcap.data.images import as_images
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
+from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import (
     Beam,
     Captioner,
@@ -108,7 +108,7 @@ class Run:
         check_search(options)
         features = images if _are_features(images) else self.features_of(images)
         words = self.decode(features, how or make_search(self.vocabulary, **options)).words[:, 0]
-        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+        return self.vocabulary.sentences(words)
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
@@ -184,7 +184,7 @@ def ensemble(runs: Sequence[Run]) -> Run:
 
 def _check_compatible(first: Run, other: Run) -> None:
     why = "expected the same, as they are to decide together"
-    if tuple(other.vocabulary.idx_to_word) != tuple(first.vocabulary.idx_to_word):
+    if other.vocabulary.stored() != first.vocabulary.stored():
         raise CheckpointError(f"{other.folder} has another vocabulary than {first.folder}; {why}")
     expected, found = _input(first), _input(other)
     for what in expected:
