@@ -351,14 +351,14 @@ def test_changed_features_are_refused(tmp_path, kind, feature_kind, split):
     before = content(tmp_path / "run")
     path = tiny / layout.features_file(split, feature_kind)
     with h5py.File(path, "r+") as file:
-        file["features"][4] = file["features"][5]
+        kept = file["features"][:]
+        file["features"][4] = kept[5]
     with pytest.raises(DataError, match=r"other feature values than .*run was trained with"):
         resume(tmp_path / "run")
     assert content(tmp_path / "run") == before
     with h5py.File(path, "r+") as file:  # one more image
-        rows = file["features"][:]
         del file["features"]
-        file["features"] = numpy.vstack([rows, rows[:1]])
+        file["features"] = numpy.vstack([kept, kept[:1]])
     urls = tiny / layout.urls_file(split)
     urls.write_text(urls.read_text() + "http://localhost/one-more.png\n")
     (tiny / layout.REFERENCES).unlink()
@@ -561,6 +561,22 @@ def test_the_same_options_may_be_said_again(ended, tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "resumed")
     assert command(ended, *TRAIN, "--epochs", 3, "--lr", 0.02, *again[4:8]).exit_code == 0
     same(tmp_path / "resumed", tmp_path / "run")
+
+
+def test_a_rate_given_anew_starts_the_schedule_again(call, tiny, tmp_path):
+    assert command(call, *TRAIN, "--epochs", 2, "--lr", 0.02).exit_code == 0
+    again = ["--resume", "run", "--lr", 0.003, "--epochs"]
+    for words in ([*again, 3], [*again, 3], ["--resume", "run", "--keep", 1]):
+        result = command(call, *words)
+        assert result.exit_code == 0, result.output
+        assert "warning" not in result.stderr
+        training = read_checkpoint(tmp_path / "run" / "last.safetensors").config["training"]
+        assert (training["lr"], training["schedule"]["start"]) == (0.003, 10)
+    result = command(call, *again, 5)
+    assert "the learning rate goes from 0.00029 to 0.0023, that of a cosine over 5" in result.stderr
+    schedule = {**training["schedule"], "epochs": 5}
+    last = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert last.config["training"]["schedule"] == schedule
 
 
 def test_how_it_is_saved_and_mended_stays_unless_said_anew(ended, tmp_path):
