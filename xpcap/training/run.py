@@ -246,7 +246,7 @@ def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | 
 def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Dataset) -> None:
     """Check that all ranks have the same options, data and versions."""
     if context.ranks.size > 1:
-        found = {**_flat(config), **written_by(""), **fingerprints(dataset.splits)}
+        found = {**fingerprints(dataset.splits), **_flat(config), **written_by("")}
         del found["data.folder"], found["training.threads"]  # may differ between machines
         check_alike(context.ranks, found)
 
