@@ -16,6 +16,7 @@ import xpcap
 from xpcap import CaptioningRNN
 from xpcap.cli import main
 from xpcap.data.dataset import open_dataset
+from xpcap.decoding import Beam, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
 from xpcap.training.run import default_batch_size
@@ -126,6 +127,27 @@ def test_options_of_captions_are_checked(run, options, message):
     for use in (lambda: run.caption(["a.jpg"], **options), lambda: run.evaluate(**options)):
         with pytest.raises(ConfigurationError, match=message):
             use()
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "message"),
+    [
+        (Beam(3), {"beam": 2}, r"Beam\(.*\), beam: expected either a Beam or Sampling, or options"),
+        (Sampling(), {"temperature": 1.0, "sample": True}, r"Sampling\(.*\), temperature, sample:"),
+        (3, {}, "3: expected either a Beam or Sampling, or options such as beam=3"),
+        ("beam", {}, "'beam': expected"),
+    ],
+)
+def test_a_search_and_its_options_do_not_go_together(run, how, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        run.caption(["missing.jpg"], how, **options)
+    assert run.caption(["a.jpg"], Beam(3))
+
+
+@pytest.mark.parametrize("how", [3, "beam", {"beam": 3}])
+def test_decode_takes_a_search(run, how):
+    with pytest.raises(ConfigurationError, match="expected either a Beam or Sampling"):
+        run.decode(numpy.zeros((1, 4), numpy.float32), how)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_json_has_the_chosen_metrics_and_the_decoding(trained):
     assert found["images"] == 12
     assert found["decoding"] == {
         "beam": 1, "length_penalty": "none", "groups": 1, "diversity": 0.5, "sample": False,
-        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+        "min_words": 0, "max_words": 6, "no_repeat_ngram": 0, "allow_unk": False,
     }  # fmt: skip
     sampled = [
         json.loads(trained("--json", "--sample", "--seed", seed, "--temperature", "3").stdout)
@@ -63,7 +63,7 @@ def test_json_has_the_chosen_metrics_and_the_decoding(trained):
     assert sampled[0]["BLEU-1"] < 0.9
     assert sampled[0]["decoding"] == {
         "sample": True, "temperature": 3.0, "top_k": 0, "top_p": 1.0, "seed": 1,
-        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+        "min_words": 0, "max_words": 6, "no_repeat_ngram": 0, "allow_unk": False,
     }  # fmt: skip
 
 

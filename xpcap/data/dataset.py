@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 
 from xpcap.data import folder as layout
+from xpcap.data.encoding import LONGEST
 from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array, whole
 from xpcap.data.vocabulary import (
@@ -62,6 +63,12 @@ class Dataset:
     def feature_dim(self) -> int:
         """D, features per image."""
         return self.splits["train"].features.shape[1]
+
+    @property
+    def max_words(self) -> int:
+        """The most words that a training caption has room for, without `<START>` and `<END>`."""
+        width: int = self.splits["train"].captions.shape[1]
+        return min(max(1, width - 2), LONGEST)
 
     def split(self, name: str) -> Split:
         """Return a split, or raise a `DataError` that names those that there are."""

@@ -124,6 +124,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "folder": str(data.resolve()),
         "kind": dataset.kind,
         "name": dataset.description["name"],
+        "max_words": dataset.max_words,
         "features": dataset.description.get("features"),
         "extractor": extractor,
     }
