@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap.cli._options import json_option, print_json, print_message, runs_argument
+from xpcap.cli._options import echo, json_option, print_json, print_message, runs_argument
 
 if TYPE_CHECKING:
     import numpy
@@ -37,7 +37,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
     from xpcap.cli._chart import Screen, draw
 
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
-    click.echo(draw(series, "nats per word", Screen.of_standard_output()))
+    echo(draw(series, "nats per word", Screen.of_standard_output()))
 
 
 def _read(run: Path) -> Curves:
