@@ -14,7 +14,7 @@ from xpcap.backend import as_backend
 from xpcap.data.dataset import Dataset, open_dataset
 from xpcap.data.extractors import default_extractor, make_extractor
 from xpcap.data.prepare import prepare as prepare_folder
-from xpcap.data.scenes import make_scenes, scenes_folder
+from xpcap.data.scenes import built_in_scenes, make_scenes
 from xpcap.decoding import Beam, Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.evaluation import DEFAULT, evaluate_run
@@ -195,8 +195,9 @@ def _folder(data: str | Path | Dataset) -> Path:
         return data.folder
     if data != "scenes":
         return Path(data)
-    folder = scenes_folder()
-    if not folder.exists():
-        print(f"drawing the built-in scenes, once, in {folder}")
-        make_scenes(folder)
-    return folder
+    return built_in_scenes(_draw)
+
+
+def _draw(folder: Path) -> None:
+    print(f"drawing the built-in scenes, once, in {folder}")
+    make_scenes(folder)

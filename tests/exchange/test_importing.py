@@ -335,7 +335,7 @@ def test_files_of_other_formats_are_refused(tiny, tmp_path):
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("archive/data.pkl", b"cos\nsystem\n")
     for content, message in (
-        (b"", "not a whole safetensors file"),
+        (b"", "is empty; expected one of safetensors"),
         (b"\x80\x02}q\x00.", "not a whole safetensors file"),
         (b"PK", "is damaged"),
         (archive.getvalue(), r"safetensors\.torch\.save_file"),

@@ -194,20 +194,17 @@ def _given(name: str) -> bool:
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
     """Return the data folder; on each machine the built-in one is created if it does not exist."""
-    from xpcap.data.scenes import make_scenes, scenes_folder
+    from xpcap.data.scenes import built_in_scenes, make_scenes
 
     if data != "scenes":
         return Path(data)
-    folder = scenes_folder()
 
-    def make() -> None:
-        if not folder.exists():
-            print_message(f"drawing the built-in scenes, once, in {folder}")
-            with stages() as progress:
-                make_scenes(folder, progress=progress)
+    def draw(folder: Path) -> None:
+        print_message(f"drawing the built-in scenes, once, in {folder}")
+        with stages() as progress:
+            make_scenes(folder, progress=progress)
 
-    distributed.in_turn(ranks, make)
-    return folder
+    return distributed.in_turn(ranks, lambda: built_in_scenes(draw))
 
 
 def _changed(given: dict[str, Any], before: RunOptions) -> RunOptions:

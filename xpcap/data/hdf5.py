@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import weakref
 import zlib
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy
 
-from xpcap.errors import DataError
+from xpcap.errors import DataError, first_line
 from xpcap.files import check_plain, check_swelling, explained
 
 DAMAGED = (
@@ -33,7 +34,8 @@ KINDS = {"f": "floating", "iu": "integer"}
 def open_hdf5(path: Path) -> Any:
     """Open an HDF5 file for reading, as an `h5py.File` that the caller closes.
 
-    A `DataError` is raised if it is missing, not an HDF5 file, or shorter than its header says.
+    A `DataError` is raised if it is missing, locked, not an HDF5 file, or shorter than its header
+    says.
     """
     import h5py
 
@@ -43,8 +45,23 @@ def open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except DAMAGED as error:
-        reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file"
-        raise DataError(f"{path} {reason}; expected a whole HDF5 file") from error
+        raise DataError(f"{path} {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return why HDF5 cannot open a file."""
+    said, expected = first_line(error), "expected a whole HDF5 file"
+    if not path.stat().st_size:
+        return f"is empty; {expected}"
+    if "truncated" in said:
+        return f"is truncated; {expected}"
+    if "signature not found" in said:
+        return f"is not an HDF5 file; {expected}"
+    if "lock file" in said:
+        return "is locked by another program, which may be writing it; expected it to be closed"
+    if "version" in said:
+        return f"is damaged, or of a newer HDF5 format than h5py reads here: {said}"
+    return f"cannot be opened as HDF5: {said}"
 
 
 def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
@@ -80,12 +97,17 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
 
 @contextlib.contextmanager
 def whole(path: Path, key: str, doing: str = "read") -> Iterator[None]:
-    """Turn exceptions of h5py inside the block into a `DataError`: an array is damaged."""
+    """Turn exceptions of h5py inside the block into a `DataError`: an array is damaged.
+
+    Errors of the operating system are reported in its own words.
+    """
     try:
         yield
     except DataError:
         raise
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"cannot read {path}: {os.strerror(error.errno)}") from error
         raise DataError(f"{path} is damaged: '{key}' cannot be {doing}") from error
 
 

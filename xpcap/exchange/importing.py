@@ -18,7 +18,7 @@ from xpcap.exchange.course import read_npz
 from xpcap.exchange.parameters import NAMES, sizes_of, unified
 from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
-from xpcap.files import explained, new_folder
+from xpcap.files import check_plain, explained, new_folder
 from xpcap.runs import Run, check_new_run, open_run
 from xpcap.runs.dataset import open_data
 
@@ -48,6 +48,7 @@ def import_run(
         weights, else fc7.
     """
     check_new_run(out)
+    check_plain(file)
     with explained(file, "read"), open(file, "rb") as opened:
         zipped = opened.read(len(_ZIP)) == _ZIP
     tensors, own, described = (read_npz(file), None, {}) if zipped else read_safetensors(file)

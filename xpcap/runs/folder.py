@@ -23,6 +23,7 @@ from xpcap.runs.checkpoint import Checkpoint, write_checkpoint
 BEST, LAST, EARLIER = "best.safetensors", "last.safetensors", "step-*.safetensors"
 HISTORY, TRANSFORM, REPORT = "history.jsonl", "pca.h5", "diverged.json"
 _LOCK = ".lock"
+_ATTEMPTS = 100
 
 
 def create_run(
@@ -47,10 +48,9 @@ def reserved_run(parent: Path, name: str) -> Iterator[Path]:
     Whatever is still empty at the end is removed.
     """
     with explained(parent, "write"):
-        parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             with contextlib.suppress(FileExistsError):
-                (folder := parent / f"{name}-{number}").mkdir()
+                _make(folder := parent / f"{name}-{number}")
                 break
     try:
         yield folder
@@ -58,6 +58,17 @@ def reserved_run(parent: Path, name: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             folder.rmdir()
             parent.rmdir()
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parent, which others that end may remove in between."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True)
+            return
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def check_new_run(folder: Path) -> None:
