@@ -137,6 +137,6 @@ def test_a_name_is_reserved_although_another_process_removes_the_parent(tmp_path
         assert len(removed) == 3
     assert not parent.exists()
     monkeypatch.setattr(os, "mkdir", lambda *_, **__: os.stat(tmp_path / "absent"))
-    with pytest.raises(DataError, match="cannot write .*runs: No such file"):
+    with pytest.raises(DataError, match=r"cannot write .*runs: No such file"):
         with reserved_run(parent, "a"):
             pass

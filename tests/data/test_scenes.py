@@ -17,10 +17,10 @@ from xpcap.data.pca import PCA
 from xpcap.data.scenes import (
     Scene,
     Thing,
+    built_in_scenes,
     captions,
     draw,
     is_true,
-    built_in_scenes,
     make_scenes,
     random_scene,
     read_picture,

@@ -347,7 +347,7 @@ def test_files_of_other_formats_are_refused(tiny, tmp_path):
             import_run(path, tmp_path / "out", tiny)
     with pytest.raises(DataError, match=r"cannot read .*: No such file"):
         import_run(tmp_path / "none", tmp_path / "out", tiny)
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(DataError, match=r"is not a plain file but a folder"):
         import_run(tiny, tmp_path / "out", tiny)
     assert not (tmp_path / "out").exists()
 

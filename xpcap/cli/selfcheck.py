@@ -26,6 +26,8 @@ def selfcheck(device: str, as_json: bool) -> int:
         common.print_result(f"{'check':<{width}}  {'error':>9}  {'limit':>9}")
         for check in checks:
             verdict = "" if check.passed else "  FAILED"
-            common.print_result(f"{check.name:<{width}}  {check.error:9.2e}  {check.limit:9.2e}{verdict}")
+            common.print_result(
+                f"{check.name:<{width}}  {check.error:9.2e}  {check.limit:9.2e}{verdict}"
+            )
     common.print_message(f"{len(checks)} checks, {len(failed)} failed")
     return 1 if failed else 0

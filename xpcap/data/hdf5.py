@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -218,8 +218,8 @@ class Chunks:
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     """Write arrays by name into a new HDF5 file, or raise an `OSError`.
 
-    The file is built in memory first, which takes their size a second time: HDF5 can crash if the
-    disk turns out to be full when it closes a file.
+    The file is built in memory first, which takes their size a second time: HDF5 crashes, at the
+    latest at the end of the process, if the disk turns out to be full when it closes a file.
     """
     import h5py
 
@@ -230,3 +230,25 @@ def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     # bytes, which getvalue shares with `image`: an exported buffer that the traceback of a failed
     # write keeps alive can crash Python 3.12.1 when it is garbage collected
     path.write_bytes(image.getvalue())
+
+
+def write_rows(
+    path: Path, key: str, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]
+) -> None:
+    """Write a float32 array of `shape` from blocks of its rows, or raise an `OSError`.
+
+    In memory, HDF5 makes only the file's metadata, see `write_arrays`, and reserves the place of
+    the values, which are written past it.
+    """
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        array = file.create_dataset(key, shape, "<f4", fill_time="never")
+        array[0, 0] = 0  # only now it has a place, behind the metadata
+        start = array.id.get_offset()
+    with open(path, "wb") as written:
+        written.write(image.getvalue())
+        written.seek(start)
+        for block in blocks:
+            written.write(numpy.ascontiguousarray(block, "<f4").data)
