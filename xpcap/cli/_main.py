@@ -15,7 +15,7 @@ import click
 
 import xpcap
 from xpcap import distributed
-from xpcap.cli._options import echo, refuse_ranks
+from xpcap.cli._options import echo, refuse_ranks, with_options
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -61,7 +61,7 @@ class Commands(click.Group):
                 _print_error(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
-            _end(str(error), USER_ERROR)
+            _end(with_options(str(error)), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
             _end("interrupted", SIGNALLED + signal.SIGINT)
         except Signalled as error:

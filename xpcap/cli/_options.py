@@ -101,6 +101,25 @@ def option_name(parameter: str) -> str:
     return f"--{parameter.replace('_', '-')}"
 
 
+_NAMES = "data|epochs|images|lazy|max_words|patience|replace|skip_broken|splits|vocab|weights"
+_IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")
+
+
+def with_options(message: str) -> str:
+    """Write `--skip-broken` for `skip_broken=True` in a message of the library.
+
+    And `--data FOLDER` for `data=FOLDER`, `--splits none=val` for `splits={'none': 'val'}`.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        name, value, key, of_key = found.groups()
+        if value == "True":
+            return option_name(name)
+        return f"{option_name(name)} {value if key is None else f'{key}={of_key}'}"
+
+    return _IN_PYTHON.sub(written, message)
+
+
 @contextlib.contextmanager
 def named_as_options() -> Iterator[None]:
     """Write `--some-option` for the names of the command's parameters in a message."""

@@ -43,6 +43,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
     from xpcap.runs import HISTORY, is_run
+    from xpcap.runs.folder import not_a_run
     from xpcap.training.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY
@@ -52,7 +53,7 @@ def _read(run: Path) -> Curves:
         raise CheckpointError(
             f"{run} has no {HISTORY} yet; it is written every {FLUSH_EVERY} steps of training"
         )
-    raise CheckpointError(f"{run} is not a run; expected a folder made by xpcap train")
+    raise not_a_run(run)
 
 
 def _columns(run: Path, found: Curves) -> dict[str, Any]:

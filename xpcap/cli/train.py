@@ -110,7 +110,7 @@ def train(
     from xpcap.runs.folder import reserved_run
     from xpcap.training.options import run_options
     from xpcap.training.run import RunContext, resume_run, train_run
-    from xpcap.training.trainer import perplexity_of
+    from xpcap.training.trainer import ended_line, perplexity_of
 
     tensorboard = options.pop("tensorboard")
     if resume is None:
@@ -135,18 +135,22 @@ def train(
         start = functools.partial(resume_run, resume, backend, change, moved)
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
+    had_ended = False
     with training() as show_progress, _hints(out):
 
         def watch(trainer: Trainer) -> None:
+            nonlocal had_ended
             if resume is not None:
-                total = trainer.schedule.epochs * len(trainer.batches)
+                had_ended, total = trainer.ended, trainer.schedule.epochs * len(trainer.batches)
                 print_message(f"run: {resume}, from step {trainer.step} of {total}")
+            if had_ended:
+                print_message(common.with_options(ended_line(trainer)))
             show_progress(trainer)
 
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
         trainer, dataset = start(context)
     run = Run(out, {}, dataset.vocabulary, trainer.model)
-    captions = caption_dataset(run, dataset, "val", SHOWN)
+    captions = [] if had_ended else caption_dataset(run, dataset, "val", SHOWN)
     loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
     if as_json:
         common.print_json(

@@ -59,7 +59,7 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
     except (MemoryError, ValueError) as error:
         raise DataError(
             f"{path}: 'features' of shape {lazy.shape} do not fit in memory; leave them in their"
-            " file (--lazy)"
+            " file (lazy=True)"
         ) from error
     for block in row_blocks(lazy):
         out[block] = lazy[block]

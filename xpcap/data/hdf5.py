@@ -64,11 +64,11 @@ def _reason(path: Path, error: Exception) -> str:
     return f"cannot be opened as HDF5: {said}"
 
 
-def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str = "") -> Any:
     """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
     `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
-    there is no such array, or its size is implausible.
+    there is no such array, with a `hint`, or its size is implausible.
     """
     import h5py
 
@@ -77,7 +77,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         keys = sorted(map(str, file))
         if key not in keys:
             raise DataError(
-                f"{path}: no '{key}' in it, only {', '.join(keys) or 'nothing'}; {expected}"
+                f"{path}: no '{key}' in it, only {', '.join(keys) or 'nothing'}; {expected}{hint}"
             )
         if not isinstance(file.get(key, getlink=True), h5py.HardLink):
             raise DataError(f"{path}: '{key}' is a link; {expected}")
@@ -111,9 +111,9 @@ def whole(path: Path, key: str, doing: str = "read") -> Iterator[None]:
         raise DataError(f"{path} is damaged: '{key}' cannot be {doing}") from error
 
 
-def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str = "") -> Any:
     """Read a whole array, checked as by `find_array`."""
-    found = find_array(file, path, key, ndim, kinds)
+    found = find_array(file, path, key, ndim, kinds, hint)
     with whole(path, key):
         if found.chunks is None:
             return found[...]

@@ -10,7 +10,7 @@ import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.dataset import open_dataset
-from xpcap.data.pca import PCA
+from xpcap.data.pca import PCA, read_transform
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
@@ -91,7 +91,7 @@ def _vocabulary(
     if not found:
         raise ConfigurationError(
             f"{file} does not say which words it knows; expected the data folder that it was"
-            " trained on (--data), or a file like coco2014_vocab.json (--vocab)"
+            " trained on (data=FOLDER), or a file like coco2014_vocab.json (vocab=FILE)"
         )
     (first, vocabulary), *others = found.items()
     for path, other in others:
@@ -129,7 +129,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "extractor": extractor,
     }
     reduced = dataset.kind == "pca" and extractor
-    return origin, PCA.read(data / layout.PCA) if reduced else None
+    return origin, read_transform(data) if reduced else None
 
 
 def _check_features(run: Run, data: Path | None) -> None:

@@ -91,7 +91,13 @@ def checkpoint_of(path: Path) -> Path:
         for name in (LAST, BEST):
             if (path / name).exists():
                 return path / name
-    raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+    raise not_a_run(path)
+
+
+def not_a_run(path: Path) -> CheckpointError:
+    """Return the error for a path that is no run; it names the folder of a file in one."""
+    hint = f", such as {path.parent}" if path.is_file() and is_run(path.parent) else ""
+    return CheckpointError(f"{path} is not a run; expected a folder made by xpcap train{hint}")
 
 
 @contextlib.contextmanager
