@@ -227,7 +227,7 @@ def test_disks_with_room_for_a_part_leave_nothing_that_ends_the_process(tmp_path
 
 def test_without_features_of_both_splits_nothing_is_done(folder: Path) -> None:
     (folder / "val2014_vgg16_fc7.h5").unlink()
-    with pytest.raises(DataError, match=r"val2014_vgg16_fc7\.h5: No such file"):
+    with pytest.raises(DataError, match=r"no features of 'val' \(val2014_vgg16_fc7\.h5\)"):
         reduce_folder(folder, 5)
     write_features(folder, "val", numpy.zeros((9, 3), numpy.float32))
     with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected the same number"):

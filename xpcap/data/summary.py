@@ -95,8 +95,10 @@ class _Summary:
                 f"features of '{name}' have {rows} images; expected the same number"
             )
         images = next(iter(rows.values()), None)
-        urls = self._noted(read_urls, self.folder / layout.urls_file(name), images)
-        found["images"] = len(urls) if images is None and urls is not None else images
+        urls, listed = self.folder / layout.urls_file(name), None
+        if images is not None or urls.exists():
+            listed = self._noted(read_urls, urls, images)
+        found["images"] = len(listed) if images is None and listed is not None else images
         if self.words is not None:
             self._noted(self._captions, name, found, self.words)
         return found
