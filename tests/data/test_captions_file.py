@@ -353,7 +353,7 @@ def test_a_folder_without_texts_says_what_would_be_read(tmp_path):
     written(tmp_path, "a.png\n", "train.txt")
     with pytest.raises(DataError, match=r"is a folder; expected a captions file: \S*captions.txt$"):
         read_captions(tmp_path)
-    with pytest.raises(ConfigurationError, match="^images=FOLDER goes with a captions file"):
+    with pytest.raises(ConfigurationError, match=r"^images=FOLDER goes with a captions file"):
         read_captions(tmp_path, tmp_path)
 
 

@@ -219,9 +219,7 @@ def stopped(tiny, tmp_path):
 def test_data_that_have_moved(tiny, stopped, tmp_path):
     begin(tiny, tmp_path / "whole")
     moved = tiny.rename(tmp_path / "moved")
-    with pytest.raises(
-        DataError, match=r"tiny, on which .*run was trained, does not exist; .* \(data=FOLDER\)$"
-    ):
+    with pytest.raises(DataError, match=r"tiny, on which .* does not exist; .* \(data=FOLDER\)$"):
         resume(stopped)
     resume(stopped, data=moved)
     found, expected = (

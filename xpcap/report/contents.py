@@ -119,7 +119,7 @@ def gather(
     """
     datasets = [open_data(run, data) for run in runs]
     _check_same_images(datasets, split)
-    parts = []
+    parts = list[RunPart]()
     for run, name, dataset in zip(runs, _names(runs), datasets, strict=True):
         progress("evaluation", len(parts), len(runs))
         parts.append(_part(run, name, dataset, split, beam))
