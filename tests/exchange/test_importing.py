@@ -183,7 +183,7 @@ def test_vocabularies_of_all_sources_must_agree(tiny, tmp_path):
     more = tmp_path / "more.json"
     Vocabulary([*words, "another"]).write(more)
     out = tmp_path / "out"
-    with pytest.raises(ConfigurationError, match=r"theirs.* which words it knows; .*--vocab\)"):
+    with pytest.raises(ConfigurationError, match=r"theirs.* which words it knows; .*vocab=FILE\)"):
         import_run(theirs, out)
     with pytest.raises(DataError, match=r"others\.json has other words than .*ours\.safetensors"):
         import_run(ours, out, vocab=others)
