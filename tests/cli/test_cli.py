@@ -120,7 +120,9 @@ def test_caption_a_split_or_explain_why_not(call, tiny):
         call("caption", "run", "--split", "test"), "has no split 'test'; expected train or val"
     )
     shutil.move(tiny, tiny.with_name("moved"))
-    one_line(call("caption", "run"), "tiny is not a folder")
+    one_line(
+        call("caption", "run"), "tiny, on which run was trained, does not exist; .*--data FOLDER"
+    )
     assert call("caption", "run", "--data", "moved").exit_code == 0
 
 

@@ -51,7 +51,7 @@ def test_a_moved_data_set_is_named(tiny, tmp_path):
     run(tiny, tmp_path / "run")
     opened = open_run(tmp_path / "run")
     moved = tiny.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="tiny is not a folder"):
+    with pytest.raises(DataError, match=r"tiny, on which .* does not exist; .* \(data=FOLDER\)$"):
         open_data(opened)
     assert len(caption_dataset(opened, open_data(opened, moved), "val", 3)) == 3
     words = json.loads((moved / "coco2014_vocab.json").read_text())["idx_to_word"]

@@ -74,7 +74,7 @@ def held_out(
     if not usable:
         raise DataError(
             f"{source}: no training image has a caption of 1 to {max_words} words; expected at"
-            " least two such images (--max-words)"
+            " least two such images (max_words=N)"
         )
     every = min(every, len(usable))
     return set(usable[every - 1 :: every])

@@ -30,7 +30,7 @@ import numpy
 
 from xpcap.backend import CPU, Array, Backend, Namespace, to_host
 from xpcap.data import folder as layout
-from xpcap.data.dataset import check_widths
+from xpcap.data.dataset import check_widths, feature_path
 from xpcap.data.features import Features, LazyFeatures, row_blocks
 from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, no_progress
@@ -105,6 +105,18 @@ class PCA:
         if not all(numpy.isfinite(array).all() for array in (mean, components, variance)):
             raise DataError(f"{path} holds NaN or infinity")
         return cls(mean, components, variance)
+
+
+def read_transform(folder: Path) -> PCA:
+    """Read the transform of a data folder that has pca features."""
+    path = folder / layout.PCA
+    with explained(path, "read"):
+        if not path.exists():
+            raise DataError(
+                f"{folder} has pca features, but no {layout.PCA} to reduce those of new images;"
+                f" expected it (xpcap data pca {folder} --replace makes both), or features fc7"
+            )
+    return PCA.read(path)
 
 
 def fit_components(
@@ -237,11 +249,11 @@ def reduce_folder(
         with explained(path, "read"):
             exists = path.exists()
         if exists:
-            raise DataError(f"{path} already exists; expected none (or --replace)")
+            raise DataError(f"{path} already exists; expected none (or replace=True)")
     with contextlib.ExitStack() as stack:
         features = {
             split: stack.enter_context(
-                contextlib.closing(LazyFeatures(folder / layout.features_file(split, "fc7")))
+                contextlib.closing(LazyFeatures(feature_path(folder, split, "fc7")))
             )
             for split in splits
         }

@@ -74,6 +74,15 @@ def epoch_line(trainer: Trainer) -> str:
     )
 
 
+def ended_line(trainer: Trainer) -> str:
+    """Say that training has ended, and which option would continue it."""
+    more = "patience" if trainer.epoch < trainer.schedule.epochs else "epochs"
+    return (
+        f"training has ended, after epoch {trainer.epoch} of {trainer.schedule.epochs}; more"
+        f" {more} would continue it ({more}=N)"
+    )
+
+
 class StepResult:
     """Loss and gradient norm of one step, counted from 1, on the device until they are read.
 
@@ -234,7 +243,7 @@ class Trainer:
 
         A loss measured after an epoch that is not finite, or explodes, raises `StepDiverged`.
         """
-        while self.epoch < self.schedule.epochs and not self._out_of_patience():
+        while not self.ended:
             for _ in self._steps():
                 self._emit("step")
             losses = self._measure_all()
@@ -329,9 +338,13 @@ class Trainer:
     def _copies(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self.model.params.items()}
 
-    def _out_of_patience(self) -> bool:
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to the last epoch, or is out of patience."""
         patience = self.schedule.patience
-        return patience is not None and self.epoch - self.best_epoch >= patience
+        return self.epoch >= self.schedule.epochs or (
+            patience is not None and self.epoch - self.best_epoch >= patience
+        )
 
     def _emit(self, event: str) -> None:
         for _, callback in self._callbacks[event]:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -94,6 +94,21 @@ def make_scenes(
             for split, part in scenes.items()
         }
         layout.write_text(folder / SCENES, json.dumps(truth))
+
+
+def built_in_scenes(draw: Callable[[Path], None]) -> Path:
+    """Return the folder of the built-in scenes, which `draw` makes if it does not exist.
+
+    Of several processes that draw them at the same time, the first to finish makes the folder.
+    """
+    folder = scenes_folder()
+    if not folder.exists():
+        try:
+            draw(folder)
+        except DataError:
+            if not folder.exists():
+                raise
+    return folder
 
 
 def scenes_folder() -> Path:
