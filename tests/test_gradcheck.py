@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from xpcap.backend import to_host
-from xpcap.errors import BackendError, ShapeError
+from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.gradcheck import (
     directional_error,
     eval_numerical_gradient,
@@ -121,7 +121,7 @@ def test_a_backward_pass_that_ignores_an_output_is_caught():
 
 def test_a_missing_gradient_is_an_error():
     arguments = {"x": numpy.ones((1, 2)), "w": numpy.ones((2, 2)), "b": numpy.ones(2)}
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ConfigurationError, match="2 gradients for x, w, b; expected one for each"):
         gradcheck(
             affine_forward, lambda d, c: affine_backward(d, c)[:2], arguments, list(arguments)
         )

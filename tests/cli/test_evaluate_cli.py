@@ -108,7 +108,7 @@ def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_pat
         (["--beam", "3", "--groups", "2"], "a beam of 3 cannot be divided into 2 groups"),
         (["--length-penalty", "wu"], "length penalty 'wu' is unknown"),
         (["--min-words", "9", "--max-words", "3"], "captions of 9 to 3 words cannot be"),
-        (["--sample", "--top-p", "0"], "top-p must be in"),
+        (["--sample", "--top-p", "0"], r"--top-p must be a number in \(0, 1\], got 0.0"),
         (["--data", "none"], "none is not a folder"),
         (["--images", "none/a/b.jsonl", "--split", "x"], "--split"),
     ],

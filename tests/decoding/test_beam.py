@@ -106,14 +106,14 @@ def test_parameters_and_features_are_not_changed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "1 captions of a beam of 0"),
+        ({"width": 0}, "beam width must be at least 1, a whole number, got 0"),
         ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be generated"),
-        ({"n_best": 0}, "0 captions"),
+        ({"n_best": 0}, "n_best must be at least 1"),
         ({"length_penalty": "wu"}, "length penalty 'wu' is unknown; expected none, average, gnmt"),
         ({"width": 3, "groups": 2}, "a beam of 3 cannot be divided into 2 groups"),
-        ({"groups": 0}, "into 0 groups"),
-        ({"alpha": -1.0}, "alpha -1.0"),
-        ({"diversity": float("nan")}, "diversity nan"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"alpha": -1.0}, r"alpha must be a number in \[0, 10\], got -1.0"),
+        ({"diversity": float("nan")}, r"diversity must be a number in \[0, inf\), got nan"),
     ],
 )
 def test_invalid_beam_options_are_refused(options, message):
@@ -125,8 +125,8 @@ def test_invalid_beam_options_are_refused(options, message):
     ("options", "message"),
     [
         ({"min_length": 31}, "captions of 31 to 30 words cannot be"),
-        ({"min_length": -1}, "captions of -1 to 30"),
-        ({"no_repeat_ngram": -1}, "no-repeat-ngram must be >= 0"),
+        ({"min_length": -1}, "min_words must be at least 0, a whole number, got -1"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
     ],
 )
 def test_invalid_constraints_are_refused(options, message):

@@ -121,12 +121,12 @@ def test_constraints_hold_for_samples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "count 0, top-k 0 and seed 0 cannot be used"),
-        ({"top_k": -1}, "top-k -1"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+        ({"count": 0}, "number of captions must be at least 1, a whole number, got 0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"temperature": 0.0}, r"temperature must be a number in \(0, inf\), got 0.0"),
         ({"temperature": float("nan")}, "got nan"),
-        ({"top_p": 0.0}, "top-p must be in"),
-        ({"top_p": 1.1}, "top-p must be in"),
+        ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p must be a number in"),
     ],
 )
 def test_invalid_sampling_options_are_refused(options, message):

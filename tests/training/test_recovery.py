@@ -487,7 +487,7 @@ def test_rollback_with_bf16_products(tiny, tmp_path, gpu, monkeypatch, place):
     ("policy", "limit", "message"),
     [
         ("ignore", 3, "policy 'ignore' is unknown; expected stop, skip, rollback"),
-        ("skip", -1, "-1 recoveries cannot be; expected 0 or more"),
+        ("skip", -1, "on_nan_limit must be at least 0, a whole number, got -1"),
     ],
 )
 def test_a_policy_is_checked(policy, limit, message):

@@ -47,7 +47,7 @@ def search_of(
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     with named_as_options():
         check_search(given, n_best)
-    return make_search(vocabulary, n_best=n_best, **options)
+        return make_search(vocabulary, n_best=n_best, **options)
 
 
 def used(options: Mapping[str, Any]) -> dict[str, Any]:

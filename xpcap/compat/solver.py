@@ -13,7 +13,8 @@ from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.kernels.updates import adam_update
 from xpcap.models import CaptioningRNN
-from xpcap.optim import RULES, Config, Optimizer, Rule, bias_corrected, check_counts, take_step
+from xpcap.optim import RULES, Config, Optimizer, Rule, bias_corrected, take_step
+from xpcap.options import check_counts
 from xpcap.training.trainer import Schedule, Trainer
 
 

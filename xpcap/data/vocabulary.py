@@ -41,6 +41,8 @@ def tokenize_any(caption: str) -> list[str]:
     >>> tokenize_any("Zwei T-Shirts, größer als das Café.")
     ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café']
     """
+    if not isinstance(caption, str):
+        raise DataError(f"a caption is {caption!r:.40}; expected text")
     lower = unicodedata.normalize("NFKC", caption).lower().replace("-", " ")
     kept = (c for c in lower if c.isspace() or unicodedata.category(c)[0] in "LMN")
     return "".join(kept).split()

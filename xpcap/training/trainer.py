@@ -24,12 +24,14 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
-from xpcap.optim import Optimizer, check_counts, check_positive, cosine
+from xpcap.optim import Optimizer, cosine
+from xpcap.options import check_counts, check_number, given
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import Batches, TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
+_LARGEST_LOG = 80.0  # of a factor of the learning rate: e^88 overflows float32
 EXPLODED = 3.0  # multiple of the uniform loss, log V
 
 
@@ -119,10 +121,15 @@ class Schedule:
     patience: int | None = None  # stop after so many epochs without a lower validation loss
 
     def __post_init__(self) -> None:
-        check_counts(epochs=self.epochs, patience=self.patience)
-        check_positive("learning-rate decay", self.lr_decay)
+        check_counts(epochs=self.epochs, **given(patience=self.patience))
+        check_number("lr_decay", self.lr_decay, "(0, inf)")
+        if self.epochs * math.log(self.lr_decay) > _LARGEST_LOG:
+            raise ConfigurationError(
+                f"lr_decay {self.lr_decay} overflows in {self.epochs} epochs; expected at most 1,"
+                " or little more"
+            )
         if self.clip_norm is not None:
-            check_positive("gradient clipping", self.clip_norm)
+            check_number("clip", self.clip_norm, "(0, 1e30]")
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """Return the factor of the learning rate in a step, counted from 0."""
