@@ -103,6 +103,17 @@ def test_parameters_and_features_are_not_changed():
         numpy.testing.assert_array_equal(model.params[name], value)
 
 
+@pytest.mark.parametrize("diversity", [1e20, 1e39, 1e308])
+def test_a_huge_diversity_is_one_that_excludes_words(diversity):
+    model, features = model_of(), some_features(3).astype("float32")
+    model.params = {name: value.astype("float32") for name, value in model.params.items()}
+    found, expected = (
+        beam_search(model, features, Beam(4, 4, groups=2, diversity=value, constraints=SHORT))
+        for value in (diversity, 1e10)
+    )
+    numpy.testing.assert_array_equal(found.words, expected.words)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -30,9 +30,7 @@ def test_vocabulary_use_excludes_special_tokens():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(
-        ConfigurationError, match="distinct-n must be at least 1, a whole number, got 0"
-    ):
+    with pytest.raises(ConfigurationError, match="distinct-n must be at least 1"):
         distinct_n(CAPTIONS, 0)
     with pytest.raises(DataError, match="the vocabulary has no words"):
         vocabulary_use(CAPTIONS, ["<UNK>"])

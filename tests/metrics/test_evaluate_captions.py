@@ -77,9 +77,7 @@ def test_captions_without_any_word():
 
 
 def test_counts_are_checked_before_tokenizing():
-    with pytest.raises(
-        DataError, match="references of image 0: expected a list of captions, got 'a'"
-    ):
+    with pytest.raises(DataError, match="image 0: expected a list of captions, got 'a'"):
         evaluate_captions(["a"], ["a"])
 
 

@@ -46,12 +46,13 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
     """
     namespace(x, w, b)
     check_shapes("affine_forward", w=(w, "D M"), b=(b, "M"))
-    check_floating("affine_forward", x=x, w=w, b=b)
-    if not x.ndim or math.prod(x.shape[1:]) != w.shape[0]:
+    shape = getattr(x, "shape", ())
+    if not shape or math.prod(shape[1:]) != w.shape[0]:
         raise ShapeError(
             f"affine_forward: expected x (N, ...) with {w.shape[0]} numbers a row as w"
-            f" {tuple(w.shape)} has rows; got x {tuple(x.shape)}"
+            f" {tuple(w.shape)} has rows; got x {tuple(shape)}"
         )
+    check_floating("affine_forward", x=x, w=w, b=b)
     return x.reshape(x.shape[0], w.shape[0]) @ w + b, AffineCache(x, w)
 
 

@@ -287,7 +287,7 @@ def _pack(sequence: Array) -> Array:
 
 def _unpack(rows: Array, N: int, T: int) -> Array:
     """Copy packed rows `(T N, K)` to `(N, T, K)`."""
-    return rows.reshape(T, N, -1).transpose(1, 0, 2).copy()
+    return rows.reshape(T, N, rows.shape[1]).transpose(1, 0, 2).copy()
 
 
 def weight_gradients(

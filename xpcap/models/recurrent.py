@@ -38,7 +38,7 @@ CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 def check_cell(cell_type: str) -> None:
-    """Raise `ConfigurationError` unless this is one of the cells there are, and its operations run."""
+    """Raise `ConfigurationError` unless this is one of `CELLS`, and its operations run."""
     if cell_type not in [*CELLS]:
         raise ConfigurationError(f"cell '{cell_type}' is unknown; expected {', '.join(CELLS)}")
     mistake = _mistake(CELLS[cell_type])

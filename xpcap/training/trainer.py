@@ -52,6 +52,9 @@ class StepDiverged(DivergedError):
         self.step = step
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.reason)
+
 
 def divergence(loss: float, words: int) -> str | None:
     """Say how a loss in nats per word diverges, for a vocabulary of `words`; None if not."""
