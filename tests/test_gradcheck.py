@@ -174,8 +174,8 @@ def test_single_precision_warns_how_accurate_differences_are():
     message = "differences of float32 with h 1e-05 are rounded to about 0.01; float64 is accurate"
     with pytest.warns(RuntimeWarning, match=message):
         eval_numerical_gradient(square, x, verbose=False)
+    arguments = {"x": x, "w": x, "b": x[0]}
     with pytest.warns(RuntimeWarning, match=message):
-        arguments = {"x": x, "w": x, "b": x[0]}
         errors = gradcheck(affine_forward, affine_backward, arguments, list(arguments))
     assert max(errors.values()) < 0.1
 

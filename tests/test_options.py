@@ -88,7 +88,7 @@ def test_sizes_of_searches_beyond_any_memory_are_refused(name):
 
 
 def test_a_rate_that_overflows_by_its_factor_is_refused():
-    with pytest.raises(ConfigurationError, match=r"lr_decay 1e\+308 overflows in 2 epochs"):
+    with pytest.raises(ConfigurationError, match=r"lr_decay 1e\+308, once per epoch, overflows"):
         Schedule(epochs=2, lr_decay=1e308)
     schedule = Schedule(epochs=10, lr_decay=2.0)
     assert schedule.factor(9, 1) == 2.0**9

@@ -103,7 +103,9 @@ def _differentiate(
         old = x[index].copy()
         x[index] = old + h
         if x[index] == old:
-            raise ConfigurationError(f"h {h} does not change {old}, {x.dtype}; expected a larger h")
+            raise ConfigurationError(
+                f"h {h} does not change {float(old)}, {x.dtype}; expected a larger h"
+            )
         plus = _detached(f(x), x)
         x[index] = old - h
         minus = _detached(f(x), x)

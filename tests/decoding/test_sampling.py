@@ -106,7 +106,7 @@ def test_temperature_top_k_and_top_p_truncate_the_distribution(sampling, expecte
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
 def test_tiny_temperatures_and_top_p_draw_the_most_probable_allowed_word(name, value, dtype):
     log_probs = numpy.array([[-numpy.inf, -40.0, -0.5, -1.0, -numpy.inf]] * 99, dtype)
-    with numpy.errstate(all="raise"):
+    with numpy.errstate(all="raise", under="ignore"):
         drawn = _draw(numpy, log_probs, numpy.linspace(0, 0.999, 99), Sampling(**{name: value}))
     assert set(drawn.tolist()) == {2}
 
@@ -121,12 +121,12 @@ def test_huge_temperatures_draw_all_allowed_words_alike(temperature, dtype):
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e308])
-def test_banned_words_are_not_sampled_at_any_temperature(temperature, backend):
-    model = model_of("gru", backend)
+def test_banned_words_are_not_sampled_at_any_temperature(temperature):
+    model = model_of("gru")
     model.params = {name: value.astype("float32") for name, value in model.params.items()}
-    features = backend.to_device(some_features(9).astype("float32"))
+    features = some_features(9).astype("float32")
     sampling = Sampling(5, temperature, constraints=Constraints(max_length=9, banned=BANNED))
-    words = to_host(sample(model, features, sampling).words)
+    words = sample(model, features, sampling).words
     ended = (words == END).cumsum(axis=2) > 0
     assert not numpy.isin(words[~ended], BANNED).any()
 
