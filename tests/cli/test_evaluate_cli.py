@@ -105,7 +105,7 @@ def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_pat
         (["--top-k", "5"], "--top-k goes with --sample"),
         (["--sample", "--length-penalty", "gnmt"], "--length-penalty does not go with --sample"),
         (["--beam", "0"], "--beam"),
-        (["--beam", "3", "--groups", "2"], "a beam of 3 cannot be divided into 2 groups"),
+        (["--beam", "3", "--groups", "2"], "--beam 3 is not a multiple of --groups 2"),
         (["--length-penalty", "wu"], "length penalty 'wu' is unknown"),
         (["--min-words", "9", "--max-words", "3"], "captions of 9 to 3 words cannot be"),
         (["--sample", "--top-p", "0"], r"--top-p must be a number in \(0, 1\], got 0.0"),

@@ -117,11 +117,11 @@ def test_a_huge_diversity_is_one_that_excludes_words(diversity):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "beam width must be at least 1, a whole number, got 0"),
-        ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be generated"),
+        ({"width": 0}, "beam must be at least 1, a whole number, got 0"),
+        ({"width": 2, "n_best": 3}, "n_best 3 is more than beam 2 can find"),
         ({"n_best": 0}, "n_best must be at least 1"),
         ({"length_penalty": "wu"}, "length penalty 'wu' is unknown; expected none, average, gnmt"),
-        ({"width": 3, "groups": 2}, "a beam of 3 cannot be divided into 2 groups"),
+        ({"width": 3, "groups": 2}, "beam 3 is not a multiple of groups 2"),
         ({"groups": 0}, "groups must be at least 1"),
         ({"alpha": -1.0}, r"alpha must be a number in \[0, 10\], got -1.0"),
         ({"diversity": float("nan")}, r"diversity must be a number in \[0, inf\), got nan"),

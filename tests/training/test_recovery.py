@@ -486,7 +486,7 @@ def test_rollback_with_bf16_products(tiny, tmp_path, gpu, monkeypatch, place):
 @pytest.mark.parametrize(
     ("policy", "limit", "message"),
     [
-        ("ignore", 3, "policy 'ignore' is unknown; expected stop, skip, rollback"),
+        ("ignore", 3, "on_nan 'ignore' is unknown; expected stop, skip, rollback"),
         ("skip", -1, "on_nan_limit must be at least 0, a whole number, got -1"),
     ],
 )

@@ -51,14 +51,13 @@ class Beam:
     constraints: Constraints = field(default_factory=Constraints)
 
     def __post_init__(self) -> None:
-        check_counts(1, LARGEST, **{"beam width": self.width}, n_best=self.n_best)
+        check_counts(1, LARGEST, beam=self.width, n_best=self.n_best)
         check_counts(groups=self.groups)
         check_number("alpha", self.alpha, "[0, 10]")
         check_number("diversity", self.diversity, "[0, inf)")
         if self.n_best > self.width:
             raise ConfigurationError(
-                f"{self.n_best} captions of a beam of {self.width} cannot be generated;"
-                " expected 1 <= n-best <= width"
+                f"n_best {self.n_best} is more than beam {self.width} can find"
             )
         if self.length_penalty not in PENALTIES:
             raise ConfigurationError(
@@ -67,7 +66,7 @@ class Beam:
             )
         if self.width % self.groups:
             raise ConfigurationError(
-                f"a beam of {self.width} cannot be divided into {self.groups} groups"
+                f"beam {self.width} is not a multiple of groups {self.groups}; expected one"
             )
 
     def penalty(self, length: int) -> float:

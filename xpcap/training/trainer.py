@@ -128,8 +128,8 @@ class Schedule:
         check_number("lr_decay", self.lr_decay, "(0, inf)")
         if self.epochs * math.log(self.lr_decay) > _LARGEST_LOG:
             raise ConfigurationError(
-                f"lr_decay {self.lr_decay}, once per epoch, overflows; expected at most 1, or little"
-                " more"
+                f"lr_decay {self.lr_decay}, once per epoch, overflows; expected at most 1, or a"
+                " little more"
             )
         if self.clip_norm is not None:
             check_number("clip", self.clip_norm, "(0, 1e30]")
