@@ -125,7 +125,7 @@ def fit_components(
         If `dim` is not between 1 and the number of directions in which the features vary, at most
         `min(n - 1, D)`; or features are not finite.
     """
-    check_counts(dim=dim)
+    check_counts(0, dim=dim)
     count, width = features.shape
     most = min(count - 1, width)
     if not 1 <= dim <= most:
