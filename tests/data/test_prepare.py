@@ -266,8 +266,8 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
             {"max_words": 1},
             r"no training image has a caption of 1 to 1 words; expected .*\(max_words=N\)",
         ),
-        (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
-        (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
+        (lambda r: None, {"min_count": 0}, "min_count must be at least 1, a whole number, got 0"),
+        (lambda r: None, {"max_words": 0}, "max_words must be at least 1"),
         (lambda r: None, {"splits": {"a": "dev"}}, "'a' cannot mean 'dev'; expected train or"),
     ],
 )

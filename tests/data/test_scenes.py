@@ -28,7 +28,7 @@ from xpcap.data.scenes import (
 )
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 
 
 def thing(words: str, place: str) -> Thing:
@@ -300,7 +300,7 @@ def test_nothing_is_left_behind_when_the_disk_is_full(
 
 @pytest.mark.parametrize("numbers", [{"train": 1}, {"val": 0}, {"seed": -1}])
 def test_invalid_numbers_are_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
-    with pytest.raises(DataError, match="cannot make"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(numbers))} must be at least"):
         make_scenes(tmp_path / "out", **{"train": 4, "val": 2, **numbers})
     assert list(tmp_path.iterdir()) == []
 

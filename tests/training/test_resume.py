@@ -539,7 +539,7 @@ def ended(call, tiny):
         (["--dropout", 0.5], r"--dropout cannot be changed"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),
-        (["--save-every", "0"], "cannot be saved every 0"),
+        (["--save-every", "0"], "save-every must be at least 1"),
         (["--save-every", "soon"], "'soon' is neither a number of steps nor one of minutes"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],

@@ -11,7 +11,8 @@ import numpy
 
 from xpcap.data.folder import SplitContents
 from xpcap.data.vocabulary import SPECIAL, UNK, WORDS, Vocabulary
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
+from xpcap.options import check_counts
 
 LONGEST = 1000
 
@@ -49,10 +50,8 @@ class Encoded(NamedTuple):
 
 def check_limits(min_count: int, max_words: int) -> None:
     """Raise a `ConfigurationError` if a limit of `encode` is out of range."""
-    if min_count < 1:
-        raise ConfigurationError(f"min-count must be at least 1, got {min_count}")
-    if not 1 <= max_words <= LONGEST:
-        raise ConfigurationError(f"max-words must be in 1..{LONGEST}, got {max_words}")
+    check_counts(min_count=min_count)
+    check_counts(1, LONGEST, max_words=max_words)
 
 
 def held_out(

@@ -86,6 +86,9 @@ class LazyFeatures:
         self.shape = self._reader.shape
         self.close = self._reader.close
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy opens the file again
+        return type(self), (self.path, self.dtype.name)
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -36,6 +36,7 @@ from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
+from xpcap.options import check_counts
 
 Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
 """Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
@@ -134,6 +135,7 @@ def fit_components(
         If `dim` is not between 1 and the number of directions in which the features vary, at most
         `min(n - 1, D)`; or features are not finite.
     """
+    check_counts(0, dim=dim)
     count, width = features.shape
     most = min(count - 1, width)
     if dim < 1 or most < 1:

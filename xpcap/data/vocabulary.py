@@ -70,6 +70,8 @@ def tokenize_any(caption: str) -> list[str]:
     >>> tokenize_any("Zwei T-Shirts, größer als das Café/Bistro: 3.50 €. Don't!")
     ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café', 'bistro', '3.50', 'dont']
     """
+    if not isinstance(caption, str):
+        raise DataError(f"a caption is {caption!r:.40}; expected text")
     joined = _ABBREVIATED.sub(r"\1", caption.lower())
     kept = unicodedata.normalize("NFC", joined.translate(_KEPT))
     words = _NOT_INSIDE.sub(" ", kept).split()

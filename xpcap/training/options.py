@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
-from xpcap.layers.dropout import check_rate
+from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
-from xpcap.optim import check_counts, check_positive, find_rule
-from xpcap.options import check_options
+from xpcap.optim import find_rule
+from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
@@ -32,13 +33,21 @@ CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan"
 """Options of `run_options` that may be given when a run is resumed."""
 
 
+CHOICES = {
+    "features": ("auto", "pca", "fc7"),
+    "feature_dtype": ("float32", "float16"),
+    "dtype": ("float32", "float64"),
+    "precision": PRECISIONS,
+}
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options of a run; one that is invalid for any data set raises `ConfigurationError`."""
 
-    features: str = "auto"  # or "pca", "fc7"
+    features: str = "auto"  # this and three others: see `CHOICES`
     lazy: bool = False  # leave the features in their files
-    feature_dtype: str = "float32"  # or "float16"
+    feature_dtype: str = "float32"
     max_train: int | None = None  # training captions, drawn at random; None takes all
     family: str = "recurrent"  # of the model, a key of `xpcap.models.FAMILIES`
     cell: str = "lstm"  # this and the next four: see `CaptioningRNN`
@@ -59,18 +68,19 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.family == CaptioningRNN.family:
             check_cell(self.cell)
-        check_rate(self.dropout)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(
+                    f"{name} {getattr(self, name)!r:.40} is unknown; expected {', '.join(choices)}"
+                )
+        check_number("dropout", self.dropout, "[0, 1)")
         find_rule(self.rule)
-        check_positive("lr", self.lr)
+        check_number("lr", self.lr, "(0, inf)")
+        check_counts(hidden=self.hidden, wordvec=self.wordvec)
         check_counts(
-            hidden=self.hidden,
-            wordvec=self.wordvec,
-            batch_size=self.batch_size,
-            max_train=self.max_train,
-            threads=self.threads,
+            **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
-        if self.seed < 0:
-            raise ConfigurationError(f"seed must be at least 0, got {self.seed}")
+        check_counts(0, math.inf, seed=self.seed)
 
 
 def run_options(

@@ -24,12 +24,14 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
-from xpcap.optim import Optimizer, check_counts, check_positive, cosine
+from xpcap.optim import Optimizer, cosine
+from xpcap.options import check_counts, check_number, given
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import Batches, TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
+_LARGEST_LOG = 80.0  # of a factor of the learning rate: e^88 overflows float32
 EXPLODED = 3.0  # multiple of the uniform loss, log V
 
 
@@ -49,6 +51,9 @@ class StepDiverged(DivergedError):
         super().__init__(f"step {step}: {reason}")
         self.step = step
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.reason)
 
 
 def divergence(loss: float, words: int) -> str | None:
@@ -129,12 +134,16 @@ class Schedule:
     start: int = 0  # the step from which decay and cosine are counted
 
     def __post_init__(self) -> None:
-        check_counts(epochs=self.epochs, patience=self.patience)
-        check_positive("learning-rate decay", self.lr_decay)
+        check_counts(epochs=self.epochs, **given(patience=self.patience))
+        check_number("lr_decay", self.lr_decay, "(0, inf)")
+        if self.epochs * math.log(self.lr_decay) > _LARGEST_LOG:
+            raise ConfigurationError(
+                f"lr_decay {self.lr_decay}, once per epoch, overflows; expected at most 1, or a"
+                " little more"
+            )
         if self.clip_norm is not None:
-            check_positive("gradient clipping", self.clip_norm)
-        if not isinstance(self.start, int) or self.start < 0:
-            raise ConfigurationError(f"start must be a step, 0 or more, got {self.start!r}")
+            check_number("clip", self.clip_norm, "(0, 1e30]")
+        check_counts(0, start=self.start)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """Return the factor of the learning rate in a step, counted from 0."""
