@@ -57,7 +57,7 @@ PLACES = [
     (OnNaN, "limit"),
     (Beam, "width n_best alpha groups diversity"),
     (Sampling, "count temperature top_k top_p seed"),
-    (Constraints, "min_length max_length no_repeat_ngram"),
+    (Constraints, "min_length no_repeat_ngram"),
     (lambda **o: CaptioningRNN(WORDS, seed=0, **o), "input_dim wordvec_dim hidden_dim dropout"),
 ]
 
@@ -78,6 +78,8 @@ def test_options_that_may_be_none_are_checked_too(value):
             run_options(**{name: value})
     with pytest.raises(ConfigurationError, match="seed must be at least 0"):
         CaptioningRNN(WORDS, 2, 2, 2, seed=value)
+    with pytest.raises(ConfigurationError, match="max_words must be at least 0"):
+        Constraints(max_length=value)
 
 
 @pytest.mark.parametrize("name", ["width", "n_best", "count", "max_length"])

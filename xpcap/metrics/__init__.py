@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from xpcap.data.vocabulary import WORDS, has_words, tokenizer
+from xpcap.data.vocabulary import WORDS, tokenizer
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.metrics.bleu import bleu
 from xpcap.metrics.cider import DocumentFrequencies, cider, cider_d
@@ -131,7 +131,7 @@ def evaluate_captions(
         check_list("training captions", training_captions, "captions")
     tokenize = tokenizer(tokens)
     split = [tokenize(caption) for caption in candidates]
-    known = [[tokenize(one) for one in captions if has_words(one)] for captions in references]
+    known = [[words for one in captions if (words := tokenize(one))] for captions in references]
     for image, left in enumerate(known):
         if not left:
             raise DataError(f"image {image} has no reference that holds a word; expected one")
