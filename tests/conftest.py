@@ -98,12 +98,17 @@ def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-_HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 @pytest.fixture(autouse=True)
-def _no_handlers_of_signals() -> Iterator[None]:
-    """Undo what a command leaves, after which a process has only to exit."""
+def _default_handlers_of_signals() -> Iterator[None]:
+    """Undo what a command leaves, after which a process has only to exit.
+
+    And what a shell does: under `nohup`, or `&` in a script, processes ignore SIGINT.
+    """
+    for number, handler in _HANDLERS.items():
+        signal.signal(number, handler)
     yield
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)

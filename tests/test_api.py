@@ -331,3 +331,29 @@ def test_processes_that_choose_a_name_at_once_choose_others(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         f"tiny-lstm-{k}" for k in range(1, 5)
     ]
+
+
+def test_what_takes_long_prints_its_progress(run, tmp_path, monkeypatch, capsys):
+    xpcap.prepare("captions.json", tmp_path / "again", extractor="filter-bank")
+    assert capsys.readouterr().out == ""  # not within seconds
+    monkeypatch.setattr("xpcap.api._PROGRESS_SECONDS", 0.0)
+    xpcap.prepare("captions.json", tmp_path / "more", extractor="filter-bank")
+    assert "images: 25 of 25\n" in capsys.readouterr().out
+    for extra in ("matplotlib", "jinja2"):
+        pytest.importorskip(extra)
+    run.report(tmp_path / "report.html")
+    assert "evaluation: 1 of 1\n" in capsys.readouterr().out
+
+
+def test_a_run_that_has_ended_says_what_would_continue_it(run, capsys):
+    xpcap.train(resume=run, device="cpu")
+    assert capsys.readouterr().out == (
+        "training has ended, after epoch 2 of 2; more epochs would continue it (epochs=N)\n"
+    )
+
+
+def test_hints_are_options_of_python(tmp_path):
+    own(tmp_path, 3)
+    (tmp_path / "photos" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"it is empty \(skip_broken=True leaves it out\)$"):
+        xpcap.prepare(tmp_path / "captions.json", tmp_path / "out", extractor="filter-bank")

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from xpcap.backend import to_host
-from xpcap.errors import BackendError, ShapeError
+from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.gradcheck import (
     directional_error,
     eval_numerical_gradient,
@@ -121,7 +121,7 @@ def test_a_backward_pass_that_ignores_an_output_is_caught():
 
 def test_a_missing_gradient_is_an_error():
     arguments = {"x": numpy.ones((1, 2)), "w": numpy.ones((2, 2)), "b": numpy.ones(2)}
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ConfigurationError, match="2 gradients for x, w, b; expected one for each"):
         gradcheck(
             affine_forward, lambda d, c: affine_backward(d, c)[:2], arguments, list(arguments)
         )
@@ -150,3 +150,49 @@ def test_arrays_that_are_not_floating_are_refused(dtype):
         eval_numerical_gradient_array(lambda x: x * x, x, numpy.ones(3))
     with pytest.raises(BackendError, match="expected a NumPy or CuPy array, got list"):
         eval_numerical_gradient(sum, [1.0, 2.0])
+
+
+def square(x):
+    return (x * x).sum()
+
+
+@pytest.mark.parametrize("h", [0, -1e-5, math.nan, math.inf, "a", None, True])
+def test_steps_that_are_no_positive_numbers_are_refused(h):
+    with pytest.raises(ConfigurationError, match=r"h must be a number in \(0, inf\)"):
+        eval_numerical_gradient(square, numpy.ones(2), verbose=False, h=h)
+
+
+@pytest.mark.parametrize("h", [1e-320, 1e-17])
+def test_steps_that_change_nothing_are_refused(h, backend):
+    x = backend.to_device(numpy.ones(2))
+    with pytest.raises(ConfigurationError, match=rf"h {h} does not change 1.0, float64; expected"):
+        eval_numerical_gradient(square, x, verbose=False, h=h)
+
+
+def test_single_precision_warns_how_accurate_differences_are():
+    x = numpy.ones((2, 2), "float32")
+    message = "differences of float32 with h 1e-05 are rounded to about 0.01; float64 is accurate"
+    with pytest.warns(RuntimeWarning, match=message):
+        eval_numerical_gradient(square, x, verbose=False)
+    arguments = {"x": x, "w": x, "b": x[0]}
+    with pytest.warns(RuntimeWarning, match=message):
+        errors = gradcheck(affine_forward, affine_backward, arguments, list(arguments))
+    assert max(errors.values()) < 0.1
+
+
+def test_functions_of_another_kind_are_refused():
+    with pytest.raises(ShapeError, match=r"to be a number, got an array \(2,\); for arrays there"):
+        eval_numerical_gradient(lambda x: x * x, numpy.ones(2), verbose=False)
+    with pytest.raises(ShapeError, match=r"expected df \(2,\), as f\(x\) is, got \(1,\)"):
+        eval_numerical_gradient_array(lambda x: x * x, numpy.ones(2), numpy.ones(1))
+    with pytest.raises(ConfigurationError, match="which are among x, w, b"):
+        arguments = {"x": numpy.ones((1, 2)), "w": numpy.ones((2, 2)), "b": numpy.ones(2)}
+        gradcheck(affine_forward, affine_backward, arguments, ["x", "w", "bias"])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "float64"])
+def test_errors_of_integers_do_not_wrap(dtype):
+    x, y = numpy.array([100, 1], dtype), numpy.array([100, 0], dtype)
+    assert rel_error(x, y) == 1.0
+    with pytest.raises(ShapeError, match="expected numbers, got <U1"):
+        rel_error(numpy.array(["a"]), numpy.array(["b"]))

@@ -7,13 +7,12 @@ import pytest
 from guard import counters, open_guard
 
 from xpcap.backend import to_host
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.optim import (
     RULES,
     Optimizer,
     adam,
     adamw,
-    check_positive,
     clip_by_global_norm,
     cosine,
     find_rule,
@@ -196,10 +195,10 @@ def test_schedule_factor_and_clipping_scale_hold_for_one_step(backend):
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
 def test_invalid_learning_rates_are_refused(rate):
-    with pytest.raises(ConfigurationError, match="learning rate must be a finite positive"):
+    with pytest.raises(ConfigurationError, match="learning_rate must be a number in"):
         Optimizer("adam", learning_rate=rate)
-    with pytest.raises(ConfigurationError, match="max norm must be"):
-        check_positive("max norm", rate)
+    with pytest.raises(ConfigurationError, match="max_norm must be a number in"):
+        clip_by_global_norm({"w": numpy.ones(2)}, rate)
 
 
 def test_clipping_scales_gradients_to_the_norm(backend):
@@ -253,3 +252,45 @@ def test_a_rules_own_state_is_a_setting(name):
     state = {key: numpy.zeros_like(W) for key in RULES[name].memory}
     found, _ = FUNCTIONS[name](W, GRADIENTS[0], {**state, "t": 0})
     numpy.testing.assert_array_equal(found, FUNCTIONS[name](W, GRADIENTS[0])[0])
+
+
+RANGES = {
+    "momentum": [-0.1, 1.1], "decay_rate": [-0.1, 1.0], "beta1": [-0.1, 1.0], "beta2": [-0.1, 1.0],
+    "epsilon": [0.0, -1e-8, 1e-320, 1e308], "weight_decay": [-0.1, 1e308],
+    "learning_rate": [-0.1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("rule", RULES)
+def test_settings_out_of_range_are_refused_wherever_they_are_given(rule, name):
+    if name not in RULES[rule].defaults:
+        return
+    step = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam,
+            "adamw": adamw}[rule]  # fmt: skip
+    for value in [*RANGES[name], math.nan, math.inf, "0.5", None, [0.5], True, 0.5j]:
+        with pytest.raises(ConfigurationError, match=f"{name} must be a number in"):
+            Optimizer(rule, **{name: value})
+        with pytest.raises(ConfigurationError, match=f"{name} must be a number in"):
+            step(numpy.ones(2), numpy.ones(2), {name: value})
+
+
+@pytest.mark.parametrize("rule", [rmsprop, adam, adamw])
+def test_the_least_epsilon_keeps_weights_without_a_gradient(rule):
+    w, _ = rule(numpy.ones(2, "float32"), numpy.zeros(2, "float32"), {"epsilon": 1e-30})
+    assert numpy.isfinite(w).all()
+
+
+def test_arrays_and_states_that_a_rule_cannot_use_are_refused():
+    ones = numpy.ones(3)
+    for w, dw, config in (
+        (ones, numpy.ones(2), {}), (ones.astype(int), ones, {}), (ones, ones.astype(int), {}),
+        (ones, ones, {"m": numpy.ones(2)}),
+    ):  # fmt: skip
+        with pytest.raises(ShapeError, match=r"expected floating numbers \(3,\), as w"):
+            adam(w, dw, config)
+    for t in (-1, "a", 0.5):
+        with pytest.raises(ConfigurationError, match="t must be at least 0"):
+            adam(ones, ones, {"t": t})
+    with pytest.raises(ConfigurationError, match="expected a dict of settings"):
+        sgd(ones, ones, [0.1])

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from xpcap.backend import CPU
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import Beam, Constraints, Sampling, beam_search, sample
-from xpcap.errors import CheckpointError
+from xpcap.errors import CheckpointError, DataError
 from xpcap.runs import Run, ensemble
-from xpcap.runs.folder import TRANSFORM
+from xpcap.runs.folder import TRANSFORM, reserved_run
 
 CONFIG = {"data": {"kind": "fc7", "features": "numbers", "extractor": None}}
 
@@ -118,3 +119,24 @@ def test_runs_that_need_other_words_or_features_are_named(tmp_path):
     assert len(ensemble([reduced[0], reduced[0]]).partners) == 1
     with pytest.raises(CheckpointError, match=r"1 has other principal components than .*0; exp"):
         ensemble(reduced)
+
+
+def test_a_name_is_reserved_although_another_process_removes_the_parent(tmp_path, monkeypatch):
+    """As it does when it ends without a run."""
+    parent, make, removed = tmp_path / "runs", os.mkdir, []
+
+    def mkdir(path, *rest, **options):
+        make(path, *rest, **options)
+        if Path(path) == parent and len(removed) < 3:
+            parent.rmdir()
+            removed.append(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with reserved_run(parent, "a") as first, reserved_run(parent, "a") as second:
+        assert (first.name, second.name) == ("a-1", "a-2")
+        assert len(removed) == 3
+    assert not parent.exists()
+    monkeypatch.setattr(os, "mkdir", lambda *_, **__: os.stat(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"cannot write .*runs: No such file"):
+        with reserved_run(parent, "a"):
+            pass

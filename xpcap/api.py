@@ -6,6 +6,7 @@ Options have the names of the command line's, with underscores.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from xpcap.data.dataset import Dataset, open_dataset
 from xpcap.data.extractors import default_extractor, make_extractor
 from xpcap.data.prepare import UNSPACED
 from xpcap.data.prepare import prepare as prepare_folder
-from xpcap.data.scenes import make_scenes, scenes_folder
+from xpcap.data.progress import Progress
+from xpcap.data.scenes import built_in_scenes, make_scenes
 from xpcap.data.splits import parse_splits
 from xpcap.decoding import Beam, Constraints
 from xpcap.errors import ConfigurationError
@@ -28,9 +30,11 @@ from xpcap.runs.folder import reserved_run
 from xpcap.runs.search import banned_tokens, check_search, make_search
 from xpcap.training.options import changed_options, run_options
 from xpcap.training.run import RunContext, resume_run, train_run
-from xpcap.training.trainer import EVENTS, Trainer, epoch_line
+from xpcap.training.trainer import EVENTS, Trainer, ended_line, epoch_line
 
 __all__ = ["Run", "open_run", "prepare", "train"]
+
+_PROGRESS_SECONDS = 10.0  # between the lines that are printed
 
 
 _PREPARING = (
@@ -78,7 +82,7 @@ class Run(runs.Run):
         page = self.folder / "report.html" if out is None else Path(out)
         how = Beam(beam, constraints=Constraints(banned=banned_tokens(self.vocabulary)))
         moved = None if data is None else Path(data)
-        write_report(page, gather([self], split, how, moved, count))
+        write_report(page, gather([self], split, how, moved, count, _printed_progress()))
         return page
 
 
@@ -116,6 +120,7 @@ def prepare(
         chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
     if isinstance(splits, str):
         splits = parse_splits(splits)
+    options.setdefault("progress", _printed_progress())
     report = prepare_folder(Path(captions), Path(out), extractor=chosen, splits=splits, **options)
     for _, reason in report.broken:
         print(f"left out: {reason}")
@@ -165,7 +170,9 @@ def train(
     """
 
     def watch(trainer: Trainer) -> None:
-        if verbose:
+        if verbose and trainer.ended:
+            print(ended_line(trainer))
+        elif verbose:
             trainer.on("epoch", lambda trainer: print(epoch_line(trainer)))
         for event, callback in called.items():
             trainer.on(event, callback)
@@ -212,13 +219,27 @@ def open_run(*paths: str | Path, device: str | None = None) -> Run:
     return Run(**vars(opened))
 
 
+def _printed_progress() -> Progress:
+    """Return a callback that prints a line every few seconds."""
+    shown = time.monotonic()
+
+    def show(doing: str, done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= _PROGRESS_SECONDS:
+            shown = time.monotonic()
+            print(f"{doing}: {done} of {total}")
+
+    return show
+
+
 def _folder(data: str | Path | Dataset) -> Path:
     if isinstance(data, Dataset):
         return data.folder
     if data != "scenes":
         return Path(data)
-    folder = scenes_folder()
-    if not folder.exists():
-        print(f"drawing the built-in scenes, once, in {folder}")
-        make_scenes(folder)
-    return folder
+    return built_in_scenes(_draw)
+
+
+def _draw(folder: Path) -> None:
+    print(f"drawing the built-in scenes, once, in {folder}")
+    make_scenes(folder)

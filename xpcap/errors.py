@@ -75,6 +75,9 @@ class Stopped(XpcapError):
         super().__init__(message)
         self.signal = signal
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.signal)
+
 
 class DivergedError(XpcapError, ArithmeticError):
     """Training diverged: a loss is not finite or explodes."""

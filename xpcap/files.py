@@ -38,11 +38,12 @@ def check_plain(path: Path) -> None:
     """Raise a `DataError` unless `path` is a regular file; a device or pipe may never end."""
     with explained(path, "read"):
         try:
-            plain = stat.S_ISREG(path.stat().st_mode)
+            mode = path.stat().st_mode
         except ValueError as error:
             raise DataError(f"{path} is not a valid file name") from error
-    if not plain:
-        raise DataError(f"{path} is not a plain file")
+    if not stat.S_ISREG(mode):
+        what = " but a folder" if stat.S_ISDIR(mode) else ""
+        raise DataError(f"{path} is not a plain file{what}")
 
 
 def read_bytes(path: Path, most: int = LARGE) -> bytes:
@@ -57,7 +58,10 @@ def read_bytes(path: Path, most: int = LARGE) -> bytes:
 
 def read_json(path: Path, most: int = LARGE) -> Any:
     """Read a JSON file, or raise a `DataError` if it is invalid or has more than `most` bytes."""
-    return parse_json(read_bytes(path, most), str(path))
+    content = read_bytes(path, most)
+    if not content:
+        raise DataError(f"{path} is empty; expected JSON")
+    return parse_json(content, str(path))
 
 
 def parse_json(content: str | bytes, where: str) -> Any:

@@ -1,18 +1,22 @@
 """Gradient checks: a backward pass is compared with differences of its forward pass.
 
-Central differences, (f(x + h) - f(x - h)) / 2h, are accurate to order h^2; use float64. The
-functions take NumPy or CuPy arrays and do not depend on xpcap's layers.
+Central differences, (f(x + h) - f(x - h)) / 2h, are accurate to order h^2, and to eps / h, what
+rounding leaves: with h = 1e-5, 2e-11 in float64 and 0.01 in float32. So use float64; a
+`RuntimeWarning` says how far others can be trusted. The functions take NumPy or CuPy arrays and do
+not depend on xpcap's layers.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from xpcap.backend import Array, namespace, to_host
-from xpcap.errors import ShapeError
+from xpcap.errors import ConfigurationError, ShapeError
+from xpcap.options import check_number
 
 
 def rel_error(x: Array, y: Array) -> float:
@@ -20,10 +24,18 @@ def rel_error(x: Array, y: Array) -> float:
 
     `x` and `y` are arrays of one shape, on any device, or numbers.
     """
-    x, y = to_host(x), to_host(y)
+    x, y = (_floating(to_host(value)) for value in (x, y))
     if numpy.shape(x) != numpy.shape(y):
         raise ShapeError(f"rel_error: expected one shape, got {numpy.shape(x)}, {numpy.shape(y)}")
     return float(numpy.max(abs(x - y) / numpy.maximum(1e-8, abs(x) + abs(y)), initial=0.0))
+
+
+def _floating(value: Any) -> Any:
+    """Convert integers and booleans to float64, in which their difference does not wrap."""
+    array = numpy.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ShapeError(f"rel_error: expected numbers, got {array.dtype}")
+    return array if array.dtype.kind == "f" else array.astype(float)
 
 
 def eval_numerical_gradient(
@@ -40,14 +52,25 @@ def eval_numerical_gradient(
     verbose
         Print each element's index and slope.
     h
-        Step of the differences.
+        Step of the differences, positive.
 
     Raises
     ------
     ShapeError
-        If `x` is not floating.
+        If `x` is not floating, or `f(x)` is an array.
+    ConfigurationError
+        If `h` is not positive, or so small that `x + h` is `x`.
     """
-    return _differentiate(f, x, h, lambda plus, minus: float(plus) - float(minus), verbose)
+
+    def difference(plus: Any, minus: Any) -> float:
+        if getattr(plus, "shape", ()):
+            raise ShapeError(
+                f"expected f(x) to be a number, got an array {plus.shape}; for arrays there is"
+                " eval_numerical_gradient_array"
+            )
+        return float(plus) - float(minus)
+
+    return _differentiate(f, x, h, difference, verbose)
 
 
 def eval_numerical_gradient_array(
@@ -58,7 +81,13 @@ def eval_numerical_gradient_array(
     `df`, of the shape of `f(x)`, is the gradient of some loss with respect to `f(x)`; `x`, `h` and
     the result are as for `eval_numerical_gradient`.
     """
-    return _differentiate(f, x, h, lambda plus, minus: float(((plus - minus) * df).sum()))
+
+    def difference(plus: Array, minus: Array) -> float:
+        if plus.shape != df.shape:
+            raise ShapeError(f"expected df {plus.shape}, as f(x) is, got {df.shape}")
+        return float(((plus - minus) * df).sum())
+
+    return _differentiate(f, x, h, difference)
 
 
 def _differentiate(
@@ -68,11 +97,15 @@ def _differentiate(
     difference: Callable[[Any, Any], float],
     verbose: bool = False,
 ) -> Array:
-    check_floating(x)
+    check_step(x, h)
     gradient = numpy.zeros(x.shape)
     for index in numpy.ndindex(*x.shape):
         old = x[index].copy()
         x[index] = old + h
+        if x[index] == old:
+            raise ConfigurationError(
+                f"h {h} does not change {float(old)}, {x.dtype}; expected a larger h"
+            )
         plus = _detached(f(x), x)
         x[index] = old - h
         minus = _detached(f(x), x)
@@ -83,13 +116,24 @@ def _differentiate(
     return namespace(x).asarray(gradient)
 
 
-def check_floating(x: Array) -> None:
-    """Raise `ShapeError` unless an array is floating, so that its elements can change by h."""
+def check_step(x: Array, h: float) -> None:
+    """Raise `ShapeError` unless an array is floating, so that its elements can change by h.
+
+    Warns of differences that cannot be accurate.
+    """
     namespace(x)
+    check_number("h", h, "(0, inf)")
     if x.dtype.kind != "f":
         raise ShapeError(
             f"expected a floating array to differentiate at, got {x.dtype}; convert it with"
             " x.astype(float)"
+        )
+    if x.dtype.itemsize < 8:
+        warnings.warn(
+            f"differences of {x.dtype} with h {h} are rounded to about"
+            f" {numpy.finfo(x.dtype).eps / h:.1g}; float64 is accurate",
+            RuntimeWarning,
+            stacklevel=4,
         )
 
 
@@ -110,8 +154,9 @@ def gradcheck(
 
     `forward` takes `arguments` by name and returns one or more arrays and a cache; `backward` takes
     a gradient for each array, drawn with `seed`, and the cache, and returns the gradients of the
-    `differentiable` arguments in order, or a single array. Returns the `rel_error` of each of them.
-    Arrays are float64; `h` is the step of the differences.
+    `differentiable` arguments in order, or a single array. Returns the `rel_error` of each of them:
+    below 1e-7 for a right gradient of float64, but up to 0.1 for float32, of which a warning is
+    given. `h` is the step of the differences.
 
     >>> import numpy
     >>> from xpcap.layers import rnn_step_forward, rnn_step_backward
@@ -127,6 +172,11 @@ def gradcheck(
     gradients = backward(*gradients_above, cache)
     if not isinstance(gradients, tuple):
         gradients = (gradients,)
+    if len(gradients) != len(differentiable) or not {*differentiable} <= {*arguments}:
+        raise ConfigurationError(
+            f"{len(gradients)} gradients for {', '.join(differentiable)}; expected one for each of"
+            f" these, which are among {', '.join(arguments)}"
+        )
     errors = {}
     for name, gradient in zip(differentiable, gradients, strict=True):
         numerical = sum(

@@ -45,6 +45,9 @@ class Operation(Generic[P, R]):
         """Run the version that `xp` asks for."""
         return self.chosen(xp)(xp, *args, **kwargs)
 
+    def __reduce__(self) -> Any:  # by name, as a function
+        return getattr(self, "__qualname__", None) or super().__reduce__()
+
     def chosen(self, xp: Namespace) -> Callable[Concatenate[Namespace, P], R]:
         """Return the function that runs under a namespace."""
         for name in xp.versions if isinstance(xp, Accelerated) else ():

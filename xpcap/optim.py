@@ -2,15 +2,16 @@
 
 Each rule is a function `rule(w, dw, config) -> (next_w, config)` of a parameter and its gradient,
 of one shape, neither of which it changes. `config` holds its settings and its state; defaults and
-zeros are filled in, and the same dict is returned with the new state; a `ConfigurationError` is
-raised if it has a setting that the rule does not have. `Optimizer` runs the same rules in place, on
-all parameters at once.
+zeros are filled in, and the same dict is returned with the new state. A `ConfigurationError` is
+raised if it has a setting that the rule does not have, or a value out of range; a `ShapeError` if
+arrays are not floating or of another shape. `Optimizer` runs the same rules in place, on all
+parameters at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,7 +19,7 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import Array, Namespace, is_host, namespace
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels.updates import (
     SPAN,
     adam_update,
@@ -27,6 +28,7 @@ from xpcap.kernels.updates import (
     rmsprop_update,
     sgd_update,
 )
+from xpcap.options import check_counts, check_number
 
 Config: TypeAlias = dict[str, Any]
 
@@ -53,6 +55,17 @@ class Rule(NamedTuple):
     numbers: Callable[[Config, float, int], list[float]] = _scale_and_rate
 
 
+INTERVALS = {
+    "learning_rate": "[0, inf)",
+    "momentum": "[0, 1]",
+    "decay_rate": "[0, 1)",
+    "beta1": "[0, 1)",
+    "beta2": "[0, 1)",
+    "epsilon": "[1e-30, 1e30]",
+    "weight_decay": "[0, 1e30]",
+}
+"""Where settings of the rules must lie."""
+
 _ADAM = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 RULES = {
     "sgd": Rule(sgd_update, (), {"learning_rate": 1e-2}),
@@ -67,18 +80,25 @@ RULES = {
 
 def find_rule(name: str) -> Rule:
     """Return the update rule of that name."""
-    if name not in RULES:
+    if name not in [*RULES]:
         raise ConfigurationError(f"rule '{name}' is unknown; expected {', '.join(RULES)}")
     return RULES[name]
 
 
-def _check_known(rule: Rule, names: Iterable[str], *others: str) -> None:
-    """Refuse names of settings that a rule does not have; `others` are allowed too."""
-    unknown = [str(name) for name in names if name not in (*rule.defaults, *others)]
-    if unknown:
-        raise ConfigurationError(
-            f"optimizer setting '{unknown[0]}' is unknown; expected {', '.join(rule.defaults)}"
-        )
+def _check_settings(rule: Rule, settings: Mapping[str, Any], *others: str) -> None:
+    """Refuse settings that a rule does not have, and values out of range; `others` are no settings.
+
+    Without an epsilon, or with one that float32 rounds to 0, a zero gradient is divided by zero.
+    """
+    for name, value in settings.items():
+        if name in others:
+            continue
+        if name not in rule.defaults:
+            raise ConfigurationError(
+                f"optimizer setting '{name}' is unknown; expected {', '.join(rule.defaults)}"
+            )
+        if name in INTERVALS:
+            check_number(name, value, INTERVALS[name])
 
 
 def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
@@ -99,7 +119,16 @@ def take_step(rule: Rule, w: Array, dw: Array, config: Config | None) -> tuple[A
     """Take one step of a rule without changing `w`, `dw` or the arrays of the old state."""
     xp = namespace(w, dw)
     config = {} if config is None else config
-    _check_known(rule, config, *rule.memory, "t")
+    if not isinstance(config, MutableMapping):
+        raise ConfigurationError(f"config is {config!r:.40}; expected a dict of settings")
+    _check_settings(rule, config, *rule.memory, "t")
+    check_counts(0, t=config.get("t", 0))
+    arrays = {"w": w, "dw": dw, **{key: config.get(key) for key in rule.memory}}
+    for name, array in arrays.items():
+        if array is not None and (array.dtype.kind != "f" or array.shape != w.shape):
+            raise ShapeError(
+                f"{name} is {array.dtype} {array.shape}; expected floating numbers {w.shape}, as w"
+            )
     for key, value in rule.defaults.items():
         config.setdefault(key, value)
     next_w = w.copy()
@@ -174,15 +203,15 @@ class Optimizer:
 
     def __init__(self, rule: str | Rule, **settings: Any) -> None:
         self._rule = find_rule(rule) if isinstance(rule, str) else rule
-        _check_known(self._rule, settings)
+        _check_settings(self._rule, settings)
         # plain numbers: a NumPy float64 among them would turn float32 parameters into float64
         plain = {
-            name: float(value) if isinstance(value, numpy.floating) else value
+            name: value.item() if isinstance(value, numpy.generic) else value
             for name, value in settings.items()
         }
         self.config: Config = {"t": 0, **self._rule.defaults, **plain}
         self.learning_rate: float = self.config["learning_rate"]
-        check_positive("learning rate", self.learning_rate)
+        check_number("learning_rate", self.learning_rate, "(0, inf)")
 
     @property
     def memory(self) -> dict[str, Array]:
@@ -232,8 +261,9 @@ def clip_by_global_norm(
 ) -> tuple[dict[str, Array], Array]:
     """Return gradients, all scaled by min(1, max_norm / norm), and their joint norm before.
 
-    The norm is a 0-d array.
+    The norm is a 0-d array. `max_norm` is positive, at most 1e30, else `ConfigurationError`.
     """
+    check_number("max_norm", max_norm, "(0, 1e30]")
     xp = namespace(*gradients.values())
     norm = xp.sqrt(sum((g * g).sum() for g in gradients.values()))
     scale = clip_scale(xp, norm, max_norm)
@@ -246,16 +276,3 @@ def cosine(progress: float) -> float:
     It is (1 + cos(pi progress)) / 2, for a share `progress` of all steps from 0 to 1.
     """
     return (1 + math.cos(math.pi * progress)) / 2
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raise `ConfigurationError` unless the settings that are given are integers of at least 1."""
-    for name, count in counts.items():
-        if count is not None and not (isinstance(count, int | numpy.integer) and count >= 1):
-            raise ConfigurationError(f"{name} must be at least 1, a whole number, got {count!r}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise `ConfigurationError` unless a setting is a finite positive number."""
-    if not (isinstance(value, (int, float, numpy.floating)) and math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name} must be a finite positive number, got {value}")

@@ -61,15 +61,21 @@ def test_train_as_json(call, tiny):
         (["--cell", "mlp"], "cell 'mlp' is unknown; expected rnn, lstm, gru"),
         (["--rule", "adagrad"], "rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
-        (["--lr", "nan"], "--lr must be a finite positive number, got nan"),
-        (["--lr", "0"], "--lr must be a finite positive number"),
-        (["--hidden", "99999999999999"], "a model with .* cannot be made"),
+        (["--lr", "nan"], r"--lr must be a number in \(0, inf\), got nan"),
+        (["--lr", "0"], "--lr must be a number in"),
+        (["--lr-decay", "0"], "--lr-decay must be a number in"),
+        (["--lr-decay", "1e308"], r"--lr-decay 1e\+308, once per epoch, overflows"),
+        (["--clip", "-1"], r"--clip must be a number in \(0, 1e30\], got -1.0"),
+        (["--clip", "1e308"], "--clip must be a number in"),
+        (["--save-every", "nanm"], "--save-every must be a number in"),
+        (["--epochs", "9" * 30], "--epochs must be at most 2147483647"),
+        (["--hidden", "2147483647"], "a model with .* cannot be made"),
         (["--out", "x" * 300], "File name too long"),
         (["--lr", "fast"], "'--lr': 'fast' is not a valid float"),
         (["--hidden", "0"], "'--hidden': 0 is not in the range x>=1"),
         (["--batch-size", "100"], r"batch size 100 is not in 1\.\.48"),
         (["--max-train", "1000"], r"max-train 1000 is not in 1\.\.48"),
-        (["--dropout", "1"], "dropout rate 1.0 is not in"),
+        (["--dropout", "1"], "--dropout must be a number in"),
         (["--features", "pca"], "has no pca features .*train2014_vgg16_fc7_pca.h5"),
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--device", "tpu"], "device 'tpu' is unknown; expected auto, cpu, gpu or gpu:K"),
@@ -120,7 +126,9 @@ def test_caption_a_split_or_explain_why_not(call, tiny):
         call("caption", "run", "--split", "test"), "has no split 'test'; expected train or val"
     )
     shutil.move(tiny, tiny.with_name("moved"))
-    one_line(call("caption", "run"), "tiny is not a folder")
+    one_line(
+        call("caption", "run"), "tiny, on which run was trained, does not exist; .*--data FOLDER"
+    )
     assert call("caption", "run", "--data", "moved").exit_code == 0
 
 

@@ -149,7 +149,9 @@ def test_an_onnx_network_with_its_own_preprocessing(call, tmp_path):
     picture = ["--image", "photos/3.png", "--device", "cpu"]
     assert call("caption", "runs/mine-lstm-1", *picture).exit_code == 0
     Path("net.onnx").rename("moved.onnx")
-    one_line(call("caption", "runs/mine-lstm-1", *picture), r"say where they are \(--weights\)")
+    one_line(
+        call("caption", "runs/mine-lstm-1", *picture), r"say where they are \(--weights FILE\)"
+    )
     moved = call("caption", "runs/mine-lstm-1", *picture, "--weights", "moved.onnx")
     assert moved.exit_code == 0, moved.output
     flat_product(tmp_path / "other.onnx")

@@ -177,7 +177,7 @@ def test_load_image_scales_the_shorter_side_to_size(tmp_path, height, width, siz
 
 
 def test_load_image_refuses_a_size_that_is_not_positive(tmp_path):
-    with pytest.raises(ConfigurationError, match="size 0 is not positive"):
+    with pytest.raises(ConfigurationError, match="size must be at least 1"):
         load_image(tmp_path / "any.png", size=0)
 
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,41 @@ def test_own_json(tmp_path):
         ("c.png", "c", "train", ["x"]),
     ]
     assert read_captions(file, tmp_path / "else").images[0].path == tmp_path / "else" / "a.png"
+
+
+BACKSLASHES = [
+    {"image": "photos\\a.png", "captions": ["one"], "split": "val"},
+    {"image": "photos/a.png", "captions": ["two"]},
+    {"image": "photos\\deep\\b.png", "captions": ["three"]},
+    {"image": "photos\\none.png", "captions": ["four"]},
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="backslashes are no part of names there")
+def test_backslashes_separate_folders_as_in_windows(tmp_path):
+    make_images(tmp_path, {"photos/a.png": None, "photos/deep/b.png": None})
+    (tmp_path / "c.json").write_text(json.dumps(BACKSLASHES))
+    found = read_captions(tmp_path / "c.json").images
+    photos = tmp_path / "photos"
+    assert [image.path for image in found] == [
+        photos / "a.png", photos / "deep" / "b.png", photos / "none.png",
+    ]  # fmt: skip
+    assert found[0].captions == ["one", "two"]
+    named = tmp_path / "photos\\a.png"  # a file of that very name
+    named.touch()
+    assert read_captions(tmp_path / "c.json").images[0].path == named
+
+
+def test_backslashes_in_lists_of_images(tmp_path):
+    for written, listed in (("photos/{}", "photos\\{}"), ("photos\\{}", "photos/{}")):
+        rows = "".join(f"{written.format(name)},one\n" for name in ("a.png", "b.png", "c.png"))
+        (tmp_path / "c.csv").write_text(f"image,caption\n{rows}")
+        (tmp_path / "train.txt").write_text(
+            "".join(f"{listed.format(n)}\n" for n in ("a", "b.png"))
+        )
+        (tmp_path / "val.txt").write_text("c\n")
+        found = read_captions(tmp_path / "c.csv").images
+        assert [image.split for image in found] == ["train", "train", "val"]
 
 
 def test_an_image_named_twice_has_all_its_captions(tmp_path):
@@ -324,7 +360,7 @@ def test_a_folder_without_texts_says_what_would_be_read(tmp_path):
     written(tmp_path, "a.png\n", "train.txt")
     with pytest.raises(DataError, match=r"is a folder; expected a captions file: \S*captions.txt$"):
         read_captions(tmp_path)
-    with pytest.raises(ConfigurationError, match="--images goes with a captions file"):
+    with pytest.raises(ConfigurationError, match=r"^images=FOLDER goes with a captions file"):
         read_captions(tmp_path, tmp_path)
 
 
@@ -380,9 +416,9 @@ def entry(**more):
         (
             [entry(split="eval")],
             "c.json",
-            "0: split is 'eval'; expected .*--splits eval=train",
+            r"0: split is 'eval'; expected .*\(splits={'eval': 'train'}\)",
         ),
-        ([entry(split=[])], "c.json", r"split is \[\]; expected train.*--splits NAME=train"),
+        ([entry(split=[])], "c.json", r"split is \[\]; expected train.*{'NAME': 'train'}"),
         ([entry(split=s) for s in ("train", "val")], "c.json", "entry 1: .* train and val"),
         ("picture,comment\n", "c.csv", "line 1: found the columns 'picture', 'comment'; expected"),
         ("\n\na|b|caption\n", "c.csv", "line 3: found the columns 'a', 'b', 'caption'; expected"),

@@ -120,7 +120,7 @@ def test_a_wrong_record_is_named_and_nothing_is_left(tmp_path, file, change, mes
 
 def test_other_invalid_input(tmp_path):
     paths, *_ = annotation_files(tmp_path)
-    with pytest.raises(ConfigurationError, match="min-count must be at least 1"):
+    with pytest.raises(ConfigurationError, match="min_count must be at least 1"):
         build_from_coco(*paths, tmp_path / "out", min_count=0)
     paths[1].write_text("[]")
     with pytest.raises(DataError, match="expected 'categories', a list"):

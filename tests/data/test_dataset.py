@@ -186,7 +186,7 @@ def test_a_test_split_is_optional(tiny):
     assert dataset.references("test") == dataset.references("val")
     assert dataset.image_ids("test") == [f"n{k}" for k in range(12)]
     (tiny / "test2014_vgg16_fc7.h5").unlink()
-    with pytest.raises(DataError, match=r"test2014_vgg16_fc7\.h5: No such file"):
+    with pytest.raises(DataError, match=r"no features of 'test' \(test2014_vgg16_fc7\.h5\)"):
         open_dataset(tiny, "fc7")
 
 

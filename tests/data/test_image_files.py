@@ -41,6 +41,7 @@ def test_a_file_whose_name_looks_like_a_pattern(place):
         ("https://example.org/a.jpg", "is a URL; expected a file"),
         ("empty", "has no image"),
         ("*.gif", r"no file matches \*.gif"),
+        ("x" * 300 + ".jpg", r"^cannot read x*\.jpg: File name too long$"),
     ],
 )
 def test_what_names_no_image(place, argument, message):

@@ -163,7 +163,7 @@ def test_without_an_extractor_there_are_no_features(tmp_path):
     file, _ = own(tmp_path)
     prepare(file, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*fc7*"))
-    with pytest.raises(DataError, match=r"train2014_vgg16_fc7_pca\.h5"):
+    with pytest.raises(DataError, match=r"train2014_vgg16_fc7\.h5\): xpcap data prepare --ext"):
         open_dataset(tmp_path / "out")
     assert "extractor" not in json.loads((tmp_path / "out" / "dataset.json").read_text())
 
@@ -246,7 +246,7 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
         (
             lambda r: r[3].update(image="photos/none.png"),
             {},
-            r"none\.png, which does not exist; expected .*--images; --skip-br",
+            r"none\.png, which does not exist; expected .*images=FOLDER\); skip_broken=True lea",
         ),
         (lambda r: [i.update(image=i["image"] + "x") for i in r], {}, r"\(and 24 more\)"),
         (lambda r: r.__delitem__(slice(1, None)), {}, "no image with a caption for 'train'"),
@@ -254,7 +254,7 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
         (
             lambda r: r[0].update(split="test"),
             {},
-            "no image with a caption for 'train'; .*; 24 have no split: --splits none=train",
+            r"no image .* for 'train'; .*; 24 have no split \(splits={'none': 'train'}\)",
         ),
         (
             lambda r: [i.update(captions=["!"]) for i in r],
@@ -264,10 +264,10 @@ def test_captions_in_other_scripts_keep_their_words(tmp_path):
         (
             lambda r: None,
             {"max_words": 1},
-            r"no training image has a caption of 1 to 1 words; expected .*\(--max-words\)",
+            r"no training image has a caption of 1 to 1 words; expected .*\(max_words=N\)",
         ),
-        (lambda r: None, {"min_count": 0}, "min-count must be at least 1, got 0"),
-        (lambda r: None, {"max_words": 0}, "max-words must be in 1"),
+        (lambda r: None, {"min_count": 0}, "min_count must be at least 1, a whole number, got 0"),
+        (lambda r: None, {"max_words": 0}, "max_words must be at least 1"),
         (lambda r: None, {"splits": {"a": "dev"}}, "'a' cannot mean 'dev'; expected train or"),
     ],
 )

@@ -1,14 +1,19 @@
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy
 import pytest
+from disks import mounted
 from tiny import make_tiny
 
 from xpcap.backend import Backend
 from xpcap.data.dataset import open_dataset
+from xpcap.data.hdf5 import write_rows
 from xpcap.data.pca import PCA, reduce_folder
 from xpcap.errors import DataError
 
@@ -130,14 +135,13 @@ def test_existing_features_need_replace(folder: Path, there: str) -> None:
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Let the disk be full when an array of so many rows is to be written."""
-    create = h5py.File.create_dataset
 
-    def create_dataset(self: h5py.File, name: str, shape: tuple[int, ...], *rest: Any) -> Any:
+    def write(path: Path, key: str, shape: tuple[int, ...], blocks: Any) -> None:
+        write_rows(path, key, shape, blocks)
         if shape[0] == rows:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return create(self, name, shape, *rest)
 
-    monkeypatch.setattr(h5py.File, "create_dataset", create_dataset)
+    monkeypatch.setattr("xpcap.data.folder.write_rows", write)
 
 
 def fill_the_disk_before_the_transform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,9 +186,48 @@ def test_a_failure_in_the_middle_leaves_the_old_files_or_none(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+WRITE = """
+import sys
+from pathlib import Path
+import numpy
+from disks import fill
+from xpcap.data.folder import write_features
+from xpcap.errors import DataError
+from xpcap.files import new_file
+
+disk = Path(sys.argv[1])
+for free in range(0, 49152, 4096):
+    fill(disk, free)
+    for rows in (1, 10, 100, 1000):
+        try:
+            with new_file(disk / "f.h5") as path:
+                write_features(path, (rows, 64), [numpy.ones((rows, 64), "f4")])
+        except DataError as error:
+            print(error)
+        else:
+            (disk / "f.h5").unlink()
+    (disk / "ballast").unlink()
+print(sorted(disk.iterdir()))
+"""
+
+
+def test_disks_with_room_for_a_part_leave_nothing_that_ends_the_process(tmp_path: Path) -> None:
+    """HDF5 crashes at exit if it could not write all when it closed a file."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1M", "none") as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITE, disk], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    *failed, left = done.stdout.splitlines()
+    assert set(failed) == {f"cannot write {disk}/f.h5: no space left on the device"}
+    assert 12 < len(failed) < 48
+    assert left == "[]"
+
+
 def test_without_features_of_both_splits_nothing_is_done(folder: Path) -> None:
     (folder / "val2014_vgg16_fc7.h5").unlink()
-    with pytest.raises(DataError, match=r"val2014_vgg16_fc7\.h5: No such file"):
+    with pytest.raises(DataError, match=r"no features of 'val' \(val2014_vgg16_fc7\.h5\)"):
         reduce_folder(folder, 5)
     write_features(folder, "val", numpy.zeros((9, 3), numpy.float32))
     with pytest.raises(DataError, match=r"'train': 12, 'val': 3.* expected the same number"):

@@ -17,6 +17,7 @@ from xpcap.data.pca import PCA
 from xpcap.data.scenes import (
     Scene,
     Thing,
+    built_in_scenes,
     captions,
     draw,
     is_true,
@@ -27,7 +28,7 @@ from xpcap.data.scenes import (
 )
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES
 from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 
 
 def thing(words: str, place: str) -> Thing:
@@ -299,7 +300,7 @@ def test_nothing_is_left_behind_when_the_disk_is_full(
 
 @pytest.mark.parametrize("numbers", [{"train": 1}, {"val": 0}, {"seed": -1}])
 def test_invalid_numbers_are_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
-    with pytest.raises(DataError, match="cannot make"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(numbers))} must be at least"):
         make_scenes(tmp_path / "out", **{"train": 4, "val": 2, **numbers})
     assert list(tmp_path.iterdir()) == []
 
@@ -344,3 +345,24 @@ def test_the_images_are_ordinary_png_files(folder: Path) -> None:
         assert archive.testzip() is None
         image = Image.open(io.BytesIO(archive.read("val/00009.png")))
         assert (image.format, image.size, image.mode) == ("PNG", (64, 64), "RGB")
+
+
+def test_processes_that_draw_the_built_in_scenes_at_once_share_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def draw(folder):
+        make_scenes(folder, train=3, val=2)  # another process
+        (folder / "first").touch()
+        make_scenes(folder, train=3, val=2)
+
+    folder = built_in_scenes(draw)
+    assert (folder / "first").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert built_in_scenes(draw) == folder
+
+    def fail(folder):
+        raise DataError("no space left")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with pytest.raises(DataError, match="no space left"):
+        built_in_scenes(fail)

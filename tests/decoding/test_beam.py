@@ -103,17 +103,28 @@ def test_parameters_and_features_are_not_changed():
         numpy.testing.assert_array_equal(model.params[name], value)
 
 
+@pytest.mark.parametrize("diversity", [1e20, 1e39, 1e308])
+def test_a_huge_diversity_is_one_that_excludes_words(diversity):
+    model, features = model_of(), some_features(3).astype("float32")
+    model.params = {name: value.astype("float32") for name, value in model.params.items()}
+    found, expected = (
+        beam_search(model, features, Beam(4, 4, groups=2, diversity=value, constraints=SHORT))
+        for value in (diversity, 1e10)
+    )
+    numpy.testing.assert_array_equal(found.words, expected.words)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "1 captions of a beam of 0"),
-        ({"width": 2, "n_best": 3}, "3 captions of a beam of 2 cannot be generated"),
-        ({"n_best": 0}, "0 captions"),
+        ({"width": 0}, "beam must be at least 1, a whole number, got 0"),
+        ({"width": 2, "n_best": 3}, "n_best 3 is more than beam 2 can find"),
+        ({"n_best": 0}, "n_best must be at least 1"),
         ({"length_penalty": "wu"}, "length penalty 'wu' is unknown; expected none, average, gnmt"),
-        ({"width": 3, "groups": 2}, "a beam of 3 cannot be divided into 2 groups"),
-        ({"groups": 0}, "into 0 groups"),
-        ({"alpha": -1.0}, "alpha -1.0"),
-        ({"diversity": float("nan")}, "diversity nan"),
+        ({"width": 3, "groups": 2}, "beam 3 is not a multiple of groups 2"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"alpha": -1.0}, r"alpha must be a number in \[0, 10\], got -1.0"),
+        ({"diversity": float("nan")}, r"diversity must be a number in \[0, inf\), got nan"),
     ],
 )
 def test_invalid_beam_options_are_refused(options, message):
@@ -125,8 +136,8 @@ def test_invalid_beam_options_are_refused(options, message):
     ("options", "message"),
     [
         ({"min_length": 31, "max_length": 30}, "captions of 31 to 30 words cannot be"),
-        ({"min_length": -1}, "captions of -1 to 30"),
-        ({"no_repeat_ngram": -1}, "no-repeat-ngram must be >= 0"),
+        ({"min_length": -1}, "min_words must be at least 0, a whole number, got -1"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
     ],
 )
 def test_invalid_constraints_are_refused(options, message):

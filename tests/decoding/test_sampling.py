@@ -101,6 +101,36 @@ def test_temperature_top_k_and_top_p_truncate_the_distribution(sampling, expecte
     numpy.testing.assert_allclose(found, expected, atol=2 / count)
 
 
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("value", [5e-324, 1e-320, 1e-45, 1e-38, 1e-30, 1e-9])
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+def test_tiny_temperatures_and_top_p_draw_the_most_probable_allowed_word(name, value, dtype):
+    log_probs = numpy.array([[-numpy.inf, -40.0, -0.5, -1.0, -numpy.inf]] * 99, dtype)
+    with numpy.errstate(all="raise", under="ignore"):
+        drawn = _draw(numpy, log_probs, numpy.linspace(0, 0.999, 99), Sampling(**{name: value}))
+    assert set(drawn.tolist()) == {2}
+
+
+@pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1e308])
+def test_huge_temperatures_draw_all_allowed_words_alike(temperature, dtype):
+    log_probs = numpy.array([[-numpy.inf, -40.0, -0.5, -1.0, -numpy.inf]] * 300, dtype)
+    uniform = (numpy.arange(300) + 0.5) / 300
+    drawn = _draw(numpy, log_probs, uniform, Sampling(temperature=temperature))
+    assert numpy.bincount(drawn, minlength=5).tolist() == [0, 100, 100, 100, 0]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e308])
+def test_banned_words_are_not_sampled_at_any_temperature(temperature):
+    model = model_of("gru")
+    model.params = {name: value.astype("float32") for name, value in model.params.items()}
+    features = some_features(9).astype("float32")
+    sampling = Sampling(5, temperature, constraints=Constraints(max_length=9, banned=BANNED))
+    words = sample(model, features, sampling).words
+    ended = (words == END).cumsum(axis=2) > 0
+    assert not numpy.isin(words[~ended], BANNED).any()
+
+
 def test_rounding_does_not_select_impossible_words():
     log_probs = numpy.array([[0.0, -numpy.inf, -40.0]], numpy.float32)
     uniform = numpy.array([numpy.nextafter(1.0, 0.0)])
@@ -121,12 +151,12 @@ def test_constraints_hold_for_samples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "count 0, top-k 0 and seed 0 cannot be used"),
-        ({"top_k": -1}, "top-k -1"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+        ({"count": 0}, "number of captions must be at least 1, a whole number, got 0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"temperature": 0.0}, r"temperature must be a number in \(0, inf\), got 0.0"),
         ({"temperature": float("nan")}, "got nan"),
-        ({"top_p": 0.0}, "top-p must be in"),
-        ({"top_p": 1.1}, "top-p must be in"),
+        ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p must be a number in"),
     ],
 )
 def test_invalid_sampling_options_are_refused(options, message):

@@ -184,7 +184,7 @@ def test_vocabularies_of_all_sources_must_agree(tiny, tmp_path):
     more = tmp_path / "more.json"
     Vocabulary([*words, "another"]).write(more)
     out = tmp_path / "out"
-    with pytest.raises(ConfigurationError, match=r"theirs.* which words it knows; .*--vocab\)"):
+    with pytest.raises(ConfigurationError, match=r"theirs.* which words it knows; .*vocab=FILE\)"):
         import_run(theirs, out)
     with pytest.raises(DataError, match=r"others\.json has other words than .*ours\.safetensors"):
         import_run(ours, out, vocab=others)
@@ -336,7 +336,7 @@ def test_files_of_other_formats_are_refused(tiny, tmp_path):
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("archive/data.pkl", b"cos\nsystem\n")
     for content, message in (
-        (b"", "not a whole safetensors file"),
+        (b"", "is empty; expected one of safetensors"),
         (b"\x80\x02}q\x00.", "not a whole safetensors file"),
         (b"PK", "is damaged"),
         (archive.getvalue(), r"safetensors\.torch\.save_file"),
@@ -348,7 +348,7 @@ def test_files_of_other_formats_are_refused(tiny, tmp_path):
             import_run(path, tmp_path / "out", tiny)
     with pytest.raises(DataError, match=r"cannot read .*: No such file"):
         import_run(tmp_path / "none", tmp_path / "out", tiny)
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(DataError, match=r"is not a plain file but a folder"):
         import_run(tiny, tmp_path / "out", tiny)
     assert not (tmp_path / "out").exists()
 

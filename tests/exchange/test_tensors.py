@@ -84,7 +84,6 @@ def test_damaged_files_are_refused(tmp_path):
     overlapping = struct.pack("<Q", size) + overlapping[8:]
     nested = b"[" * 100_000
     odd = (
-        b"",
         b"hello",
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", len(nested)) + nested,

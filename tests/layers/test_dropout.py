@@ -81,5 +81,5 @@ def test_neighbours_are_independent():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_rates_out_of_bounds(rate):
-    with pytest.raises(ConfigurationError, match=r"is not in \[0, 1\)"):
+    with pytest.raises(ConfigurationError, match=r"rate must be a number in \[0, 1\)"):
         dropout_forward(numpy.ones(3), rate, 0)

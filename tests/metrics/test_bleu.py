@@ -93,9 +93,9 @@ def test_short_and_empty_captions():
         ([["a"], ["b"]], [[["a"]]], "2 candidates, but references for 1; expected"),
         ([], [], "no captions to measure"),
         ([["a"], ["b"]], [[["a"]], []], "image 1 has no reference; expected at least one"),
-        (["a b"], [[["a"]]], "'a b' is a string; expected a list of words"),
-        ([["a"]], [["a b"]], "'a b' is a string; expected a list of words"),
-        ([["a"]], ["a b"], "image 0: its references are a string; expected a list"),
+        (["a b"], [[["a"]]], "expected a list of words, got 'a b'"),
+        ([["a"]], [["a b"]], "expected a list of words, got 'a b'"),
+        ([["a"]], ["a b"], "references of image 0: expected a list of captions"),
     ],
 )
 def test_bad_arguments_are_refused(candidates, references, message):

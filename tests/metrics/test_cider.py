@@ -82,7 +82,7 @@ def test_bad_arguments_are_refused():
         DocumentFrequencies.of([])
     with pytest.raises(DataError, match=r"must be in 1\.\.2"):
         DocumentFrequencies(2, {("a",): 3})
-    with pytest.raises(DataError, match="is a string; expected a list of words"):
+    with pytest.raises(DataError, match="expected a list of words, got 'a b'"):
         DocumentFrequencies.of([["a b"]])
     with pytest.raises(DataError, match="no captions to measure"):
         cider([], [])

@@ -10,7 +10,9 @@ from xpcap.metrics import (
     cider_d,
     distinct_n,
     evaluate_captions,
+    novel,
     rouge_l,
+    vocabulary_use,
 )
 
 CANDIDATES = ["A red fox, sitting.", "Größer als das CAFÉ!", "t-shirt"]
@@ -77,7 +79,7 @@ def test_captions_without_any_word():
 
 
 def test_counts_are_checked_before_tokenizing():
-    with pytest.raises(DataError, match="image 0: its references are a string; expected a list"):
+    with pytest.raises(DataError, match="image 0: expected a list of captions, got 'a'"):
         evaluate_captions(["a"], ["a"])
 
 
@@ -112,3 +114,78 @@ def test_characters_count_as_words():
     assert by_character.corpus == spaced.corpus
     with pytest.raises(ConfigurationError, match="tokens are 'bytes'; expected words or char"):
         evaluate_captions(captions, references, tokens="bytes")
+
+
+NO_CAPTIONS = [None, 1, b"a", ["a"], {"a": 1}, float("nan")]
+
+
+@pytest.mark.parametrize("bad", NO_CAPTIONS, ids=repr)
+def test_what_is_no_text_is_refused(bad):
+    for candidates, references in (([bad], [["a"]]), (["a"], [[bad]])):
+        with pytest.raises(DataError, match=r"a caption is .*; expected text"):
+            evaluate_captions(candidates, references)
+    with pytest.raises(DataError, match=r"a caption is .*; expected text"):
+        evaluate_captions(["a"], [["a"]], ["novel"], training_captions=[bad])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [None, 1, "a b", b"a", {"a": ["b"]}, {"a"}, iter("a")],
+    ids=lambda bad: type(bad).__name__,
+)
+def test_what_is_no_list_is_refused(bad):
+    calls = [
+        lambda: evaluate_captions(bad, [["a"]]),
+        lambda: evaluate_captions(["a"], bad),
+        lambda: evaluate_captions(["a"], [bad]),
+        lambda: evaluate_captions(["a"], [["a"]], bad),
+    ]
+    for metric in (bleu, rouge_l, cider, cider_d):
+        calls += [
+            lambda m=metric: m(bad, [[["a"]]]),
+            lambda m=metric: m([["a"]], bad),
+            lambda m=metric: m([["a"]], [bad]),
+            lambda m=metric: m([bad], [[["a"]]]),
+            lambda m=metric: m([["a"]], [[bad]]),
+        ]
+    calls += [
+        lambda: distinct_n(bad, 1), lambda: distinct_n([bad], 1), lambda: novel([["a"]], bad),
+        lambda: novel(bad, [["a"]]), lambda: vocabulary_use(bad, ["a"]),
+        lambda: DocumentFrequencies.of(bad), lambda: DocumentFrequencies.of([[bad]]),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(DataError, match=r": expected a list of \w+"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [None, 1, b"a", ["a"], float("nan")], ids=repr)
+def test_words_that_are_no_text_are_refused(bad):
+    for call in (
+        lambda: bleu([[bad]], [[["a"]]]), lambda: rouge_l([["a"]], [[[bad]]]),
+        lambda: distinct_n([["a", bad]], 1), lambda: vocabulary_use([["a"]], [bad]),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=r"a word of a tokenized caption is .*; expected text"):
+            call()
+
+
+def test_texts_for_lists_are_not_taken_letter_by_letter():
+    for options in ({"training_captions": "a b"}, {"vocabulary": "a b"}):
+        names = ["novel" if "training_captions" in options else "vocabulary-use"]
+        with pytest.raises(DataError, match="expected a list of"):
+            evaluate_captions(["a"], [["a"]], names, **options)
+
+
+def test_arrays_and_tuples_of_text_are_lists():
+    words, captions = numpy.array([["a", "b"]]), numpy.array(["a b"], object)
+    assert bleu(words, [words])[0].corpus == pytest.approx(1)
+    assert rouge_l(words, [words]).corpus == pytest.approx(1)
+    scores = evaluate_captions(captions, [("a b",)], ["novel"], training_captions=captions)
+    assert scores.corpus["novel"] == 0
+
+
+@pytest.mark.parametrize("bad", [0, 1.5, float("nan"), "3", None])
+def test_document_frequencies_are_counts(bad):
+    with pytest.raises(DataError, match=r"document frequencies of .* images"):
+        DocumentFrequencies(bad, {})
+    with pytest.raises(DataError, match=r"document frequencies must be in 1\.\.3"):
+        DocumentFrequencies(3, {("a",): bad})

@@ -64,5 +64,5 @@ def test_corpus_rouge_is_the_mean_over_images():
 def test_bad_arguments_are_refused():
     with pytest.raises(DataError, match="no captions to measure"):
         rouge_l([], [])
-    with pytest.raises(DataError, match="'a b' is a string"):
+    with pytest.raises(DataError, match="expected a list of words, got 'a b'"):
         rouge_l(["a b"], [[["a"]]])

@@ -367,7 +367,7 @@ def test_settings_that_are_refused():
         build("elman")
     with pytest.raises(ConfigurationError, match="lacks <NULL>"):
         build("rnn", words={"<START>": 0, "cat": 1})
-    with pytest.raises(ConfigurationError, match=r"dropout rate 1\.0 is not in \[0, 1\)"):
+    with pytest.raises(ConfigurationError, match=r"dropout must be a number in \[0, 1\), got 1\.0"):
         build("rnn", dropout=1.0)
     with pytest.raises(BackendError, match="nowhere"):
         build("rnn", backend="nowhere")

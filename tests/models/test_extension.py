@@ -10,13 +10,14 @@ from tiny import make_tiny
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.cli import main
 from xpcap.decoding import Beam, score_captions
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, DataError
+from xpcap.exchange.course import read_npz
 from xpcap.exchange.exporting import export_run
 from xpcap.gradcheck import eval_numerical_gradient
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.recurrence import Cell, split_gates
-from xpcap.models import FAMILIES, CaptionModel
+from xpcap.models import FAMILIES, CaptioningRNN, CaptionModel
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
@@ -99,6 +100,50 @@ def test_a_new_cell_stands_in_a_report(tmp_path):
     done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "candidate" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def forgets(xp, gates, ah, prev_h, ah_n, h):
+    h = gates[:, :3]  # noqa: F841 - another array, not the one to be written
+
+
+def takes(xp, gates, wrong):
+    pass
+
+
+def adds(xp, gates, ah, h):
+    h[...] = gates + ah
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (mgu_cell, "expected a Cell, got function"),
+        (replace(MGU, forward=mgu_cell), "forward fails: AttributeError"),
+        (
+            replace(MGU, forward=Operation(forgets)),
+            "forward does not write h in place, as h",
+        ),
+        (replace(MGU, kept=("ah_n", "f")), "forward does not write f in place"),
+        (replace(MGU, kept=()), "forward takes 'ah_n'; expected names among prev_h, above"),
+        (replace(MGU, forward=Operation(takes)), "forward takes 'wrong'; expected names among"),
+        (replace(MGU, forward=Operation(adds)), "forward fails: ValueError: could not broadcast"),
+        (replace(MGU, backward=Operation(takes)), "backward takes 'wrong'"),
+        (replace(MGU, backward=Operation(forgets)), "backward does not write da in place"),
+        (replace(MGU, gates=("forget",)), "forward fails: ValueError"),
+    ],
+)
+def test_a_mistake_in_a_new_cell_is_named(cell, message, monkeypatch):
+    monkeypatch.setitem(CELLS, "mine", cell)
+    with pytest.raises(ConfigurationError, match=f"cell 'mine': {message}.*; see layers.recurr"):
+        CaptioningRNN({"<NULL>": 0, "cat": 1}, 4, 4, 4, "mine")
+
+
+@pytest.mark.usefixtures("mgu")
+def test_weights_of_a_new_cell_are_not_imported_as_those_of_another(tmp_path):
+    model = CaptioningRNN({"<NULL>": 0, "cat": 1}, 4, 4, 4, "mgu", seed=0)
+    numpy.savez(tmp_path / "mgu.npz", **model.params)
+    with pytest.raises(DataError, match=r"a cell of 2 gates; expected .* rnn \(1\), lstm \(4\)"):
+        read_npz(tmp_path / "mgu.npz")
 
 
 class Bigram(CaptionModel):

@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 from dataclasses import replace
 
 import numpy
@@ -89,3 +90,19 @@ def test_boxes_are_decoded_from_the_features():
     assert (dog.category, cat.category) == ("dog", "cat")
     assert (dog.x, dog.y, dog.side) == pytest.approx((0.4, 0.4, 0.6))
     assert (cat.x, cat.y, cat.side) == pytest.approx((0.5, 0.6, 0.5))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="backslashes are no part of names there")
+def test_backslashes_in_addresses_separate_folders_as_in_windows(tmp_path):
+    file, _ = own(tmp_path, count=6)
+    prepare(file, tmp_path / "data", extractor=FilterBank())
+    (tmp_path / "photos").rename(tmp_path / "data" / "photos")
+    urls = tmp_path / "data" / "val2014_urls.txt"
+    urls.write_text("photos\\5.png\n")
+    dataset = open_dataset(tmp_path / "data")
+    assert opened(view_of(dataset, 0).data).size == (35, 20)
+    assert name_of(dataset, dataset.splits["val"].urls[0], 1) == "5.png"
+    make_scenes(tmp_path / "scenes", train=4, val=3)
+    urls = tmp_path / "scenes" / "val2014_urls.txt"
+    urls.write_text(urls.read_text().replace("/", "\\"))
+    assert view_of(open_dataset(tmp_path / "scenes"), 2).data

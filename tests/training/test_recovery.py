@@ -486,8 +486,8 @@ def test_rollback_with_bf16_products(tiny, tmp_path, gpu, monkeypatch, place):
 @pytest.mark.parametrize(
     ("policy", "limit", "message"),
     [
-        ("ignore", 3, "policy 'ignore' is unknown; expected stop, skip, rollback"),
-        ("skip", -1, "-1 recoveries cannot be; expected 0 or more"),
+        ("ignore", 3, "on_nan 'ignore' is unknown; expected stop, skip, rollback"),
+        ("skip", -1, "on_nan_limit must be at least 0, a whole number, got -1"),
     ],
 )
 def test_a_policy_is_checked(policy, limit, message):

@@ -297,7 +297,7 @@ def stopped(tiny, tmp_path):
 def test_data_that_have_moved(tiny, stopped, tmp_path):
     begin(tiny, tmp_path / "whole")
     moved = tiny.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="tiny is not a folder"):
+    with pytest.raises(DataError, match=r"tiny, on which .* does not exist; .* \(data=FOLDER\)$"):
         resume(stopped)
     resume(stopped, data=moved)
     found, expected = (
@@ -539,7 +539,7 @@ def ended(call, tiny):
         (["--dropout", 0.5], r"--dropout cannot be changed"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),
-        (["--save-every", "0"], "cannot be saved every 0"),
+        (["--save-every", "0"], "save-every must be at least 1"),
         (["--save-every", "soon"], "'soon' is neither a number of steps nor one of minutes"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],
@@ -591,6 +591,15 @@ def test_how_it_is_saved_and_mended_stays_unless_said_anew(ended, tmp_path):
     assert said()["saving"] == {"steps": None, "minutes": 2.0, "keep": 2}
     assert said()["on_nan"] == {"policy": "skip", "limit": 7}
     assert said()["schedule"]["epochs"] == 4
+
+
+def test_an_epoch_that_is_resumed_at_its_end_has_no_speed(call, tiny, tmp_path):
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", watch=stopping(count=STEPS))
+    result = call("train", "--resume", "run", "--device", "cpu")
+    first, second = (line for line in result.stderr.splitlines() if line.startswith("epoch "))
+    assert "captions/s" not in first
+    assert "captions/s" in second
 
 
 def test_what_cannot_be_resumed_is_one_line(ended, tmp_path):

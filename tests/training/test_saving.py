@@ -104,10 +104,10 @@ def test_fewer_are_kept_when_fewer_are_asked_for(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("saving", "message"),
     [
-        ({"steps": 0}, "a run cannot be saved every 0; expected more than 0"),
-        ({"minutes": float("inf")}, "a run cannot be saved every inf"),
-        ({"minutes": float("nan")}, "a run cannot be saved every nan"),
-        ({"keep": -1}, "-1 checkpoints cannot be kept; expected 0 or more"),
+        ({"steps": 0}, "save_every must be at least 1, a whole number, got 0"),
+        ({"minutes": float("inf")}, r"save_every must be a number in \(0, inf\), got inf"),
+        ({"minutes": float("nan")}, "save_every must be a number in .*, got nan"),
+        ({"keep": -1}, "keep must be at least 0, a whole number, got -1"),
     ],
 )
 def test_how_often_is_checked(saving, message):

@@ -50,7 +50,7 @@ def search_of(run: Run, options: Mapping[str, Any], n_best: int = 1) -> Beam | S
     given = {n: v for n, v in options.items() if source(n) is ParameterSource.COMMANDLINE}
     with named_as_options():
         check_search(given, n_best)
-    return with_length(make_search(run.vocabulary, n_best=n_best, **options), run.max_words)
+        return with_length(make_search(run.vocabulary, n_best=n_best, **options), run.max_words)
 
 
 def used(options: Mapping[str, Any], search: Beam | Sampling) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import click
 
 import xpcap
 from xpcap import distributed
-from xpcap.cli._options import refuse_ranks
+from xpcap.cli._options import echo, refuse_ranks, with_options
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -42,8 +43,11 @@ class Commands(click.Group):
         )
         if not standalone_mode:
             return run()
-        if distributed.rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process prints the results
+        if distributed.rank() or sys.stdout is None:  # the first process prints the results
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped
+                stream.reconfigure(errors="backslashreplace")
         try:
             with ended_by_signals():
                 result = run()
@@ -57,7 +61,7 @@ class Commands(click.Group):
                 _print_error(str(stop))
             sys.exit(SIGNALLED + stop.signal)
         except XpcapError as error:
-            _end(str(error), USER_ERROR)
+            _end(with_options(str(error)), USER_ERROR)
         except (click.Abort, KeyboardInterrupt):
             _end("interrupted", SIGNALLED + signal.SIGINT)
         except Signalled as error:
@@ -80,7 +84,7 @@ class Commands(click.Group):
 
 def _print_error(message: str) -> None:
     who = f"rank {distributed.rank()}: " if distributed.launched() else ""
-    click.echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
+    echo(f"xpcap: {who}{printable(' '.join(message.split()))}", err=True)
 
 
 def _end(message: str, status: int) -> NoReturn:

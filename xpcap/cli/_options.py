@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -100,6 +101,25 @@ def option_name(parameter: str) -> str:
     return f"--{parameter.replace('_', '-')}"
 
 
+_NAMES = "data|epochs|images|lazy|max_words|patience|replace|skip_broken|splits|vocab|weights"
+_IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")
+
+
+def with_options(message: str) -> str:
+    """Write `--skip-broken` for `skip_broken=True` in a message of the library.
+
+    And `--data FOLDER` for `data=FOLDER`, `--splits none=val` for `splits={'none': 'val'}`.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        name, value, key, of_key = found.groups()
+        if value == "True":
+            return option_name(name)
+        return f"{option_name(name)} {value if key is None else f'{key}={of_key}'}"
+
+    return _IN_PYTHON.sub(written, message)
+
+
 @contextlib.contextmanager
 def named_as_options() -> Iterator[None]:
     """Write `--some-option` for the names of the command's parameters in a message."""
@@ -115,20 +135,28 @@ def named_as_options() -> Iterator[None]:
         raise ConfigurationError(message) from error
 
 
+def echo(text: str, err: bool = False) -> None:
+    """Print text to stdout or stderr as it is, in the stream's own encoding.
+
+    Without `file`, click writes UTF-8 where that is ASCII.
+    """
+    click.echo(text, file=sys.stderr if err else sys.stdout)
+
+
 def print_message(message: str) -> None:
     """Print a line to stderr, control characters escaped; of several processes the first does."""
     if not distributed.rank():
-        click.echo(printable(message), err=True)
+        echo(printable(message), err=True)
 
 
 def print_result(line: object) -> None:
     """Print a line of a result to stdout, control characters escaped."""
-    click.echo(printable(str(line)))
+    echo(printable(str(line)))
 
 
 def print_json(value: Any) -> None:
     """Print a result as ASCII JSON to stdout."""
-    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+    echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def print_captions(images: Sequence[dict[str, Any]]) -> None:

@@ -74,9 +74,10 @@ class _TrainingBar:
         from xpcap.training.trainer import epoch_line
 
         rate = self.seen / max(self.stepped - self.started, 1e-9)
+        speed = f"; {rate:,.0f} captions/s" if self.seen else ""  # resumed at the epoch's end
         total = trainer.schedule.epochs
         self.progress.console.print(  # above the bar, which click.echo would run into
-            f"{epoch_line(trainer)}; {rate:,.0f} captions/s",
+            f"{epoch_line(trainer)}{speed}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         description = f"epoch {min(trainer.epoch + 1, total)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpcap.cli._options import json_option, print_json, print_message, runs_argument
+from xpcap.cli._options import echo, json_option, print_json, print_message, runs_argument
 
 if TYPE_CHECKING:
     import numpy
@@ -37,12 +37,13 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
     from xpcap.cli._chart import Screen, draw
 
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
-    click.echo(draw(series, "nats per word", Screen.of_standard_output()))
+    echo(draw(series, "nats per word", Screen.of_standard_output()))
 
 
 def _read(run: Path) -> Curves:
     from xpcap.errors import CheckpointError
     from xpcap.runs import HISTORY, is_run
+    from xpcap.runs.folder import not_a_run
     from xpcap.training.history import FLUSH_EVERY, read_history
 
     path = run / HISTORY
@@ -52,7 +53,7 @@ def _read(run: Path) -> Curves:
         raise CheckpointError(
             f"{run} has no {HISTORY} yet; it is written every {FLUSH_EVERY} steps of training"
         )
-    raise CheckpointError(f"{run} is not a run; expected a folder made by xpcap train")
+    raise not_a_run(run)
 
 
 def _columns(run: Path, found: Curves) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def prepare(
         f" captions, {report.without_split} without a split"
     )
     if chosen is None:
-        print_message("features are missing: see datasets/README.md")
+        print_message(
+            "features are missing: --extractor NAME computes them, or see datasets/README.md"
+        )
     print_result(out)
 
 
@@ -279,7 +281,10 @@ def _show_summary(found: dict[str, Any]) -> None:
     print_result(f"  vocabulary  {found['vocabulary'] or 'unknown'} {tokens}")
     for name, split in found["splits"].items():
         unknown = f", <UNK> {split['unknown']:.1%} of their {tokens}" if "unknown" in split else ""
-        print_result(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
+        images, captions = (
+            "unknown" if split.get(what) is None else split[what] for what in ("images", "captions")
+        )
+        print_result(f"{name}: {images} images, {captions} captions{unknown}")
         for kind, part in split["features"].items():
             if part:
                 shape = " x ".join(map(str, part["shape"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from xpcap.cli import _options as common
+from xpcap.cli._progress import stages
 
 
 @click.command()
@@ -46,6 +47,8 @@ def report(
     runs = [open_run(folder, backend) for folder in (run, run2) if folder is not None]
     constraints = Constraints(banned=banned_tokens(runs[0].vocabulary))
     decoder = Beam(width=beam, length_penalty=length_penalty, constraints=constraints)
-    page = out or run / "report.html"
-    write_report(page, gather(runs, split, decoder, data, count))
+    page = out or runs[0].folder / "report.html"
+    with stages() as progress:
+        contents = gather(runs, split, decoder, data, count, progress)
+    write_report(page, contents)
     common.print_result(page)

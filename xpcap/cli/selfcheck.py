@@ -23,9 +23,11 @@ def selfcheck(device: str, as_json: bool) -> int:
         common.print_json([{**check._asdict(), "passed": check.passed} for check in checks])
     else:
         width = max(len(check.name) for check in checks)
-        click.echo(f"{'check':<{width}}  {'error':>9}  {'limit':>9}")
+        common.print_result(f"{'check':<{width}}  {'error':>9}  {'limit':>9}")
         for check in checks:
             verdict = "" if check.passed else "  FAILED"
-            click.echo(f"{check.name:<{width}}  {check.error:9.2e}  {check.limit:9.2e}{verdict}")
+            common.print_result(
+                f"{check.name:<{width}}  {check.error:9.2e}  {check.limit:9.2e}{verdict}"
+            )
     common.print_message(f"{len(checks)} checks, {len(failed)} failed")
     return 1 if failed else 0

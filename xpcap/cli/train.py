@@ -121,7 +121,7 @@ def train(
     from xpcap.runs.folder import reserved_run
     from xpcap.training.options import run_options
     from xpcap.training.run import RunContext, resume_run, train_run
-    from xpcap.training.trainer import perplexity_of
+    from xpcap.training.trainer import ended_line, perplexity_of
 
     tensorboard = options.pop("tensorboard")
     if resume is None:
@@ -146,19 +146,23 @@ def train(
         start = functools.partial(resume_run, resume, backend, change, moved)
     else:
         raise click.UsageError("--out does not go with --resume, which continues in its own folder")
+    had_ended = False
     with training() as show_progress, _hints(out):
 
         def watch(trainer: Trainer) -> None:
+            nonlocal had_ended
             if resume is not None:
-                total = trainer.schedule.epochs * len(trainer.batches)
+                had_ended, total = trainer.ended, trainer.schedule.epochs * len(trainer.batches)
                 print_message(f"run: {resume}, from step {trainer.step} of {total}")
+            if had_ended:
+                print_message(common.with_options(ended_line(trainer)))
             show_progress(trainer)
 
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
         trainer, dataset = start(context)
     config = {"data": {"max_words": dataset.max_words}}
     run = Run(out, config, dataset.vocabulary, trainer.model)
-    captions = caption_dataset(run, dataset, "val", SHOWN)
+    captions = [] if had_ended else caption_dataset(run, dataset, "val", SHOWN)
     loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
     if as_json:
         common.print_json(
@@ -206,20 +210,17 @@ def _given(name: str) -> bool:
 
 def _data_folder(data: str, ranks: Ranks) -> Path:
     """Return the data folder; on each machine the built-in one is created if it does not exist."""
-    from xpcap.data.scenes import make_scenes, scenes_folder
+    from xpcap.data.scenes import built_in_scenes, make_scenes
 
     if data != "scenes":
         return Path(data)
-    folder = scenes_folder()
 
-    def make() -> None:
-        if not folder.exists():
-            print_message(f"drawing the built-in scenes, once, in {folder}")
-            with stages() as progress:
-                make_scenes(folder, progress=progress)
+    def draw(folder: Path) -> None:
+        print_message(f"drawing the built-in scenes, once, in {folder}")
+        with stages() as progress:
+            make_scenes(folder, progress=progress)
 
-    distributed.in_turn(ranks, make)
-    return folder
+    return distributed.in_turn(ranks, lambda: built_in_scenes(draw))
 
 
 def _changed(given: dict[str, Any], before: RunOptions) -> RunOptions:

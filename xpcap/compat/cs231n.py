@@ -22,9 +22,9 @@ from xpcap.data.coco import load_coco_data
 from xpcap.data.minibatch import sample_coco_minibatch
 from xpcap.data.vocabulary import decode_captions
 from xpcap.data.web import is_url
-from xpcap.errors import ConfigurationError, ShapeError, XpcapError
+from xpcap.errors import ShapeError, XpcapError
 from xpcap.gradcheck import (
-    check_floating,
+    check_step,
     eval_numerical_gradient,
     eval_numerical_gradient_array,
     rel_error,
@@ -52,10 +52,12 @@ from xpcap.layers import (
     word_embedding_backward,
     word_embedding_forward,
 )
+from xpcap.layers._checks import check_floating, check_numbers
 from xpcap.layers.activations import ReLUCache
 from xpcap.layers.activations import sigmoid as logistic
 from xpcap.layers.affine import AffineCache, AffineGradients
 from xpcap.optim import rmsprop, sgd, sgd_momentum
+from xpcap.options import check_counts, given
 
 __all__ = [  # noqa: RUF022 - by modules of the assignment
     # rnn_layers, with the GRU
@@ -91,7 +93,9 @@ BLUR = [[1, 2, 1], [2, 188, 2], [1, 2, 1]]
 
 def sigmoid(x: Array) -> Array:
     """Logistic function 1 / (1 + e^-x) of an array of any shape; it never overflows."""
-    return logistic(namespace(x), x)
+    xp = namespace(x)
+    check_numbers("sigmoid", x=x)
+    return logistic(xp, x)
 
 
 AffineReLUCache: TypeAlias = tuple[AffineCache, ReLUCache]
@@ -120,9 +124,13 @@ def grad_check_sparse(
     """Print the numerical and the analytic gradient of a number `f(x)` at a few random places.
 
     The places are drawn by NumPy's global generator. There, elements of `x` are changed in place
-    by `h`, the step of the central differences, and restored. `x` is floating.
+    by `h`, the step of the central differences, and restored. `x` and `h` are as for
+    `eval_numerical_gradient`.
     """
-    check_floating(x)
+    check_counts(num_checks=num_checks)
+    check_step(x, h)
+    if analytic_grad.shape != x.shape or not x.size:
+        raise ShapeError(f"expected gradients {x.shape}, as x, got {analytic_grad.shape}")
     for _ in range(num_checks):
         place = tuple(int(numpy.random.randint(size)) for size in x.shape)
         old = x[place].copy()
@@ -172,10 +180,12 @@ def blur_image(X: Array) -> Array:
 
     Its neighbours share the rest; they are zero outside the image. Shape and dtype stay the same.
     """
+    xp = namespace(X)
     if X.ndim != 4:
         raise ShapeError(f"blur_image: expected X (N, C, height, width), got {X.shape}")
+    check_floating("blur_image", X=X)
     height, width = X.shape[2:]
-    padded = namespace(X).pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    padded = xp.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
     return sum(
         padded[:, :, i : i + height, j : j + width] * (weight / 200)
         for i, row in enumerate(BLUR)
@@ -186,6 +196,8 @@ def blur_image(X: Array) -> Array:
 def preprocess_image(img: Array) -> Array:
     """Return `(img / 255 - SQUEEZENET_MEAN) / SQUEEZENET_STD`, float32, of RGB `img (..., 3)`."""
     xp = namespace(img)
+    _check_colours("preprocess_image", img)
+    check_numbers("preprocess_image", img=img)
     mean, deviation = xp.asarray(SQUEEZENET_MEAN), xp.asarray(SQUEEZENET_STD)
     return (img.astype(numpy.float32) / 255 - mean) / deviation
 
@@ -196,6 +208,8 @@ def deprocess_image(img: Array, rescale: bool = False) -> Array:
     With `rescale` the image is stretched, so that its minimum becomes 0 and its maximum 255.
     """
     xp = namespace(img)
+    _check_colours("deprocess_image", img)
+    check_floating("deprocess_image", img=img)
     mean = xp.asarray(SQUEEZENET_MEAN, dtype=img.dtype)
     img = img * xp.asarray(SQUEEZENET_STD, dtype=img.dtype) + mean
     if rescale:
@@ -203,6 +217,11 @@ def deprocess_image(img: Array, rescale: bool = False) -> Array:
         spread = img.max() - low
         img = (img - low) / xp.where(spread > 0, spread, img.dtype.type(1))
     return xp.clip(255 * img, 0, 255).astype(numpy.uint8)
+
+
+def _check_colours(function: str, img: Array) -> None:
+    if img.shape[-1:] != (3,) or not img.size:
+        raise ShapeError(f"{function}: expected img (..., 3), got {img.shape}")
 
 
 def image_from_url(url: str) -> numpy.ndarray | None:
@@ -227,8 +246,7 @@ def load_image(filename: str | Path, size: int | None = None) -> numpy.ndarray:
     """
     from PIL import Image
 
-    if size is not None and size < 1:
-        raise ConfigurationError(f"load_image: size {size} is not positive")
+    check_counts(**given(size=size))
     img = images.open_picture(Path(filename))
     if size is not None:
         scale = size / min(img.size)

@@ -8,12 +8,14 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from xpcap.backend import Array
+from xpcap.backend import Array, to_host
 from xpcap.data.minibatch import Batch, sample_coco_minibatch
 from xpcap.errors import ConfigurationError
 from xpcap.kernels.updates import adam_update
 from xpcap.models import CaptioningRNN
-from xpcap.optim import RULES, Config, Optimizer, Rule, bias_corrected, check_counts, take_step
+from xpcap.optim import RULES, Config, Optimizer, Rule, bias_corrected, take_step
+from xpcap.options import check_counts
+from xpcap.runs.checkpoint import TrainingState
 from xpcap.training.trainer import Schedule, Trainer
 
 
@@ -80,6 +82,9 @@ class CaptioningSolver:
     ----------
     loss_history
         The loss of each iteration, in nats per caption.
+
+    A copy (`copy.deepcopy`) or a pickle trains on from the same iteration, with its own model and
+    data.
     """
 
     def __init__(
@@ -96,6 +101,10 @@ class CaptioningSolver:
         *,
         updater_config: Mapping[str, Any] | None = None,
     ) -> None:
+        self._arguments = (
+            model, data, update_rule, optim_config or updater_config, lr_decay, batch_size,
+            num_epochs, print_every, verbose,
+        )  # fmt: skip
         if optim_config and updater_config:
             raise ConfigurationError("optim_config and updater_config are one setting; give one")
         check_counts(batch_size=batch_size, print_every=print_every)
@@ -115,6 +124,19 @@ class CaptioningSolver:
             Schedule(epochs=num_epochs, lr_decay=lr_decay),
         )
         self._trainer.on("step", self._record)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = self._trainer.state()
+        memory = {
+            key: {name: to_host(value) for name, value in by_name.items()}
+            for key, by_name in state.memory.items()
+        }
+        restored = dataclasses.replace(state, parameters={}, memory=memory)
+        return type(self), self._arguments, (restored, self.loss_history)
+
+    def __setstate__(self, state: tuple[TrainingState, list[float]]) -> None:
+        progress, self.loss_history = state
+        self._trainer.restore(dataclasses.replace(progress, parameters=self.model.params))
 
     @property
     def epoch(self) -> int:

@@ -7,7 +7,8 @@ those of a sequence call them for each step. n_x inputs, n_a hidden units, n_y c
 T_x steps.
 
 The gradients of a step are those with respect to `a_next` (and `c_next`) only; none comes through
-`y`. A missing parameter raises a `ConfigurationError`, shapes that do not fit a `ShapeError`.
+`y`. A missing parameter raises a `ConfigurationError`; arrays that are empty or not floating, or
+whose shapes do not fit, a `ShapeError`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xpcap import layers
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ConfigurationError, ShapeError
+from xpcap.layers._checks import check_floating
 from xpcap.layers.loss import softmax
 from xpcap.layers.lstm import LSTMStepCache
 from xpcap.layers.recurrence import split_gates
@@ -265,6 +267,7 @@ def _backward_through_time(
 ) -> dict[str, Array]:
     """Sum the gradients of steps, from the last to the first, passing those of `states` back."""
     steps, _ = caches
+    namespace(da)
     if da.ndim != 3 or not 1 <= da.shape[2] <= len(steps):
         raise ShapeError(
             f"{function}: expected da (n_a, m, T) with T from 1 to {len(steps)}, the steps of the"
@@ -305,12 +308,14 @@ def _check(
     xp = namespace(*(array for array, _ in arrays.values()))
     sizes = {"1": 1}
     for array, layout in arrays.values():
-        symbols = layout.split()
-        fits = len(symbols) == array.ndim
-        for symbol, size in zip(symbols, array.shape, strict=False):
-            fits = fits and size == sum(sizes.setdefault(part, size) for part in symbol.split("+"))
+        symbols, shape = layout.split(), getattr(array, "shape", ())
+        fits = len(symbols) == len(shape)
+        for symbol, size in zip(symbols, shape, strict=False):
+            expected = sum(sizes.setdefault(part, size) for part in symbol.split("+"))
+            fits = fits and 0 < size == expected
         if not fits:
             wanted = ", ".join(f"{k} ({v.replace(' ', ', ')})" for k, (_, v) in arrays.items())
-            given = ", ".join(f"{name} {array.shape}" for name, (array, _) in arrays.items())
+            given = ", ".join(f"{k} {getattr(a, 'shape', ())}" for k, (a, _) in arrays.items())
             raise ShapeError(f"{function}: expected {wanted}; got {given}")
+    check_floating(function, **{name: array for name, (array, _) in arrays.items()})
     return xp

@@ -21,7 +21,7 @@ from xpcap.data.captions_entry import Entry
 from xpcap.data.captions_json import LINES, from_json
 from xpcap.data.captions_table import from_table, is_token_file
 from xpcap.data.encoding import CaptionedImage
-from xpcap.data.image_files import find_images
+from xpcap.data.image_files import find_images, slashed
 from xpcap.data.splits import NONE, read_lists, split_names, split_of
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import SMALL, explained, read_text
@@ -74,7 +74,9 @@ def read_captions(
         is_folder = source.is_dir()
     if is_folder:
         if images is not None:
-            raise ConfigurationError(f"--images goes with a captions file, not the folder {source}")
+            raise ConfigurationError(
+                f"images=FOLDER goes with a captions file, not the folder {source}"
+            )
         entries, beside = _from_folder(source, names), source
         folders = [source]
     else:
@@ -182,6 +184,12 @@ def _check_name(entry: Entry) -> None:
 
 
 def _locate(name: str, folders: Sequence[Path]) -> Path:
-    """Return the path of an image in the first folder that has it, or else in the first."""
-    paths = [Path(os.path.normpath(folder / name)) for folder in folders]
-    return next(filter(os.path.isfile, paths), paths[0])
+    """Return the path of an image in the first folder that has it, or else in the first.
+
+    Unless there is a file of that very name, backslashes separate folders, as in Windows.
+    """
+    exact, others = (
+        [Path(os.path.normpath(folder / one)) for folder in folders]
+        for one in (name, slashed(name))
+    )
+    return next(filter(os.path.isfile, [*exact, *others]), others[0])

@@ -178,7 +178,7 @@ def open_dataset(
             captions, image_idxs = read_split_captions(
                 file, folder / layout.CAPTIONS, name, vocabulary
             )
-            path = folder / layout.features_file(name, kind)
+            path = feature_path(folder, name, kind)
             stays = lazy or name == layout.TEST  # training does not need the test split
             values = LazyFeatures(path, dtype) if stays else read_features(path, dtype)
             check_images(folder, name, image_idxs, path, values.shape[0])
@@ -242,7 +242,7 @@ def feature_kinds(folder: Path) -> list[str]:
 def _choose_features(folder: Path, features: str) -> str:
     found = feature_kinds(folder)
     if features == "auto":
-        return found[0] if found else "pca"
+        return found[0] if found else "fc7"
     if features not in layout.FEATURE_KINDS:
         raise DataError(f"features '{features}' are unknown; expected auto, pca or fc7")
     if found and features not in found:
@@ -251,12 +251,26 @@ def _choose_features(folder: Path, features: str) -> str:
     return features
 
 
+def feature_path(folder: Path, split: str, kind: str) -> Path:
+    """Return the path of a split's features; if they are missing, a `DataError` says what helps."""
+    path = folder / layout.features_file(split, kind)
+    with explained(path, "read"):
+        exists = path.exists()
+    if not exists:
+        making = f"xpcap data pca {folder} --replace makes them"
+        if kind == "fc7":
+            making = "xpcap data prepare --extractor NAME computes them, see datasets/README.md"
+        raise DataError(f"{folder} has no features of '{split}' ({path.name}): {making}")
+    return path
+
+
 def read_split_captions(
     file: Any, path: Path, name: str, vocabulary: Vocabulary
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Read and check a split's captions `(M, T)` int32 and image indices `(M,)`."""
     key = f"{name}_captions"
-    captions = read_array(file, path, key, 2, "iu")
+    hint = "" if name == "train" else f"; xpcap data prepare makes a split '{name}'"
+    captions = read_array(file, path, key, 2, "iu", hint)
     image_idxs = read_array(file, path, f"{name}_image_idxs", 1, "iu")
     if len(captions) != len(image_idxs):
         raise DataError(
@@ -302,10 +316,10 @@ def check_widths(folder: Path, kind: str, shapes: Mapping[str, Sequence[int]]) -
         )
 
 
-def read_urls(path: Path, images: int) -> list[str]:
-    """Read a file of one line per image, and check their number."""
+def read_urls(path: Path, images: int | None) -> list[str]:
+    """Read a file of one line per image, and check their number, if it is known."""
     urls = read_bytes(path).decode("utf-8", "replace").splitlines()
-    if len(urls) != images:
+    if images is not None and len(urls) != images:
         raise DataError(f"{path} has {len(urls)} lines; expected {images}, one per image")
     return [url.strip() for url in urls]
 

@@ -15,7 +15,7 @@ from xpcap.data.archive import Manifest, read_manifest, unpack, unpacked_size
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.web import FAILURES, check_web, open_url, reason_of
 from xpcap.errors import DataError
-from xpcap.files import check_new_folder, explained, new_file, new_folder, read_json
+from xpcap.files import check_new_folder, explained, lock, new_file, new_folder, read_json
 
 ADDRESS = "http://cs231n.stanford.edu/coco_captioning.zip"
 FOLDER = "coco_captioning"
@@ -200,6 +200,7 @@ def _append(answer: HTTPResponse, part: Part, progress: Progress) -> None:
     done, total = part.have, part.total
     most = LARGEST if total is None else total
     with explained(part.path, "write"), open(part.path, "ab") as file:
+        lock(file, part.path)
         while done <= most and (piece := _read(answer)):
             done += len(piece)
             file.write(piece)

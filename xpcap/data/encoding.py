@@ -11,7 +11,8 @@ import numpy
 
 from xpcap.data.folder import SplitContents
 from xpcap.data.vocabulary import SPECIAL, UNK, WORDS, Vocabulary
-from xpcap.errors import ConfigurationError, DataError
+from xpcap.errors import DataError
+from xpcap.options import check_counts
 
 LONGEST = 1000
 
@@ -49,10 +50,8 @@ class Encoded(NamedTuple):
 
 def check_limits(min_count: int, max_words: int) -> None:
     """Raise a `ConfigurationError` if a limit of `encode` is out of range."""
-    if min_count < 1:
-        raise ConfigurationError(f"min-count must be at least 1, got {min_count}")
-    if not 1 <= max_words <= LONGEST:
-        raise ConfigurationError(f"max-words must be in 1..{LONGEST}, got {max_words}")
+    check_counts(min_count=min_count)
+    check_counts(1, LONGEST, max_words=max_words)
 
 
 def held_out(
@@ -74,7 +73,7 @@ def held_out(
     if not usable:
         raise DataError(
             f"{source}: no training image has a caption of 1 to {max_words} words; expected at"
-            " least two such images (--max-words)"
+            " least two such images (max_words=N)"
         )
     every = min(every, len(usable))
     return set(usable[every - 1 :: every])

@@ -233,7 +233,7 @@ def _batch(
         elif skip_broken:
             broken.append(Broken(images[k], str(found)))
         else:
-            raise DataError(f"{found} (--skip-broken leaves it out)") from found
+            raise DataError(f"{found} (skip_broken=True leaves it out)") from found
     if prepared:
         features = _compute(extractor, [images[k] for k in prepared], list(prepared.values()))
         rows["features"][list(prepared)] = features

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy
 
-from xpcap.data.hdf5 import DAMAGED, Chunks, find_array, open_hdf5, whole
+from xpcap.data.hdf5 import Chunks, find_array, open_hdf5, whole
 from xpcap.errors import DataError
 
 BLOCK_BYTES = 128 * 2**20
@@ -59,7 +59,7 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
     except (MemoryError, ValueError) as error:
         raise DataError(
             f"{path}: 'features' of shape {lazy.shape} do not fit in memory; leave them in their"
-            " file (--lazy)"
+            " file (lazy=True)"
         ) from error
     for block in row_blocks(lazy):
         out[block] = lazy[block]
@@ -86,6 +86,9 @@ class LazyFeatures:
         self.shape = self._reader.shape
         self.close = self._reader.close
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy opens the file again
+        return type(self), (self.path, self.dtype.name)
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -96,10 +99,8 @@ class LazyFeatures:
         return found if numpy.array_equal(distinct, wanted) else found[places]
 
     def _read(self, rows: numpy.ndarray) -> numpy.ndarray:
-        try:
+        with whole(self.path, "features"):
             found = self._reader.read(rows)
-        except DAMAGED as error:
-            raise DataError(f"{self.path} is damaged: 'features' cannot be read") from error
         with numpy.errstate(over="ignore"):
             found = found.astype(self.dtype, copy=False)
         if not numpy.isfinite(found).all():

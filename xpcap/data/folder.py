@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.hdf5 import write_arrays
+from xpcap.data.hdf5 import write_arrays, write_rows
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.files import explained
 
@@ -95,13 +95,7 @@ def write_contents(
 
 def write_features(path: Path, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]) -> None:
     """Write a feature file of `shape` `(images, D)` from blocks of rows, or raise an `OSError`."""
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        written, first = file.create_dataset("features", shape, numpy.float32), 0
-        for block in blocks:
-            written[first : first + len(block)] = block
-            first += len(block)
+    write_rows(path, "features", shape, blocks)
 
 
 def write_text(path: Path, text: str) -> None:

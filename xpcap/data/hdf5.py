@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from xpcap.errors import DataError
+from xpcap.errors import DataError, first_line
 from xpcap.files import check_plain, check_swelling, explained
 
 DAMAGED = (
@@ -33,7 +34,8 @@ KINDS = {"f": "floating", "iu": "integer"}
 def open_hdf5(path: Path) -> Any:
     """Open an HDF5 file for reading, as an `h5py.File` that the caller closes.
 
-    A `DataError` is raised if it is missing, not an HDF5 file, or shorter than its header says.
+    A `DataError` is raised if it is missing, locked, not an HDF5 file, or shorter than its header
+    says.
     """
     import h5py
 
@@ -43,15 +45,30 @@ def open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except DAMAGED as error:
-        reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file"
-        raise DataError(f"{path} {reason}; expected a whole HDF5 file") from error
+        raise DataError(f"{path} {_reason(path, error)}") from error
 
 
-def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+def _reason(path: Path, error: Exception) -> str:
+    """Return why HDF5 cannot open a file."""
+    said, expected = first_line(error), "expected a whole HDF5 file"
+    if not path.stat().st_size:
+        return f"is empty; {expected}"
+    if "truncated" in said:
+        return f"is truncated; {expected}"
+    if "signature not found" in said:
+        return f"is not an HDF5 file; {expected}"
+    if "lock file" in said:
+        return "is locked by another program, which may be writing it; expected it to be closed"
+    if "version" in said:
+        return f"is damaged, or of a newer HDF5 format than h5py reads here: {said}"
+    return f"cannot be opened as HDF5: {said}"
+
+
+def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str = "") -> Any:
     """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
     `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
-    there is no such array, or its size is implausible.
+    there is no such array, with a `hint`, or its size is implausible.
     """
     import h5py
 
@@ -60,7 +77,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         keys = sorted(map(str, file))
         if key not in keys:
             raise DataError(
-                f"{path}: no '{key}' in it, only {', '.join(keys) or 'nothing'}; {expected}"
+                f"{path}: no '{key}' in it, only {', '.join(keys) or 'nothing'}; {expected}{hint}"
             )
         if not isinstance(file.get(key, getlink=True), h5py.HardLink):
             raise DataError(f"{path}: '{key}' is a link; {expected}")
@@ -80,18 +97,23 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
 
 @contextlib.contextmanager
 def whole(path: Path, key: str, doing: str = "read") -> Iterator[None]:
-    """Turn exceptions of h5py inside the block into a `DataError`: an array is damaged."""
+    """Turn exceptions of h5py inside the block into a `DataError`: an array is damaged.
+
+    Errors of the operating system are reported in its own words.
+    """
     try:
         yield
     except DataError:
         raise
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"cannot read {path}: {os.strerror(error.errno)}") from error
         raise DataError(f"{path} is damaged: '{key}' cannot be {doing}") from error
 
 
-def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+def read_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str = "") -> Any:
     """Read a whole array, checked as by `find_array`."""
-    found = find_array(file, path, key, ndim, kinds)
+    found = find_array(file, path, key, ndim, kinds, hint)
     with whole(path, key):
         if found.chunks is None:
             return found[...]
@@ -196,8 +218,8 @@ class Chunks:
 def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     """Write arrays by name into a new HDF5 file, or raise an `OSError`.
 
-    The file is built in memory first, which takes their size a second time: HDF5 can crash if the
-    disk turns out to be full when it closes a file.
+    The file is built in memory first, which takes their size a second time: HDF5 crashes, at the
+    latest at the end of the process, if the disk turns out to be full when it closes a file.
     """
     import h5py
 
@@ -208,3 +230,25 @@ def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     # bytes, which getvalue shares with `image`: an exported buffer that the traceback of a failed
     # write keeps alive can crash Python 3.12.1 when it is garbage collected
     path.write_bytes(image.getvalue())
+
+
+def write_rows(
+    path: Path, key: str, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]
+) -> None:
+    """Write a float32 array of `shape` from blocks of its rows, or raise an `OSError`.
+
+    In memory, HDF5 makes only the file's metadata, see `write_arrays`, and reserves the place of
+    the values, which are written past it.
+    """
+    import h5py
+
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        array = file.create_dataset(key, shape, "<f4", fill_time="never")
+        array[0, 0] = 0  # only now it has a place, behind the metadata
+        start = array.id.get_offset()
+    with open(path, "wb") as written:
+        written.write(image.getvalue())
+        written.seek(start)
+        for block in blocks:
+            written.write(numpy.ascontiguousarray(block, "<f4").data)

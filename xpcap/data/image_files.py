@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
+from xpcap.files import explained
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp",
@@ -37,16 +38,23 @@ def find_images(arguments: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
+def slashed(name: str) -> str:
+    r"""Return a path with slashes for the backslashes of Windows: `images\a.jpg`."""
+    return name.replace("\\", "/")
+
+
 def _of(argument: str) -> Iterator[Path]:
     if is_url(argument):
         raise DataError(f"{argument} is a URL; expected a file: download it first")
     path = Path(argument)
-    if path.is_dir():
+    with explained(path, "read"):
+        is_folder, exists = path.is_dir(), path.exists()
+    if is_folder:
         images = [image for image in _below(path) if image.suffix.lower() in SUFFIXES]
         if not images:
             raise DataError(f"{path} has no image; expected one of {' '.join(SUFFIXES)}")
         yield from images
-    elif path.exists() or not glob.has_magic(argument):
+    elif exists or not glob.has_magic(argument):
         yield path
     else:
         matches = sorted(glob.glob(argument, recursive=True), key=_natural)

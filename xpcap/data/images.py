@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 
 from xpcap.data.archive import read_member
+from xpcap.data.image_files import slashed
 from xpcap.data.web import FAILURES, check_web, open_url, reason_of
 from xpcap.errors import DataError, first_line
 from xpcap.files import read_bytes
@@ -110,8 +111,13 @@ def rgb_picture(image: Any) -> Any:
 
 
 def open_stored(address: str | Path) -> Any:
-    """Open an image file, or one in a zip archive at `ARCHIVE.zip/MEMBER`, as `decode_picture`."""
+    """Open an image file, or one in a zip archive at `ARCHIVE.zip/MEMBER`, as `decode_picture`.
+
+    Unless there is a file of that very name, backslashes separate folders, as in Windows.
+    """
     path = Path(address)
+    if not os.path.isfile(path):
+        path = Path(slashed(str(address)))
     for archive in path.parents:
         if archive.suffix == ".zip" and os.path.isfile(archive):
             return open_packed(archive, path.relative_to(archive).as_posix())

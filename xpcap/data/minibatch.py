@@ -12,6 +12,7 @@ import numpy
 from xpcap.backend import Array, namespace, to_host
 from xpcap.data.dataset import Split
 from xpcap.errors import ConfigurationError, DataError
+from xpcap.options import check_counts
 
 AHEAD = 2
 
@@ -27,6 +28,7 @@ def sample_coco_minibatch(
     device of `data`, the URLs `(N,)` on the host. A `DataError` is raised if `data` have no such
     `split`.
     """
+    check_counts(batch_size=batch_size)
     if f"{split}_captions" not in data:
         known = [key.removesuffix("_captions") for key in data if key.endswith("_captions")]
         raise DataError(f"split '{split}' is unknown; expected {' or '.join(known)}")

@@ -30,12 +30,13 @@ import numpy
 
 from xpcap.backend import CPU, Array, Backend, Namespace, to_host
 from xpcap.data import folder as layout
-from xpcap.data.dataset import check_widths
+from xpcap.data.dataset import check_widths, feature_path
 from xpcap.data.features import Features, LazyFeatures, row_blocks
 from xpcap.data.hdf5 import open_hdf5, read_array, write_arrays
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
+from xpcap.options import check_counts
 
 Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
 """Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
@@ -107,6 +108,18 @@ class PCA:
         return cls(mean, components, variance)
 
 
+def read_transform(folder: Path) -> PCA:
+    """Read the transform of a data folder that has pca features."""
+    path = folder / layout.PCA
+    with explained(path, "read"):
+        if not path.exists():
+            raise DataError(
+                f"{folder} has pca features, but no {layout.PCA} to reduce those of new images;"
+                f" expected it (xpcap data pca {folder} --replace makes both), or features fc7"
+            )
+    return PCA.read(path)
+
+
 def fit_components(
     features: Features, dim: int, whiten: bool, backend: Backend, progress: Progress
 ) -> tuple[PCA, float]:
@@ -122,6 +135,7 @@ def fit_components(
         If `dim` is not between 1 and the number of directions in which the features vary, at most
         `min(n - 1, D)`; or features are not finite.
     """
+    check_counts(0, dim=dim)
     count, width = features.shape
     most = min(count - 1, width)
     if dim < 1 or most < 1:
@@ -237,11 +251,11 @@ def reduce_folder(
         with explained(path, "read"):
             exists = path.exists()
         if exists:
-            raise DataError(f"{path} already exists; expected none (or --replace)")
+            raise DataError(f"{path} already exists; expected none (or replace=True)")
     with contextlib.ExitStack() as stack:
         features = {
             split: stack.enter_context(
-                contextlib.closing(LazyFeatures(folder / layout.features_file(split, "fc7")))
+                contextlib.closing(LazyFeatures(feature_path(folder, split, "fc7")))
             )
             for split in splits
         }

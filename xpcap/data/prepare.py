@@ -217,7 +217,12 @@ def _split(
     parts = {name: part for name in ALL if (part := by_name[name]) or name != layout.TEST}
     for name, part in parts.items():
         if not part:
-            hint = f"; {len(left)} have no split: --splits none={name}" if left else ""
+            others = [other for other in parts if parts[other]]
+            hint = ""
+            if left:
+                hint = f"; {len(left)} have no split (splits={{'none': '{name}'}})"
+            elif others:
+                hint = f"; all are in {' and '.join(others)} (splits={{'{others[0]}': '{name}'}})"
             raise DataError(
                 f"{source}: no image with a caption for '{name}'; expected at least one{hint}"
             )
@@ -231,6 +236,6 @@ def _check_exist(source: Path, images: Sequence[Path]) -> None:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
             f"{source} names {missing[0]}, which does not exist{more}; expected the images"
-            " there, in images/ beside the captions, or in the folder of --images; --skip-broken"
-            " leaves missing ones out"
+            " there, in images/ beside the captions, or elsewhere (images=FOLDER);"
+            " skip_broken=True leaves missing ones out"
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xpcap.data import folder as layout
-from xpcap.data.image_files import SUFFIXES
+from xpcap.data.image_files import SUFFIXES, slashed
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import SMALL, explained, read_text
 
@@ -59,8 +59,8 @@ def split_of(where: str, name: Any, names: Mapping[str, str]) -> str | None:
         return None
     if key not in names:
         raise DataError(
-            f"{where}: split is {name!r}; expected {', '.join(NAMES)}, or a name that --splits maps"
-            f" to one of them, such as --splits {key or 'NAME'}=train"
+            f"{where}: split is {name!r}; expected {', '.join(NAMES)}, or a name that means one of"
+            f" them (splits={{'{key or 'NAME'}': 'train'}})"
         )
     return names[key]
 
@@ -89,7 +89,11 @@ def read_lists(
             for k, line in enumerate(read_text(path, SMALL).split("\n"), 1)
             if line.strip()
         ]
-        found = [(k, line, exact.get(line) or bare.get(line)) for k, line in lines]
+        found = [
+            (k, line, exact.get(name) or bare.get(name))
+            for k, line in lines
+            for name in [slashed(line)]
+        ]
         if not any(places for _, _, places in found):
             continue
         used.append(path)
@@ -113,8 +117,8 @@ def _by_name(images: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, lis
     """Return the indices of images by their names, and by those without ending."""
     exact: dict[str, list[int]] = {}
     bare: dict[str, list[int]] = {}
-    for k, image in enumerate(images):
-        path = PurePath(image)
+    for k, image in enumerate(map(slashed, images)):
+        path = PurePosixPath(image)
         for name in {image, str(path), path.name}:
             exact.setdefault(name, []).append(k)
         if path.suffix.lower() in SUFFIXES:

@@ -88,16 +88,19 @@ class _Summary:
                 found["features"][kind] = self._noted(self._features, path, name == "train")
         if not found["features"]:
             self.problems.append(
-                f"no features for '{name}'; expected {layout.features_file(name, 'fc7')}"
+                f"no features for '{name}'; expected {layout.features_file(name, 'fc7')}, which"
+                " xpcap data prepare --extractor NAME computes"
             )
         rows = {kind: part["shape"][0] for kind, part in found["features"].items() if part}
         if len(set(rows.values())) > 1:
             self.problems.append(
                 f"features of '{name}' have {rows} images; expected the same number"
             )
-        found["images"] = next(iter(rows.values()), None)
-        if found["images"] is not None:
-            self._noted(read_urls, self.folder / layout.urls_file(name), found["images"])
+        images = next(iter(rows.values()), None)
+        urls, listed = self.folder / layout.urls_file(name), None
+        if images is not None or urls.exists():
+            listed = self._noted(read_urls, urls, images)
+        found["images"] = len(listed) if images is None and listed is not None else images
         if self.words is not None:
             self._noted(self._captions, name, found, self.words)
         return found
@@ -150,7 +153,7 @@ class _Summary:
                 )
         if name == "train" and (captions == captions[0]).all():
             self.problems.append(f"{path}: all {len(captions)} captions of '{name}' are the same")
-        if found["images"] is not None:
+        if any(found["features"].values()):
             file = self.folder / layout.features_file(name, next(iter(found["features"])))
             check_images(self.folder, name, image_idxs, file, found["images"])
             if (self.folder / layout.REFERENCES).exists():

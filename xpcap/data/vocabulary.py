@@ -70,6 +70,7 @@ def tokenize_any(caption: str) -> list[str]:
     >>> tokenize_any("Zwei T-Shirts, größer als das Café/Bistro: 3.50 €. Don't!")
     ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café', 'bistro', '3.50', 'dont']
     """
+    _check_text(caption)
     joined = _ABBREVIATED.sub(r"\1", caption.lower())
     kept = unicodedata.normalize("NFC", joined.translate(_KEPT))
     words = _NOT_INSIDE.sub(" ", kept).split()
@@ -82,6 +83,7 @@ def tokenize_characters(caption: str) -> list[str]:
     >>> tokenize_characters("一只狗，2岁。")
     ['一', '只', '狗', '2', '岁']
     """
+    _check_text(caption)
     tokens: list[str] = []
     for part in re.split(f"({UNK})", caption):
         if part == UNK:
@@ -94,6 +96,11 @@ def tokenize_characters(caption: str) -> list[str]:
                 else:
                     tokens.append(character)
     return tokens
+
+
+def _check_text(caption: str) -> None:
+    if not isinstance(caption, str):
+        raise DataError(f"a caption is {caption!r:.40}; expected text")
 
 
 def tokenizer(tokens: str) -> Callable[[str], list[str]]:

@@ -24,11 +24,12 @@ import numpy
 
 from xpcap.backend import Array, namespace, to_host
 from xpcap.decoding.captioner import Captioner, Decoded, start_and_end
-from xpcap.decoding.constraints import Constraints
+from xpcap.decoding.constraints import EXTREME, LARGEST, Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.kernels import fastest
 from xpcap.kernels.top import best_continuations
 from xpcap.layers.loss import log_normalizer
+from xpcap.options import check_counts, check_number
 
 PENALTIES = ("none", "average", "gnmt")
 
@@ -37,8 +38,8 @@ PENALTIES = ("none", "average", "gnmt")
 class Beam:
     """Options of beam search: K = `width` slots, `n_best` captions per image.
 
-    `alpha` is the exponent of the length penalty `"gnmt"`; `diversity` is subtracted from a word
-    for each of the `groups` that has chosen it.
+    `alpha` is the exponent of the length penalty `"gnmt"`, at most 10; `diversity` is subtracted
+    from a word for each of the `groups` that has chosen it.
     """
 
     width: int = 3
@@ -50,23 +51,22 @@ class Beam:
     constraints: Constraints = field(default_factory=Constraints)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_best <= self.width:
+        check_counts(1, LARGEST, beam=self.width, n_best=self.n_best)
+        check_counts(groups=self.groups)
+        check_number("alpha", self.alpha, "[0, 10]")
+        check_number("diversity", self.diversity, "[0, inf)")
+        if self.n_best > self.width:
             raise ConfigurationError(
-                f"{self.n_best} captions of a beam of {self.width} cannot be generated;"
-                " expected 1 <= n-best <= width"
+                f"n_best {self.n_best} is more than beam {self.width} can find"
             )
         if self.length_penalty not in PENALTIES:
             raise ConfigurationError(
                 f"length penalty '{self.length_penalty}' is unknown; expected"
                 f" {', '.join(PENALTIES)}"
             )
-        if self.groups < 1 or self.width % self.groups:
+        if self.width % self.groups:
             raise ConfigurationError(
-                f"a beam of {self.width} cannot be divided into {self.groups} groups"
-            )
-        if not (0 <= self.alpha < float("inf") and 0 <= self.diversity < float("inf")):
-            raise ConfigurationError(
-                f"alpha {self.alpha} and diversity {self.diversity} must be finite and >= 0"
+                f"beam {self.width} is not a multiple of groups {self.groups}; expected one"
             )
 
     def penalty(self, length: int) -> float:
@@ -141,7 +141,8 @@ class _Search:
             slots = (of[here] - beams.start) * self.slots + slot[here]
             values = scores[here]
             if beam.groups > 1:
-                values = values - beam.diversity * chosen[of[here] - beams.start]
+                diversity = min(beam.diversity, EXTREME)
+                values = values - diversity * chosen[of[here] - beams.start]
             found = best_continuations(fastest(xp), values, totals, slots, self.images, self.slots)
             self._extend(t, beams, *found, scores, normalizer, chosen)
         return True

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from xpcap.backend import Array, Namespace
 from xpcap.errors import ConfigurationError
+from xpcap.options import check_counts, given
 
+EXTREME = 1e20  # beyond, a temperature or diversity draws the same words and overflows float32
+LARGEST = 2**20  # words of a caption, captions of an image
 MAX_LENGTH = 30  # where no other length is known
 
 
@@ -27,13 +30,13 @@ class Constraints:
     banned: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_length <= self.limit:
+        check_counts(0, LARGEST, **given(max_words=self.max_length))
+        check_counts(0, min_words=self.min_length, no_repeat_ngram=self.no_repeat_ngram)
+        if self.min_length > self.limit:
             raise ConfigurationError(
                 f"captions of {self.min_length} to {self.limit} words cannot be generated;"
-                " expected a minimum of 0 or more, and no smaller maximum"
+                " expected min_words <= max_words"
             )
-        if self.no_repeat_ngram < 0:
-            raise ConfigurationError(f"no-repeat-ngram must be >= 0, got {self.no_repeat_ngram}")
 
     @property
     def limit(self) -> int:

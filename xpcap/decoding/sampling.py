@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.decoding.captioner import Captioner, Decoded, start_and_end
-from xpcap.decoding.constraints import Constraints
-from xpcap.errors import ConfigurationError
+from xpcap.decoding.constraints import EXTREME, LARGEST, Constraints
 from xpcap.layers.loss import log_softmax, softmax
+from xpcap.options import check_counts, check_number
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,10 @@ class Sampling:
     constraints: Constraints = field(default_factory=Constraints)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.top_k < 0 or self.seed < 0:
-            raise ConfigurationError(
-                f"count {self.count}, top-k {self.top_k} and seed {self.seed} cannot be used;"
-                " expected count >= 1, top-k >= 0 and seed >= 0"
-            )
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigurationError(f"temperature must be finite and > 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigurationError(f"top-p must be in (0, 1], got {self.top_p}")
+        check_counts(1, LARGEST, **{"the number of captions": self.count})
+        check_counts(0, math.inf, top_k=self.top_k, seed=self.seed)
+        check_number("temperature", self.temperature, "(0, inf)")
+        check_number("top_p", self.top_p, "(0, 1]")
 
 
 def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0) -> Decoded:
@@ -79,12 +75,15 @@ def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0
 def _draw(xp: Namespace, log_probs: Array, uniform: Array, sampling: Sampling) -> Array:
     """Invert each row's cumulative distribution, most probable word first, at `uniform (R,)`."""
     order = xp.argsort(-log_probs, axis=1, kind="stable")
-    ordered = xp.take_along_axis(log_probs, order, axis=1) / sampling.temperature
+    ordered = xp.take_along_axis(log_probs, order, axis=1)
+    ordered = (ordered - ordered[:, :1]) / min(max(sampling.temperature, 1 / EXTREME), EXTREME)
     if sampling.top_k:
         ordered[:, sampling.top_k :] = -xp.inf
     probs = softmax(xp, ordered)
     before = xp.cumsum(probs, axis=1) - probs
-    probs = xp.where(before < sampling.top_p, probs, 0)
+    kept = before < sampling.top_p
+    kept[:, 0] = True  # also where float32 rounds top_p to 0
+    probs = xp.where(kept, probs, 0)
     sums = xp.cumsum(probs, axis=1)
     ranks = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=1)
     # rounding may lead past the last word with a probability

@@ -10,7 +10,7 @@ import numpy
 
 from xpcap.data import folder as layout
 from xpcap.data.dataset import open_dataset
-from xpcap.data.pca import PCA
+from xpcap.data.pca import PCA, read_transform
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
@@ -18,7 +18,7 @@ from xpcap.exchange.course import read_npz
 from xpcap.exchange.parameters import NAMES, sizes_of, unified
 from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
-from xpcap.files import explained, new_folder
+from xpcap.files import check_plain, explained, new_folder
 from xpcap.runs import Run, check_new_run, open_run
 from xpcap.runs.dataset import open_data
 
@@ -48,6 +48,7 @@ def import_run(
         weights, else fc7.
     """
     check_new_run(out)
+    check_plain(file)
     with explained(file, "read"), open(file, "rb") as opened:
         zipped = opened.read(len(_ZIP)) == _ZIP
     tensors, own, described = (read_npz(file), None, {}) if zipped else read_safetensors(file)
@@ -90,7 +91,7 @@ def _vocabulary(
     if not found:
         raise ConfigurationError(
             f"{file} does not say which words it knows; expected the data folder that it was"
-            " trained on (--data), or a file like coco2014_vocab.json (--vocab)"
+            " trained on (data=FOLDER), or a file like coco2014_vocab.json (vocab=FILE)"
         )
     (first, vocabulary), *others = found.items()
     for path, other in others:
@@ -129,7 +130,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "extractor": extractor,
     }
     reduced = dataset.kind == "pca" and extractor
-    return origin, PCA.read(data / layout.PCA) if reduced else None
+    return origin, read_transform(data) if reduced else None
 
 
 def _check_features(run: Run, data: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy
@@ -38,7 +39,13 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
                 f"{source}: '{name}' is {value.dtype} of shape {tuple(value.shape)}; expected"
                 " floating numbers"
             )
-    cell = "gru" if gru else "rnn" if params["b"].shape == params["b_proj"].shape else "lstm"
+    gates = prod(params["b"].shape) / prod(params["b_proj"].shape)
+    cell = "gru" if gru else {1: "rnn", 4: "lstm"}.get(gates)
+    if cell is None:
+        raise DataError(
+            f"{source} holds {shown(params)}: a cell of {gates:g} gates; expected the weights of"
+            f" {', '.join(f'{name} ({count})' for name, count in GATES.items())}"
+        )
     wide = "H" if GATES[cell] == 1 else f"{GATES[cell]}H"
     layouts = {
         "b_proj": "H", "W_proj": "D H", "W_embed": "V W",

@@ -53,8 +53,9 @@ def read_safetensors(
         known = all(kind in _FLOATING for kind in kinds.values())
         tensors = load(content) if known else {}
     except Exception as error:  # a damaged header raises many kinds of errors
+        what = "is not a whole safetensors file, nor an .npz file" if content else "is empty"
         raise DataError(
-            f"{path} is not a whole safetensors file, nor an .npz file; expected one of"
+            f"{path} {what}; expected one of"
             " safetensors.torch.save_file (not of torch.save), or of numpy.savez"
         ) from error
     for name, kind in kinds.items():

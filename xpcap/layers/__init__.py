@@ -3,7 +3,8 @@
 `*_forward(...)` returns `(out, cache)`; `*_backward(dout, cache)` returns the gradients of the
 forward arguments, in their order. N is the batch, T time steps, D inputs, H hidden units, W the
 word vector, V the vocabulary; arrays are `(N, T, D)` and weights stand on the right, `x @ Wx`.
-The library of the arguments, NumPy or CuPy, computes.
+The library of the arguments, NumPy or CuPy, computes. Arrays are floating but for words and masks;
+others, and shapes that do not fit together, raise a `ShapeError`.
 """
 
 from xpcap.layers.activations import relu_backward, relu_forward

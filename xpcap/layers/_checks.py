@@ -10,24 +10,54 @@ def check_shapes(function: str, **arrays: tuple[Array, str]) -> dict[str, int]:
     """Check arrays against shapes written in letters, and return the size of each letter.
 
     A layout has words: `"N T D"`; a size may be a multiple, `"4H"`, if the plain letter stands in
-    an earlier one. The `ShapeError` names every array with the shape expected and the shape given.
+    an earlier one. Only N, the batch, may be 0. The `ShapeError` names every array with the shape
+    expected and the shape given.
     """
     sizes: dict[str, int] = {}
     for array, layout in arrays.values():
-        letters = layout.split()
-        fits = len(letters) == len(array.shape)
-        for letter, size in zip(letters, array.shape, strict=False):
+        letters, shape = layout.split(), _shape(array)
+        fits = len(letters) == len(shape)
+        for letter, size in zip(letters, shape, strict=False):
             factor, symbol = int(letter[:-1] or 1), letter[-1]
             fits = fits and size == factor * sizes.setdefault(symbol, size)
         if not fits:
             wanted = ", ".join(f"{name} ({_commas(shape)})" for name, (_, shape) in arrays.items())
-            given = ", ".join(f"{name} {tuple(a.shape)}" for name, (a, _) in arrays.items())
+            given = ", ".join(f"{name} {_shape(a)}" for name, (a, _) in arrays.items())
             raise ShapeError(f"{function}: expected {wanted}; got {given}")
+    empty = [letter for letter, size in sizes.items() if not size and letter != "N"]
+    if empty:
+        given = ", ".join(f"{name} {_shape(a)}" for name, (a, _) in arrays.items())
+        raise ShapeError(f"{function}: expected {empty[0]} of at least 1, got {given}")
     return sizes
+
+
+def _shape(array: Array) -> tuple[int, ...]:
+    return tuple(getattr(array, "shape", ()))  # plain numbers have none
 
 
 def _commas(layout: str) -> str:
     return ", ".join(layout.split()) + ("," if len(layout.split()) == 1 else "")
+
+
+def check_floating(function: str, **arrays: Array) -> None:
+    """Raise `ShapeError` unless the elements of arrays are floating numbers."""
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise ShapeError(
+                f"{function}: expected floating numbers in {name}, got {array.dtype}; convert it"
+                " with .astype(float)"
+            )
+
+
+def check_gradients(function: str, **gradients: tuple[Array, tuple[int, ...]]) -> None:
+    """Raise `ShapeError` unless gradients from above are floating, of the shapes of the outputs."""
+    for name, (gradient, shape) in gradients.items():
+        if _shape(gradient) != tuple(shape):
+            raise ShapeError(
+                f"{function}: expected {name} {tuple(shape)}, as the forward pass returned; got"
+                f" {_shape(gradient)}"
+            )
+        check_floating(function, **{name: gradient})
 
 
 def check_numbers(function: str, **arrays: Array) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.errors import ShapeError
+from xpcap.layers._checks import check_floating, check_gradients
 
 
 def sigmoid(xp: Namespace, a: Array) -> Array:
@@ -20,13 +20,17 @@ class ReLUCache(NamedTuple):
 
 
 def relu_forward(x: Array) -> tuple[Array, ReLUCache]:
-    """Set what is negative to zero: `max(x, 0)`, for `x` of any shape."""
-    return namespace(x).maximum(x, 0), ReLUCache(x)
+    """Set what is negative to zero: `max(x, 0)`, for `x` of any shape.
+
+    Raises `ShapeError` unless `x` is floating.
+    """
+    xp = namespace(x)
+    check_floating("relu_forward", x=x)
+    return xp.maximum(x, 0), ReLUCache(x)
 
 
 def relu_backward(dout: Array, cache: ReLUCache) -> Array:
     """Gradient of `relu_forward`: `dout` where `x > 0`, else 0."""
     xp = namespace(dout, cache.x)
-    if dout.shape != cache.x.shape:
-        raise ShapeError(f"relu_backward: expected dout {cache.x.shape}, as x; got {dout.shape}")
+    check_gradients("relu_backward", dout=(dout, cache.x.shape))
     return xp.where(cache.x > 0, dout, dout.dtype.type(0))

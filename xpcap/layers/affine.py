@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_shapes
+from xpcap.layers._checks import check_floating, check_gradients, check_shapes
 from xpcap.operations import operation
 
 
@@ -42,15 +42,17 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
     """Multiply each input by a matrix and add a bias: `x w + b`, `(N, M)`.
 
     Inputs `x (N, d1, ..., dk)` are flattened to `(N, D)`; weights `w (D, M)`, biases `b (M,)`.
-    Raises `ShapeError` if the shapes do not fit together.
+    Raises `ShapeError` if the shapes do not fit together, or arrays are not floating.
     """
     namespace(x, w, b)
     check_shapes("affine_forward", w=(w, "D M"), b=(b, "M"))
-    if math.prod(x.shape[1:]) != w.shape[0]:
+    shape = getattr(x, "shape", ())
+    if not shape or math.prod(shape[1:]) != w.shape[0]:
         raise ShapeError(
             f"affine_forward: expected x (N, ...) with {w.shape[0]} numbers a row as w"
-            f" {tuple(w.shape)} has rows; got x {tuple(x.shape)}"
+            f" {tuple(w.shape)} has rows; got x {tuple(shape)}"
         )
+    check_floating("affine_forward", x=x, w=w, b=b)
     return x.reshape(x.shape[0], w.shape[0]) @ w + b, AffineCache(x, w)
 
 
@@ -61,6 +63,7 @@ def affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
     """
     x, w = cache
     namespace(dout, x, w)
+    check_gradients("affine_backward", dout=(dout, (x.shape[0], w.shape[1])))
     rows = x.reshape(x.shape[0], w.shape[0])
     return AffineGradients((dout @ w.T).reshape(x.shape), rows.T @ dout, dout.sum(axis=0))
 
@@ -68,10 +71,12 @@ def affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
 def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
     """Apply one affine layer to every step of a sequence `(N, T, D)`; return `(N, T, M)`.
 
-    Weights `w (D, M)`, biases `b (M,)`. Raises `ShapeError` if the shapes do not fit together.
+    Weights `w (D, M)`, biases `b (M,)`. Raises `ShapeError` if the shapes do not fit together, or
+    arrays are not floating.
     """
     namespace(x, w, b)
     size = check_shapes("temporal_affine_forward", x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
+    check_floating("temporal_affine_forward", x=x, w=w, b=b)
     out = x.reshape(-1, size["D"]) @ w + b
     return out.reshape(size["N"], size["T"], size["M"]), AffineCache(x, w)
 
@@ -79,6 +84,8 @@ def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Affine
 def temporal_affine_backward(dout: Array, cache: AffineCache) -> AffineGradients:
     """Gradients of `temporal_affine_forward`: those of the affine layer on all steps at once."""
     x, w = cache
+    namespace(dout, x, w)
+    check_gradients("temporal_affine_backward", dout=(dout, (*x.shape[:2], w.shape[1])))
     rows = AffineCache(x.reshape(-1, x.shape[2]), w)
     dx, dw, db = affine_backward(dout.reshape(-1, w.shape[1]), rows)
     return AffineGradients(dx.reshape(x.shape), dw, db)

@@ -6,11 +6,13 @@ Srivastava et al., "Dropout: a simple way to prevent neural networks from overfi
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
-from xpcap.errors import ConfigurationError
+from xpcap.layers._checks import check_floating, check_gradients
 from xpcap.layers.random import keep_mask
+from xpcap.options import check_counts, check_number
 
 
 class DropoutCache(NamedTuple):
@@ -27,18 +29,21 @@ def dropout_forward(
     Parameters
     ----------
     x
-        Inputs of any shape.
+        Floating inputs of any shape.
     rate
         The share that is dropped, in [0, 1), taken to the nearest of 65,536 levels; for others
         `ConfigurationError` is raised.
     seed, stream
         Which mask: the same two numbers (64 bits each) give the same mask on every device; another
-        stream, the number of a training step say, gives an independent one.
+        stream, the number of a training step say, gives an independent one. They are integers,
+        else `ConfigurationError`.
     """
     xp = namespace(x)
-    check_rate(rate)
+    check_floating("dropout_forward", x=x)
+    check_number("rate", rate, "[0, 1)")
+    check_counts(-math.inf, math.inf, seed=seed, stream=stream)
     kept = xp.empty(x.size, dtype=bool)
-    keep_mask(xp, threshold(rate), seed, stream, kept)
+    keep_mask(xp, threshold(rate), int(seed), int(stream), kept)
     mask = kept.reshape(x.shape).astype(x.dtype) * scale(rate)
     return x * mask, DropoutCache(mask)
 
@@ -46,13 +51,8 @@ def dropout_forward(
 def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     """Gradient of `dropout_forward` with respect to `x`: `dout mask`."""
     namespace(dout, cache.mask)
+    check_gradients("dropout_backward", dout=(dout, cache.mask.shape))
     return dout * cache.mask
-
-
-def check_rate(rate: float) -> None:
-    """Raise `ConfigurationError` unless a dropout rate is in [0, 1)."""
-    if not 0 <= rate < 1:
-        raise ConfigurationError(f"dropout rate {rate} is not in [0, 1)")
 
 
 def threshold(rate: float) -> int:

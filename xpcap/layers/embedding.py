@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_indices, check_shapes
+from xpcap.layers._checks import check_floating, check_gradients, check_indices, check_shapes
 from xpcap.operations import operation
 
 
@@ -32,22 +32,25 @@ def add_rows(xp: Namespace, indices: Array, rows: Array, out: Array) -> None:
 
 
 class EmbeddingCache(NamedTuple):
-    """What the backward pass needs: the words and how many there can be."""
+    """What the backward pass needs: the words, how many there can be, and the size of a vector."""
 
     x: Array
     V: int
+    D: int
 
 
 def word_embedding_forward(x: Array, W: Array) -> tuple[Array, EmbeddingCache]:
     """Give each word its vector: `W[x]`, `(N, T, D)`.
 
     Words `x (N, T)` are integers in 0..V-1, `W (V, D)` has a vector for each. Raises `ShapeError`
-    if the shapes do not fit, or an index lies outside the vocabulary (seen on the CPU only).
+    if the shapes do not fit, `W` is not floating, or an index lies outside the vocabulary (seen on
+    the CPU only).
     """
     xp = namespace(x, W)
     size = check_shapes("word_embedding_forward", x=(x, "N T"), W=(W, "V D"))
     check_indices(xp, "word_embedding_forward", x, size["V"])
-    return W[x], EmbeddingCache(x, size["V"])
+    check_floating("word_embedding_forward", W=W)
+    return W[x], EmbeddingCache(x, size["V"], size["D"])
 
 
 def word_embedding_backward(dout: Array, cache: EmbeddingCache) -> Array:
@@ -56,7 +59,8 @@ def word_embedding_backward(dout: Array, cache: EmbeddingCache) -> Array:
     The same bits every time, since the order of summation is fixed.
     """
     xp = namespace(dout, cache.x)
-    rows = dout.reshape(-1, dout.shape[2])
-    dW = xp.empty((cache.V, rows.shape[1]), dtype=rows.dtype)
+    check_gradients("word_embedding_backward", dout=(dout, (*cache.x.shape, cache.D)))
+    rows = dout.reshape(-1, cache.D)
+    dW = xp.empty((cache.V, cache.D), dtype=rows.dtype)
     add_rows(xp, cache.x.reshape(-1), rows, dW)
     return dW

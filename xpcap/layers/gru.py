@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
+from xpcap.layers._checks import check_gradients
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.recurrence import (
     Cell,
@@ -125,6 +126,7 @@ def gru_step_backward(dnext_h: Array, cache: GRUStepCache) -> GRUStepGradients:
     """
     x, prev_h, Wx, Wh, gates, ah_n = cache
     xp = namespace(dnext_h, gates)
+    check_gradients("gru_step_backward", dnext_h=(dnext_h, prev_h.shape))
     dax, dah, dprev_h = xp.empty_like(gates), xp.empty_like(gates), xp.zeros_like(dnext_h)
     gru_cell_gradient(xp, dnext_h, dprev_h, gates, ah_n, prev_h, dax, dah)
     H = prev_h.shape[1]
@@ -166,4 +168,4 @@ def gru_backward(dh: Array, cache: SequenceCache) -> GRUGradients:
     `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
     here.
     """
-    return GRUGradients(**sequence_backward(GRU, dh, cache))
+    return GRUGradients(**sequence_backward(GRU, "gru_backward", dh, cache))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpcap.backend import Array, Namespace, is_host, namespace
 from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_indices, check_numbers, check_shapes
+from xpcap.layers._checks import check_floating, check_indices, check_numbers, check_shapes
 from xpcap.operations import operation
 from xpcap.subnormals import power
 
@@ -77,13 +77,16 @@ def temporal_softmax_loss(
     Raises
     ------
     ShapeError
-        If the shapes do not fit, or a word lies outside 0..V-1 or the mask holds other numbers
-        (seen on the CPU only).
+        If the shapes do not fit, the batch is empty, the scores are not floating, a word lies
+        outside 0..V-1 or the mask holds other numbers (the last two seen on the CPU only).
     """
     xp = namespace(x, y, mask)
     size = check_shapes("temporal_softmax_loss", x=(x, "N T V"), y=(y, "N T"), mask=(mask, "N T"))
     check_indices(xp, "temporal_softmax_loss", y, size["V"])
-    check_numbers("temporal_softmax_loss", x=x, mask=mask)
+    check_floating("temporal_softmax_loss", x=x)
+    check_numbers("temporal_softmax_loss", mask=mask)
+    if not size["N"]:
+        raise ShapeError(f"temporal_softmax_loss: expected N of at least 1, got x {tuple(x.shape)}")
     if is_host(xp) and mask.dtype.kind != "b" and ((mask != 0) & (mask != 1)).any():
         raise ShapeError("temporal_softmax_loss: expected booleans, or 0 and 1, in the mask")
     dx = x.reshape(-1, size["V"]).copy()

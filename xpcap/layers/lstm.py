@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
+from xpcap.layers._checks import check_gradients
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.recurrence import (
     Cell,
@@ -129,6 +130,8 @@ def lstm_step_backward(dnext_h: Array, dnext_c: Array, cache: LSTMStepCache) -> 
     """
     x, prev_h, prev_c, Wx, Wh, gates, tanh_c = cache
     xp = namespace(dnext_h, dnext_c, gates)
+    shape = prev_c.shape
+    check_gradients("lstm_step_backward", dnext_h=(dnext_h, shape), dnext_c=(dnext_c, shape))
     da, dprev_c = xp.empty_like(gates), dnext_c.copy()
     lstm_cell_gradient(xp, dnext_h, xp.zeros_like(dnext_h), dprev_c, gates, prev_c, tanh_c, da)
     return LSTMStepGradients(da @ Wx.T, da @ Wh.T, dprev_c, x.T @ da, prev_h.T @ da, da.sum(axis=0))
@@ -151,4 +154,4 @@ def lstm_backward(dh: Array, cache: SequenceCache) -> SequenceGradients:
     `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
     here.
     """
-    return SequenceGradients(**sequence_backward(LSTM, dh, cache))
+    return SequenceGradients(**sequence_backward(LSTM, "lstm_backward", dh, cache))

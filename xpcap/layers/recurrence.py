@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_shapes
+from xpcap.layers._checks import check_floating, check_gradients, check_shapes
 from xpcap.layers.affine import column_sum, product
 from xpcap.operations import Operation
 from xpcap.workspace import Workspace, passing
@@ -85,7 +85,8 @@ class Cell:
     def check(self, function: str, inputs: str, **arrays: Array) -> Namespace:
         """Check the arguments of a public function by name, `x` of layout `inputs`.
 
-        Returns their array namespace; raises `ShapeError` if the shapes do not fit together.
+        Returns their array namespace; raises `ShapeError` if the shapes do not fit together, or
+        arrays are not floating.
         """
         width = f"{len(self.gates)}H" if len(self.gates) > 1 else "H"
         layouts = {"x": inputs, "Wx": f"D {width}", "Wh": f"H {width}", "b": width}
@@ -94,6 +95,7 @@ class Cell:
         check_shapes(
             function, **{name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
         )
+        check_floating(function, **arrays)
         return xp
 
     @functools.cached_property
@@ -404,10 +406,13 @@ def sequence_forward(
     return _unpack(run.h, N, T), SequenceCache(steps, run, Wx, weights, packing)
 
 
-def sequence_backward(cell: Cell, dh: Array, cache: SequenceCache) -> dict[str, Array]:
+def sequence_backward(
+    cell: Cell, function: str, dh: Array, cache: SequenceCache
+) -> dict[str, Array]:
     """Return `dx`, `dh0` and the gradient of each parameter, from that of every hidden state."""
     steps, run, Wx, weights, packing = cache
-    xp, (N, T, _) = namespace(dh, run.h), dh.shape
+    xp, N, T = namespace(dh, run.h), packing.captions, len(packing.rows)
+    check_gradients(function, dh=(dh, (N, T, run.h.shape[1])))
     space = Workspace(xp, run.h.dtype)
     dax, dah, dh0 = unroll_backward(cell, _pack(dh), run, weights, packing, space)
     gradients = {name: xp.empty_like(value) for name, value in weights.items()}
@@ -424,4 +429,4 @@ def _pack(sequence: Array) -> Array:
 
 def _unpack(rows: Array, N: int, T: int) -> Array:
     """Copy packed rows `(T N, K)` to `(N, T, K)`."""
-    return rows.reshape(T, N, -1).transpose(1, 0, 2).copy()
+    return rows.reshape(T, N, rows.shape[1]).transpose(1, 0, 2).copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
+from xpcap.layers._checks import check_gradients
 from xpcap.layers.recurrence import (
     Cell,
     SequenceCache,
@@ -70,6 +71,7 @@ def rnn_step_backward(dnext_h: Array, cache: RNNStepCache) -> RNNStepGradients:
     """Gradients of `rnn_step_forward`, through da = dnext_h (1 - next_h^2)."""
     x, prev_h, Wx, Wh, next_h = cache
     xp = namespace(dnext_h, next_h)
+    check_gradients("rnn_step_backward", dnext_h=(dnext_h, next_h.shape))
     da = xp.empty_like(next_h)
     rnn_cell_gradient(xp, dnext_h, xp.zeros_like(dnext_h), next_h, da)
     return RNNStepGradients(da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0))
@@ -90,4 +92,4 @@ def rnn_backward(dh: Array, cache: SequenceCache) -> SequenceGradients:
     `dh (N, T, H)` comes from the layer above; what comes back from the next step is added to it
     here.
     """
-    return SequenceGradients(**sequence_backward(RNN, dh, cache))
+    return SequenceGradients(**sequence_backward(RNN, "rnn_backward", dh, cache))

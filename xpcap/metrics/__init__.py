@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy
 
-from xpcap.data.vocabulary import WORDS, has_words, tokenizer
+from xpcap.data.vocabulary import WORDS, tokenizer
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.metrics.bleu import bleu
 from xpcap.metrics.cider import DocumentFrequencies, cider, cider_d
 from xpcap.metrics.coco_eval import meteor, spice
 from xpcap.metrics.diversity import distinct_n, novel, vocabulary_use
 from xpcap.metrics.rouge import rouge_l
-from xpcap.metrics.sentences import Score, check_counts
+from xpcap.metrics.sentences import Score, check_list, check_pairs
 
 __all__ = [
     "DEFAULT",
@@ -126,14 +126,17 @@ def evaluate_captions(
         raise ConfigurationError("metric 'novel' needs the training captions")
     if "vocabulary-use" in names and vocabulary is None:
         raise ConfigurationError("metric 'vocabulary-use' needs the vocabulary")
-    check_counts(candidates, references)
+    check_pairs(candidates, references)
+    if isinstance(training_captions, str):
+        check_list("training captions", training_captions, "captions")
     tokenize = tokenizer(tokens)
     split = [tokenize(caption) for caption in candidates]
-    known = [[tokenize(one) for one in captions if has_words(one)] for captions in references]
+    known = [[words for one in captions if (words := tokenize(one))] for captions in references]
     for image, left in enumerate(known):
         if not left:
             raise DataError(f"image {image} has no reference that holds a word; expected one")
-    trained = [tokenize(caption) for caption in training_captions or ()]
+    others = () if training_captions is None else training_captions
+    trained = [tokenize(caption) for caption in others]
     if document_frequencies is None and {"CIDEr", "CIDEr-D"} & set(names):
         document_frequencies = DocumentFrequencies.of(known)
 
@@ -144,7 +147,7 @@ def evaluate_captions(
         "distinct-1": lambda: distinct_n(split, 1),
         "distinct-2": lambda: distinct_n(split, 2),
         "novel": lambda: novel(split, trained),
-        "vocabulary-use": lambda: vocabulary_use(split, vocabulary or ()),
+        "vocabulary-use": lambda: vocabulary_use(split, () if vocabulary is None else vocabulary),
         "METEOR": lambda: meteor(split, known),
         "SPICE": lambda: spice(split, known),
     }
@@ -160,9 +163,10 @@ def evaluate_captions(
 
 
 def check_names(names: Iterable[str], known: Collection[str] = METRICS) -> None:
-    """Raise a `ConfigurationError` if a metric is not `known`."""
+    """Raise a `ConfigurationError` if a metric is not `known`, a `DataError` unless in a list."""
+    check_list("metrics", names, "names")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ConfigurationError(
                 f"metric '{name}' is unknown; expected one of {', '.join(known)}"
             )

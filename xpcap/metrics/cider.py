@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 from xpcap.errors import DataError
@@ -34,15 +35,18 @@ class DocumentFrequencies:
     counts: Mapping[NGram, int]
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise DataError(f"document frequencies of {self.images} images; expected at least one")
-        if not all(1 <= count <= self.images for count in self.counts.values()):
+        if not (isinstance(self.images, Integral) and self.images >= 1):
+            raise DataError(
+                f"document frequencies of {self.images!r:.40} images; expected at least one"
+            )
+        if not all(isinstance(c, Integral) and 1 <= c <= self.images for c in self.counts.values()):
             raise DataError(f"document frequencies must be in 1..{self.images}, the images counted")
 
     @classmethod
     def of(cls, references: Sequence[Sequence[Words]]) -> DocumentFrequencies:
         """Count n-grams in references: some tokenized sentences for each image."""
         counts: Counter[NGram] = Counter()
+        sentences.check_list("references", references, "lists, one for each image")
         for known in references:
             sentences.check_words(known)
             counts.update({ngram for words in known for n in ORDERS for ngram in ngrams(words, n)})

@@ -28,8 +28,7 @@ def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
 
 
 def _rouge_l(candidate: Words, references: Sequence[Words]) -> float:
-    tokens = candidate or [""]
-    known = [words or [""] for words in references]
+    tokens, *known = ([*words] or [""] for words in (candidate, *references))
     common = [_common_length(tokens, words) for words in known]
     precision = max(common) / len(tokens)
     recall = max(length / len(words) for length, words in zip(common, known, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy
@@ -38,8 +38,16 @@ def ngrams(words: Words, n: int) -> Counter[NGram]:
     return Counter(zip(*(words[first:] for first in range(n)), strict=False))
 
 
-def check_counts(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
+def check_list(name: str, values: object, of: str) -> None:
+    """Check that values are in a list, or another collection in an order, not a string."""
+    if not isinstance(values, Collection) or isinstance(values, str | bytes | Mapping | Set):
+        raise DataError(f"{name}: expected a list of {of}, got {values!r:.40}")
+
+
+def check_pairs(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
     """Check that there is a candidate, and that each image has references."""
+    check_list("candidates", candidates, "captions")
+    check_list("references", references, "lists, one for each image")
     if len(candidates) != len(references):
         raise DataError(
             f"{len(candidates)} candidates, but references for {len(references)};"
@@ -48,21 +56,23 @@ def check_counts(candidates: Sequence[object], references: Sequence[Sequence[obj
     if not len(candidates):
         raise DataError("no captions to measure; expected at least one")
     for image, known in enumerate(references):
-        if isinstance(known, str):
-            raise DataError(f"image {image}: its references are a string; expected a list of them")
+        check_list(f"references of image {image}", known, "captions")
         if not len(known):
             raise DataError(f"image {image} has no reference; expected at least one")
 
 
-def check_words(sentences: Iterable[Words]) -> None:
-    """Check that sentences are tokenized, not strings."""
+def check_words(sentences: Sequence[Words]) -> None:
+    """Check that sentences are tokenized: lists of words, not strings."""
+    check_list("sentences", sentences, "tokenized captions")
     for words in sentences:
-        if isinstance(words, str):
-            raise DataError(f"'{words}' is a string; expected a list of words")
+        check_list("a tokenized caption", words, "words")
+        for word in words:
+            if not isinstance(word, str):
+                raise DataError(f"a word of a tokenized caption is {word!r:.40}; expected text")
 
 
 def check_sentences(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
     """Check that each image has a candidate and references, all of them tokenized."""
-    check_counts(candidates, references)
+    check_pairs(candidates, references)
     for sentences in (candidates, *references):
         check_words(sentences)

@@ -37,6 +37,7 @@ from xpcap.layers.regions import mean_of_present_backward
 from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
 from xpcap.models.recurrent import CaptioningRNN, Projected, mean_region
+from xpcap.options import check_number
 from xpcap.workspace import Workspace
 
 SCORINGS = ("additive", "dot")
@@ -81,10 +82,7 @@ class AttentionRNN(CaptioningRNN):
             dropout=dropout, seed=seed, backend=backend, scoring=scoring,
             doubly_stochastic=doubly_stochastic,
         )  # fmt: skip
-        if not 0 <= doubly_stochastic < float("inf"):
-            raise ConfigurationError(
-                f"doubly_stochastic must be finite and >= 0, got {doubly_stochastic}"
-            )
+        check_number("doubly_stochastic", doubly_stochastic, "[0, inf)")
         self.scoring = scoring
         self.doubly_stochastic = doubly_stochastic
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,15 +22,26 @@ from xpcap.backend import Array, Backend, as_backend, namespace, to_host
 from xpcap.data.vocabulary import END, NULL, START, as_index
 from xpcap.errors import CheckpointError, ConfigurationError, first_line
 from xpcap.files import check_plain, new_file
-from xpcap.layers.dropout import check_rate
 from xpcap.models.greedy import greedy
 from xpcap.models.objective import Objective, PackedBatch
+from xpcap.options import check_counts, check_number, given
 from xpcap.workspace import Workspace
 
 State = tuple[Array, ...]
 """Arrays with a row for each hypothesis."""
 
 _TEXT = "xpcap"  # metadata of the files of `save`
+
+
+def _floating(dtype: Any) -> numpy.dtype:
+    """Return a floating dtype, or raise `ConfigurationError`."""
+    try:
+        found: numpy.dtype[Any] = numpy.dtype(dtype)
+    except TypeError:
+        found = numpy.dtype(bool)
+    if found.kind != "f":
+        raise ConfigurationError(f"dtype {dtype!r:.40} is not a floating one, as 'float32'")
+    return found
 
 
 class CaptionModel(abc.ABC):
@@ -65,7 +77,8 @@ class CaptionModel(abc.ABC):
     Raises
     ------
     ConfigurationError
-        If a size is not positive, the rate not in [0, 1), `<NULL>` missing or an index no integer.
+        If a size is no positive integer, the rate not in [0, 1), the dtype not floating, `<NULL>`
+        missing or an index no integer.
     """
 
     family: ClassVar[str]
@@ -84,12 +97,9 @@ class CaptionModel(abc.ABC):
         backend: Backend | str | None = None,
         **sizes: Any,
     ) -> None:
-        check_rate(dropout)
-        for name, size in sizes.items():
-            if isinstance(size, int) and size < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {size}")
-        if numpy.dtype(dtype).kind != "f":
-            raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
+        check_number("dropout", dropout, "[0, 1)")
+        check_counts(**{n: size for n, size in sizes.items() if isinstance(size, numbers.Number)})
+        check_counts(0, math.inf, **given(seed=seed))
         if not isinstance(word_to_idx, Mapping):
             raise ConfigurationError(
                 f"word_to_idx is of type {type(word_to_idx).__name__}; expected a dict of indices"
@@ -100,9 +110,9 @@ class CaptionModel(abc.ABC):
         if NULL not in word_to_idx:
             raise ConfigurationError(f"the vocabulary lacks {NULL}, the padding of captions")
         self.sizes = sizes
-        self.dtype = numpy.dtype(dtype)
+        self.dtype = _floating(dtype)
         self.dropout = dropout
-        self.seed = int(numpy.random.randint(2**31 - 1)) if seed is None else seed
+        self.seed = int(numpy.random.randint(2**31 - 1) if seed is None else seed)
         self.word_to_idx = word_to_idx
         self.idx_to_word = {index: word for word, index in word_to_idx.items()}
         self.null = word_to_idx[NULL]
@@ -276,10 +286,11 @@ class CaptionModel(abc.ABC):
         BackendError
             If the arrays do not live where the parameters do.
         """
+        check_counts(0, math.inf, step=step)
         with self.backend.activate():
             xp = namespace(features, captions, *self.params.values())
             gradients = {name: xp.empty_like(value) for name, value in self.params.items()}
-            return Objective(self).loss(features, captions, step, gradients), gradients
+            return Objective(self).loss(features, captions, int(step), gradients), gradients
 
     def evaluate(self, features: Array, captions: Array) -> Array:
         """Return the same loss without gradients and without dropout, as for held-out captions."""
@@ -315,11 +326,10 @@ class CaptionModel(abc.ABC):
         Raises
         ------
         ConfigurationError
-            If the vocabulary has no `<START>`, or `max_length` is negative.
+            If the vocabulary has no `<START>`, or `max_length` is no integer from 0 on.
         """
         if self.start_word is None:
             raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
-        if max_length < 0:
-            raise ConfigurationError(f"max_length must not be negative, got {max_length}")
+        check_counts(0, max_length=max_length)
         with self.backend.activate():
             return greedy(self, features, max_length)

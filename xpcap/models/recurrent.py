@@ -11,13 +11,15 @@ Stanford's CS231n assignment: the image sets h0 and is not seen again.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy
 
 from xpcap.backend import Array, Backend, is_host, namespace
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, first_line
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
 from xpcap.layers.affine import affine_forward, column_sum, product
@@ -30,15 +32,50 @@ from xpcap.layers.rnn import RNN
 from xpcap.models.inspection import Inspectable
 from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
+from xpcap.options import check_counts
 from xpcap.workspace import Workspace, passing
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 def check_cell(cell_type: str) -> None:
-    """Raise `ConfigurationError`, which names the cells there are, unless this is one of them."""
-    if cell_type not in CELLS:
+    """Raise `ConfigurationError` unless this is one of `CELLS`, and its operations run."""
+    if cell_type not in [*CELLS]:
         raise ConfigurationError(f"cell '{cell_type}' is unknown; expected {', '.join(CELLS)}")
+    mistake = _mistake(CELLS[cell_type])
+    if mistake:
+        raise ConfigurationError(f"cell '{cell_type}': {mistake}; see layers.recurrence.Cell")
+
+
+@functools.cache
+def _mistake(cell: Any) -> str:
+    """Run both operations of a cell once, on small arrays, and say what is wrong, if anything."""
+    if not isinstance(cell, Cell):
+        return f"expected a Cell, got {type(cell).__name__}"
+    H, width, draw = 3, 3 * len(cell.gates), numpy.random.default_rng(0).standard_normal
+    before = [f"prev_{name}" for name in cell.states]
+    gradients = ["above", "back", *(f"d{name}" for name in cell.states[1:])]
+    arrays = {name: draw((2, H)) for name in [*before, *gradients]}
+    arrays |= {"gates": draw((2, width)), "ah": draw((2, width)), "Wh": draw((H, width))}
+    arrays |= {name: draw(H) for name in cell.biases}
+    arrays |= {name: numpy.full((2, H), numpy.nan) for name in (*cell.states, *cell.kept)}
+    arrays |= {name: numpy.full((2, width), numpy.nan) for name in ("da", "dax", "dah")}
+    what = "forward"
+    try:
+        both = "dax" in inspect.signature(cell.backward.reference).parameters
+        for what, run, written in (
+            ("forward", cell.step, [*cell.states, *cell.kept]),
+            ("backward", cell.step_backward, ["dax", "dah"] if both else ["da"]),
+        ):
+            run(numpy, arrays)
+            left = [name for name in written if not numpy.isfinite(arrays[name]).all()]
+            if left:
+                return f"{what} does not write {left[0]} in place, as {left[0]}[...] = ..."
+    except KeyError as error:
+        return f"{what} takes {error}; expected names among {', '.join(arrays)}"
+    except Exception as error:  # in the lines of whoever wrote the cell
+        return f"{what} fails: {type(error).__name__}: {first_line(error)}"
+    return ""
 
 
 class _Cache(NamedTuple):
@@ -80,8 +117,10 @@ class CaptioningRNN(Inspectable):
         dropout: float = 0.0,
         seed: int | None = None,
         backend: Backend | str | None = None,
-        **more: Any,
+        **more: Any,  # options of a family built on this one
     ) -> None:
+        for name in more.keys() - set(self.options):
+            raise TypeError(f"{type(self).__name__} got an unexpected argument '{name}'")
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
@@ -98,7 +137,9 @@ class CaptioningRNN(Inspectable):
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
         """Return the shapes of `W_proj (D, H)`, `W_embed (V, W)`, the cell's weights and so on."""
         check_cell(sizes["cell_type"])
-        D, W, H = (sizes[name] for name in ("input_dim", "wordvec_dim", "hidden_dim"))
+        dims = {name: sizes[name] for name in ("input_dim", "wordvec_dim", "hidden_dim")}
+        check_counts(**dims)
+        D, W, H = dims.values()
         cell = CELLS[sizes["cell_type"]].shapes(W, H)
         weights = {name: cell.pop(name) for name in ("Wx", "Wh", "b")}
         first = {"W_embed": (words, W), "W_proj": (D, H), "b_proj": (H,)}

@@ -22,6 +22,7 @@ import numpy
 from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors import EfficientNetLite0, FilterBank, open_extractor
+from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.models.inspection import Inspectable, word_gradients
 from xpcap.report.images import Box, boxes_of
@@ -50,6 +51,7 @@ def attribute(
     words: numpy.ndarray,
     categories: Sequence[str],
     images: Sequence[Any],
+    progress: Progress = no_progress,
 ) -> list[list[Attribution]]:
     """Compute the attributions of the words that a run has generated, T for each image.
 
@@ -81,11 +83,13 @@ def attribute(
     transform = run.transform
     if transform is not None:
         gradients = transform.backward(gradients)
-    unknown = [Attribution()] * words.shape[1]
-    return [
-        unknown if image is None else _by_region(_regions(extractor, image), gradient)
-        for image, gradient in zip(images, gradients, strict=True)
-    ]
+    found = []
+    for image, gradient in zip(images, gradients, strict=True):
+        unknown = [Attribution()] * words.shape[1]
+        regions = None if image is None else _regions(extractor, image)
+        found.append(unknown if regions is None else _by_region(regions, gradient))
+        progress("attribution", len(found), len(images))
+    return found
 
 
 def _divisible(run: Run) -> FilterBank | EfficientNetLite0:

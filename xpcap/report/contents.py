@@ -12,6 +12,7 @@ import numpy
 
 from xpcap.backend import to_host
 from xpcap.data.dataset import Dataset
+from xpcap.data.progress import Progress, no_progress
 from xpcap.decoding import Beam
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
@@ -109,6 +110,7 @@ def gather(
     beam: Beam,
     data: Path | None = None,
     count: int = LISTED,
+    progress: Progress = no_progress,
 ) -> Report:
     """Caption a split with one or two runs of the same images; compute metrics; inspect the runs.
 
@@ -117,10 +119,11 @@ def gather(
     """
     datasets = [open_data(run, data) for run in runs]
     _check_same_images(datasets, split)
-    parts = [
-        _part(run, name, dataset, split, beam)
-        for run, name, dataset in zip(runs, _names(runs), datasets, strict=True)
-    ]
+    parts = list[RunPart]()
+    for run, name, dataset in zip(runs, _names(runs), datasets, strict=True):
+        progress("evaluation", len(parts), len(runs))
+        parts.append(_part(run, name, dataset, split, beam))
+    progress("evaluation", len(parts), len(runs))
     values = numpy.array([part.evaluation.scores.images[SORTED_BY] for part in parts])
     extremes = _extremes(values, min(EXTREMES, -(-count // 3)))
     listed = _listed(values.shape[1], count, extremes)
@@ -129,7 +132,7 @@ def gather(
     images = [open_image(datasets[0], split, row) for row in rows]
     evaluated = [[part.evaluation.images[k] for k in listed] for part in parts]
     found = [
-        _captions(run, dataset, split, rows, beam, of_run, images)
+        _captions(run, dataset, split, rows, beam, of_run, images, progress)
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
     captions, unattributed = zip(*found, strict=True)
@@ -229,6 +232,7 @@ def _captions(
     beam: Beam,
     evaluated: Sequence[dict[str, Any]],
     images: Sequence[Any],
+    progress: Progress,
 ) -> tuple[list[RunCaption], str]:
     """Caption the listed images again, for all of the beam and the attributions.
 
@@ -238,7 +242,7 @@ def _captions(
     decoded = run.decode(features, replace(beam, n_best=beam.width))
     best, unattributed = decoded.words[:, 0], ""
     try:
-        attributions = attribute(run, features, best, categories_of(dataset), images)
+        attributions = attribute(run, features, best, categories_of(dataset), images, progress)
     except (ConfigurationError, DataError) as error:
         attributions = [[Attribution()] * best.shape[1]] * len(best)
         unattributed = str(error)

@@ -13,6 +13,7 @@ import numpy
 
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.dataset import Dataset
+from xpcap.data.image_files import slashed
 from xpcap.data.images import open_stored
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
@@ -67,7 +68,7 @@ def name_of(dataset: Dataset, address: str, id: int | str) -> str:
     """Return the name of an image: of its file; of scenes and web images, with their ids."""
     if "pictures" in dataset.description:
         return f"Scene {id}"
-    return f"Image {id}" if is_url(address) else Path(address).name
+    return f"Image {id}" if is_url(address) else Path(slashed(address)).name
 
 
 def categories_of(dataset: Dataset) -> list[str]:

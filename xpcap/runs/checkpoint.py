@@ -37,7 +37,7 @@ import safetensors.numpy
 import xpcap
 from xpcap.backend import Array, to_host
 from xpcap.data.vocabulary import Vocabulary
-from xpcap.errors import CheckpointError
+from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import check_plain, explained, new_file
 
 FORMAT = 2
@@ -137,9 +137,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
     check_plain(path)
     with explained(path, "read"), open(path, "rb"):
-        pass  # safetensors has no errors of the operating system
+        pass  # a missing permission is reported in the system's own words
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with explained(path, "read"), safetensors.safe_open(path, framework="numpy") as file:
             text = json.loads((file.metadata() or {})[_TEXT])
             if not isinstance(text, dict):
                 raise CheckpointError(f"{path}: expected a text that is a JSON object")
@@ -149,10 +149,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
                 if file.get_slice(name).get_dtype() not in _DTYPES:
                     raise CheckpointError(f"{path}: '{name}' is not of float32 or float64")
                 arrays[name] = file.get_tensor(name)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not a whole checkpoint of xpcap") from error
+    except XpcapError:
+        raise
+    except (safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
+        empty = "" if path.stat().st_size else ": it is empty"
+        raise CheckpointError(f"{path} is not a whole checkpoint of xpcap{empty}") from error
     return text, arrays
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy
 
-from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
-from xpcap.data.pca import PCA
+from xpcap.data.pca import read_transform
 from xpcap.distributed import check_alike
 from xpcap.errors import DataError
+from xpcap.files import explained
 from xpcap.runs.run import Run, extractor_of
 
 _COMPARED = 100  # images
@@ -23,12 +23,23 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
 
     Another data set than the run was trained on raises `DataError`.
     """
-    folder = data or Path(run.config["data"]["folder"])
-    dataset = open_dataset(folder, run.config["data"]["kind"], lazy=True)
+    dataset = open_dataset(data_folder(run, data), run.config["data"]["kind"], lazy=True)
     check_data(run, dataset)
     if run.ranks.size > 1:
         check_alike(run.ranks, fingerprints(dataset.splits))
     return dataset
+
+
+def data_folder(run: Run, moved: Path | None) -> Path:
+    """Return the data folder of a run, unless it has moved; a `DataError` says where it was."""
+    folder = moved or Path(run.config["data"]["folder"])
+    with explained(folder, "read"):
+        if moved is None and not folder.exists():
+            raise DataError(
+                f"{folder}, on which {run.folder} was trained, does not exist; expected the data"
+                " folder there, or where it is now (data=FOLDER)"
+            )
+    return folder
 
 
 def check_data(run: Run, dataset: Dataset) -> None:
@@ -48,7 +59,7 @@ def check_data(run: Run, dataset: Dataset) -> None:
             " was trained with"
         )
     transform = run.transform
-    if transform is not None and not transform.equals(PCA.read(folder / layout.PCA)):
+    if transform is not None and not transform.equals(read_transform(folder)):
         raise DataError(f"{folder} has other principal components than {run.folder}")
 
 

@@ -23,6 +23,7 @@ from xpcap.runs.checkpoint import Checkpoint, write_checkpoint
 BEST, LAST, EARLIER = "best.safetensors", "last.safetensors", "step-*.safetensors"
 HISTORY, TRANSFORM, REPORT = "history.jsonl", "pca.h5", "diverged.json"
 _LOCK = ".lock"
+_ATTEMPTS = 100
 
 
 def create_run(
@@ -47,10 +48,9 @@ def reserved_run(parent: Path, name: str) -> Iterator[Path]:
     Whatever is still empty at the end is removed.
     """
     with explained(parent, "write"):
-        parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             with contextlib.suppress(FileExistsError):
-                (folder := parent / f"{name}-{number}").mkdir()
+                _make(folder := parent / f"{name}-{number}")
                 break
     try:
         yield folder
@@ -58,6 +58,17 @@ def reserved_run(parent: Path, name: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             folder.rmdir()
             parent.rmdir()
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parent, which others that end may remove in between."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True)
+            return
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def check_new_run(folder: Path) -> None:
@@ -80,7 +91,13 @@ def checkpoint_of(path: Path) -> Path:
         for name in (LAST, BEST):
             if (path / name).exists():
                 return path / name
-    raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+    raise not_a_run(path)
+
+
+def not_a_run(path: Path) -> CheckpointError:
+    """Return the error for a path that is no run; it names the folder of a file in one."""
+    hint = f", such as {path.parent}" if path.is_file() and is_run(path.parent) else ""
+    return CheckpointError(f"{path} is not a run; expected a folder made by xpcap train{hint}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from xpcap.errors import CheckpointError, XpcapError
 from xpcap.files import explained
 from xpcap.models import FAMILIES, CaptionModel
 from xpcap.runs.checkpoint import Checkpoint, read_checkpoint
-from xpcap.runs.folder import BEST, is_run
+from xpcap.runs.folder import BEST, is_run, not_a_run
 from xpcap.runs.run import Run
 
 _COMMON = ("dtype", "dropout", "seed")  # arguments of every family
@@ -33,7 +33,7 @@ def open_run(path: Path, backend: Backend | str | None = None) -> Run:
                 raise CheckpointError(
                     f"{path} has no {BEST}; its training has not come to the end of an epoch"
                 )
-            raise CheckpointError(f"{path} is not a run; expected a folder made by xpcap train")
+            raise not_a_run(path)
     checkpoint = read_checkpoint(file)
     model = build_model(file, checkpoint).to(as_backend(backend))
     return Run(file.parent, checkpoint.config, checkpoint.vocabulary, model)

@@ -184,7 +184,14 @@ class Run:
         data = self.config["data"]
         if data["kind"] != "pca" or not data.get("extractor"):
             return None
-        return PCA.read(self.folder / TRANSFORM)
+        path = self.folder / TRANSFORM
+        if not path.exists():
+            raise CheckpointError(
+                f"{self.folder} has no {TRANSFORM}, by which its features are reduced; expected it"
+                f" beside the checkpoint: copy that of its run, or of the data folder"
+                f" {data['folder']}"
+            )
+        return PCA.read(path)
 
 
 def ensemble(runs: Sequence[Run]) -> Run:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
-from xpcap.layers.dropout import check_rate
+from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
-from xpcap.optim import check_counts, check_positive, find_rule
-from xpcap.options import check_options
+from xpcap.optim import find_rule
+from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
@@ -36,13 +37,23 @@ CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan"
 """Options of `run_options` that may be given when a run is resumed."""
 
 
+CHOICES: dict[str, Iterable[str]] = {
+    "features": ("auto", "pca", "fc7"),
+    "feature_dtype": ("float32", "float16"),
+    "dtype": ("float32", "float64"),
+    "precision": PRECISIONS,
+    "model": FAMILIES,
+    "scoring": SCORINGS,
+}
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options of a run; one that is invalid for any data set raises `ConfigurationError`."""
 
-    features: str = "auto"  # or "pca", "fc7"
+    features: str = "auto"  # this and others: see `CHOICES`
     lazy: bool = False  # leave the features in their files
-    feature_dtype: str = "float32"  # or "float16"
+    feature_dtype: str = "float32"
     max_train: int | None = None  # training captions, drawn at random; None takes all
     model: str = "recurrent"  # a key of `xpcap.models.FAMILIES`
     cell: str = "lstm"  # this and the next four: see `CaptioningRNN`
@@ -63,28 +74,22 @@ class RunOptions:
     threads: int | None = None  # that share each batch; None is the number of `use_threads`
 
     def __post_init__(self) -> None:
-        if self.model not in FAMILIES:
-            raise ConfigurationError(
-                f"model '{self.model}' is unknown; expected {', '.join(FAMILIES)}"
-            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in list(choices):
+                raise ConfigurationError(
+                    f"{name} {getattr(self, name)!r:.40} is unknown; expected {', '.join(choices)}"
+                )
         if issubclass(FAMILIES[self.model], CaptioningRNN):
             check_cell(self.cell)
-        if self.scoring not in SCORINGS:
-            raise ConfigurationError(
-                f"scoring '{self.scoring}' is unknown; expected {', '.join(SCORINGS)}"
-            )
-        check_rate(self.dropout)
+        check_number("dropout", self.dropout, "[0, 1)")
+        check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
         find_rule(self.rule)
-        check_positive("lr", self.lr)
+        check_number("lr", self.lr, "(0, inf)")
+        check_counts(hidden=self.hidden, wordvec=self.wordvec)
         check_counts(
-            hidden=self.hidden,
-            wordvec=self.wordvec,
-            batch_size=self.batch_size,
-            max_train=self.max_train,
-            threads=self.threads,
+            **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
-        if self.seed < 0:
-            raise ConfigurationError(f"seed must be at least 0, got {self.seed}")
+        check_counts(0, math.inf, seed=self.seed)
 
     @property
     def label(self) -> str:

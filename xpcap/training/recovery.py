@@ -23,6 +23,7 @@ from xpcap.errors import ConfigurationError, DataError, DivergedError
 from xpcap.files import new_file
 from xpcap.kernels.products import multiplied_in
 from xpcap.models.diagnosis import first_nonfinite
+from xpcap.options import check_counts
 from xpcap.runs.checkpoint import TrainingState, named_arrays
 from xpcap.runs.folder import REPORT
 from xpcap.training.trainer import Priority, StepDiverged, StepResult, Trainer, divergence
@@ -45,10 +46,9 @@ class OnNaN:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ConfigurationError(
-                f"policy '{self.policy}' is unknown; expected {', '.join(POLICIES)}"
+                f"on_nan '{self.policy}' is unknown; expected {', '.join(POLICIES)}"
             )
-        if self.limit < 0:
-            raise ConfigurationError(f"{self.limit} recoveries cannot be; expected 0 or more")
+        check_counts(0, on_nan_limit=self.limit)
 
 
 class Recovery:

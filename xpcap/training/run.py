@@ -13,19 +13,18 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import Backend
-from xpcap.data import folder as layout
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
-from xpcap.data.pca import PCA
+from xpcap.data.pca import read_transform
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
-from xpcap.runs.dataset import check_data, check_unchanged, fingerprints
-from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked
+from xpcap.runs.dataset import check_data, check_unchanged, data_folder, fingerprints
+from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, not_a_run
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
@@ -114,7 +113,7 @@ def train_run(
     initial = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
-        create_run(out, {LAST: initial}, PCA.read(data / layout.PCA) if reduced else None)
+        create_run(out, {LAST: initial}, read_transform(data) if reduced else None)
     with nullcontext() if ranks.rank else locked(out):
         _train(out, trainer, initial, options, context, events)
     return trainer, dataset
@@ -153,6 +152,8 @@ def resume_run(
     context = context or RunContext()
     ranks, path = context.ranks, folder / LAST
     with explained(folder, "read"):
+        if folder.is_file():
+            raise not_a_run(folder)
         if not path.exists():
             raise CheckpointError(
                 f"{folder} has no {LAST} to resume from; expected a run made by xpcap train"
@@ -172,7 +173,7 @@ def resume_run(
             options = replace(options, threads=threads.number())
         model = build_model(path, last).to(backend)
         run = Run(folder, last.config, last.vocabulary, model)
-        dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
+        dataset = _open(data_folder(run, data), options, ranks)
         check_data(run, dataset)
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]

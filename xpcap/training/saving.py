@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xpcap.distributed import Ranks
-from xpcap.errors import ConfigurationError, DataError, Stopped
+from xpcap.errors import DataError, Stopped
 from xpcap.files import explained, new_file
+from xpcap.options import check_counts, check_number, given
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, write_checkpoint
 from xpcap.runs.folder import BEST, EARLIER, LAST
 from xpcap.training.history import History
@@ -30,13 +31,10 @@ class Saving:
     keep: int = 0
 
     def __post_init__(self) -> None:
-        for value in (self.steps, self.minutes):
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigurationError(
-                    f"a run cannot be saved every {value}; expected more than 0"
-                )
-        if self.keep < 0:
-            raise ConfigurationError(f"{self.keep} checkpoints cannot be kept; expected 0 or more")
+        check_counts(**given(save_every=self.steps))
+        if self.minutes is not None:
+            check_number("save_every", self.minutes, "(0, inf)")
+        check_counts(0, keep=self.keep)
 
 
 class Saver:

@@ -24,12 +24,14 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.errors import ConfigurationError, DivergedError
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
-from xpcap.optim import Optimizer, check_counts, check_positive, cosine
+from xpcap.optim import Optimizer, cosine
+from xpcap.options import check_counts, check_number, given
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import Batches, TrainingStep
 
 EVENTS = ("step", "measured", "epoch", "end")
+_LARGEST_LOG = 80.0  # of a factor of the learning rate: e^88 overflows float32
 EXPLODED = 3.0  # multiple of the uniform loss, log V
 
 
@@ -49,6 +51,9 @@ class StepDiverged(DivergedError):
         super().__init__(f"step {step}: {reason}")
         self.step = step
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.reason)
 
 
 def divergence(loss: float, words: int) -> str | None:
@@ -71,6 +76,15 @@ def epoch_line(trainer: Trainer) -> str:
     return (
         f"epoch {trainer.epoch}/{trainer.schedule.epochs}: nats per word: {losses};"
         f" val perplexity {perplexity_of(trainer.losses['val']):.2f}"
+    )
+
+
+def ended_line(trainer: Trainer) -> str:
+    """Say that training has ended, and which option would continue it."""
+    more = "patience" if trainer.epoch < trainer.schedule.epochs else "epochs"
+    return (
+        f"training has ended, after epoch {trainer.epoch} of {trainer.schedule.epochs}; more"
+        f" {more} would continue it ({more}=N)"
     )
 
 
@@ -120,12 +134,16 @@ class Schedule:
     start: int = 0  # the step from which decay and cosine are counted
 
     def __post_init__(self) -> None:
-        check_counts(epochs=self.epochs, patience=self.patience)
-        check_positive("learning-rate decay", self.lr_decay)
+        check_counts(epochs=self.epochs, **given(patience=self.patience))
+        check_number("lr_decay", self.lr_decay, "(0, inf)")
+        if self.epochs * math.log(self.lr_decay) > _LARGEST_LOG:
+            raise ConfigurationError(
+                f"lr_decay {self.lr_decay}, once per epoch, overflows; expected at most 1, or a"
+                " little more"
+            )
         if self.clip_norm is not None:
-            check_positive("gradient clipping", self.clip_norm)
-        if not isinstance(self.start, int) or self.start < 0:
-            raise ConfigurationError(f"start must be a step, 0 or more, got {self.start!r}")
+            check_number("clip", self.clip_norm, "(0, 1e30]")
+        check_counts(0, start=self.start)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """Return the factor of the learning rate in a step, counted from 0."""
@@ -234,7 +252,7 @@ class Trainer:
 
         A loss measured after an epoch that is not finite, or explodes, raises `StepDiverged`.
         """
-        while self.epoch < self.schedule.epochs and not self._out_of_patience():
+        while not self.ended:
             for _ in self._steps():
                 self._emit("step")
             losses = self._measure_all()
@@ -329,9 +347,13 @@ class Trainer:
     def _copies(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self.model.params.items()}
 
-    def _out_of_patience(self) -> bool:
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to the last epoch, or is out of patience."""
         patience = self.schedule.patience
-        return patience is not None and self.epoch - self.best_epoch >= patience
+        return self.epoch >= self.schedule.epochs or (
+            patience is not None and self.epoch - self.best_epoch >= patience
+        )
 
     def _emit(self, event: str) -> None:
         for _, callback in self._callbacks[event]:

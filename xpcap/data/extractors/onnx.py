@@ -142,7 +142,7 @@ def open_onnx(description: Mapping[str, Any], weights: Path | None = None) -> On
     if not path.is_file():
         raise DataError(
             f"{path} does not exist; expected the weights of '{description['name']}' with SHA-256"
-            f" {sha256[:16]}...: say where they are (--weights)"
+            f" {sha256[:16]}...: say where they are (weights=FILE)"
         )
     found = digest(path)
     if found != sha256:

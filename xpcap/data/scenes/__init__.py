@@ -4,7 +4,7 @@ A scene is sampled first (`world`), then drawn (`drawing`) and captioned (`gramm
 which sentences are true of each image. `build` makes the data folder.
 """
 
-from xpcap.data.scenes.build import make_scenes, read_picture, read_scenes, scenes_folder
+from xpcap.data.scenes.build import built_in_scenes, make_scenes, read_picture, read_scenes
 from xpcap.data.scenes.drawing import draw
 from xpcap.data.scenes.grammar import captions, is_true
 from xpcap.data.scenes.world import Scene, Thing, random_scene
@@ -12,6 +12,7 @@ from xpcap.data.scenes.world import Scene, Thing, random_scene
 __all__ = [
     "Scene",
     "Thing",
+    "built_in_scenes",
     "captions",
     "draw",
     "is_true",
@@ -19,5 +20,4 @@ __all__ = [
     "random_scene",
     "read_picture",
     "read_scenes",
-    "scenes_folder",
 ]

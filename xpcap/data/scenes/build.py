@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from xpcap.data.scenes.grammar import captions
 from xpcap.data.scenes.world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, random_scene
 from xpcap.errors import DataError
 from xpcap.files import explained, new_folder, read_json
+from xpcap.options import check_counts
 
 PICTURES = "pictures.zip"
 SCENES = "scenes.json"
@@ -48,14 +50,13 @@ def make_scenes(
     """Draw, caption and extract the scenes, and write them as a new data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
-    `train` and `val` are numbers of images; every other one has two things. A `DataError` is raised
-    if a number is out of range, or `out` exists or cannot be written; nothing is left behind.
+    `train` and `val` are numbers of images; every other one has two things. If a number is out of
+    range a `ConfigurationError` is raised, and if `out` exists or cannot be written a `DataError`;
+    nothing is left behind.
     """
-    if train < 2 or val < 1 or seed < 0:
-        raise DataError(
-            f"cannot make {train} and {val} images from seed {seed};"
-            " expected 2 and 1 or more, from a seed of 0 or more"
-        )
+    check_counts(2, train=train)
+    check_counts(val=val)
+    check_counts(0, math.inf, seed=seed)
     counts = {"train": train, "val": val}
     scenes, images, captioned, features = {}, {}, {}, {}
     with new_folder(out) as folder:
@@ -94,6 +95,21 @@ def make_scenes(
             for split, part in scenes.items()
         }
         layout.write_text(folder / SCENES, json.dumps(truth))
+
+
+def built_in_scenes(draw: Callable[[Path], None]) -> Path:
+    """Return the folder of the built-in scenes, which `draw` makes if it does not exist.
+
+    Of several processes that draw them at the same time, the first to finish makes the folder.
+    """
+    folder = scenes_folder()
+    if not folder.exists():
+        try:
+            draw(folder)
+        except DataError:
+            if not folder.exists():
+                raise
+    return folder
 
 
 def scenes_folder() -> Path:
