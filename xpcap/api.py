@@ -173,7 +173,7 @@ def train(
     if out is not None:
         train_run(folder, Path(out), chosen, backend, context)
         return open_run(out, device=device)
-    with reserved_run(Path("runs"), f"{folder.resolve().name}-{chosen.cell}") as run:
+    with reserved_run(Path("runs"), f"{folder.resolve().name}-{chosen.label}") as run:
         train_run(folder, run, chosen, backend, context)
     return open_run(run, device=device)
 

@@ -176,7 +176,7 @@ def test_likelihoods_of_a_new_family_are_its_loss(backend):
 @pytest.mark.usefixtures("bigram")
 def test_a_new_family_trains_decodes_resumes_and_stands_in_a_report(tmp_path):
     data = make_tiny(tmp_path / "tiny")
-    options = RunOptions(family="bigram", hidden=8, batch_size=10, schedule=Schedule(epochs=4))
+    options = RunOptions(model="bigram", hidden=8, batch_size=10, schedule=Schedule(epochs=4))
     train_run(data, tmp_path / "whole", options, CPU)
     train_run(data, tmp_path / "run", replace(options, schedule=Schedule(epochs=2)), CPU)
     resume_run(tmp_path / "run", CPU, lambda found: replace(found, schedule=Schedule(epochs=4)))

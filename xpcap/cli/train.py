@@ -39,7 +39,14 @@ SHOWN = 8
 )
 @click.option("--lazy", is_flag=True, help="Read features from disk as needed.")
 @choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
+@choice(
+    "--model",
+    "recurrent|attention",
+    "Captioner: a recurrent network, or one that looks at regions of the image, too.",
+)
 @option("--cell", "lstm", "Recurrent cell.", metavar="rnn|lstm|gru")
+@choice("--scoring", "additive|dot", "How attention compares regions with a state.")
+@option("--doubly-stochastic", 0.0, "Weight of a loss for regions that get no attention.")
 @option("--hidden", 512, "Hidden state size.", type=Positive)
 @option("--wordvec", 256, "Word vector size.", type=Positive)
 @option("--dropout", 0.0, "Dropout rate, in [0, 1).")
@@ -120,7 +127,7 @@ def train(
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
         folder = _data_folder(data, ranks)
-        name = f"{folder.resolve().name}-{chosen.cell}"
+        name = f"{folder.resolve().name}-{chosen.label}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()
             out = distributed.by_first(ranks, lambda: command.with_resource(reserved))

@@ -36,6 +36,7 @@ def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
     if compiled:
         try:
             importlib.import_module("xpcap.kernels.compiled")
+            importlib.import_module("xpcap.kernels.compiled_attention")
         except ImportError:
             compiled = False
     return Accelerated(xp, ("numba", "numpy") if compiled else ("numpy",))

@@ -235,8 +235,8 @@ def additive_attention_backward(
     dcontext: Array, dweights: Array | None, cache: AttentionCache
 ) -> AdditiveGradients:
     """Gradients of `additive_attention_forward`; see `dot_product_attention_backward`."""
-    *gradients, dw = _backward("additive_attention_backward", dcontext, dweights, cache)
-    return AdditiveGradients(*gradients, dw.sum(axis=0))
+    dquery, dkeys, dvalues, dw = _backward("additive_attention_backward", dcontext, dweights, cache)
+    return AdditiveGradients(dquery, dkeys, dvalues, dw.sum(axis=0))
 
 
 def _forward(

@@ -4,7 +4,9 @@ from xpcap.models.attention import AttentionRNN
 from xpcap.models.model import CaptionModel
 from xpcap.models.recurrent import CaptioningRNN
 
-FAMILIES: dict[str, type[CaptionModel]] = {family.family: family for family in (CaptioningRNN, AttentionRNN)}
+FAMILIES: dict[str, type[CaptionModel]] = {
+    family.family: family for family in (CaptioningRNN, AttentionRNN)
+}
 """Model families by name, as checkpoints have it."""
 
 __all__ = ["FAMILIES", "AttentionRNN", "CaptionModel", "CaptioningRNN"]

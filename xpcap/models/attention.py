@@ -53,9 +53,13 @@ class AttentionRNN(CaptioningRNN):
         As for `CaptioningRNN`; `input_dim` is D.
     scoring
         `"additive"` or `"dot"`.
+    doubly_stochastic
+        lambda: what the attention that a region lacks costs in training. Xu et al. add to a
+        caption's loss lambda sum_l (1 - sum_t alpha_tl)^2, so that all regions are looked at.
     """
 
     family = "attention"
+    options = ("scoring", "doubly_stochastic")
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class AttentionRNN(CaptioningRNN):
         dtype: Any = numpy.float32,
         *,
         scoring: str = "additive",
+        doubly_stochastic: float = 0.0,
         dropout: float = 0.0,
         seed: int | None = None,
         backend: Backend | str | None = None,
@@ -74,8 +79,14 @@ class AttentionRNN(CaptioningRNN):
         super().__init__(
             word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type, dtype,
             dropout=dropout, seed=seed, backend=backend, scoring=scoring,
+            doubly_stochastic=doubly_stochastic,
         )  # fmt: skip
+        if not 0 <= doubly_stochastic < float("inf"):
+            raise ConfigurationError(
+                f"doubly_stochastic must be finite and >= 0, got {doubly_stochastic}"
+            )
         self.scoring = scoring
+        self.doubly_stochastic = doubly_stochastic
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
@@ -115,9 +126,7 @@ class AttentionRNN(CaptioningRNN):
         with self.backend.activate():
             self.params["W_grid"] /= scale
 
-    def forward(
-        self, features: Array, batch: PackedBatch, space: Workspace
-    ) -> tuple[Array, _Cache]:
+    def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
         """Run the cell over packed captions; see `CaptionModel.forward`."""
         self._check(features)
         mean, present = mean_region(features, space)
@@ -131,6 +140,13 @@ class AttentionRNN(CaptioningRNN):
         product(space.xp, looking.z, self.params["W_context"], hidden)
         hidden += run.h
         return hidden, _Cache(features, mean, present, vectors, run, batch, space, looking)
+
+    def penalty(self, cache: Any) -> Array | None:
+        """Return the doubly stochastic penalty of each caption; see `CaptionModel.penalty`."""
+        if not self.doubly_stochastic:
+            return None
+        found: Array = cache.more_input.penalty(self.doubly_stochastic, cache.batch)
+        return found
 
     def backward(
         self,
@@ -159,7 +175,7 @@ class AttentionRNN(CaptioningRNN):
             product(xp, dgrid, params["W_grid"].T, dfeatures.reshape(-1, D))
             mean_of_present_backward(dh0 @ params["W_proj"].T, present, dfeatures)
 
-    def start(self, features: Array) -> tuple[_Context, State]:
+    def start(self, features: Array) -> tuple[Any, State]:
         """Return projected words and regions, and the first states; see `CaptionModel.start`.
 
         The last part of the state is the image `(N,)` that a hypothesis looks at.
@@ -177,7 +193,7 @@ class AttentionRNN(CaptioningRNN):
         return context, (h0, *zeros, xp.arange(len(h0)))
 
     def advance(
-        self, words: Array, parents: Array | None, state: State, context: _Context
+        self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
         """Look, and take one step of the cell; see `CaptionModel.advance`."""
         xp = namespace(words, *state)
@@ -265,9 +281,7 @@ def look(
     product(xp, prev_h, params["W_query"], query)
     query += params["b_query"]
     if "w_score" in params:
-        additive_attention(
-            xp, query, grid, grid, params["w_score"], present, image, weights, seen
-        )
+        additive_attention(xp, query, grid, grid, params["w_score"], present, image, weights, seen)
     else:
         dot_product_attention(xp, query, grid, grid, present, image, weights, seen)
     return sigmoid(xp, (prev_h * params["W_gate"][:, 0]).sum(axis=1) + params["b_gate"])[:, None]
@@ -296,6 +310,7 @@ class Looking:
         self._gate = packing.empty(space, "gate", 1)
         self.z = packing.empty(space, "z", H)
         self._packing = packing
+        self._dweights: Array | None = None
 
     def forward(self, rows: slice, prev_h: Array, gates: Array) -> None:
         """Add z_t Wz to the gates; see `StateInput.forward`."""
@@ -308,6 +323,21 @@ class Looking:
         az = self._space.empty("az", *gates.shape, most=self._packing.captions)
         product(xp, self.z[rows], params["Wz"], az)
         gates += az
+
+    def penalty(self, scale: float, batch: PackedBatch) -> Array:
+        """Return scale sum_l (1 - sum_t alpha_tl)^2 of each caption `(N,)`, by what it counts."""
+        space, rows = self._space, self._packing.rows
+        counted = batch.counted()[:, None]
+        lacking = space.empty("lacking", *self.present.shape)
+        lacking[...] = self.present
+        for part in rows:
+            lacking[: part.stop - part.start] -= self.weights[part] * counted[part]
+        share = scale * batch.of_captions()
+        dsums = -2 * share[:, None] * lacking
+        self._dweights = self._packing.empty(space, "dweights", lacking.shape[1])
+        for part in rows:
+            self._dweights[part] = dsums[: part.stop - part.start] * counted[part]
+        return share * (lacking**2).sum(axis=1)
 
     def from_above(self, dhidden: Array) -> None:
         """Begin the backward pass, with the gradient of h_t + z_t W_context `(M, H)`."""
@@ -331,7 +361,8 @@ class Looking:
         dgate = (dz * seen).sum(axis=1, keepdims=True) * gate * (1 - gate)
         self._dgate[rows] = dgate
         dz *= gate
-        given = dz, None, self._query[rows], grid[:n], grid[:n]
+        dweights = None if self._dweights is None else self._dweights[rows]
+        given = dz, dweights, self._query[rows], grid[:n], grid[:n]
         found = dquery, self.dgrid[:n], self.dgrid[:n]
         if self._dw is None:
             dot_product_attention_gradient(xp, *given, self.weights[rows], *found)

@@ -21,7 +21,7 @@ from xpcap.data.vocabulary import START
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.layers.recurrence import Cell, split_gates
 from xpcap.models.model import CaptionModel
-from xpcap.models.objective import Objective, PackedBatch
+from xpcap.models.objective import Objective
 
 _LOW, _LOW_TANH, _HIGH = 0.1, -0.9, 0.9  # beyond which a unit is saturated
 
@@ -89,7 +89,7 @@ def gradient_flow(model: Inspectable, features: Array, captions: Array) -> Gradi
             cache.more_input.from_above(dh)
         for t, rows in reversed(list(enumerate(packing.rows))):
             n = rows.stop - rows.start
-            counted = _counted(batch, rows)
+            counted = batch.counted()[rows]
             whole = dh[rows] + back[:n]
             hidden[t] = _mean(_norms(whole), counted)
             if "dc" in further:  # through h = o tanh(c), and through the next cell state
@@ -101,7 +101,7 @@ def gradient_flow(model: Inspectable, features: Array, captions: Array) -> Gradi
         counts = xp.zeros(T, dtype=int)
         spoken = xp.zeros(N, dtype=bool)
         for t, rows in enumerate(packing.rows):
-            counted = _counted(batch, rows)
+            counted = batch.counted()[rows]
             counts[t] = counted.sum()
             spoken[: len(counted)] |= counted
         first = _mean(_norms(back), spoken)
@@ -120,7 +120,7 @@ def gate_saturation(model: Inspectable, features: Array, captions: Array) -> Gat
         activated = run.h if G == 1 else run.gates  # of the vanilla cell, h is its only gate
         for t, part in enumerate(rows):
             units = activated[part].reshape(part.stop - part.start, G, -1).astype(xp.float64)
-            counted = _counted(batch, part)
+            counted = batch.counted()[part]
             for out, of_units in ((low, units < lowest), (high, units > _HIGH), (mean, units)):
                 out[:, t] = _mean(of_units.mean(axis=2), counted)
         return GateSaturation(names, low, high, mean)
@@ -194,13 +194,6 @@ def _step_back(
     if cache.more_input is not None:
         rows = cache.batch.packing.rows[t]
         cache.more_input.backward(slice(rows.start, rows.start + n), dax, back)
-
-
-def _counted(batch: PackedBatch, rows: slice) -> Array:
-    """Return which of these rows have a word to predict."""
-    counted = namespace(batch.words).zeros(batch.packing.total, dtype=bool)
-    counted[slice(None) if batch.scored is None else batch.scored] = batch.weight > 0
-    return counted[rows]
 
 
 def _norms(gradients: Array) -> Array:

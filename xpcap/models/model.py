@@ -69,6 +69,8 @@ class CaptionModel(abc.ABC):
     """
 
     family: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    """Those of its arguments that no other family has."""
     head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")
     """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
 
@@ -140,6 +142,13 @@ class CaptionModel(abc.ABC):
         `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`,
         and of no use afterwards. `dfeatures (N, ...)` is written too, if given.
         """
+
+    def penalty(self, cache: Any) -> Array | None:
+        """Return what each caption `(N,)` adds to the training loss, weighted; None: nothing.
+
+        It is called between `forward` and `backward`, which adds its gradient.
+        """
+        return None
 
     @abc.abstractmethod
     def start(self, features: Array) -> tuple[Any, State]:

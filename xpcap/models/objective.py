@@ -51,6 +51,19 @@ class PackedBatch(NamedTuple):
     all_places: int | None = None  # N T of the whole minibatch, if this is a share of one
     drop: Callable[[Array], None] = lambda vectors: None
     """Applies dropout to word vectors `(M, W)`, or to their gradient, in place."""
+    share: Array | None = None  # (N,): what each caption counts; None: as its words do
+
+    def of_captions(self) -> Array:
+        """Return what each caption `(N,)` counts in the loss, 0 if it has no word to predict."""
+        if self.share is not None:
+            return self.share
+        return self.weight.reshape(-1, self.packing.captions).max(axis=0)
+
+    def counted(self) -> Array:
+        """Return which of the rows `(M,)` have a word to predict."""
+        found = namespace(self.words).zeros(self.packing.total, dtype=bool)
+        found[slice(None) if self.scored is None else self.scored] = self.weight > 0
+        return found
 
 
 def pack_captions(
@@ -87,6 +100,7 @@ def pack_captions(
         to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
+        share=to_device((lengths[order] > 0).astype(dtype) / max(whole, 1)),
     )
 
 
@@ -181,9 +195,15 @@ class Objective:
         """Compute the losses of a packed batch on the device, and write the gradients by name.
 
         Captions have the features of `batch.images`; `streams` are of the dropout masks, None drops
-        nothing. Returns the loss of each target word `(S,)`; the next call writes there again.
+        nothing. Returns the loss of each target word `(S,)`, and behind them the penalty of each
+        caption `(N,)` if the model has any; the next call writes there again.
         """
         losses, forward = self._forward(features, batch, streams)
+        penalty = self.model.penalty(forward.cache)
+        if penalty is not None:
+            S = len(losses)
+            losses = self._losses(batch, S + len(penalty))
+            losses[S:] = penalty
         self._backward(batch, forward, gradients)
         return losses
 
@@ -228,9 +248,14 @@ class Objective:
         stored = round_up(V, row_multiple(model.backend.xp))
         scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
         product(xp, hidden, W, scores)
-        losses = space.empty("losses", S, most=packing.capacity)
+        losses = self._losses(batch, S)
         softmax_cross_entropy(xp, scores, b, batch.targets, batch.weight, losses)
         return losses, _Forward(cache, kept, hidden, scores)
+
+    def _losses(self, batch: PackedBatch, count: int) -> Array:
+        """Return memory for the losses of words and the penalties of captions, always the same."""
+        packing = batch.packing
+        return self._space.empty("losses", count, most=packing.capacity + packing.captions)
 
     def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:
         model, space, xp = self.model, self._space, self.xp

@@ -117,9 +117,7 @@ class CaptioningRNN(Inspectable):
         with self.backend.activate():
             self.params["W_proj"] /= scale
 
-    def forward(
-        self, features: Array, batch: PackedBatch, space: Workspace
-    ) -> tuple[Array, _Cache]:
+    def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
         """Run the cell over packed captions; see `CaptionModel.forward`."""
         vector, present = mean_region(features, space)
         h0 = self._first_state(vector, space)
@@ -131,7 +129,7 @@ class CaptioningRNN(Inspectable):
     def backward(
         self,
         dhidden: Array,
-        cache: _Cache,
+        cache: Any,
         gradients: Mapping[str, Array],
         dfeatures: Array | None = None,
     ) -> None:
@@ -211,7 +209,7 @@ class CaptioningRNN(Inspectable):
             batch.drop(dvectors)
             add_rows(xp, batch.words, dvectors, gradients["W_embed"])
 
-    def start(self, features: Array) -> tuple[Projected, State]:
+    def start(self, features: Array) -> tuple[Any, State]:
         """Return projected words, and the first states `(N, H)`; see `CaptionModel.start`."""
         check_numbers("start", features=features)
         W_proj, b_proj = self.params["W_proj"], self.params["b_proj"]
@@ -223,7 +221,7 @@ class CaptioningRNN(Inspectable):
         return Projected(self.params), (h0, *zeros)
 
     def advance(
-        self, words: Array, parents: Array | None, state: State, context: Projected
+        self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
         """Take one step of the cell; see `CaptionModel.advance`."""
         xp = namespace(words, *state)

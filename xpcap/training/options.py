@@ -11,6 +11,8 @@ from typing import Any
 from xpcap.data.dataset import Dataset
 from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.layers.dropout import check_rate
+from xpcap.models import FAMILIES
+from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_counts, check_positive, find_rule
 from xpcap.options import check_options
@@ -20,10 +22,12 @@ from xpcap.training.saving import Saving
 from xpcap.training.trainer import Schedule
 
 _MODEL = {
-    "family": "family",
+    "model": "family",
     "wordvec": "wordvec_dim",
     "hidden": "hidden_dim",
     "cell": "cell_type",
+    "scoring": "scoring",
+    "doubly_stochastic": "doubly_stochastic",
     "dropout": "dropout",
     "dtype": "dtype",
 }
@@ -40,12 +44,14 @@ class RunOptions:
     lazy: bool = False  # leave the features in their files
     feature_dtype: str = "float32"  # or "float16"
     max_train: int | None = None  # training captions, drawn at random; None takes all
-    family: str = "recurrent"  # of the model, a key of `xpcap.models.FAMILIES`
+    model: str = "recurrent"  # a key of `xpcap.models.FAMILIES`
     cell: str = "lstm"  # this and the next four: see `CaptioningRNN`
     hidden: int = 512
     wordvec: int = 256
     dropout: float = 0.0
     dtype: str = "float32"
+    scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
+    doubly_stochastic: float = 0.0
     batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
@@ -57,8 +63,16 @@ class RunOptions:
     threads: int | None = None  # that share each batch; None is the number of `use_threads`
 
     def __post_init__(self) -> None:
-        if self.family == CaptioningRNN.family:
+        if self.model not in FAMILIES:
+            raise ConfigurationError(
+                f"model '{self.model}' is unknown; expected {', '.join(FAMILIES)}"
+            )
+        if issubclass(FAMILIES[self.model], CaptioningRNN):
             check_cell(self.cell)
+        if self.scoring not in SCORINGS:
+            raise ConfigurationError(
+                f"scoring '{self.scoring}' is unknown; expected {', '.join(SCORINGS)}"
+            )
         check_rate(self.dropout)
         find_rule(self.rule)
         check_positive("lr", self.lr)
@@ -71,6 +85,11 @@ class RunOptions:
         )
         if self.seed < 0:
             raise ConfigurationError(f"seed must be at least 0, got {self.seed}")
+
+    @property
+    def label(self) -> str:
+        """The model in a run's name, such as `lstm` or `attention-lstm`."""
+        return self.cell if self.model == CaptioningRNN.family else f"{self.model}-{self.cell}"
 
 
 def run_options(
@@ -165,6 +184,9 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
+    for name in {name for family in FAMILIES.values() for name in family.options}:
+        if name not in FAMILIES[options.model].options:
+            del model[name]
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
         "data": {
@@ -188,7 +210,7 @@ def options_of(path: Path, config: Mapping[str, Any]) -> RunOptions:
             training[name] = kind(**training[name])
         training["features"] = config["data"]["kind"]
         described = {"family": CaptioningRNN.family, **config["model"]}
-        model = {ours: described[theirs] for ours, theirs in _MODEL.items()}
+        model = {ours: described[theirs] for ours, theirs in _MODEL.items() if theirs in described}
         return RunOptions(**training, **model)
     except (KeyError, TypeError, ValueError, AttributeError, XpcapError) as error:
         raise CheckpointError(f"{path}: expected the options of a training run: {error}") from error
