@@ -86,11 +86,12 @@ def prepare(
     """Make a data folder `out` of images and the file or folder `captions`, and open it.
 
     The extractor is by default that for photographs if the extra `photos` is installed, or else the
-    filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. `options`
-    are those of `xpcap.data.prepare.prepare`. See datasets/README.md.
+    filter bank; `output="grid"` takes the features of regions of both; `weights`, `preprocessing`
+    and other outputs are for networks in ONNX format. `options` are those of
+    `xpcap.data.prepare.prepare`. See datasets/README.md.
     """
-    if extractor is None and (weights or output or preprocessing):
-        raise ConfigurationError("weights, output and preprocessing need an extractor")
+    if extractor is None and (weights or preprocessing):
+        raise ConfigurationError("weights and preprocessing need an extractor")
     file = None if weights is None else Path(weights)
     chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
     for name in ("images", "vocabulary"):

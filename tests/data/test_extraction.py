@@ -14,7 +14,7 @@ from xpcap.errors import DataError
 class Corner:
     """Three features: the colour of the first pixel."""
 
-    name, dim = "corner", 3
+    name, shape = "corner", (3,)
 
     def __init__(self):
         self.seen = []

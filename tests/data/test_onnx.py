@@ -78,7 +78,7 @@ def test_a_vgg_shaped_network_against_numpy(tmp_path):
     )
     changes = {"size": 16, "shorter_side": 20}
     extractor = make_extractor("vgg16-fc7", path, changes=changes)
-    assert (extractor.name, extractor.dim) == ("vgg16-fc7", 7)
+    assert (extractor.name, extractor.shape) == ("vgg16-fc7", (7,))
     images = numpy.stack([extractor.prepare(picture) for picture in pictures(5, 30)])
     x = images.astype(numpy.float64)
     for k in range(4):
@@ -165,7 +165,7 @@ def test_a_description_opens_the_same_network_only(tmp_path):
         DataError, match=r"a\.onnx does not exist; expected the weights of 'clip-vit'"
     ):
         open_extractor(description)
-    assert open_extractor(description, moved).dim == 5
+    assert open_extractor(description, moved).shape == (5,)
 
     flat_product(path)
     with pytest.raises(DataError, match="is another file than the features were computed with"):
@@ -285,6 +285,6 @@ def test_choosing_an_extractor(tmp_path):
         make_extractor("filter-bank", tmp_path / "a.onnx")
     flat_product(tmp_path / "a.onnx")
     changes = {"size": 8, "shorter_side": None}
-    assert make_extractor("onnx", tmp_path / "a.onnx", "y", changes).dim == 5
+    assert make_extractor("onnx", tmp_path / "a.onnx", "y", changes).shape == (5,)
     with pytest.raises(DataError, match="takes x"):
         make_extractor("clip-vit", tmp_path / "a.onnx")

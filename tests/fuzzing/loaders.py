@@ -286,7 +286,7 @@ def load_annotations(path):
 class Small:
     """Features of a picture at once: its mean colour."""
 
-    name, dim = "small", 3
+    name, shape = "small", (3,)
 
     def prepare(self, picture):
         return numpy.asarray(picture, numpy.float32)

@@ -126,6 +126,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "name": dataset.description["name"],
         "features": dataset.description.get("features"),
         "extractor": extractor,
+        "shape": list(dataset.feature_shape),
     }
     reduced = dataset.kind == "pca" and extractor
     return origin, PCA.read(data / layout.PCA) if reduced else None

@@ -197,7 +197,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
         "vocabulary": f"{len(run.vocabulary):,} words",
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
         "features": f"{run.config['data'].get('features') or run.config['data']['kind']}"
-        f" ({model['input_dim']:,} values)",
+        f" ({' x '.join(f'{size:,}' for size in run.feature_shape)} values)",
         "training": how,
     }
 

@@ -95,5 +95,8 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{path}: expected 'data' with 'kind' (pca, fc7) and 'folder', a text"
         )
+    shape = data.get("shape", [1])
+    if not isinstance(shape, list) or [*map(type, shape)] not in ([int], [int, int]):
+        raise CheckpointError(f"{path}: expected 'shape' of 'data' to be [D] or [L, D]")
     if not isinstance(data.get("extractor") or {}, dict):
         raise CheckpointError(f"{path}: expected the 'extractor' of 'data' to be an object")

@@ -30,7 +30,7 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.distributed import Alone, Ranks, share_out
-from xpcap.errors import CheckpointError
+from xpcap.errors import CheckpointError, DataError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
 from xpcap.runs.folder import TRANSFORM
@@ -40,9 +40,10 @@ BATCH = 256
 
 
 def _are_features(images: Any) -> bool:
+    """Whether images are given as features: pixels are integers."""
     if isinstance(images, LazyFeatures):
         return True
-    return isinstance(images, numpy.ndarray) and images.ndim == 2 and images.dtype.kind == "f"
+    return isinstance(images, numpy.ndarray) and images.dtype.kind == "f"
 
 
 def _joined(parts: Sequence[Decoded]) -> Decoded:
@@ -74,8 +75,8 @@ class Run:
     def decode(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> Decoded:
         """Caption images, with the log-probabilities of the words.
 
-        Features are `(N, D)`, of the kind the run was trained on; they and the result are on the
-        host. The default search is greedy, without `<UNK>`.
+        Features are `(N, D)` or `(N, L, D)`, of the kind the run was trained on; they and the
+        result are on the host. The default search is greedy, without `<UNK>`.
         """
         if how is None:
             how = make_search(self.vocabulary)
@@ -101,19 +102,20 @@ class Run:
         """Return the best caption of each image, without special tokens.
 
         `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`, or one
-        of them; or an array with the features `(N, D)`, on the host. Instead of a search,
-        `options` of `make_search` may be given, such as `beam=3`. Errors are those of
-        `features_of`.
+        of them; or a floating array with the features `(N, D)` or `(N, L, D)`, on the host. Instead
+        of a search, `options` of `make_search` may be given, such as `beam=3`. Errors are those of
+        `features_of`, and a `DataError` if the features are not of `feature_shape`.
         """
         check_search(options)
-        features = images if _are_features(images) else self.features_of(images)
+        features = self._checked(images) if _are_features(images) else self.features_of(images)
         words = self.decode(features, how or make_search(self.vocabulary, **options)).words[:, 0]
         return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
 
-        Features are `(N, D)`, one image a caption, and captions `(N, T+1)`; all are on the host.
+        Features are those of `decode`, one image a caption, and captions `(N, T+1)`; all are on the
+        host.
         """
         backend = self.model.backend
 
@@ -126,7 +128,7 @@ class Run:
             return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
     def features_of(self, images: Any, weights: Path | None = None) -> numpy.ndarray:
-        """Compute features `(N, D)` of images as those of the training set were computed.
+        """Compute features of images, `(N, D)` or `(N, L, D)`, as those of the training set were.
 
         Images are those of `caption`; `weights` is the extractor's file, if it has moved.
 
@@ -160,6 +162,23 @@ class Run:
         if transform is not None:
             found = found._replace(features=transform.transform(found.features))
         return found
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Features per image that the run was trained on: `(D,)`, or `(L, D)` of L regions."""
+        shape = self.config["data"].get("shape") or [self.model.sizes["input_dim"]]
+        return tuple(shape)
+
+    def _checked(self, features: Any) -> Any:
+        """Return features, after checking their shape; there may be any number of regions."""
+        found, expected = tuple(features.shape), self.feature_shape
+        if len(found) != len(expected) + 1 or found[-1] != expected[-1]:
+            one = "L, " * (len(expected) - 1)
+            raise DataError(
+                f"features are {found}; expected (N, {one}{expected[-1]}), as {self.folder} was"
+                " trained with; pixels are 8-bit integers"
+            )
+        return features
 
     @property
     def transform(self) -> PCA | None:
@@ -202,7 +221,7 @@ def _check_compatible(first: Run, other: Run) -> None:
 def _input(run: Run) -> dict[str, Any]:
     data = run.config["data"]
     return {
-        "the input size": run.model.sizes.get("input_dim"),
+        "features per image": " x ".join(map(str, run.feature_shape)),
         "features of the kind": data["kind"],
         "features from": extractor_of(data) or data.get("features"),
     }
