@@ -33,6 +33,7 @@ from xpcap.distributed import Alone, Ranks, share_out
 from xpcap.errors import CheckpointError, DataError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
+from xpcap.runs.attention import Attention, weights_of
 from xpcap.runs.folder import TRANSFORM
 from xpcap.runs.search import check_search, make_search
 
@@ -106,10 +107,34 @@ class Run:
         of a search, `options` of `make_search` may be given, such as `beam=3`. Errors are those of
         `features_of`, and a `DataError` if the features are not of `feature_shape`.
         """
+        _, words = self._best(images, how, options)
+        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+
+    def attention(
+        self, images: Any, how: Beam | Sampling | None = None, **options: Any
+    ) -> list[Attention]:
+        """Return the words of each image's best caption, and where the model looked for each.
+
+        Arguments and errors are those of `caption`; `ConfigurationError` too if the model has no
+        attention. The weights `(T, L)` of features of a grid are maps: `weights.reshape(T, 7, 7)`
+        for the 49 regions of `efficientnet-lite0`. Those of an ensemble are the mean of its models'.
+        """
+        features, words = self._best(images, how, options)
+        sentences = decode_captions(words, self.vocabulary.idx_to_word)
+        maps = weights_of((self.model, *self.partners), features, words)
+        return [
+            Attention(sentence.split(), weights[: len(sentence.split())])
+            for sentence, weights in zip(sentences, maps, strict=True)
+        ]
+
+    def _best(
+        self, images: Any, how: Beam | Sampling | None, options: Mapping[str, Any]
+    ) -> tuple[Any, numpy.ndarray]:
+        """Return the features of images, and the words `(N, T)` of their best captions."""
         check_search(options)
         features = self._checked(images) if _are_features(images) else self.features_of(images)
-        words = self.decode(features, how or make_search(self.vocabulary, **options)).words[:, 0]
-        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+        decoded = self.decode(features, how or make_search(self.vocabulary, **options))
+        return features, decoded.words[:, 0]
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
