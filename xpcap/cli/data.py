@@ -280,6 +280,17 @@ def info(folder: Path, as_json: bool) -> None:
     click.get_current_context().exit(1 if found["problems"] else 0)
 
 
+def _regions(part: dict[str, Any]) -> str:
+    """Say how many regions images have, if some are absent."""
+    least, mean, most = part.get("regions") or (0, 0, 0)
+    of = part["shape"][1]
+    if "regions" not in part or least == of:
+        return ""
+    if least == most:
+        return f", {least} of {of} regions there"
+    return f", {least} to {most} of {of} regions there, mean {mean:.1f}"
+
+
 def _show_summary(found: dict[str, Any]) -> None:
     print_result(f"{found['folder']}: {found.get('name') or 'unknown'}")
     extractor = (found.get("extractor") or {}).get("name")
@@ -292,10 +303,9 @@ def _show_summary(found: dict[str, Any]) -> None:
         for kind, part in split["features"].items():
             if part:
                 shape = " x ".join(map(str, part["shape"]))
-                least, mean, most = part.get("regions", (0, 0, 0))
-                regions = f", {least} to {most} regions, mean {mean:.1f}" if least < most else ""
                 print_result(
-                    f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB{regions}"
+                    f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB"
+                    + _regions(part)
                 )
         most = max(split.get("lengths", {}).values(), default=1)
         for length, count in split.get("lengths", {}).items():
