@@ -432,6 +432,9 @@ LOADERS = {
         partial(tiny, name=layout.features_file("val", "fc7")),
         partial(load_dataset, dtype="float16"), hdf5,
     ),
+    "features of regions": Loader(
+        partial(tiny, name=layout.features_file("train", "fc7"), regions=True), load_dataset, hdf5
+    ),
     "features, chunked": Loader(
         partial(chunked, name=layout.features_file("val", "fc7")),
         partial(load_dataset, lazy=True), hdf5,
