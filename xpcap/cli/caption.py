@@ -96,16 +96,14 @@ def caption(
     runs, given = arguments[:first], arguments[first:] if first else ()
     _check_options([*given, *images], as_json, out)
     run = common.open_runs([Path(name) for name in runs], device)
-    decoder = search_of(run.vocabulary, options, n_best)
+    decoder = search_of(run, options, n_best)
     dataset, looking = None, attention is not None
     if given or images:
         files = [*find_images(given), *(path for name in images for path in find_images([name]))]
         if attention is not None:
             figure_paths(run, attention, files)  # errors, before any work
         with stages() as progress:
-            captioned = caption_images(
-                run, files, weights, decoder, skip_broken, progress, looking
-            )
+            captioned = caption_images(run, files, weights, decoder, skip_broken, progress, looking)
         for entry in captioned:
             if "error" in entry:
                 common.print_message(f"left out: {entry['error']}")

@@ -212,7 +212,7 @@ def _step_back(
     xp, cell, run, n = namespace(above), model.cell, cache.run, len(above)
     Wh = model.recurrent_weights()["Wh"]
     dah = xp.empty((n, Wh.shape[1]), dtype=above.dtype)
-    dax = dah if cell.single else xp.empty_like(dah)
+    dax = xp.empty_like(dah) if cell.separate else dah
     arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
     gradients = {name: gradient[:n] for name, gradient in further.items()}
     gradients |= {"above": above, "back": back, "da": dah, "dah": dah, "dax": dax}

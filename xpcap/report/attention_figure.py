@@ -39,8 +39,8 @@ def figure_paths(run: Run, folder: Path, images: Sequence[str | Path]) -> list[P
     attending([run.model, *run.partners])
     if len(run.feature_shape) != 2 or not grid_side(run.config["data"], run.feature_shape[0]):
         raise ConfigurationError(
-            f"{run.folder} looks at regions whose places in the image are unknown; expected those of"
-            " a square grid, as from xpcap data prepare --output grid"
+            f"{run.folder} looks at regions whose places in the image are unknown; expected those"
+            " of a square grid, as from xpcap data prepare --output grid"
         )
     check_writable(folder)
     paths: dict[str, Path] = {}
@@ -75,19 +75,22 @@ def write_figures(
     for done, (path, entry) in enumerate(zip(paths, captioned, strict=True), start=1):
         if entry["captions"]:
             image, weights = open_image(entry["image"]), entry["attention"]
-            attention = Attention([found["word"] for found in entry["captions"][0]["words"]], weights)
+            attention = Attention(
+                [found["word"] for found in entry["captions"][0]["words"]], weights
+            )
             side = grid_side(run.config["data"], weights.shape[1])
-            figure = attention_figure(image, attention, side, grid_area(run.config["data"], image.size))
+            figure = attention_figure(
+                image, attention, side, grid_area(run.config["data"], image.size)
+            )
             with new_file(path) as temporary:
                 figure.save(temporary, "PNG")
         progress("attention", done, len(paths))
 
 
-def attention_figure(image: Any, attention: Attention, side: int, area: Area) -> Any:
+def attention_figure(image: Any, attention: Attention, area: Area) -> Any:
     """Draw a `PIL.Image.Image` with a tile for the image and for each word but `<END>`.
 
-    `image` is a `PIL.Image.Image` in RGB, `area` the part of it that the `side` x `side` regions
-    cover. Heat maps are relative to the word's most attended region, and interpolated.
+    `image` is a `PIL.Image.Image` in RGB, `area` the part of it that a square grid covers. Heat maps are relative to the word's most attended region, and interpolated.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -97,13 +100,12 @@ def attention_figure(image: Any, attention: Attention, side: int, area: Area) ->
         scale = _TILE / max(image.size)
         image = image.resize([max(1, round(scale * size)) for size in image.size])
     font = ImageFont.load_default(_TEXT)
-    shown = [
-        (word, weights)
+    side = math.isqrt(attention.weights.shape[1])
+    tiles = [("", image)] + [
+        (word, _heated(image, weights.reshape(side, side), area))
         for word, weights in zip(attention.words, attention.weights, strict=True)
         if word != END
     ]
-    tiles = [("", image)]
-    tiles += [(word, _heated(image, weights.reshape(side, side), area)) for word, weights in shown]
     width = max(image.width, _TILE // 2)
     columns = min(COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / columns)
@@ -113,7 +115,7 @@ def attention_figure(image: Any, attention: Attention, side: int, area: Area) ->
     )
     draw = ImageDraw.Draw(figure)
     for k, (word, tile) in enumerate(tiles):
-        left, top = (_GAP + place * size for place, size in zip((k % columns, k // columns), step))
+        left, top = _GAP + k % columns * step[0], _GAP + k // columns * step[1]
         figure.paste(tile, (left + (width - tile.width) // 2, top))
         fitting = font
         if draw.textlength(word, font) > width:

@@ -12,7 +12,7 @@ import numpy
 
 from xpcap.data.dataset import Dataset
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import decode_captions, plain
+from xpcap.data.vocabulary import decode_captions
 from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
@@ -35,8 +35,8 @@ def caption_dataset(
     list of dict
         For each image `image` (its address), `caption`, `references` and `captions`: all found,
         best first, with `caption`, its `log_prob` in nats and its `words`, each a `word` with a
-        `log_prob`; the last word is `<END>`. If asked for, also `attention`: the weights `(T, L)` of
-        the best caption's words, see `Attention`.
+        `log_prob`; the last word is `<END>`. If asked for, also `attention`: the weights
+        `(T, L)` of the best caption's words, see `Attention`.
     """
     part = dataset.split(split)
     images = part.features.shape[0]
@@ -149,7 +149,7 @@ def _caption(run: Run, words: numpy.ndarray, log_probs: numpy.ndarray) -> dict[s
     sentence = decode_captions(words, run.vocabulary.idx_to_word)
     found = log_probs[words != run.model.null].tolist()
     return {
-        "caption": plain(str(sentence)),
+        "caption": run.vocabulary.sentences(words)[0],
         "log_prob": sum(found),
         "words": [
             {"word": word, "log_prob": log_prob}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xpcap.backend import Backend, as_backend
+from xpcap.data.encoding import LONGEST
 from xpcap.data.folder import FEATURE_KINDS
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError, XpcapError
@@ -98,5 +99,10 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     shape = data.get("shape", [1])
     if not isinstance(shape, list) or [*map(type, shape)] not in ([int], [int, int]):
         raise CheckpointError(f"{path}: expected 'shape' of 'data' to be [D] or [L, D]")
+    length = data.get("max_words", 1)
+    if type(length) is not int or not 1 <= length <= LONGEST:
+        raise CheckpointError(
+            f"{path}: expected the 'max_words' of 'data' to be a number from 1 to {LONGEST}"
+        )
     if not isinstance(data.get("extractor") or {}, dict):
         raise CheckpointError(f"{path}: expected the 'extractor' of 'data' to be an object")

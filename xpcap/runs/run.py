@@ -18,8 +18,9 @@ from xpcap.data.features import LazyFeatures
 from xpcap.data.images import as_images
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
+from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import (
+    MAX_LENGTH,
     Beam,
     Captioner,
     Decoded,
@@ -30,12 +31,12 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.distributed import Alone, Ranks, share_out
-from xpcap.errors import CheckpointError, DataError
+from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
-from xpcap.runs.attention import Attention, weights_of
+from xpcap.runs.attention import Attention, attending, weights_of
 from xpcap.runs.folder import TRANSFORM
-from xpcap.runs.search import check_search, make_search
+from xpcap.runs.search import check_search, make_search, with_length
 
 BATCH = 256
 
@@ -69,6 +70,11 @@ class Run:
         return f"Run({str(self.folder)!r}) on {data.get('name')}, features: {features}{models}"
 
     @property
+    def max_words(self) -> int:
+        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded."""
+        return int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+
+    @property
     def captioner(self) -> Captioner:
         """What predicts words: the model, or the ensemble with its partners."""
         return Ensemble([self.model, *self.partners]) if self.partners else self.model
@@ -77,10 +83,10 @@ class Run:
         """Caption images, with the log-probabilities of the words.
 
         Features are `(N, D)` or `(N, L, D)`, of the kind the run was trained on; they and the
-        result are on the host. The default search is greedy, without `<UNK>`.
+        result are on the host. The default search is greedy, without `<UNK>`. Captions have at most
+        `max_words` words unless the search has its own limit.
         """
-        if how is None:
-            how = make_search(self.vocabulary)
+        how = self._search(how)
         backend, captioner = self.model.backend, self.captioner
 
         def work(part: slice) -> Decoded:
@@ -104,11 +110,12 @@ class Run:
 
         `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`, or one
         of them; or a floating array with the features `(N, D)` or `(N, L, D)`, on the host. Instead
-        of a search, `options` of `make_search` may be given, such as `beam=3`. Errors are those of
-        `features_of`, and a `DataError` if the features are not of `feature_shape`.
+        of a search, `options` of `make_search` may be given, such as `beam=3`; otherwise a
+        `ConfigurationError` is raised. Other errors are those of `features_of`, and a `DataError`
+        if the features are not of `feature_shape`.
         """
         _, words = self._best(images, how, options)
-        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+        return self.vocabulary.sentences(words)
 
     def attention(
         self, images: Any, how: Beam | Sampling | None = None, **options: Any
@@ -117,24 +124,36 @@ class Run:
 
         Arguments and errors are those of `caption`; `ConfigurationError` too if the model has no
         attention. The weights `(T, L)` of features of a grid are maps: `weights.reshape(T, 7, 7)`
-        for the 49 regions of `efficientnet-lite0`. Those of an ensemble are the mean of its models'.
+        for the 49 regions of `efficientnet-lite0`. Those of an ensemble are its models' mean.
         """
-        features, words = self._best(images, how, options)
-        sentences = decode_captions(words, self.vocabulary.idx_to_word)
-        maps = weights_of((self.model, *self.partners), features, words)
+        attending((self.model, *self.partners))
+        features, captions = self._best(images, how, options)
+        maps = weights_of((self.model, *self.partners), features, captions)
         return [
-            Attention(sentence.split(), weights[: len(sentence.split())])
-            for sentence, weights in zip(sentences, maps, strict=True)
+            Attention([self.vocabulary.idx_to_word[word] for word in words], weights[: len(words)])
+            for caption, weights in zip(captions, maps, strict=True)
+            for words in [caption[caption != self.model.null]]
         ]
 
     def _best(
         self, images: Any, how: Beam | Sampling | None, options: Mapping[str, Any]
     ) -> tuple[Any, numpy.ndarray]:
         """Return the features of images, and the words `(N, T)` of their best captions."""
-        check_search(options)
+        how = self._search(how, **options)
         features = self._checked(images) if _are_features(images) else self.features_of(images)
-        decoded = self.decode(features, how or make_search(self.vocabulary, **options))
-        return features, decoded.words[:, 0]
+        return features, self.decode(features, how).words[:, 0]
+
+    def _search(self, how: Beam | Sampling | None, **options: Any) -> Beam | Sampling:
+        """Return `how`, or a search by its options, with a limit of words."""
+        check_search(options)
+        if how is None:
+            how = make_search(self.vocabulary, **options)
+        elif options or not isinstance(how, Beam | Sampling):
+            given = ", ".join([repr(how), *options])
+            raise ConfigurationError(
+                f"{given}: expected either a Beam or Sampling, or options such as beam=3"
+            )
+        return with_length(how, self.max_words)
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
@@ -217,18 +236,20 @@ class Run:
 def ensemble(runs: Sequence[Run]) -> Run:
     """Combine runs on one device: the probability of a word is the average of theirs.
 
-    Returns the first one, with the others' models as partners; they must have its vocabulary and
-    need the same features.
+    Returns the first one, with the others' models as partners and the largest `max_words`; they
+    must have its vocabulary and need the same features.
     """
     for other in runs[1:]:
         _check_compatible(runs[0], other)
     models = [model for run in runs for model in (run.model, *run.partners)]
-    return replace(runs[0], model=models[0], partners=models[1:])
+    config = runs[0].config
+    data = {**config["data"], "max_words": max(run.max_words for run in runs)}
+    return replace(runs[0], config={**config, "data": data}, model=models[0], partners=models[1:])
 
 
 def _check_compatible(first: Run, other: Run) -> None:
     why = "expected the same, as they are to decide together"
-    if tuple(other.vocabulary.idx_to_word) != tuple(first.vocabulary.idx_to_word):
+    if other.vocabulary.stored() != first.vocabulary.stored():
         raise CheckpointError(f"{other.folder} has another vocabulary than {first.folder}; {why}")
     expected, found = _input(first), _input(other)
     for what in expected:
