@@ -159,7 +159,7 @@ def test_page_of_own_images(call, tmp_path):
     assert result.exit_code == 0, result.output
     text = (tmp_path / "run" / "report.html").read_text()
     assert re.findall(r"<h3>(.*?)</h3>", text)[2:] == ["9.png", "19.png"]
-    assert {len(levels) for levels in re.findall(r'data-levels="(\w*)"', text)} == {64}
+    assert {len(levels) for levels in re.findall(r'data-attribution="(\w*)"', text)} == {64}
     assert "No attribution" not in text
 
 
@@ -271,7 +271,7 @@ def test_a_chosen_word_shows_its_probability(browser, page):
     browser.open(page)
     browser.run("document.querySelector('.word').click()")
     assert browser.run("document.querySelector('.word').getAttribute('aria-pressed')") == "true"
-    said = browser.run("document.querySelector('.attribution').textContent")
+    said = browser.run("document.querySelector('.told').textContent")
     assert re.fullmatch(r"\w+: probability [01]\.\d\d", said)
     browser.run("document.querySelector('.word').click()")
-    assert browser.run("document.querySelector('.attribution').textContent") == ""
+    assert browser.run("document.querySelector('.told').textContent") == ""

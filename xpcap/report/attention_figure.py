@@ -90,7 +90,8 @@ def write_figures(
 def attention_figure(image: Any, attention: Attention, area: Area) -> Any:
     """Draw a `PIL.Image.Image` with a tile for the image and for each word but `<END>`.
 
-    `image` is a `PIL.Image.Image` in RGB, `area` the part of it that a square grid covers. Heat maps are relative to the word's most attended region, and interpolated.
+    `image` is a `PIL.Image.Image` in RGB, `area` the part of it that a square grid
+    covers. Heat maps are interpolated, and relative to each word's most attended region.
     """
     from PIL import Image, ImageDraw, ImageFont
 
