@@ -74,14 +74,10 @@ def write_figures(
     """
     for done, (path, entry) in enumerate(zip(paths, captioned, strict=True), start=1):
         if entry["captions"]:
-            image, weights = open_image(entry["image"]), entry["attention"]
-            attention = Attention(
-                [found["word"] for found in entry["captions"][0]["words"]], weights
-            )
-            side = grid_side(run.config["data"], weights.shape[1])
-            figure = attention_figure(
-                image, attention, side, grid_area(run.config["data"], image.size)
-            )
+            image = open_image(entry["image"])
+            words = [found["word"] for found in entry["captions"][0]["words"]]
+            area = grid_area(run.config["data"], image.size)
+            figure = attention_figure(image, Attention(words, entry["attention"]), area)
             with new_file(path) as temporary:
                 figure.save(temporary, "PNG")
         progress("attention", done, len(paths))

@@ -38,7 +38,7 @@ class Area(NamedTuple):
 
 def attending(models: Sequence[CaptionModel]) -> list[CaptionModel]:
     """Return those of some models that have attention, or raise a `ConfigurationError`."""
-    found = [model for model in models if isinstance(model, Attends)]
+    found: list[CaptionModel] = [model for model in models if isinstance(model, Attends)]
     if not found:
         raise ConfigurationError(
             f"a model of the family '{models[0].family}' has no attention; expected a run of"

@@ -22,6 +22,7 @@ from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
 from xpcap.models import CaptionModel
+from xpcap.models.inspection import Attends
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, check_unchanged, fingerprints
@@ -29,6 +30,7 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
+from xpcap.training.attention import AttentionEntropy
 from xpcap.training.history import History
 from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
@@ -288,7 +290,12 @@ def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: 
         name: _batches(split, min(size, len(split)), None, ranks)
         for name, split in measured.items()
     }
-    return Trainer(model, batches, optimizer, options.schedule, validation, step)
+    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
+    if isinstance(model, Attends):
+        some = _some_of(val)
+        looking = _batches(some, min(size, len(some)), None, ranks)
+        AttentionEntropy(looking, ranks).follow(trainer)
+    return trainer
 
 
 def _train(
