@@ -10,9 +10,10 @@ from xpcap.data.extractors import EfficientNetLite0, FilterBank
 from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.errors import DataError
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN
 from xpcap.models.inspection import word_gradients
-from xpcap.report.attribution import LEVELS, attribute
+from xpcap.report.attribution import attribute
+from xpcap.report.regions import LEVELS
 from xpcap.runs import Run
 from xpcap.runs.folder import TRANSFORM
 
@@ -143,6 +144,30 @@ def test_attributions_of_boxes_are_sums_over_categories():
         assert dog * values[2] > 0
         assert max(abs(dog), abs(person)) == 1
     assert found[1][3].text == ""  # <NULL>
+
+
+@pytest.mark.parametrize("family", [CaptioningRNN, AttentionRNN])
+@pytest.mark.parametrize("categories", [[], ["cat", "dog"]])
+def test_attributions_of_any_regions_need_no_extractor_nor_image(family, categories):
+    """Of objects, whose features begin with their categories, or of unknown regions."""
+    features = DRAW.random((2, 4, 7)).astype(numpy.float32)
+    features[1, 2:] = 0  # absent regions
+    features[:, :, :2] *= 9 * numpy.eye(2)[[1, 0, 1, 0]]
+    model = family(WORDS.word_to_idx, 7, 6, 8, "gru", seed=3)
+    run = Run(Path("run"), {"data": {"kind": "fc7"}}, WORDS, model)
+    found = attribute(run, features, CAPTIONS, categories, [None, None])
+    _, gradients = word_gradients(model, features, CAPTIONS)
+    values = (gradients * features[:, None]).sum(axis=3)
+    for n, t in ((0, 0), (0, 3), (1, 1)):
+        if categories:
+            order = numpy.argsort(-abs(values[n, t, : 2 if n else 4]))[:3]
+            named = [f"{('dog', 'cat')[k % 2]} {values[n, t, k]:+.2f}" for k in order]
+            assert found[n][t].text == ", ".join(named)
+            assert len(found[n][t].levels) == (2 if n else 4)
+        elif values[n, t].max() > 0:
+            assert f"in region {values[n, t].argmax() + 1} of 4; total" in found[n][t].text
+            assert found[n][t].levels == ""
+    assert any(word.text for words in found for word in words)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def attention_figure(image: Any, attention: Attention, area: Area) -> Any:
         figure.paste(tile, (left + (width - tile.width) // 2, top))
         fitting = font
         if draw.textlength(word, font) > width:
-            fitting = ImageFont.load_default(_TEXT * width / draw.textlength(word, font))
+            fitting = ImageFont.load_default(_TEXT * width // draw.textlength(word, font))
         draw.text((left + width / 2, top + tile.height + 4), word, _INK, fitting, anchor="ma")
     _draw_legend(figure, draw, figure.height - _LINE, ImageFont.load_default(13))
     return figure

@@ -131,7 +131,7 @@ def _entropies(runs: Sequence[RunPart]) -> Plot:
                 marker="o", color=_SERIES[k], markersize=3, linestyle=_DASHES[k], label=run.name,
             )  # fmt: skip
             ends.append(f"{run.name} {entropy[-1]:.2f} nats, {share[-1]:.0%} of the most possible")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     _legend(figure)
     return _plot(
         figure,
