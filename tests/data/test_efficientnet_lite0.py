@@ -97,6 +97,11 @@ def test_photographs_are_captioned_with_the_network(extractor, call, tmp_path):
     own(tmp_path, count=10)
     result = call("data", "prepare", "captions.json", "--out", "mine")
     assert "features: efficientnet-lite0\n" in result.stderr
+    assert (
+        call("data", "prepare", "captions.json", "--out", "grids", "--output", "grid").exit_code
+        == 0
+    )
+    assert "fc7  9 x 49 x 1280 float16" in call("data", "info", "grids").stdout
     small = ["--hidden", "16", "--wordvec", "8", "--epochs", "1", "--device", "cpu"]
     assert call("train", "--data", "mine", *small, "--out", "run").exit_code == 0
     assert call("caption", "run", "--image", "photos/3.png").exit_code == 0
