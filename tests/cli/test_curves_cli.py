@@ -179,15 +179,14 @@ def test_as_json(call, tmp_path, monkeypatch):
     }
     assert found["best_epoch"] == 2
     entropies = [(1, 3, 2.5), (2, 6, None)]
-    (tmp_path / "run" / "history.jsonl").write_text(
+    (write_run(tmp_path / "looks") / "history.jsonl").write_text(
         "".join(line(step, epoch, attention_entropy=value) for epoch, step, value in entropies)
     )
-    (found,) = json.loads(call("curves", "run", "--json").stdout)
+    (found,) = json.loads(call("curves", "looks", "--json").stdout)
     assert found["epochs"] == {"step": [3, 6], "epoch": [1, 2], "attention_entropy": [2.5, None]}
-    write_run(tmp_path / "run", {2: 3.0})
     write_run(tmp_path / "new", {})
     both = json.loads(call("curves", "run", "new", "--json").stdout)
-    assert [run["best_epoch"] for run in both] == [1, None]
+    assert [run["best_epoch"] for run in both] == [2, None]
 
 
 def test_bad_arguments_are_one_line(call, tmp_path, monkeypatch):
