@@ -74,9 +74,13 @@ class Browser:
         self._last = method
         return event
 
-    def open(self, path, width=1200, height=900, theme="light"):
-        feature = {"name": "prefers-color-scheme", "value": theme}
-        self.call("Emulation.setEmulatedMedia", features=[feature])
+    def open(self, path, width=1200, height=900, theme="light", reduced_motion=False):
+        motion = "reduce" if reduced_motion else "no-preference"
+        features = {"prefers-color-scheme": theme, "prefers-reduced-motion": motion}
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": name, "value": value} for name, value in features.items()],
+        )
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,

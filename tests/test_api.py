@@ -86,6 +86,17 @@ def test_opened_images_are_read_as_their_files(run, place, tmp_path):
         run.caption(picture)
 
 
+def test_features_of_regions_from_python(place):
+    data = xpcap.prepare(
+        place / "captions.json", place / "grids", extractor="filter-bank", output="grid"
+    )
+    assert data.feature_shape == (64, 64)
+    run = xpcap.train(place / "grids", out=place / "on-grids", verbose=False, **SMALL)
+    features = run.features_of(["a.jpg", "b.png"])
+    assert (features.shape, features.dtype) == ((2, 64, 64), numpy.float16)
+    assert run.caption(features) == run.caption(["a.jpg", "b.png"])
+
+
 def test_features_of_a_data_set_are_captioned(run, place):
     data = open_dataset(place / "mydata", lazy=True)
     features = data.splits["val"].features
@@ -97,6 +108,7 @@ def test_features_of_a_data_set_are_captioned(run, place):
     [
         (numpy.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\) of uint8; expected uint8"),
         ([numpy.zeros((4, 4, 3))], r"\(4, 4, 3\) of float64; expected uint8"),
+        (numpy.zeros((4, 4, 3)), r"features are \(4, 4, 3\); expected \(N, 4096\), as .*8-bit"),
         (3, "images are of type int; expected a list"),
         ([3], "an image is of type int; expected a file name"),
         (["absent.jpg"], "absent.jpg"),

@@ -100,12 +100,13 @@ def prepare(
     """Make a data folder `out` of images and the file or folder `captions`, and open it.
 
     The extractor is by default that for photographs if the extra `photos` is installed, or else the
-    filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. With
-    `"none"` there are no features: None is returned, as the folder cannot be opened before it has
-    some. `splits` are as for the command, `"none=train,eval=test"`, or a dict; the other `options`
-    are those of `xpcap.data.prepare.prepare`. See datasets/README.md.
+    filter bank; `output="grid"` takes the features of regions of both; `weights`, `preprocessing`
+    and other outputs are for networks in ONNX format. With `"none"` there are no features: None is
+    returned, as the folder cannot be opened before it has some. `splits` are as for the command,
+    `"none=train,eval=test"`, or a dict; the other `options` are those of
+    `xpcap.data.prepare.prepare`. See datasets/README.md.
     """
-    if extractor in (None, "none") and (weights or output or preprocessing):
+    if extractor in (None, "none") and (weights or preprocessing or (output and extractor)):
         raise ConfigurationError("weights, output and preprocessing need an extractor")
     known = inspect.signature(prepare_folder).parameters
     counts = dict.fromkeys(("min_count", "max_words", "workers"), 1)  # whole numbers

@@ -224,6 +224,15 @@ def check_new_folder(path: Path) -> None:
             raise DataError(f"{path} exists and is not an empty folder; expected a new name")
 
 
+def check_writable(folder: Path) -> None:
+    """Raise a `DataError` unless files can be created in a folder, which may be missing yet."""
+    with explained(folder, "write"):
+        path = folder.absolute()
+        above = next(part for part in (path, *path.parents) if part.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise DataError(f"cannot write {folder}: {above} is not a folder that can be written to")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -208,3 +209,52 @@ def test_bad_arguments_are_one_line_and_write_nothing(caption, words, message, t
     before = sorted(tmp_path.iterdir())
     one_line(caption(*words), message)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def looking(made):
+    """A run with attention to the 8 x 8 cells of pictures."""
+    for words in (
+        ["data", "prepare", made / "captions.json", "--extractor", "filter-bank",
+         "--output", "grid", "--out", made / "grid"],
+        ["train", "--data", made / "grid", "--out", made / "looks", "--model", "attention",
+         "--epochs", 2, "--hidden", 8, "--wordvec", 4, "--device", "cpu"],
+    ):  # fmt: skip
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+    return str(made / "looks")
+
+
+def test_attention_is_drawn_for_each_image_beside_its_caption(caption, looking, broken, tmp_path):
+    words = [looking, "b", "a.png", "--skip-broken", "--beam", "2", "--json"]
+    alone = caption(*words)
+    result = caption(*words, "--attention", "new/maps")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == alone.stdout
+    names = ["10.png", "2.png", "a.png", "x.png"]
+    assert sorted(path.name for path in (tmp_path / "new" / "maps").iterdir()) == names
+    captions = {Path(e["image"]).stem: e["caption"] for e in json.loads(alone.stdout)}
+    for name in names:
+        with Image.open(tmp_path / "new" / "maps" / name) as figure:
+            tiles = 1 + len(captions[name[:-4]].split())
+            assert figure.format == "PNG"
+            assert figure.width == 12 + 236 * min(5, max(3, tiles))
+
+
+def test_attention_to_images_of_a_split(caption, made, looking, tmp_path):
+    words = [looking, "--data", made / "grid", "--count", "2", "--out", "a.csv"]
+    result = caption(*words, "--attention", "maps")
+    assert result.stdout == "a.csv\n", result.output
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["19.png", "9.png"]
+
+
+def test_attention_that_cannot_be_drawn_is_one_line_before_any_work(
+    caption, looking, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("xpcap.runs.captions.caption_images", lambda *_: pytest.fail("work"))
+    one_line(caption("run", "b", "--attention", "maps"), "family 'recurrent' has no attention")
+    one_line(
+        caption(looking, "a.png", "--attention", "."), r"a\.png exists; expected another folder"
+    )
+    one_line(caption(looking, "b", "--attention", "a.png/x"), r"cannot write a\.png/x: .* no")
+    assert not (tmp_path / "maps").exists()

@@ -178,6 +178,12 @@ def test_as_json(call, tmp_path, monkeypatch):
         "val_perplexity": [math.exp(3.0), math.exp(2.5), math.exp(2.75)],
     }
     assert found["best_epoch"] == 2
+    entropies = [(1, 3, 2.5), (2, 6, None)]
+    (write_run(tmp_path / "looks") / "history.jsonl").write_text(
+        "".join(line(step, epoch, attention_entropy=value) for epoch, step, value in entropies)
+    )
+    (found,) = json.loads(call("curves", "looks", "--json").stdout)
+    assert found["epochs"] == {"step": [3, 6], "epoch": [1, 2], "attention_entropy": [2.5, None]}
     write_run(tmp_path / "new", {})
     both = json.loads(call("curves", "run", "new", "--json").stdout)
     assert [run["best_epoch"] for run in both] == [2, None]

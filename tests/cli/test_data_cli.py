@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import h5py
 import pytest
 from commands import one_line
 from own import own
 from PIL import Image
+from tiny import make_tiny
 
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 
@@ -25,6 +27,39 @@ def test_own_images_to_a_caption_in_three_commands(call, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "new.png"
     assert result.stdout.splitlines()[1].startswith("  xpcap   ")
+
+
+def test_own_images_as_grids(call, tmp_path):
+    own(tmp_path)
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "new.png")
+    grid = ["--extractor", "filter-bank", "--output", "grid"]
+    assert call("data", "prepare", "captions.json", "--out", "mine", *grid).exit_code == 0
+    assert "fc7  23 x 64 x 64 float16" in call("data", "info", "mine").stdout
+    assert call("data", "pca", "mine", "--dim", "3", "--device", "cpu").exit_code == 0
+    assert "pca  23 x 64 x 3 float16" in call("data", "info", "mine").stdout
+    for model in ("recurrent", "attention"):
+        for kind in ("fc7", "pca"):
+            run = ["--model", model, "--features", kind, "--out", f"{model}-{kind}"]
+            assert call("train", "--data", "mine", *SMALL, *run).exit_code == 0
+            result = call("caption", f"{model}-{kind}", "new.png", "--device", "cpu")
+            assert result.exit_code == 0, result.output
+    result = call("caption", "recurrent-pca", "attention-pca", "--count", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+
+
+def test_regions_that_are_absent_are_shown(call, tmp_path):
+    make_tiny(tmp_path / "tiny", regions=True)
+    with h5py.File(tmp_path / "tiny" / "val2014_vgg16_fc7.h5", "r+") as file:
+        file["features"][1] = 1
+    result = call("data", "info", "tiny")
+    assert "fc7  24 x 3 x 7 float16, 0.0 MiB, 2 of 3 regions there" in result.stdout
+    assert "fc7  12 x 3 x 7 float16, 0.0 MiB, 2 to 3 of 3 regions there, mean 2.1" in result.stdout
+
+
+def test_scenes_may_have_grids(call, tmp_path):
+    words = ["data", "scenes", "--out", "made", "--train", "3", "--val", "1"]
+    assert call(*words, "--output", "grid").exit_code == 0
+    assert "fc7  3 x 64 x 64 float16" in call("data", "info", "made").stdout
 
 
 def test_another_extractor_than_the_runs_is_refused(call, tmp_path):

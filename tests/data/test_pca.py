@@ -44,6 +44,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", 280)
 
 
+def with_regions(count: int, regions: int, width: int) -> numpy.ndarray:
+    """Return features of images with at most `regions`, the first of which have none."""
+    features = some_features(count * regions, width).reshape(count, regions, width)
+    features[numpy.random.default_rng(6).random((count, regions)) < 0.3] = 0
+    features[:3] = 0
+    return features
+
+
 class Linalg:
     """What the guard lacks: `linalg.eigh`, by NumPy, for guard arrays only."""
 
@@ -278,6 +286,39 @@ def test_arrays_of_other_shapes_are_refused(
                 file[key] = array
     with pytest.raises(DataError, match=message):
         PCA.read(tmp_path / "pca.h5")
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_each_region_that_is_there_is_a_row(few: bool) -> None:
+    features = with_regions(7 if few else 40, 3, 10)
+    present = features[features.any(axis=2)]
+    pca, whole = PCA.fit(features, 4), PCA.fit(present, 4)
+    numpy.testing.assert_allclose(pca.mean, whole.mean, rtol=1e-6)
+    numpy.testing.assert_allclose(pca.explained_variance, whole.explained_variance, rtol=1e-5)
+    numpy.testing.assert_allclose(pca.components, whole.components, atol=1e-4)
+    reduced = pca.transform(features)
+    assert reduced.dtype == numpy.float32
+    numpy.testing.assert_array_equal(reduced.any(axis=2), features.any(axis=2))
+    numpy.testing.assert_allclose(
+        reduced[features.any(axis=2)], pca.transform(present), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_regions_that_are_all_absent_vary_in_no_direction() -> None:
+    with pytest.raises(DataError, match="the 12 x 5 features vary not at all"):
+        PCA.fit(numpy.zeros((4, 3, 5), numpy.float32), 1)
+
+
+def test_regions_on_any_backend(backend: Backend) -> None:
+    features = with_regions(40, 3, 10)
+    expected = PCA.fit(features, 4)
+    device = GUARD if backend.name == "guard" else backend
+    pca = PCA.fit(features, 4, backend=device)
+    assert_same(pca, expected)
+    numpy.testing.assert_allclose(
+        pca.transform(features, device), expected.transform(features), atol=1e-4
+    )
 
 
 def test_a_stored_transform_of_any_scale_is_applied(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import h5py
 import numpy
 import pytest
 from own import own
+from tiny import make_tiny
 
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare
@@ -53,6 +54,20 @@ def test_summary_of_a_valid_folder(folder):
     }
     assert told[-1] == ("val2014_vgg16_fc7.h5", 2, 2)
     assert json.loads(json.dumps(found))
+
+
+def test_regions_are_counted(tmp_path):
+    folder = make_tiny(tmp_path / "tiny", regions=True)
+    with h5py.File(folder / "val2014_vgg16_fc7.h5", "r+") as file:
+        file["features"][0] = 0
+        file["features"][1] = 1
+    found = summarize(folder)
+    parts = {name: split["features"]["fc7"] for name, split in found["splits"].items()}
+    assert (parts["train"]["shape"], parts["train"]["dtype"]) == ([24, 3, 7], "float16")
+    assert parts["train"]["regions"] == [2, 2.0, 2]
+    assert parts["val"]["regions"] == [0, pytest.approx((0 + 3 + 10 * 2) / 12), 3]
+    (problem,) = found["problems"]
+    assert problem.endswith("1 of 12 images have zeros only")
 
 
 def test_lengths_and_unknown_words_are_counted(folder):

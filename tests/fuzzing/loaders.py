@@ -292,7 +292,7 @@ def load_annotations(path):
 class Small:
     """Features of a picture at once: its mean colour."""
 
-    name, dim = "small", 3
+    name, shape = "small", (3,)
 
     def prepare(self, picture):
         return numpy.asarray(picture, numpy.float32)
@@ -437,6 +437,9 @@ LOADERS = {
     "features, float16": Loader(
         partial(tiny, name=layout.features_file("val", "fc7")),
         partial(load_dataset, dtype="float16"), hdf5,
+    ),
+    "features of regions": Loader(
+        partial(tiny, name=layout.features_file("train", "fc7"), regions=True), load_dataset, hdf5
     ),
     "features, chunked": Loader(
         partial(chunked, name=layout.features_file("val", "fc7")),

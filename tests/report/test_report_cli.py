@@ -7,12 +7,15 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import numpy
 import pytest
 from browser import Browser, needs_browser
+from click.testing import CliRunner
 from commands import one_line
 from own import own
 from tiny import make_tiny
 
+from xpcap.cli import main
 from xpcap.evaluation import METRICS
 
 
@@ -159,7 +162,7 @@ def test_page_of_own_images(call, tmp_path):
     assert result.exit_code == 0, result.output
     text = (tmp_path / "run" / "report.html").read_text()
     assert re.findall(r"<h3>(.*?)</h3>", text)[2:] == ["9.png", "19.png"]
-    assert {len(levels) for levels in re.findall(r'data-levels="(\w*)"', text)} == {64}
+    assert {len(levels) for levels in re.findall(r'data-attribution="(\w*)"', text)} == {64}
     assert "No attribution" not in text
 
 
@@ -251,6 +254,149 @@ def test_many_images_are_shown_on_request(browser, page):
     assert not browser.complaints
 
 
+@pytest.fixture(scope="session")
+def looked(tmp_path_factory):
+    """The page of a run with attention to the 8 x 8 cells of pictures, beside one without."""
+    folder = tmp_path_factory.mktemp("looked")
+    own(folder, count=20)
+    small = ["--data", folder / "grid", "--hidden", 8, "--wordvec", 4, "--epochs", 2]
+    prepared = ["--extractor", "filter-bank", "--output", "grid", "--out", folder / "grid"]
+    for words in (
+        ["data", "prepare", folder / "captions.json", *prepared],
+        ["train", "--model", "attention", "--out", folder / "looks", *small],
+        ["train", "--out", folder / "pooled", *small],
+        ["report", folder / "looks", folder / "pooled"],
+    ):
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+    return folder / "looks" / "report.html"
+
+
+def test_page_of_attention(looked):
+    text = looked.read_text()
+    found = Page(text)
+    captions = [tag for tag in found.all("div") if "run-caption" in tag.get("class", "")]
+    kinds = {tag["class"].split()[1]: tag["data-maps"] for tag in captions}
+    assert kinds == {"run1": "attention attribution", "run2": "attribution"}
+    for kind in kinds["run1"].split():
+        levels = re.findall(rf'data-{kind}="(\w*)"', text)
+        assert {len(of_word) for of_word in levels} == {64}
+    assert re.search(r"strongest at the [a-z ]+, \d+% of the attention", text)
+    plots = " ".join(found.texts["figcaption"])
+    assert re.search(r"Entropy of attention .* looks [\d.]+ nats, \d+% of the most possible", plots)
+    assert "pooled" not in plots[plots.index("Entropy of attention") :].split("Mean norm")[0]
+    assert "input" in plots  # gates
+    assert "lstm, hidden 8, word vectors 4, attention: additive" in text
+    assert "No heat maps" not in text
+
+
+def test_regions_of_unknown_places_are_said_to_be_so(call, tmp_path):
+    data = make_tiny(tmp_path / "tiny", regions=True)
+    small = ["--hidden", 8, "--wordvec", 4, "--epochs", 1, "--device", "cpu"]
+    made = call("train", "--data", data, "--out", "run", "--model", "attention", *small)
+    assert made.exit_code == 0, made.output
+    assert call("report", "run", "--device", "cpu").exit_code == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "No heat maps: the places in the image of the 3 regions are unknown" in text
+    assert re.search(
+        r'data-attention="" data-attention-text="strongest in region [123] of 3, ', text
+    )
+
+
+CHOSEN = (
+    "[...document.querySelectorAll('#captions .word')].findIndex(w => w.ariaPressed === 'true')"
+)
+GLOW = """(() => {
+    const canvas = document.querySelector('#captions canvas');
+    return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data];
+})()"""
+
+
+@needs_browser
+def test_a_heat_map_is_as_strong_as_its_levels_and_can_be_switched(browser, looked):
+    browser.open(looked)
+    browser.run("document.querySelector('#captions .word').click()")
+    for kind in ("attention", "attribution"):
+        browser.run(f"document.querySelector('#captions [data-map={kind}]').click()")
+        levels = browser.run(f"document.querySelector('#captions .word').dataset.{kind}")
+        pixels = numpy.array(browser.run(GLOW)).reshape(64, 4)
+        strengths = [(ord(letter) - ord("j")) / 9 for letter in levels]
+        assert pixels[:, 3] == pytest.approx(0.8 * 255 * numpy.abs(strengths), abs=1)
+        strong = numpy.abs(strengths) > 0.5
+        bluish = pixels[strong, 2] > pixels[strong, 0]
+        assert bluish.tolist() == (numpy.array(strengths)[strong] < 0).tolist()
+        told = browser.run("document.querySelector('#captions .told').textContent")
+        assert ("of the attention" in told) == (kind == "attention")
+        assert (
+            browser.run("document.querySelector('#captions .legend.shown').textContent")
+            == ({"attention": "weakstrong", "attribution": "againstfor"}[kind])
+        )
+        pressed = browser.run("document.querySelectorAll('.map[aria-pressed=true]').length")
+        assert pressed == browser.run(f"document.querySelectorAll('[data-map={kind}]').length")
+    shown = "getComputedStyle(document.querySelector('#captions canvas')).display"
+    assert browser.run(shown) == "block"
+    assert browser.run("document.querySelector('#captions canvas').clientWidth") > 200
+    browser.run("document.querySelector('#captions .word').click()")
+    assert browser.run(shown) == "none"
+    assert not [text for text in browser.complaints if "willReadFrequently" not in text]
+
+
+@needs_browser
+def test_words_play_one_after_the_other_until_stopped(browser, looked):
+    """Timers are called by the test."""
+    browser.open(looked)
+    browser.run(
+        "window.due = []; window.setTimeout = (f) => window.due.push(f); clearTimeout = () => {}"
+    )
+    button = "document.querySelector('#captions .play')"
+    count = browser.run(
+        "document.querySelector('#captions .run-caption').querySelectorAll('.word').length"
+    )
+    browser.run(f"{button}.focus(); {button}.click()")
+    for k in range(count):
+        assert browser.run(CHOSEN) == k
+        assert browser.run(f"{button}.textContent") == "Stop"
+        browser.run("window.due.pop()()")
+    assert browser.run(f"[{CHOSEN}, {button}.textContent, window.due.length]") == [
+        count - 1,
+        "Play",
+        0,
+    ]
+    browser.run(f"{button}.click(); {button}.click()")  # begins again, and stops
+    assert browser.run(f"[{CHOSEN}, {button}.textContent]") == [0, "Play"]
+    assert not browser.complaints
+
+
+@needs_browser
+def test_words_do_not_move_by_themselves_where_motion_is_not_wanted(browser, looked):
+    browser.open(looked, reduced_motion=True)
+    browser.run("window.due = []; window.setTimeout = (f) => window.due.push(f)")
+    button = "document.querySelector('#captions .play')"
+    for k in range(2):
+        browser.run(f"{button}.click()")
+        expected = [k, "Next word", 0]
+        assert browser.run(f"[{CHOSEN}, {button}.textContent, window.due.length]") == expected
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_page_with_heat_maps_is_not_clipped(browser, looked, width):
+    browser.open(looked, width)
+    browser.run(
+        "document.querySelectorAll('.card').forEach((card) => card.querySelector('.word').click())"
+    )
+    assert browser.run("document.documentElement.scrollWidth") == width
+    wide = "[...document.querySelectorAll('.card, .maps, .legend, .told')]"
+    assert browser.run(f"{wide}.filter(part => part.scrollWidth > part.clientWidth).length") == 0
+    covered = """[...document.querySelectorAll('.mapped')].every((picture) => {
+        const place = (name) => picture.querySelector(name).getBoundingClientRect();
+        const places = ['img', 'canvas'].map(place);
+        const differ = (side) => Math.abs(places[0][side] - places[1][side]) >= 1;
+        return !['left', 'top', 'width', 'height'].some(differ);
+    })"""
+    assert browser.run(covered)
+
+
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_column_is_clipped(browser, call, runs, width, tmp_path):
@@ -271,7 +417,7 @@ def test_a_chosen_word_shows_its_probability(browser, page):
     browser.open(page)
     browser.run("document.querySelector('.word').click()")
     assert browser.run("document.querySelector('.word').getAttribute('aria-pressed')") == "true"
-    said = browser.run("document.querySelector('.attribution').textContent")
+    said = browser.run("document.querySelector('.told').textContent")
     assert re.fullmatch(r"\w+: probability [01]\.\d\d", said)
     browser.run("document.querySelector('.word').click()")
-    assert browser.run("document.querySelector('.attribution').textContent") == ""
+    assert browser.run("document.querySelector('.told').textContent") == ""

@@ -9,8 +9,8 @@ from own import own
 from PIL import Image
 from tiny import make_tiny
 
-from xpcap.data.coco_json import AnnotatedImage, box_features
-from xpcap.data.dataset import open_dataset
+from xpcap.data.coco_json import AnnotatedImage, box_features, object_features
+from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.extractors import FilterBank
 from xpcap.data.prepare import prepare
 from xpcap.data.scenes import make_scenes, read_picture
@@ -88,8 +88,8 @@ def test_boxes_are_decoded_from_the_features():
     features = box_features(image, [3, 7, 9]).astype(numpy.float32)
     dog, cat = boxes_of(features, ["person", "cat", "dog"])
     assert (dog.category, cat.category) == ("dog", "cat")
-    assert (dog.x, dog.y, dog.side) == pytest.approx((0.4, 0.4, 0.6))
-    assert (cat.x, cat.y, cat.side) == pytest.approx((0.5, 0.6, 0.5))
+    assert (dog.x, dog.y, dog.width, dog.height) == pytest.approx((0.4, 0.4, 0.6, 0.6))
+    assert (cat.x, cat.y, cat.width, cat.height) == pytest.approx((0.5, 0.6, 0.5, 0.5))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="backslashes are no part of names there")
@@ -106,3 +106,18 @@ def test_backslashes_in_addresses_separate_folders_as_in_windows(tmp_path):
     urls = tmp_path / "scenes" / "val2014_urls.txt"
     urls.write_text(urls.read_text().replace("/", "\\"))
     assert view_of(open_dataset(tmp_path / "scenes"), 2).data
+
+
+def test_boxes_of_objects_are_decoded_in_their_order(tmp_path):
+    images = [AnnotatedImage(1, ""), AnnotatedImage(2, "")]
+    images[0].boxes = [(7, 0.04, 0.2, 0.3, 0.1, 0.4), (9, 0.36, 0.4, 0.4, 0.9, 0.4)]
+    images[1].boxes = [(7, 0.1, 0.5, 0.5, 0.5, 0.2)]
+    features = object_features(images, [3, 7, 9], 2)
+    dog, cat = boxes_of(features[0], ["person", "cat", "dog"])
+    assert (dog.category, dog.x, dog.y) == ("dog", pytest.approx(0.4), pytest.approx(0.4))
+    assert (cat.category, cat.width, cat.height) == ("cat", pytest.approx(0.1), pytest.approx(0.4))
+    assert [box.category for box in boxes_of(features[1], ["person", "cat", "dog"])] == ["cat"]
+    split = Split(None, None, features, [])
+    data = Dataset(tmp_path, None, {"train": split}, "fc7", {"categories": list("abc")})
+    assert categories_of(data) == list("abc")
+    assert categories_of(replace(data, description={"categories": list("abcd")})) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ def _check_ending(
     " caption and log_prob, and rank with --n-best; or .html, thumbnails with their captions.",
     callback=_check_ending,
 )
+@common.path(
+    "--attention",
+    "Folder to write a PNG for each image, with the name of the image's file: the image under the"
+    " heat map of each word of its caption, for models with attention to the regions of a grid.",
+)
 def caption(
     arguments: tuple[str, ...],
     split: str,
@@ -70,6 +75,7 @@ def caption(
     device: str,
     as_json: bool,
     out: Path | None,
+    attention: Path | None,
     **options: Any,
 ) -> None:
     """Caption any image files, or images of a trained RUN's data set.
@@ -80,6 +86,7 @@ def caption(
     log-probability of every word.
     """
     from xpcap.data.image_files import SUFFIXES, find_images
+    from xpcap.report.attention_figure import figure_paths
     from xpcap.runs.captions import caption_dataset, caption_images
     from xpcap.runs.dataset import open_data
 
@@ -90,17 +97,21 @@ def caption(
     _check_options([*given, *images], as_json, out)
     run = common.open_runs([Path(name) for name in runs], device)
     decoder = search_of(run, options, n_best)
-    dataset = None
+    dataset, looking = None, attention is not None
     if given or images:
         files = [*find_images(given), *(path for name in images for path in find_images([name]))]
+        if attention is not None:
+            figure_paths(run, attention, files)  # errors, before any work
         with stages() as progress:
-            captioned = caption_images(run, files, weights, decoder, skip_broken, progress)
+            captioned = caption_images(run, files, weights, decoder, skip_broken, progress, looking)
         for entry in captioned:
             if "error" in entry:
                 common.print_message(f"left out: {entry['error']}")
     else:
         dataset = open_data(run, data)
-        captioned = caption_dataset(run, dataset, split, count, decoder)
+        captioned = caption_dataset(run, dataset, split, count, decoder, looking)
+    if attention is not None:
+        _draw_attention(attention, run, dataset, captioned)
     if out is not None:
         _write(out, run, runs, dataset, captioned, n_best > 1)
     elif as_json:
@@ -161,12 +172,33 @@ def _write(
 def _write_html(
     out: Path, names: Sequence[str], dataset: Dataset | None, captioned: Sequence[dict[str, Any]]
 ) -> None:
-    from xpcap.data.images import open_stored
     from xpcap.report.contact_sheet import write_contact_sheet
 
-    folder = Path() if dataset is None else dataset.folder.absolute()
     with stages() as progress:
         title = f"Captions by {' and '.join(names)}"
-        write_contact_sheet(
-            out, title, captioned, lambda name: open_stored(folder / name), progress
-        )
+        write_contact_sheet(out, title, captioned, _opener(dataset), progress)
+
+
+def _draw_attention(
+    folder: Path, run: Run, dataset: Dataset | None, captioned: Sequence[dict[str, Any]]
+) -> None:
+    """Write the figures, and take the weights out of what is printed."""
+    from xpcap.distributed import by_first
+    from xpcap.report.attention_figure import figure_paths, write_figures
+
+    def write() -> None:
+        paths = figure_paths(run, folder, [entry["image"] for entry in captioned])
+        with stages() as progress:
+            write_figures(run, paths, captioned, _opener(dataset), progress)
+
+    by_first(run.ranks, write)
+    for entry in captioned:
+        entry.pop("attention", None)
+
+
+def _opener(dataset: Dataset | None) -> Callable[[str], Any]:
+    """Return a function that opens images of the data set, or image files, by their addresses."""
+    from xpcap.data.images import open_stored
+
+    folder = Path() if dataset is None else dataset.folder.absolute()
+    return lambda name: open_stored(folder / name)

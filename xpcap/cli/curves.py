@@ -58,6 +58,7 @@ def _read(run: Path) -> Curves:
 
 def _columns(run: Path, found: Curves) -> dict[str, Any]:
     """Return a history for JSON, with null for missing and non-finite values."""
+    import numpy
 
     def plain(columns: dict[str, numpy.ndarray]) -> dict[str, list[float | None]]:
         return {
@@ -69,6 +70,9 @@ def _columns(run: Path, found: Curves) -> dict[str, Any]:
     epochs = {"step": found.epoch_step, "epoch": found.epoch_number}
     epochs |= {f"{split}_loss": values for split, values in found.losses.items()}
     epochs |= {f"{split}_perplexity": values for split, values in found.perplexities.items()}
+    for name in ("attention_entropy", "attention_entropy_share"):
+        if numpy.isfinite(values := getattr(found, name)).any():
+            epochs[name] = values
     return {
         "run": str(run),
         "steps": plain({name: getattr(found, name) for name in steps}),

@@ -30,7 +30,13 @@ def data() -> None:
 @option("--seed", 0, "Random seed of the images and captions.", type=NonNegative)
 @option("--train", 2000, "Training images.", type=click.IntRange(min=2))
 @option("--val", 500, "Validation images.", type=Positive)
-def scenes(out: Path, **options: int) -> None:
+@click.option(
+    "--output",
+    type=click.Choice(["grid"]),
+    help="grid: features of 8 x 8 regions, which models with attention look at.",
+    show_default="features of whole images",
+)
+def scenes(out: Path, **options: Any) -> None:
     """Draw the built-in data set: images of coloured shapes, with captions and features."""
     from xpcap.data.scenes import make_scenes
 
@@ -47,6 +53,12 @@ def scenes(out: Path, **options: int) -> None:
 @_vocabulary_option
 @option("--min-count", 5, "Minimum count of a word, without --vocab.")
 @option("--max-words", 15, "Maximum words of a training caption.")
+@click.option(
+    "--objects",
+    is_flag=True,
+    help="A vector for each object, which models with attention look at, not for the image: its"
+    " category and box.",
+)
 @common.json_option
 def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Build a data folder from COCO's annotation files.
@@ -80,7 +92,13 @@ _HINTS = {
     show_default="efficientnet-lite0 if it is installed, else filter-bank",
 )
 @path("--weights", "File of the extractor's network, in ONNX format.")
-@click.option("--output", metavar="NAME", help="Network output to use, if it has several.")
+@click.option(
+    "--output",
+    metavar="NAME",
+    help="Output of the network: grid for the features of regions of efficientnet-lite0 (7 x 7) or"
+    " filter-bank (8 x 8), which models with attention look at; with --weights the name of any.",
+    show_default="features of whole images, or the only output",
+)
 @path(
     "--preprocessing",
     "JSON file that overrides the extractor's size, shorter_side, interpolation, channels, scale,"
@@ -153,7 +171,7 @@ def prepare(
     from xpcap.data.splits import parse_splits
     from xpcap.files import read_json
 
-    if (weights or output or preprocessing) and extractor in (None, "none"):
+    if extractor in (None, "none") and (weights or preprocessing or (output and extractor)):
         raise click.UsageError("--weights, --output and --preprocessing need --extractor")
     if extractor is None:
         extractor = default_extractor()
@@ -272,6 +290,17 @@ def info(folder: Path, as_json: bool) -> None:
     click.get_current_context().exit(1 if found["problems"] else 0)
 
 
+def _regions(part: dict[str, Any]) -> str:
+    """Say how many regions images have, if some are absent."""
+    least, mean, most = part.get("regions") or (0, 0, 0)
+    of = part["shape"][1]
+    if "regions" not in part or least == of:
+        return ""
+    if least == most:
+        return f", {least} of {of} regions there"
+    return f", {least} to {most} of {of} regions there, mean {mean:.1f}"
+
+
 def _show_summary(found: dict[str, Any]) -> None:
     print_result(f"{found['folder']}: {found.get('name') or 'unknown'}")
     extractor = (found.get("extractor") or {}).get("name")
@@ -290,6 +319,7 @@ def _show_summary(found: dict[str, Any]) -> None:
                 shape = " x ".join(map(str, part["shape"]))
                 print_result(
                     f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB"
+                    + _regions(part)
                 )
         most = max(split.get("lengths", {}).values(), default=1)
         for length, count in split.get("lengths", {}).items():

@@ -35,8 +35,8 @@ def report(
 ) -> None:
     """Show what a RUN has learned, or compare two, in one self-contained HTML page.
 
-    The best, the worst and other captions with their images, beams, word probabilities and
-    attributions; metrics; loss curves; gradients and gates over time.
+    The best, the worst and other captions with their images, beams, word probabilities,
+    attributions and attention; metrics; loss curves; gradients and gates over time.
     """
     from xpcap.decoding import Beam, Constraints
     from xpcap.report import check, gather, write_report

@@ -32,7 +32,7 @@ class Split:
 
     captions: numpy.ndarray  # (M, T) int32, word indices
     image_idxs: numpy.ndarray  # (M,) int32, rows of features and urls
-    features: Features  # (images, D)
+    features: Features  # (images, D) or (images, L, D)
     urls: Sequence[str]
 
     def __len__(self) -> int:
@@ -55,14 +55,19 @@ class Dataset:
             f"  {name}: {split.features.shape[0]} images, {len(split)} captions"
             for name, split in self.splits.items()
         ]
-        words = self.vocabulary
-        what = f"{len(words)} {words.tokens}, {self.feature_dim} features ({self.kind})"
+        words, shape = self.vocabulary, " x ".join(map(str, self.feature_shape))
+        what = f"{len(words)} {words.tokens}, {shape} features ({self.kind})"
         return "\n".join([f"Dataset({str(self.folder)!r}): {what} of {extractor}", *lines])
 
     @property
     def feature_dim(self) -> int:
-        """D, features per image."""
-        return self.splits["train"].features.shape[1]
+        """D, features per image or region."""
+        return self.feature_shape[-1]
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Features per image: `(D,)`, or `(L, D)` of L regions."""
+        return tuple(self.splits["train"].features.shape[1:])
 
     @property
     def max_words(self) -> int:
@@ -308,8 +313,10 @@ def check_images(
 
 
 def check_widths(folder: Path, kind: str, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Check that the features of all splits have the same number per image."""
-    widths = {split: shape[1] for split, shape in shapes.items()}
+    """Check that the features of all splits have the same shape per image."""
+    widths = {
+        split: shape[1] if len(shape) == 2 else (*shape[1:],) for split, shape in shapes.items()
+    }
     if len(set(widths.values())) > 1:
         raise DataError(
             f"{folder}: {kind} features per image are {widths}; expected the same number"

@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,19 @@ def _reason(path: Path, error: Exception) -> str:
     return f"cannot be opened as HDF5: {said}"
 
 
-def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str = "") -> Any:
+def find_array(
+    file: Any, path: Path, key: str, ndim: int | Sequence[int], kinds: str, hint: str = ""
+) -> Any:
     """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
-    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
-    there is no such array, with a `hint`, or its size is implausible.
+    It has `ndim` axes, or as many as one of them. `kinds` are NumPy's of its dtype: `"f"`
+    floating, `"iu"` integer. A `DataError` is raised if there is no such array, with a `hint`, or
+    its size is implausible.
     """
     import h5py
 
-    expected = f"expected a {ndim}-dimensional {KINDS[kinds]} array"
+    ranks = [ndim] if isinstance(ndim, int) else ndim
+    expected = f"expected a {' or '.join(f'{n}-dimensional' for n in ranks)} {KINDS[kinds]} array"
     with whole(path, key, "found in it"):
         keys = sorted(map(str, file))
         if key not in keys:
@@ -84,7 +88,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str, hint: str
         found = file[key]
         if not isinstance(found, h5py.Dataset):
             raise DataError(f"{path}: '{key}' is a group; {expected}")
-        if found.ndim != ndim or found.dtype.kind not in kinds:
+        if found.ndim not in ranks or found.dtype.kind not in kinds:
             raise DataError(f"{path}: '{key}' is {found.dtype} of shape {found.shape}; {expected}")
         if found.is_virtual or found.external:
             raise DataError(f"{path}: '{key}' is stored in another file; {expected}")
@@ -233,22 +237,26 @@ def write_arrays(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
 
 
 def write_rows(
-    path: Path, key: str, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]
+    path: Path,
+    key: str,
+    shape: tuple[int, ...],
+    blocks: Iterable[numpy.ndarray],
+    dtype: numpy.dtype[Any],
 ) -> None:
-    """Write a float32 array of `shape` from blocks of its rows, or raise an `OSError`.
+    """Write an array of `shape` and `dtype` from blocks of its rows, or raise an `OSError`.
 
     In memory, HDF5 makes only the file's metadata, see `write_arrays`, and reserves the place of
     the values, which are written past it.
     """
     import h5py
 
-    image = io.BytesIO()
+    image, dtype = io.BytesIO(), dtype.newbyteorder("<")
     with h5py.File(image, "w") as file:
-        array = file.create_dataset(key, shape, "<f4", fill_time="never")
-        array[0, 0] = 0  # only now it has a place, behind the metadata
+        array = file.create_dataset(key, shape, dtype, fill_time="never")
+        array[(0,) * len(shape)] = 0  # only now it has a place, behind the metadata
         start = array.id.get_offset()
     with open(path, "wb") as written:
         written.write(image.getvalue())
         written.seek(start)
         for block in blocks:
-            written.write(numpy.ascontiguousarray(block, "<f4").data)
+            written.write(numpy.ascontiguousarray(block, dtype).data)

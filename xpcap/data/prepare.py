@@ -164,7 +164,9 @@ def prepare(
                     path = folder / layout.features_file(name, "fc7")
                     blocks = extraction.features({image.path for image in part})
                     with explained(path, "write"):
-                        layout.write_features(path, (len(part), extraction.extractor.dim), blocks)
+                        layout.write_features(
+                            path, (len(part), *extraction.extractor.shape), blocks
+                        )
         if extraction is not None:
             extraction.forget()
     return PrepareReport(

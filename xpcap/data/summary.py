@@ -19,7 +19,7 @@ from xpcap.data.dataset import (
     read_urls,
     splits_in,
 )
-from xpcap.data.features import LazyFeatures, row_blocks
+from xpcap.data.features import RANKS, LazyFeatures, row_blocks
 from xpcap.data.hdf5 import find_array, open_hdf5
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import END, NULL, SPECIAL, START, UNK, Vocabulary, has_words, tokenizer
@@ -39,7 +39,8 @@ def summarize(folder: Path, progress: Progress = no_progress) -> dict[str, Any]:
         `folder`, `name`, `features` (in words) and `extractor`; `vocabulary`, the number of
         `tokens`, words or characters; `splits`: for each `images`, `captions`, `lengths` (number of
         captions by number of words), `unknown` (share of `<UNK>` among words) and `features` (for
-        each kind shape, dtype and bytes); `problems`, one line each.
+        each kind shape, dtype and bytes; `regions`, the least, mean and most of an image, if they
+        have regions); `problems`, one line each.
     """
     check_folder(folder)
     return _Summary(folder, progress).result
@@ -107,24 +108,30 @@ class _Summary:
 
     def _features(self, path: Path, vary: bool) -> dict[str, Any]:
         with open_hdf5(path) as file:
-            dtype = str(find_array(file, path, "features", 2, "f").dtype)
+            dtype = str(find_array(file, path, "features", RANKS, "f").dtype)
         features = LazyFeatures(path)
-        empty, images, alike = 0, len(features), True
+        images, alike = len(features), True
+        present = numpy.zeros(images, int)  # regions; 0 or 1 of features without
         try:
             for block in row_blocks(features):
                 rows = features[block]
                 if block.start == 0:
                     first = rows[:1]
-                empty += int((~rows.any(axis=1)).sum())
+                there = numpy.asarray(rows.any(axis=-1))
+                present[block] = there.reshape(len(there), -1).sum(axis=1)
                 alike = alike and bool((rows == first).all())
                 self.progress(path.name, block.stop, images)
         finally:
             features.close()
+        empty = images - numpy.count_nonzero(present)
         if empty:
             self.problems.append(f"{path}: {empty} of {images} images have zeros only")
         elif vary and alike:
             self.problems.append(f"{path}: all {images} images have the same features")
-        return {"shape": list(features.shape), "dtype": dtype, "bytes": path.stat().st_size}
+        found = {"shape": list(features.shape), "dtype": dtype, "bytes": path.stat().st_size}
+        if len(features.shape) == 3 and images:
+            found["regions"] = [int(present.min()), float(present.mean()), int(present.max())]
+        return found
 
     def _captions(self, name: str, found: dict[str, Any], words: Vocabulary) -> None:
         path = self.folder / layout.CAPTIONS

@@ -128,6 +128,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "max_words": dataset.max_words,
         "features": dataset.description.get("features"),
         "extractor": extractor,
+        "shape": list(dataset.feature_shape),
     }
     reduced = dataset.kind == "pca" and extractor
     return origin, read_transform(data) if reduced else None

@@ -7,14 +7,14 @@ understanding of gradient-based attribution methods for deep neural networks", I
 summed over regions of the image or annotated categories.
 
 Features can be divided among regions if they are a sum over regions: those of the filter bank, and
-those of EfficientNet-Lite0, the mean over the cells of a grid.
+those of EfficientNet-Lite0, the mean over the cells of a grid. Features of regions are divided as
+they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -25,24 +25,11 @@ from xpcap.data.extractors import EfficientNetLite0, FilterBank, open_extractor
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.models.inspection import Inspectable, word_gradients
-from xpcap.report.images import Box, boxes_of
+from xpcap.report.images import boxes_of
+from xpcap.report.regions import RegionMap, Regions, map_of_attribution, regions_of
 from xpcap.runs import Run
 
-NAMED = 3  # categories in a text
-LEVELS = 9  # of strength, on either side of zero
-_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """The attribution of a word: a summary, empty if nothing is known, and levels.
-
-    `levels` has a letter per region of the image, row by row, or per box: from `a`, strongly
-    against the word, through `j`, neutral, to `s`, strongly for it.
-    """
-
-    text: str = ""
-    levels: str = ""
+_BLOCK = 2**24  # gradients computed at a time
 
 
 def attribute(
@@ -52,12 +39,13 @@ def attribute(
     categories: Sequence[str],
     images: Sequence[Any],
     progress: Progress = no_progress,
-) -> list[list[Attribution]]:
+) -> list[list[RegionMap]]:
     """Compute the attributions of the words that a run has generated, T for each image.
 
-    Those of a missing image are empty. `features (N, D)` and `words (N, T)` int32, `<NULL>` after
+    `features`, `(N, D)` or of regions `(N, L, D)`, and `words (N, T)` int32, `<NULL>` after
     `<END>`, are on the host; `categories` are the object categories, if the features are their
-    boxes; `images` are PIL images or None.
+    boxes; `images` are PIL images or None. Features of whole images are divided anew: without its
+    image a word has an empty attribution.
 
     Raises
     ------
@@ -68,28 +56,59 @@ def attribute(
     model = run.model
     if not isinstance(model, Inspectable):
         raise ConfigurationError("models of this family have no gradients of single words")
+    if features.ndim == 3:
+        return _to_regions(run, features, words, categories)
     extractor = None if categories else _divisible(run)
     if extractor and all(image is None for image in images):
         raise DataError("none of the images can be opened here")
-    to_device = model.backend.to_device
-    _, gradients = map(to_host, word_gradients(model, to_device(features), to_device(words)))
+    gradients = _gradients(model, features, words)
     if extractor is None:
-        shape = (*words.shape, len(categories), len(NUMBERS))
-        values = (gradients * features[:, None]).reshape(shape).sum(axis=-1)
+        shape = (words.shape[1], len(categories), len(NUMBERS))
         return [
-            _by_category(values[n], categories, boxes_of(features[n], categories))
-            for n in range(len(words))
+            _mapped((gradient * of_image).reshape(shape).sum(axis=-1), regions)
+            for of_image, gradient in zip(features, gradients, strict=True)
+            for regions in [_categories(of_image, categories)]
         ]
     transform = run.transform
     if transform is not None:
-        gradients = transform.backward(gradients)
-    found = []
+        gradients = map(transform.backward, gradients)
+    found, unknown = [], [RegionMap()] * words.shape[1]
     for image, gradient in zip(images, gradients, strict=True):
-        unknown = [Attribution()] * words.shape[1]
-        regions = None if image is None else _regions(extractor, image)
-        found.append(unknown if regions is None else _by_region(regions, gradient))
+        parts = None if image is None else _parts(extractor, image)
+        found.append(unknown if parts is None else _to_parts(parts, gradient))
         progress("attribution", len(found), len(images))
     return found
+
+
+def _to_regions(
+    run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
+) -> list[list[RegionMap]]:
+    """Attribute words to regions `(N, L, D)`, which need not be divided."""
+    assert isinstance(run.model, Inspectable)
+    transform, shift = run.transform, 0.0
+    if transform is not None:  # gradient times the features before their mean was subtracted
+        shift = transform.components @ transform.mean
+    found = []
+    for of_image, gradient in zip(features, _gradients(run.model, features, words), strict=True):
+        values = (gradient * (of_image + shift * of_image.any(axis=1, keepdims=True))).sum(axis=2)
+        found.append(_mapped(values, regions_of(run.config["data"], of_image, categories)))
+    return found
+
+
+def _mapped(values: numpy.ndarray, regions: Regions) -> list[RegionMap]:
+    return [map_of_attribution(of_word, regions) for of_word in values]
+
+
+def _gradients(
+    model: Inspectable, features: numpy.ndarray, words: numpy.ndarray
+) -> Iterator[numpy.ndarray]:
+    """Yield the gradients of the words of each image, computed for some images at a time."""
+    to_device = model.backend.to_device
+    count = max(1, _BLOCK // max(1, words.shape[1] * math.prod(features.shape[1:])))
+    for first in range(0, len(words), count):
+        part = slice(first, first + count)
+        found = word_gradients(model, to_device(features[part]), to_device(words[part]))
+        yield from to_host(found[1])
 
 
 def _divisible(run: Run) -> FilterBank | EfficientNetLite0:
@@ -106,7 +125,7 @@ def _divisible(run: Run) -> FilterBank | EfficientNetLite0:
     )
 
 
-def _regions(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.ndarray:
+def _parts(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.ndarray:
     """Divide the features of an image among its regions: `(S, S, D)`, whose sum they are."""
     prepared = extractor.prepare(image)[None]
     if isinstance(extractor, FilterBank):
@@ -116,41 +135,13 @@ def _regions(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.nda
     return cells.reshape(side, side, -1) / len(cells)
 
 
-def _by_region(regions: numpy.ndarray, gradients: numpy.ndarray) -> list[Attribution]:
-    """Attribute words to regions `(S, S, D)` of the features, given their gradients `(T, D)`."""
-    maps = numpy.tensordot(gradients, regions, (1, 2))  # (T, S, S)
-    return [Attribution(_place(one), _levels(one.reshape(-1))) for one in maps]
+def _to_parts(parts: numpy.ndarray, gradients: numpy.ndarray) -> list[RegionMap]:
+    """Attribute words to parts `(S, S, D)` of the features, given their gradients `(T, D)`."""
+    maps = numpy.tensordot(gradients, parts, (1, 2)).reshape(len(gradients), -1)
+    return _mapped(maps, Regions(len(parts)))
 
 
-def _place(regions: numpy.ndarray) -> str:
-    """Name the place of the strongest region, in thirds of the image."""
-    row, column = numpy.unravel_index(regions.argmax(), regions.shape)
-    if regions[row, column] <= 0:
-        return ""
-    vertical, horizontal = (
-        names[int(3 * (place + 0.5) / size)]
-        for names, place, size in zip((_ROWS, _COLUMNS), (row, column), regions.shape, strict=True)
-    )
-    place = f"{vertical} {horizontal}".replace("middle middle", "centre")
-    return f"strongest at the {place}; total {regions.sum():+.2f}"
-
-
-def _by_category(
-    values: numpy.ndarray, categories: Sequence[str], boxes: Sequence[Box]
-) -> list[Attribution]:
-    """Attribute words to categories, given their values `(T, categories)`."""
+def _categories(features: numpy.ndarray, categories: Sequence[str]) -> Regions:
+    """Return the categories, and which of them have boxes, the largest first."""
     index = {category: k for k, category in enumerate(categories)}
-    shown = [index[box.category] for box in boxes]
-    attributions = []
-    for word in values:
-        order = numpy.argsort(-numpy.abs(word))[:NAMED]
-        text = ", ".join(f"{categories[k]} {word[k]:+.2f}" for k in order if word[k])
-        attributions.append(Attribution(text, _levels(word[shown])))
-    return attributions
-
-
-def _levels(values: numpy.ndarray) -> str:
-    """Encode strengths as letters, relative to the largest."""
-    largest = numpy.abs(values).max(initial=0) or 1.0
-    scaled = numpy.rint(LEVELS * values / largest).astype(int)
-    return "".join(chr(ord("a") + LEVELS + level) for level in scaled)
+    return Regions(None, categories, [index[b.category] for b in boxes_of(features, categories)])

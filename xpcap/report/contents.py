@@ -17,15 +17,18 @@ from xpcap.decoding import Beam
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import (
+    Attends,
     GateSaturation,
     GradientFlow,
     Inspectable,
     gate_saturation,
     gradient_flow,
 )
-from xpcap.report.attribution import Attribution, attribute
+from xpcap.report.attribution import attribute
 from xpcap.report.images import View, categories_of, name_of, open_image, view
+from xpcap.report.regions import RegionMap, map_of_attention, regions_of
 from xpcap.runs import HISTORY, Run
+from xpcap.runs.attention import Area, grid_area, grid_side, weights_of
 from xpcap.runs.captions import captions_of
 from xpcap.runs.dataset import open_data
 from xpcap.training.history import Curves, read_history
@@ -40,25 +43,36 @@ _NO_METRICS = ("image", "id", "caption", "references")
 
 @dataclass(frozen=True)
 class Word:
-    """A generated word with its probability and attribution."""
+    """A generated word with its probability, attribution, and attention if there is any."""
 
     text: str
     probability: float
-    attribution: Attribution
+    attribution: RegionMap
+    attention: RegionMap
 
 
 @dataclass(frozen=True)
 class RunCaption:
-    """The words of a run's best caption, the captions of its beam, and the metrics."""
+    """The words of a run's best caption, the captions of its beam, and the metrics.
+
+    `area` is the part of the image that its regions cover.
+    """
 
     words: Sequence[Word]
     beam: Sequence[dict[str, Any]]
     values: dict[str, float | None]
+    area: Area
 
     @property
     def value(self) -> float:
         """The metric that captions are sorted by."""
         return self.values[SORTED_BY] or 0.0
+
+    @property
+    def maps(self) -> list[str]:
+        """Which maps its words have: `attention`, `attribution`."""
+        kinds = ("attention", "attribution")
+        return [kind for kind in kinds if any(getattr(word, kind).text for word in self.words)]
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,9 @@ class Report:
     """All that a page shows.
 
     `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
-    `worst` and `different` are indices into them, the last empty for one run. `unattributed` has,
-    for each run, why there is no attribution, or an empty text.
+    `worst` and `different` are indices into them, the last empty for one run. `unattributed` and
+    `unplaced` have, for each run, why there is no attribution, and why there are no heat maps, or
+    an empty text.
     """
 
     sorted_by = SORTED_BY
@@ -102,6 +117,7 @@ class Report:
     worst: Sequence[int]
     different: Sequence[int]
     unattributed: Sequence[str]
+    unplaced: Sequence[str]
 
 
 def gather(
@@ -147,7 +163,10 @@ def gather(
         for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
-    return Report(parts, split, _describe(beam), entries, best, worst, different, unattributed)
+    unplaced = [*map(_unplaced, runs, datasets)]
+    return Report(
+        parts, split, _describe(beam), entries, best, worst, different, unattributed, unplaced
+    )
 
 
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
@@ -195,12 +214,13 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
         how = "elsewhere"
     return {
         "network": f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors"
-        f" {model['wordvec_dim']}",
+        f" {model['wordvec_dim']}"
+        + (f", attention: {model['scoring']}" if "scoring" in model else ""),
         "parameters": f"{parameters:,}",
         "vocabulary": f"{len(run.vocabulary):,} {run.vocabulary.tokens}",
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
         "features": f"{run.config['data'].get('features') or run.config['data']['kind']}"
-        f" ({model['input_dim']:,} values)",
+        f" ({' x '.join(f'{size:,}' for size in run.feature_shape)} values)",
         "training": how,
     }
 
@@ -240,23 +260,50 @@ def _captions(
     """
     features = dataset.splits[split].features[numpy.array(rows)]
     decoded = run.decode(features, replace(beam, n_best=beam.width))
-    best, unattributed = decoded.words[:, 0], ""
+    best, unattributed, categories = decoded.words[:, 0], "", categories_of(dataset)
     try:
-        attributions = attribute(run, features, best, categories_of(dataset), images, progress)
+        attributions = attribute(run, features, best, categories, images, progress)
     except (ConfigurationError, DataError) as error:
-        attributions = [[Attribution()] * best.shape[1]] * len(best)
+        attributions = [[RegionMap()] * best.shape[1]] * len(best)
         unattributed = str(error)
-    entries = []
-    for beam_of_image, attributed, entry in zip(
-        captions_of(run, decoded), attributions, evaluated, strict=True
+    attention, entries = _attention(run, features, best, categories), []
+    for beam_of_image, attributed, attended, entry, image in zip(
+        captions_of(run, decoded), attributions, attention, evaluated, images, strict=True
     ):
         words = [
-            Word(found["word"], math.exp(found["log_prob"]), attribution)
-            for found, attribution in zip(beam_of_image[0]["words"], attributed, strict=False)
+            Word(found["word"], math.exp(found["log_prob"]), *maps)
+            for found, *maps in zip(beam_of_image[0]["words"], attributed, attended, strict=False)
         ]
         metrics = {name: value for name, value in entry.items() if name not in _NO_METRICS}
-        entries.append(RunCaption(words, beam_of_image, metrics))
+        area = Area() if image is None else grid_area(run.config["data"], image.size)
+        entries.append(RunCaption(words, beam_of_image, metrics, area))
     return entries, unattributed
+
+
+def _attention(
+    run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
+) -> list[list[RegionMap]]:
+    """Describe the attention of the words of captions `(N, T)`, or nothing for other models."""
+    if not isinstance(run.model, Attends):
+        return [[RegionMap()] * words.shape[1]] * len(words)
+    return [
+        [map_of_attention(of_word, regions) for of_word in weights]
+        for of_image, weights in zip(
+            features, weights_of([run.model], features, words), strict=True
+        )
+        for regions in [regions_of(run.config["data"], of_image, categories)]
+    ]
+
+
+def _unplaced(run: Run, dataset: Dataset) -> str:
+    """Say why regions cannot be shown over the image; empty if they can, or there are none."""
+    shape = dataset.feature_shape
+    if len(shape) == 1 or categories_of(dataset) or grid_side(run.config["data"], shape[0]):
+        return ""
+    return (
+        f"the places in the image of the {shape[0]} regions are unknown, as they are not those of a"
+        " square grid; the texts give their numbers"
+    )
 
 
 def _describe(beam: Beam) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from xpcap.data.coco_json import NUMBERS
+from xpcap.data.coco_json import NUMBERS, OF_OBJECT
 from xpcap.data.dataset import Dataset
 from xpcap.data.image_files import slashed
 from xpcap.data.images import open_stored
@@ -23,12 +23,13 @@ THUMBNAIL = 256  # pixels of the longer side, at most
 
 @dataclass(frozen=True)
 class Box:
-    """A square of the area of the largest object of a category, in shares of the image's sides."""
+    """An object, or the largest of its category as a square, in shares of the image's sides."""
 
     category: str
-    x: float
+    x: float  # of the centre
     y: float
-    side: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,31 @@ def categories_of(dataset: Dataset) -> list[str]:
     categories = dataset.description.get("categories")
     if dataset.kind != "fc7" or not isinstance(categories, list):
         return []
-    fits = dataset.feature_dim == len(NUMBERS) * len(categories)
-    return [str(name) for name in categories] if fits else []
+    numbers = len(NUMBERS) * len(categories)
+    if len(dataset.feature_shape) == 2:
+        numbers = len(categories) + len(OF_OBJECT)
+    return [str(name) for name in categories] if dataset.feature_dim == numbers else []
 
 
 def boxes_of(features: numpy.ndarray, categories: Sequence[str]) -> list[Box]:
-    """Read boxes from features `(5 categories,)` of `box_features`, the largest first.
+    """Read boxes, the largest first, so that smaller ones are drawn over larger ones.
 
-    Smaller boxes are drawn over larger ones.
+    Features are those of `box_features (5 categories,)`, or of objects `(L, categories + 5)`, in
+    their order, which is that of `object_features`.
     """
+    if features.ndim == 2:
+        objects, size = features[features.any(axis=1)], len(categories)
+        return [
+            Box(categories[of_object[:size].argmax()], *of_object[size : size + 4].tolist())
+            for of_object in objects
+        ]
     numbers = features.reshape(len(categories), len(NUMBERS))
     boxes = [
-        Box(category, float(x), float(y), float(side))
+        Box(category, float(x), float(y), float(side), float(side))
         for category, (count, side, _, x, y) in zip(categories, numbers, strict=True)
         if count > 0
     ]
-    return sorted(boxes, key=lambda box: -box.side)
+    return sorted(boxes, key=lambda box: -box.width)
 
 
 def data_url(image: Any) -> str:

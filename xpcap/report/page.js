@@ -1,55 +1,125 @@
 "use strict";
 
-// one letter per region or box: "a" strongly against the word, "j" neutral, "s" strongly for it
+// one letter per region or box: "a" the most negative, "j" zero, "s" the most positive
 const LEVELS = 9;
 const strength = (letter) => (letter.charCodeAt(0) - "a".charCodeAt(0) - LEVELS) / LEVELS;
-const SVG = "http://www.w3.org/2000/svg";
+const LEGENDS = { attention: ["weak", "strong"], attribution: ["against", "for"] };
+const OPACITY = 0.8; // of the strongest region
+const SECONDS = 1; // of a word that is played
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+let preferred = "attention"; // what is shown of words that have both maps
 
-function regionsOf(picture, count) {
-  let overlay = picture.querySelector(".regions");
-  if (!overlay) {
-    const side = Math.sqrt(count);
-    overlay = document.createElementNS(SVG, "svg");
-    overlay.setAttribute("class", "regions");
-    overlay.setAttribute("viewBox", `0 0 ${side} ${side}`);
-    overlay.setAttribute("preserveAspectRatio", "none");
-    overlay.setAttribute("aria-hidden", "true");
-    for (let k = 0; k < count; k++) {
-      const cell = document.createElementNS(SVG, "rect");
-      for (const [name, value] of Object.entries({ x: k % side, y: Math.floor(k / side), width: 1, height: 1 })) {
-        cell.setAttribute(name, value);
-      }
-      overlay.append(cell);
-    }
-    picture.append(overlay);
-  }
-  return overlay.querySelectorAll("rect");
+function kindOf(caption) {
+  const kinds = caption.dataset.maps.split(" ");
+  return kinds.includes(preferred) ? preferred : kinds[0];
 }
 
-function paint(card, levels) {
-  const picture = card.querySelector(".picture");
-  const boxes = picture.querySelectorAll(".boxes rect");
-  const parts = boxes.length || !levels || !picture.querySelector("img") ? boxes : regionsOf(picture, levels.length);
-  picture.classList.toggle("attributed", Boolean(levels));
-  const shown = levels ? parts : picture.querySelectorAll("rect");
-  shown.forEach((part, k) => {
-    const value = levels ? strength(levels[k]) : 0;
-    part.style.fill = value === 0 ? "" : `var(${value > 0 ? "--for" : "--against"})`;
-    part.style.fillOpacity = value === 0 ? (boxes.length ? "" : 0) : 0.75 * Math.abs(value);
+function colourOf(kind, value) {
+  const name = kind === "attention" ? "--glow" : value > 0 ? "--glow-for" : "--glow-against";
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// A canvas with a pixel for each region, which the browser enlarges smoothly.
+function drawRegions(picture, caption, kind, levels) {
+  const side = Math.sqrt(levels.length);
+  let canvas = picture.querySelector("canvas");
+  if (!canvas) {
+    canvas = document.createElement("canvas");
+    canvas.setAttribute("aria-hidden", "true");
+    picture.append(canvas);
+  }
+  canvas.width = canvas.height = side;
+  const [left, top, right, bottom] = (caption.dataset.area || "0 0 1 1").split(" ").map(Number);
+  for (const [name, share] of Object.entries({ left, top, width: right - left, height: bottom - top })) {
+    canvas.style[name] = `${100 * share}%`;
+  }
+  const pixels = canvas.getContext("2d");
+  [...levels].forEach((letter, k) => {
+    pixels.fillStyle = colourOf(kind, strength(letter));
+    pixels.globalAlpha = OPACITY * Math.abs(strength(letter));
+    pixels.fillRect(k % side, Math.floor(k / side), 1, 1);
   });
 }
 
+function paint(card, caption, levels) {
+  const picture = card.querySelector(".picture");
+  const boxes = picture.querySelectorAll(".boxes rect");
+  const kind = caption && kindOf(caption);
+  picture.classList.toggle("mapped", Boolean(levels));
+  if (levels && !boxes.length && picture.querySelector("img")) drawRegions(picture, caption, kind, levels);
+  boxes.forEach((box, k) => {
+    const value = levels ? strength(levels[k]) : 0;
+    box.style.fill = value === 0 ? "" : kind === "attention" ? "var(--glow)" : `var(${value > 0 ? "--for" : "--against"})`;
+    box.style.fillOpacity = value === 0 ? "" : 0.75 * Math.abs(value);
+  });
+}
+
+// Choose a word of a card, or none.
+function choose(card, word) {
+  card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", String(other === word)));
+  card.querySelectorAll(".told").forEach((line) => { line.textContent = ""; });
+  card.querySelectorAll(".legend").forEach((legend) => legend.classList.remove("shown"));
+  const caption = word && word.closest(".run-caption");
+  const kind = caption && kindOf(caption);
+  const told = kind && word.dataset[`${kind}Text`];
+  const levels = kind && word.dataset[kind];
+  if (word) caption.querySelector(".told").textContent = word.dataset.text + (told ? `; ${told}` : "");
+  if (levels) {
+    const legend = caption.querySelector(".legend");
+    const [low, high] = legend.querySelectorAll("span");
+    [low.textContent, high.textContent] = LEGENDS[kind];
+    legend.className = `legend shown ${kind}`;
+  }
+  paint(card, caption, levels);
+}
+
+let playing = null; // { caption, timer }
+
+function stop() {
+  if (!playing) return;
+  clearTimeout(playing.timer);
+  playing.caption.querySelector(".play").textContent = "Play";
+  playing = null;
+}
+
+// Choose the next word of a caption; where motion is welcome, and then the others.
+function play(caption) {
+  const words = [...caption.querySelectorAll(".word")];
+  const next = words.findIndex((word) => word.getAttribute("aria-pressed") === "true") + 1;
+  choose(caption.closest(".card"), words[next % words.length]);
+  if (still.matches) return;
+  const last = next % words.length === words.length - 1;
+  playing = { caption, timer: setTimeout(() => (last ? stop() : play(caption)), 1000 * SECONDS) };
+  caption.querySelector(".play").textContent = "Stop";
+}
+
 document.addEventListener("click", (event) => {
-  const word = event.target.closest(".word");
-  if (!word) return;
-  const card = word.closest(".card");
-  const chosen = word.getAttribute("aria-pressed") !== "true";
-  card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", "false"));
-  card.querySelectorAll(".attribution").forEach((line) => { line.textContent = ""; });
-  word.setAttribute("aria-pressed", String(chosen));
-  if (chosen) word.closest(".run-caption").querySelector(".attribution").textContent = word.dataset.text;
-  paint(card, chosen ? word.dataset.levels : "");
+  const button = event.target.closest(".word, .play, .map");
+  if (!button) return;
+  const caption = button.closest(".run-caption");
+  if (button.matches(".map")) {
+    preferred = button.dataset.map;
+    document.querySelectorAll(".map").forEach((other) => {
+      other.setAttribute("aria-pressed", String(other.dataset.map === preferred));
+    });
+    document.querySelectorAll('.word[aria-pressed="true"]').forEach((word) => choose(word.closest(".card"), word));
+    return;
+  }
+  const another = !playing || playing.caption !== caption;
+  stop();
+  if (button.matches(".word")) {
+    choose(button.closest(".card"), button.getAttribute("aria-pressed") === "true" ? null : button);
+  } else if (another) {
+    play(caption);
+  }
 });
+
+function namePlay() {
+  stop();
+  document.querySelectorAll(".play").forEach((button) => { button.textContent = still.matches ? "Next word" : "Play"; });
+}
+still.addEventListener("change", namePlay);
+namePlay();
 
 const form = document.getElementById("filter");
 const all = document.getElementById("all");

@@ -47,12 +47,7 @@ def render(report: Report) -> str:
         metrics=[(name, [score[name] for score in scores]) for name in scores[0]],
         phrases=METRICS,
         chosen=[(heading, places) for heading, places in chosen if places],
-        attributed=any(
-            word.attribution.text
-            for entry in report.entries
-            for caption in entry.captions
-            for word in caption.words
-        ),
+        kinds={kind for entry in report.entries for one in entry.captions for kind in one.maps},
         plots=plots(report.runs),
         style=_read("page.css"),
         script=script,

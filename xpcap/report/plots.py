@@ -74,6 +74,8 @@ def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
         if any(numpy.isfinite(run.curves.grad_norm).any() for run in runs):
             text = "The norm of all gradients together, before clipping."
             training.append(_by_step(runs, "grad_norm", "gradient norm", text, scale="log"))
+        if any(numpy.isfinite(run.curves.attention_entropy).any() for run in runs):
+            training.append(_entropies(runs))
         flows = [(k, run.name, run.flow) for k, run in enumerate(runs) if run.flow]
         inside = [_gradients(flows)] if flows else []
         for k, run in enumerate(runs):
@@ -114,6 +116,28 @@ def _by_step(
     axes.set_yscale(scale)
     _legend(figure)
     return _plot(figure, text)
+
+
+def _entropies(runs: Sequence[RunPart]) -> Plot:
+    figure, axes = _axes("step", "nats", height=2.0)
+    ends = []
+    for k, run in enumerate(runs):
+        curves = run.curves
+        known = numpy.isfinite(curves.attention_entropy)
+        if known.any():
+            entropy, share = curves.attention_entropy[known], curves.attention_entropy_share[known]
+            axes.plot(
+                curves.epoch_step[known], entropy,
+                marker="o", color=_SERIES[k], markersize=3, linestyle=_DASHES[k], label=run.name,
+            )  # fmt: skip
+            ends.append(f"{run.name} {entropy[-1]:.2f} nats, {share[-1]:.0%} of the most possible")
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    _legend(figure)
+    return _plot(
+        figure,
+        "Entropy of attention on validation captions, the mean over words: 0 if the model looks at"
+        f" one region, log L if at all L alike. At the end: {'; '.join(ends)}.",
+    )
 
 
 def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:

@@ -16,11 +16,17 @@ from xpcap.data.vocabulary import decode_captions
 from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
+from xpcap.runs.attention import weights_of
 from xpcap.runs.run import Run
 
 
 def caption_dataset(
-    run: Run, dataset: Dataset, split: str, count: int, how: Beam | Sampling | None = None
+    run: Run,
+    dataset: Dataset,
+    split: str,
+    count: int,
+    how: Beam | Sampling | None = None,
+    attention: bool = False,
 ) -> list[dict[str, Any]]:
     """Caption evenly spaced images of a split, `count` of them, as `Run.decode` does.
 
@@ -29,22 +35,27 @@ def caption_dataset(
     list of dict
         For each image `image` (its address), `caption`, `references` and `captions`: all found,
         best first, with `caption`, its `log_prob` in nats and its `words`, each a `word` with a
-        `log_prob`; the last word is `<END>`.
+        `log_prob`; the last word is `<END>`. If asked for, also `attention`: the weights
+        `(T, L)` of the best caption's words, see `Attention`.
     """
     part = dataset.split(split)
     images = part.features.shape[0]
     rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
-    found = captions_of(run, run.decode(part.features[rows], how))
+    features = part.features[rows]
+    decoded = run.decode(features, how)
     references = dataset.references(split)
-    return [
+    entries = [
         {
             "image": part.urls[row],
             "caption": captions[0]["caption"],
             "references": references[row],
             "captions": captions,
         }
-        for row, captions in zip(rows, found, strict=True)
+        for row, captions in zip(rows, captions_of(run, decoded), strict=True)
     ]
+    if attention:
+        _add_attention(run, entries, features, decoded)
+    return entries
 
 
 def caption_images(
@@ -54,6 +65,7 @@ def caption_images(
     how: Beam | Sampling | None = None,
     skip_broken: bool = False,
     progress: Progress = no_progress,
+    attention: bool = False,
 ) -> list[dict[str, Any]]:
     """Caption image files; of each `image`, `caption` and `captions` as from `caption_dataset`.
 
@@ -63,7 +75,8 @@ def caption_images(
     found = run.extract(images, weights, skip_broken, progress)
     if found.broken and not found.opened.any():
         raise DataError(f"none of the images can be opened: {found.broken[0].reason}")
-    captions = iter(captions_of(run, run.decode(found.features, how)))
+    decoded = run.decode(found.features, how)
+    captions = iter(captions_of(run, decoded))
     broken = iter(found.broken)
     entries = []
     for image, opened in zip(map(str, images), found.opened, strict=True):
@@ -73,7 +86,18 @@ def caption_images(
         else:
             error = next(broken).reason
             entries.append({"image": image, "caption": None, "captions": [], "error": error})
+    if attention:
+        _add_attention(run, [e for e in entries if e["captions"]], found.features, decoded)
     return entries
+
+
+def _add_attention(
+    run: Run, entries: Sequence[dict[str, Any]], features: numpy.ndarray, decoded: Decoded
+) -> None:
+    """Add to each entry the weights of its best caption's words."""
+    maps = weights_of((run.model, *run.partners), features, decoded.words[:, 0])
+    for entry, weights in zip(entries, maps, strict=True):
+        entry["attention"] = weights[: len(entry["captions"][0]["words"])]
 
 
 def write_json(path: Path, captioned: Sequence[dict[str, Any]]) -> None:

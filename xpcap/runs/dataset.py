@@ -47,15 +47,16 @@ def check_data(run: Run, dataset: Dataset) -> None:
     folder = dataset.folder
     if dataset.vocabulary.stored() != run.vocabulary.stored():
         raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
-    if dataset.feature_dim != run.config["model"]["input_dim"]:
+    found, expected = dataset.feature_shape, run.feature_shape
+    if len(found) != len(expected) or found[-1] != expected[-1]:  # there may be more regions
         raise DataError(
-            f"{folder} has {dataset.feature_dim} features per image; expected"
-            f" {run.config['model']['input_dim']}, as {run.folder} was trained with"
+            f"{folder} has {' x '.join(map(str, found))} features per image; expected"
+            f" {' x '.join(map(str, expected))}, as {run.folder} was trained with"
         )
-    found, expected = extractor_of(dataset.description), extractor_of(run.config["data"])
-    if found != expected:
+    origin, wanted = extractor_of(dataset.description), extractor_of(run.config["data"])
+    if origin != wanted:
         raise DataError(
-            f"{folder} has features from {found}; expected those from {expected}, as {run.folder}"
+            f"{folder} has features from {origin}; expected those from {wanted}, as {run.folder}"
             " was trained with"
         )
     transform = run.transform

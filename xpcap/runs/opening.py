@@ -96,6 +96,9 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{path}: expected 'data' with 'kind' (pca, fc7) and 'folder', a text"
         )
+    shape = data.get("shape", [1])
+    if not isinstance(shape, list) or [*map(type, shape)] not in ([int], [int, int]):
+        raise CheckpointError(f"{path}: expected 'shape' of 'data' to be [D] or [L, D]")
     length = data.get("max_words", 1)
     if type(length) is not int or not 1 <= length <= LONGEST:
         raise CheckpointError(

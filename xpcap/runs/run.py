@@ -31,9 +31,10 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.distributed import Alone, Ranks, share_out
-from xpcap.errors import CheckpointError, ConfigurationError
+from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
+from xpcap.runs.attention import Attention, attending, weights_of
 from xpcap.runs.folder import TRANSFORM
 from xpcap.runs.search import check_search, make_search, with_length
 
@@ -41,9 +42,10 @@ BATCH = 256
 
 
 def _are_features(images: Any) -> bool:
+    """Whether images are given as features: pixels are integers."""
     if isinstance(images, LazyFeatures):
         return True
-    return isinstance(images, numpy.ndarray) and images.ndim == 2 and images.dtype.kind == "f"
+    return isinstance(images, numpy.ndarray) and images.dtype.kind == "f"
 
 
 def _joined(parts: Sequence[Decoded]) -> Decoded:
@@ -80,9 +82,9 @@ class Run:
     def decode(self, features: numpy.ndarray, how: Beam | Sampling | None = None) -> Decoded:
         """Caption images, with the log-probabilities of the words.
 
-        Features are `(N, D)`, of the kind the run was trained on; they and the result are on the
-        host. The default search is greedy, without `<UNK>`. Captions have at most `max_words` words
-        unless the search has its own limit.
+        Features are `(N, D)` or `(N, L, D)`, of the kind the run was trained on; they and the
+        result are on the host. The default search is greedy, without `<UNK>`. Captions have at most
+        `max_words` words unless the search has its own limit.
         """
         how = self._search(how)
         backend, captioner = self.model.backend, self.captioner
@@ -107,13 +109,39 @@ class Run:
         """Return the best caption of each image, without special tokens.
 
         `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`, or one
-        of them; or an array with the features `(N, D)`, on the host. Instead of a search,
-        `options` of `make_search` may be given, such as `beam=3`; otherwise a `ConfigurationError`
-        is raised. Other errors are those of `features_of`.
+        of them; or a floating array with the features `(N, D)` or `(N, L, D)`, on the host. Instead
+        of a search, `options` of `make_search` may be given, such as `beam=3`; otherwise a
+        `ConfigurationError` is raised. Other errors are those of `features_of`, and a `DataError`
+        if the features are not of `feature_shape`.
         """
+        _, words = self._best(images, how, options)
+        return self.vocabulary.sentences(words)
+
+    def attention(
+        self, images: Any, how: Beam | Sampling | None = None, **options: Any
+    ) -> list[Attention]:
+        """Return the words of each image's best caption, and where the model looked for each.
+
+        Arguments and errors are those of `caption`; `ConfigurationError` too if the model has no
+        attention. The weights `(T, L)` of features of a grid are maps: `weights.reshape(T, 7, 7)`
+        for the 49 regions of `efficientnet-lite0`. Those of an ensemble are its models' mean.
+        """
+        attending((self.model, *self.partners))
+        features, captions = self._best(images, how, options)
+        maps = weights_of((self.model, *self.partners), features, captions)
+        return [
+            Attention([self.vocabulary.idx_to_word[word] for word in words], weights[: len(words)])
+            for caption, weights in zip(captions, maps, strict=True)
+            for words in [caption[caption != self.model.null]]
+        ]
+
+    def _best(
+        self, images: Any, how: Beam | Sampling | None, options: Mapping[str, Any]
+    ) -> tuple[Any, numpy.ndarray]:
+        """Return the features of images, and the words `(N, T)` of their best captions."""
         how = self._search(how, **options)
-        features = images if _are_features(images) else self.features_of(images)
-        return self.vocabulary.sentences(self.decode(features, how).words[:, 0])
+        features = self._checked(images) if _are_features(images) else self.features_of(images)
+        return features, self.decode(features, how).words[:, 0]
 
     def _search(self, how: Beam | Sampling | None, **options: Any) -> Beam | Sampling:
         """Return `how`, or a search by its options, with a limit of words."""
@@ -130,7 +158,8 @@ class Run:
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
 
-        Features are `(N, D)`, one image a caption, and captions `(N, T+1)`; all are on the host.
+        Features are those of `decode`, one image a caption, and captions `(N, T+1)`; all are on the
+        host.
         """
         backend = self.model.backend
 
@@ -143,7 +172,7 @@ class Run:
             return numpy.concatenate(threads.run([partial(work, part) for part in spans]))
 
     def features_of(self, images: Any, weights: Path | None = None) -> numpy.ndarray:
-        """Compute features `(N, D)` of images as those of the training set were computed.
+        """Compute features of images, `(N, D)` or `(N, L, D)`, as those of the training set were.
 
         Images are those of `caption`; `weights` is the extractor's file, if it has moved.
 
@@ -177,6 +206,23 @@ class Run:
         if transform is not None:
             found = found._replace(features=transform.transform(found.features))
         return found
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Features per image that the run was trained on: `(D,)`, or `(L, D)` of L regions."""
+        shape = self.config.get("data", {}).get("shape")
+        return tuple(shape or [self.model.sizes["input_dim"]])
+
+    def _checked(self, features: Any) -> Any:
+        """Return features, after checking their shape; there may be any number of regions."""
+        found, expected = tuple(features.shape), self.feature_shape
+        if len(found) != len(expected) + 1 or found[-1] != expected[-1]:
+            one = "L, " * (len(expected) - 1)
+            raise DataError(
+                f"features are {found}; expected (N, {one}{expected[-1]}), as {self.folder} was"
+                " trained with; pixels are 8-bit integers"
+            )
+        return features
 
     @property
     def transform(self) -> PCA | None:
@@ -228,7 +274,7 @@ def _check_compatible(first: Run, other: Run) -> None:
 def _input(run: Run) -> dict[str, Any]:
     data = run.config["data"]
     return {
-        "the input size": run.model.sizes.get("input_dim"),
+        "features per image": " x ".join(map(str, run.feature_shape)),
         "features of the kind": data["kind"],
         "features from": extractor_of(data) or data.get("features"),
     }

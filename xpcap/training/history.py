@@ -28,8 +28,9 @@ class History:
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats per word and norm of the
     gradient before clipping, null if not finite. An epoch is `{"step", "epoch"}` and
-    `{split}_loss`, `{split}_perplexity` for each split measured. Losses and norms stay on the
-    device until lines are written, and are read together.
+    `{split}_loss`, `{split}_perplexity` for each split measured; of a model with attention also
+    those of `AttentionEntropy`. Losses and norms stay on the device until lines are written, and
+    are read together.
 
     Parameters
     ----------
@@ -80,6 +81,7 @@ class History:
         for name, loss in trainer.losses.items():
             line[f"{name}_loss"] = loss
             line[f"{name}_perplexity"] = perplexity_of(loss)
+        line |= trainer.figures
         self._pending.append((time.time(), line, None))
         self.flush(trainer)
 
@@ -142,6 +144,8 @@ class Curves:
     epoch_number: numpy.ndarray  # (E,) integers
     losses: Mapping[str, numpy.ndarray]  # by split, (E,), nats per word
     perplexities: Mapping[str, numpy.ndarray]  # by split, (E,): e to that power
+    attention_entropy: numpy.ndarray  # (E,), nats per word
+    attention_entropy_share: numpy.ndarray  # (E,), of the largest entropy possible
 
     @property
     def val_loss(self) -> numpy.ndarray:
@@ -204,6 +208,8 @@ def read_history(path: Path) -> Curves:
         epoch_number=_integers(epochs, "epoch"),
         losses=_by_split(epochs, "_loss"),
         perplexities=_by_split(epochs, "_perplexity"),
+        attention_entropy=_floats(epochs, "attention_entropy"),
+        attention_entropy_share=_floats(epochs, "attention_entropy_share"),
     )
 
 

@@ -14,13 +14,14 @@ import numpy
 from xpcap import threads
 from xpcap.backend import Backend
 from xpcap.data.dataset import Dataset, Split, open_dataset
-from xpcap.data.features import LazyFeatures
+from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.data.pca import read_transform
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
 from xpcap.models import CaptionModel
+from xpcap.models.inspection import Attends
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import check_data, check_unchanged, data_folder, fingerprints
@@ -28,6 +29,7 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
+from xpcap.training.attention import AttentionEntropy
 from xpcap.training.history import History
 from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
@@ -99,7 +101,7 @@ def train_run(
         batch_size=options.batch_size or default_batch_size(len(train)),
         threads=options.threads or threads.number(),
     )
-    config = configuration(dataset, options, _feature_scale(_some_of(train)))
+    config = _configuration(dataset, options, _feature_scale(_some_of(train)))
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
@@ -177,7 +179,7 @@ def resume_run(
         check_data(run, dataset)
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
-        config = {**last.config, **configuration(dataset, options, scale)}
+        config = {**last.config, **_configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = _trainer(run.model, dataset, options, ranks)
         _restore(folder, trainer, last.state, options.rule)
@@ -186,6 +188,12 @@ def resume_run(
         events = _events(context, folder, resumed=True)
         _train(folder, trainer, initial, options, context, events)
     return trainer, dataset
+
+
+def _configuration(dataset: Dataset, options: RunOptions, scale: float) -> dict[str, Any]:
+    """Return the configuration of a run, with the shape of its features per image."""
+    config = configuration(dataset, options, scale)
+    return {**config, "data": {**config["data"], "shape": list(dataset.feature_shape)}}
 
 
 def _restarted(last: Checkpoint) -> Checkpoint:
@@ -283,7 +291,12 @@ def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: 
         name: _batches(split, min(size, len(split)), None, ranks)
         for name, split in measured.items()
     }
-    return Trainer(model, batches, optimizer, options.schedule, validation, step)
+    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
+    if isinstance(model, Attends):
+        some = _some_of(val)
+        looking = _batches(some, min(size, len(some)), None, ranks)
+        AttentionEntropy(looking, ranks).follow(trainer)
+    return trainer
 
 
 def _train(
@@ -369,9 +382,24 @@ def _some_of(split: Split) -> Split:
 
 
 def _feature_scale(split: Split) -> float:
-    """Return the root mean square of a split's features, or 1 if they are all zero."""
-    features = split.features[split.image_idxs].astype(numpy.float64)
-    return float(numpy.sqrt((features**2).mean())) or 1.0
+    """Return the root mean square of captions' features, or 1 if they are all zero.
+
+    Regions that are absent do not count.
+    """
+    images, captions = numpy.unique(split.image_idxs, return_counts=True)
+    squares, numbers = 0.0, 0
+    for block in row_blocks(split.features):
+        rows = slice(*numpy.searchsorted(images, (block.start, block.stop)))
+        if rows.stop > rows.start:
+            features = split.features[images[rows]]
+            count = numpy.full(len(features), features[0].size)
+            if features.ndim == 3:
+                count = features.any(axis=2).sum(axis=1) * features.shape[2]
+            features = features.reshape(len(features), -1)
+            of_image = numpy.einsum("nd,nd->n", features, features, dtype=numpy.float64)
+            squares += captions[rows] @ of_image
+            numbers += captions[rows] @ count
+    return math.sqrt(squares / max(1, numbers)) or 1.0
 
 
 def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:

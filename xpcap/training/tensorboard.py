@@ -10,15 +10,14 @@ length, data, checksum of the data. Data are a protocol buffer `Event`; checksum
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpcap.errors import DataError, import_extra
-from xpcap.files import append, check_new_folder, explained
+from xpcap.errors import import_extra
+from xpcap.files import append, check_new_folder, check_writable, explained
 
 _TAGS = {
     "loss": "loss/step",
@@ -28,6 +27,8 @@ _TAGS = {
     "val_loss": "loss/val",
     "train_perplexity": "perplexity/train",
     "val_perplexity": "perplexity/val",
+    "attention_entropy": "attention/entropy",
+    "attention_entropy_share": "attention/entropy_share",
 }
 
 
@@ -39,19 +40,17 @@ def check_events(folder: Path, resumed: bool = False) -> None:
     _module("proto.event_pb2")
     if not resumed:
         check_new_folder(folder)
-    with explained(folder, "write"):
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise DataError(f"cannot write {folder}: {above} is not a folder that can be written to")
+    check_writable(folder)
 
 
 class EventFile:
     """Writes the lines of a `History` as scalars for TensorBoard.
 
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
-    `loss/val`, `perplexity/train` and `perplexity/val`, at its last step. Losses are in nats per
-    word. Null values are left out. The file begins after `step`: TensorBoard drops later steps of
-    other files in the folder, which is created if missing.
+    `loss/val`, `perplexity/train` and `perplexity/val`, at its last step; of models with attention
+    `attention/entropy` and `attention/entropy_share` too. Losses are in nats per word. Null values
+    are left out. The file begins after `step`: TensorBoard drops later steps of other files in the
+    folder, which is created if missing.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:

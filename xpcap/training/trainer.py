@@ -197,8 +197,8 @@ class Trainer:
         The number of completed ones.
     batch, learning_rate, result
         Of the last step; its `StepResult` can be read later, together with others.
-    losses
-        Of the last epoch, by name, in nats per word.
+    losses, figures
+        Of the last epoch, by name: losses in nats per word; what callbacks of `"epoch"` measure.
     best_loss, best_epoch, best_params
         The lowest validation loss so far, its epoch and parameters.
     rate_scale, recoveries
@@ -223,6 +223,7 @@ class Trainer:
         self.result: StepResult | None = None
         self.batch: Batch | None = None
         self.losses: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_params = self._copies()
