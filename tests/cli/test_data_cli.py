@@ -34,7 +34,7 @@ def test_own_images_as_grids(call, tmp_path):
     Image.new("RGB", (40, 30), "green").save(tmp_path / "new.png")
     grid = ["--extractor", "filter-bank", "--output", "grid"]
     assert call("data", "prepare", "captions.json", "--out", "mine", *grid).exit_code == 0
-    assert "fc7  23 x 64 x 64 float16" in call("data", "info", "mine").stdout
+    assert "fc7  23 x 64 x 80 float16" in call("data", "info", "mine").stdout
     assert call("data", "pca", "mine", "--dim", "3", "--device", "cpu").exit_code == 0
     assert "pca  23 x 64 x 3 float16" in call("data", "info", "mine").stdout
     for model in ("recurrent", "attention"):
@@ -59,7 +59,7 @@ def test_regions_that_are_absent_are_shown(call, tmp_path):
 def test_scenes_may_have_grids(call, tmp_path):
     words = ["data", "scenes", "--out", "made", "--train", "3", "--val", "1"]
     assert call(*words, "--output", "grid").exit_code == 0
-    assert "fc7  3 x 64 x 64 float16" in call("data", "info", "made").stdout
+    assert "fc7  3 x 64 x 80 float16" in call("data", "info", "made").stdout
 
 
 def test_another_extractor_than_the_runs_is_refused(call, tmp_path):

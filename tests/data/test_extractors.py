@@ -128,10 +128,12 @@ def test_a_grid_has_the_channels_of_each_cell_under_narrow_windows() -> None:
     picture = some_pictures(1)[0]
     expected = numpy.stack([averaged(values, 6) for values, _ in channel_maps(picture)], axis=-1)
     extractor = FilterBank("grid")
-    assert extractor.shape == (64, 64)
-    found = extractor(picture[None])
-    assert found.flags.c_contiguous
-    numpy.testing.assert_allclose(found[0], expected.reshape(64, 64), rtol=2e-3, atol=2e-3)
+    assert extractor.shape == (64, 80)
+    found = extractor(picture[None])[0]
+    numpy.testing.assert_allclose(found[:, :64], expected.reshape(64, 64), rtol=2e-3, atol=2e-3)
+    place = numpy.zeros(16)
+    place[[5, 8 + 2]] = 4
+    numpy.testing.assert_array_equal(found[8 * 5 + 2, 64:], place)
 
 
 def test_a_description_has_the_output_if_it_is_a_grid() -> None:

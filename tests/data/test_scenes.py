@@ -237,15 +237,15 @@ def test_scenes_with_features_of_regions(tmp_path: Path) -> None:
     pictures = numpy.stack([read_picture(tmp_path / "made", "train", k) for k in range(4)])
     with h5py.File(tmp_path / "made" / "train2014_vgg16_fc7.h5") as file:
         found = file["features"][()]
-    assert (found.shape, found.dtype) == ((4, 64, 64), numpy.float16)
+    assert (found.shape, found.dtype) == ((4, 64, 80), numpy.float16)
     numpy.testing.assert_allclose(found, FilterBank("grid")(pictures), rtol=1e-3, atol=1e-6)
 
 
 def test_each_thing_is_seen_in_the_cells_where_it_is() -> None:
     """Its colour is the strongest there, which no window over all of the image would tell."""
     scene = Scene((thing("large red circle", "top left"), thing("small blue star", "bottom right")))
-    grid = FilterBank("grid")(draw(scene, numpy.random.default_rng(0))[None])[0].reshape(8, 8, 64)
-    coarse, fine = grid[..., 24:32], grid[..., 56:]
+    grid = FilterBank("grid")(draw(scene, numpy.random.default_rng(0))[None])[0].reshape(8, 8, 80)
+    coarse, fine = grid[..., 24:32], grid[..., 56:64]
     assert coarse[1, 1].argmax() == 0  # red
     assert fine[6, 6].argmax() == COLOURS.index("blue")
     assert coarse[6, 6].max() < 0.1 * coarse[1, 1].max()

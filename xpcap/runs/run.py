@@ -210,8 +210,8 @@ class Run:
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """Features per image that the run was trained on: `(D,)`, or `(L, D)` of L regions."""
-        shape = self.config.get("data", {}).get("shape")
-        return tuple(shape or [self.model.sizes["input_dim"]])
+        shape = self.config.get("data", {}).get("shape") or [0]
+        return (*shape[:-1], self.model.sizes["input_dim"])
 
     def _checked(self, features: Any) -> Any:
         """Return features, after checking their shape; there may be any number of regions."""

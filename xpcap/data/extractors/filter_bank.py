@@ -56,7 +56,7 @@ _HARMONICS = (3, 4, 5, 6, 8, 10)  # k
 _SMALLEST_EDGE = 1e-3  # ε
 _CELLS, _CHANNELS = 8, 64
 _FORM_WINDOW, _PLACE_WINDOW = 40.0, 12.0  # standard deviations, in pixels
-_CELL_WINDOW = 6.0  # of both in a grid
+_CELL_WINDOW, _PLACE_GAIN = 6.0, 4.0  # of both in a grid; the root mean square there is about 3.6
 _FORM_GAINS = (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 4.0, 2.5, 2.0, 6.0)
 _AREA_GAIN, _COLOUR_GAIN = 2.0, 2.0
 _FLOOR = 2e-4  # added to means in denominators
@@ -74,8 +74,9 @@ class _Windows(NamedTuple):
 class FilterBank:
     """The built-in extractor: 64 channels on 8 x 8 cells; see the module for the formulas.
 
-    With the `output` `"grid"` its features are `(64, 64)`: of each cell, row by row, its channels.
-    Another one raises a `ConfigurationError`.
+    With the `output` `"grid"` its features are `(64, 80)`: of each cell, row by row, its channels
+    under a narrow window, then its row and its column, one-hot times 4, as nothing else tells where
+    it is. Another output raises a `ConfigurationError`.
     """
 
     name = "filter-bank"
@@ -87,7 +88,8 @@ class FilterBank:
             raise ConfigurationError(f"'{self.name}' has no output '{output}'; expected grid")
         self.output = output
         cells = _CELLS * _CELLS
-        self.shape: tuple[int, ...] = (cells, _CHANNELS) if output else (cells * _CHANNELS,)
+        width = _CHANNELS + 2 * _CELLS
+        self.shape: tuple[int, ...] = (cells, width) if output else (cells * _CHANNELS,)
         self._fine, self._coarse = (
             _gaussian_derivative(self.size, scale, 0) for scale in (_FINE, _COARSE)
         )
@@ -104,14 +106,19 @@ class FilterBank:
         """Compute the features of RGB images `(N, 64, 64, 3)` uint8, of NumPy or CuPy.
 
         They are `(N, 4096)` float32 of the same library: channel by channel, each 8 x 8 cells; or
-        `(N, 64, 64)`, cell by cell. A `ShapeError` is raised if `images` have another shape or
+        `(N, 64, 80)`, cell by cell. A `ShapeError` is raised if `images` have another shape or
         dtype.
         """
         features = self._in_blocks(images, (), self._whole)
         if not self.output:
             return features
-        by_cell = features.reshape(len(images), _CHANNELS, -1).swapaxes(1, 2)
-        return namespace(images).ascontiguousarray(by_cell)
+        xp = namespace(images)
+        grid = xp.empty((len(images), *self.shape), xp.float32)
+        grid[..., :_CHANNELS] = features.reshape(len(images), _CHANNELS, -1).swapaxes(1, 2)
+        one_hot = _PLACE_GAIN * xp.eye(_CELLS, dtype=xp.float32)
+        grid[..., _CHANNELS:-_CELLS] = xp.repeat(one_hot, _CELLS, axis=0)
+        grid[..., -_CELLS:] = xp.tile(one_hot, (_CELLS, 1))
+        return grid
 
     def regions(self, images: Array) -> Array:
         """Decompose the features of images `(N, 64, 64, 3)` uint8 into contributions of regions.
