@@ -198,7 +198,8 @@ def train(
             context,
         )
         return open_run(stopped, device=device)
-    chosen, folder = run_options(**options), _folder(data)
+    chosen = run_options(**options)
+    folder = _folder(data, chosen.needs_regions)
     if out is not None:
         train_run(folder, Path(out), chosen, backend, context)
         return open_run(out, device=device)
@@ -233,14 +234,14 @@ def _printed_progress() -> Progress:
     return show
 
 
-def _folder(data: str | Path | Dataset) -> Path:
+def _folder(data: str | Path | Dataset, regions: bool = False) -> Path:
     if isinstance(data, Dataset):
         return data.folder
     if data != "scenes":
         return Path(data)
-    return built_in_scenes(_draw)
+    return built_in_scenes(_draw, "grid" if regions else None)
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, output: str | None) -> None:
     print(f"drawing the built-in scenes, once, in {folder}")
-    make_scenes(folder)
+    make_scenes(folder, output=output)

@@ -153,8 +153,8 @@ def test_existing_features_need_replace(folder: Path, there: str) -> None:
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Let the disk be full when an array of so many rows is to be written."""
 
-    def write(path: Path, key: str, shape: tuple[int, ...], blocks: Any) -> None:
-        write_rows(path, key, shape, blocks)
+    def write(path: Path, key: str, shape: tuple[int, ...], blocks: Any, dtype: Any) -> None:
+        write_rows(path, key, shape, blocks, dtype)
         if shape[0] == rows:
             raise OSError(errno.ENOSPC, "No space left on device")
 

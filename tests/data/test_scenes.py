@@ -374,7 +374,7 @@ def test_the_images_are_ordinary_png_files(folder: Path) -> None:
 def test_processes_that_draw_the_built_in_scenes_at_once_share_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def draw(folder):
+    def draw(folder, output):
         make_scenes(folder, train=3, val=2)  # another process
         (folder / "first").touch()
         make_scenes(folder, train=3, val=2)
@@ -384,7 +384,7 @@ def test_processes_that_draw_the_built_in_scenes_at_once_share_the_first(tmp_pat
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert built_in_scenes(draw) == folder
 
-    def fail(folder):
+    def fail(folder, output):
         raise DataError("no space left")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))

@@ -130,7 +130,7 @@ def train(
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
-        folder = _data_folder(data, ranks)
+        folder = _data_folder(data, ranks, chosen.needs_regions)
         name = f"{folder.resolve().name}-{chosen.label}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()
@@ -208,19 +208,20 @@ def _given(name: str) -> bool:
     return source is ParameterSource.COMMANDLINE
 
 
-def _data_folder(data: str, ranks: Ranks) -> Path:
+def _data_folder(data: str, ranks: Ranks, regions: bool = False) -> Path:
     """Return the data folder; on each machine the built-in one is created if it does not exist."""
     from xpcap.data.scenes import built_in_scenes, make_scenes
 
     if data != "scenes":
         return Path(data)
 
-    def draw(folder: Path) -> None:
+    def draw(folder: Path, output: str | None) -> None:
         print_message(f"drawing the built-in scenes, once, in {folder}")
         with stages() as progress:
-            make_scenes(folder, progress=progress)
+            make_scenes(folder, output=output, progress=progress)
 
-    return distributed.in_turn(ranks, lambda: built_in_scenes(draw))
+    output = "grid" if regions else None
+    return distributed.in_turn(ranks, lambda: built_in_scenes(draw, output))
 
 
 def _changed(given: dict[str, Any], before: RunOptions) -> RunOptions:

@@ -61,6 +61,7 @@ class AttentionRNN(CaptioningRNN):
 
     family = "attention"
     options = ("scoring", "doubly_stochastic")
+    needs_regions = True
 
     def __init__(
         self,

@@ -84,6 +84,8 @@ class CaptionModel(abc.ABC):
     family: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
     """Those of its arguments that no other family has."""
+    needs_regions: ClassVar[bool] = False
+    """Whether features must be regions `(N, L, D)`."""
     head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")
     """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
 

@@ -10,6 +10,7 @@ the vocabulary layer, softmax and dropout masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -285,15 +286,16 @@ class Objective:
 
     def _gather(self, features: Array, images: Array) -> Array:
         """Return the features of each caption in the workspace's dtype."""
-        space, shape = self._space, (len(images), *features.shape[1:])
-        found = space.empty("features", *shape)
+        space, (count, *shape) = self._space, features.shape
+        table = features.reshape(count, math.prod(shape))
+        found = space.empty("features", len(images), table.shape[1])
         if features.dtype == found.dtype:
-            take_rows(self.xp, features, images, found)
+            take_rows(self.xp, table, images, found)
         else:
-            gathered = space.empty("gathered", *shape, dtype=features.dtype)
-            take_rows(self.xp, features, images, gathered)
+            gathered = space.empty("gathered", *found.shape, dtype=features.dtype)
+            take_rows(self.xp, table, images, gathered)
             found[...] = gathered.astype(found.dtype)
-        return found
+        return found.reshape(len(images), *shape)
 
     def _dropping(
         self, name: str, batch: PackedBatch, stream: int | Array

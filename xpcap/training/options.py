@@ -92,6 +92,11 @@ class RunOptions:
         check_counts(0, math.inf, seed=self.seed)
 
     @property
+    def needs_regions(self) -> bool:
+        """Whether the model needs features of regions."""
+        return FAMILIES[self.model].needs_regions
+
+    @property
     def label(self) -> str:
         """The model in a run's name, such as `lstm` or `attention-lstm`."""
         return self.cell if self.model == CaptioningRNN.family else f"{self.model}-{self.cell}"
@@ -196,6 +201,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
         "data": {
+            "shape": list(dataset.feature_shape),
             "folder": str(dataset.folder.resolve()),
             "kind": dataset.kind,
             "name": dataset.description["name"],

@@ -101,7 +101,12 @@ def train_run(
         batch_size=options.batch_size or default_batch_size(len(train)),
         threads=options.threads or threads.number(),
     )
-    config = _configuration(dataset, options, _feature_scale(_some_of(train)))
+    config = configuration(dataset, options, _feature_scale(_some_of(train)))
+    if options.needs_regions and len(dataset.feature_shape) == 1:
+        raise ConfigurationError(
+            f"model '{options.model}' looks at regions, but {data} has one vector for each image;"
+            " expected features of regions, as xpcap data prepare --output grid makes them"
+        )
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
@@ -179,7 +184,7 @@ def resume_run(
         check_data(run, dataset)
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
-        config = {**last.config, **_configuration(dataset, options, scale)}
+        config = {**last.config, **configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = _trainer(run.model, dataset, options, ranks)
         _restore(folder, trainer, last.state, options.rule)
@@ -188,12 +193,6 @@ def resume_run(
         events = _events(context, folder, resumed=True)
         _train(folder, trainer, initial, options, context, events)
     return trainer, dataset
-
-
-def _configuration(dataset: Dataset, options: RunOptions, scale: float) -> dict[str, Any]:
-    """Return the configuration of a run, with the shape of its features per image."""
-    config = configuration(dataset, options, scale)
-    return {**config, "data": {**config["data"], "shape": list(dataset.feature_shape)}}
 
 
 def _restarted(last: Checkpoint) -> Checkpoint:

@@ -107,15 +107,18 @@ def make_scenes(
         layout.write_text(folder / SCENES, json.dumps(truth))
 
 
-def built_in_scenes(draw: Callable[[Path], None]) -> Path:
+def built_in_scenes(draw: Callable[[Path, str | None], None], output: str | None = None) -> Path:
     """Return the folder of the built-in scenes, which `draw` makes if it does not exist.
 
+    `output` is that of the `FilterBank`; `draw` is called with the folder and it.
     Of several processes that draw them at the same time, the first to finish makes the folder.
     """
     folder = scenes_folder()
+    if output is not None:
+        folder = folder.with_name(f"{folder.name}-{output}")
     if not folder.exists():
         try:
-            draw(folder)
+            draw(folder, output)
         except DataError:
             if not folder.exists():
                 raise
