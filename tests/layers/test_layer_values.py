@@ -173,6 +173,7 @@ def test_sequences_against_pytorch(name, order, backend):
 
 # where one more on the last axis fits: a longer sentence, longer vectors, more words
 FITS = {("word_embedding", "x"), ("word_embedding", "W"), ("temporal_softmax_loss", "x")}
+FITS |= {(name, "values") for name in CASES if "attention" in name}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("dropout", "relu")])

@@ -5,19 +5,19 @@ import pickle
 
 import numpy
 import pytest
+from kinds import KINDS
 from small_captioners import model_of, some_features
 
 import xpcap.compat.cs231n as cs231n
 from xpcap.backend import Backend, namespace
-from xpcap.models.recurrent import CELLS
 
 WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_copy_is_the_same_captioner_with_its_own_parameters(cell, way, backend):
-    model, features = model_of(cell, backend), backend.to_device(some_features())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_is_the_same_captioner_with_its_own_parameters(kind, way, backend):
+    model, features = model_of(kind, backend), backend.to_device(some_features(kind=kind))
     words = backend.to_host(model.sample(features, 5))
     twin = WAYS[way](model)
     assert twin.backend == backend

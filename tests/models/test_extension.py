@@ -16,7 +16,7 @@ from xpcap.gradcheck import eval_numerical_gradient
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.recurrence import Cell, split_gates
-from xpcap.models import FAMILIES, CaptionModel
+from xpcap.models import FAMILIES, CaptioningRNN, CaptionModel
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
@@ -65,7 +65,7 @@ def mgu(monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_new_cell_is_gradient_checked(backend, dropout):
     sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2}
-    pairs = captioner_gradients(backend, "mgu", dropout, **sizes, h=1e-5)
+    pairs = captioner_gradients(backend, CaptioningRNN, dropout, **sizes, cell_type="mgu", h=1e-5)
     assert "Wh" in pairs
     for name, (numerical, own) in pairs.items():
         assert abs(to_host(numerical)).max() > 1e-5, name
