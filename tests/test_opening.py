@@ -51,6 +51,16 @@ def test_what_does_not_fit_is_named_before_memory_is_taken(
         build_model(tmp_path / "a", checkpoint(model, **more))
 
 
+@pytest.mark.parametrize("shape", [[], [3.0], [2, 3, 4], "3", [True]])
+def test_a_shape_of_features_is_one_or_two_numbers(shape, tmp_path):
+    wrong = checkpoint()
+    wrong.config["data"]["shape"] = shape
+    with pytest.raises(
+        CheckpointError, match=r"expected 'shape' of 'data' to be \[D\] or \[L, D\]"
+    ):
+        build_model(tmp_path / "x.safetensors", wrong)
+
+
 def test_a_family_is_found_by_its_name_and_may_use_dots(tmp_path, monkeypatch):
     class Dotted(CaptioningRNN):
         family = "dotted"

@@ -101,7 +101,7 @@ def test_runs_that_need_other_words_or_features_are_named(tmp_path):
     refused(replace(first, vocabulary=words), "other has another vocabulary than first")
     wide = run_of()
     wide.model.sizes["input_dim"] = 9
-    refused(wide, "other has the input size 9, first 5")
+    refused(wide, "other has features per image 9, first 5")
     refused(on(kind="pca"), "other has features of the kind pca, first fc7")
     refused(on(features="others"), "other has features from others, first numbers")
     made = {"name": "bank", "version": 1, "weights": "a.onnx"}

@@ -66,7 +66,8 @@ def evaluate_run(
     rows = [row for row, sentences in enumerate(references) if sentences]
     if not rows:
         raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
-    captions = run.caption(part.features[numpy.array(rows)], how)
+    whole = len(rows) == part.features.shape[0]  # stay in their file
+    captions = run.caption(part.features if whole else part.features[numpy.array(rows)], how)
     known = [[plain(sentence) for sentence in references[row]] for row in rows]
     trained = dataset.references("train") if "novel" in names else []
     scores = by_first(
@@ -77,6 +78,7 @@ def evaluate_run(
             [name for name in names if name != PERPLEXITY],
             training_captions=[sentence for image in trained for sentence in image],
             vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
+            tokens=run.vocabulary.tokens,
         ),
     )
     corpus, by_image = scores.corpus, scores.images

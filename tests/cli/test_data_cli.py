@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import h5py
 import pytest
 from commands import one_line
 from own import own
 from PIL import Image
+from tiny import make_tiny
 
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 
@@ -25,6 +27,39 @@ def test_own_images_to_a_caption_in_three_commands(call, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "new.png"
     assert result.stdout.splitlines()[1].startswith("  xpcap   ")
+
+
+def test_own_images_as_grids(call, tmp_path):
+    own(tmp_path)
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "new.png")
+    grid = ["--extractor", "filter-bank", "--output", "grid"]
+    assert call("data", "prepare", "captions.json", "--out", "mine", *grid).exit_code == 0
+    assert "fc7  23 x 64 x 64 float16" in call("data", "info", "mine").stdout
+    assert call("data", "pca", "mine", "--dim", "3", "--device", "cpu").exit_code == 0
+    assert "pca  23 x 64 x 3 float16" in call("data", "info", "mine").stdout
+    for model in ("recurrent", "attention"):
+        for kind in ("fc7", "pca"):
+            run = ["--model", model, "--features", kind, "--out", f"{model}-{kind}"]
+            assert call("train", "--data", "mine", *SMALL, *run).exit_code == 0
+            result = call("caption", f"{model}-{kind}", "new.png", "--device", "cpu")
+            assert result.exit_code == 0, result.output
+    result = call("caption", "recurrent-pca", "attention-pca", "--count", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+
+
+def test_regions_that_are_absent_are_shown(call, tmp_path):
+    make_tiny(tmp_path / "tiny", regions=True)
+    with h5py.File(tmp_path / "tiny" / "val2014_vgg16_fc7.h5", "r+") as file:
+        file["features"][1] = 1
+    result = call("data", "info", "tiny")
+    assert "fc7  24 x 3 x 7 float16, 0.0 MiB, 2 of 3 regions there" in result.stdout
+    assert "fc7  12 x 3 x 7 float16, 0.0 MiB, 2 to 3 of 3 regions there, mean 2.1" in result.stdout
+
+
+def test_scenes_may_have_grids(call, tmp_path):
+    words = ["data", "scenes", "--out", "made", "--train", "3", "--val", "1"]
+    assert call(*words, "--output", "grid").exit_code == 0
+    assert "fc7  3 x 64 x 64 float16" in call("data", "info", "made").stdout
 
 
 def test_another_extractor_than_the_runs_is_refused(call, tmp_path):
@@ -218,3 +253,60 @@ def test_info_shows_counts_lengths_and_problems(call, tmp_path):
     found = json.loads(call("data", "info", "mine", "--json").stdout)
     assert len(found["problems"]) == 1
     one_line(call("data", "info", "nowhere"), "nowhere is not a folder")
+
+
+CHINESE = {"red": "一张红色的图片。", "green": "绿色图片，很亮", "blue": "这是蓝色的"}
+
+
+def chinese(folder):
+    _, records = own(folder, 24)
+    for k, record in enumerate(records):
+        record["captions"] = [list(CHINESE.values())[k % 3]]
+        Image.new("RGB", (30, 20), list(CHINESE)[k % 3]).save(folder / record["image"])
+    (folder / "captions.json").write_text(json.dumps(records))
+
+
+def test_languages_without_spaces_are_noticed_and_have_characters(call, tmp_path):
+    chinese(tmp_path)
+    prepare = ["data", "prepare", "captions.json", "--extractor", "filter-bank", "--out"]
+    noticed = "seem to be written without spaces, so that most are one word: --tokens characters"
+    assert noticed in call(*prepare, "words").stderr
+    result = call(*prepare, "mine", "--tokens", "characters")
+    assert result.exit_code == 0, result.output
+    assert noticed not in result.stderr
+    assert "0 captions over 60 characters, 0 empty" in result.stderr
+    assert "<UNK> is 0.0% of all characters" in result.stderr
+    shown = call("data", "info", "mine")
+    assert shown.exit_code == 0, shown.output
+    assert "17 characters\n" in shown.stdout
+    assert "    7 characters" in shown.stdout
+    train = ["--hidden", "32", "--wordvec", "16", "--lr", "0.02", "--device", "cpu"]
+    assert call("train", "--data", "mine", *train, "--epochs", "25").exit_code == 0
+    run = "runs/mine-lstm-1"
+    (found,) = json.loads(call("caption", run, "photos/1.png", "--json").stdout)
+    assert found["caption"] == "绿色图片很亮"
+    assert [word["word"] for word in found["captions"][0]["words"]] == [*"绿色图片很亮", "<END>"]
+    for references in (True, False):
+        if not references:
+            (tmp_path / "mine" / "references.json").unlink()
+        result = call("evaluate", run, "--results", "coco.json", "--images", "i.jsonl", "--json")
+        values = json.loads(result.stdout)
+        assert values["BLEU-4"] == pytest.approx(1)
+        assert (values["novel"], values["vocabulary-use"]) == (0, 10 / 13)
+        captions = [entry["caption"] for entry in json.loads((tmp_path / "coco.json").read_text())]
+        assert set(captions) <= {"一张红色的图片", "绿色图片很亮", "这是蓝色的"}
+    known = json.loads((tmp_path / "i.jsonl").read_text().splitlines()[0])["references"]
+    assert known == ["一张红色的图片"]
+    exported = call("export", run, "--to", "torch", "--out", "w.safetensors")
+    assert exported.exit_code == 0, exported.output
+    assert call("import", "w.safetensors", "--out", "again").exit_code == 0
+    (again,) = json.loads(call("caption", "again", "photos/1.png", "--json").stdout)
+    assert again["caption"] == found["caption"]
+    one_line(
+        call(*prepare, "x", "--tokens", "words", "--vocab", "mine/coco2014_vocab.json"),
+        "coco2014_vocab.json is of characters; expected tokens words",
+    )
+    assert call(*prepare, "other", "--vocab", "mine/coco2014_vocab.json").exit_code == 0
+    vocabulary = json.loads((tmp_path / "other" / "coco2014_vocab.json").read_text())
+    assert vocabulary["tokens"] == "characters"
+    one_line(call("evaluate", run, "--data", "words"), "words has another vocabulary than")

@@ -74,6 +74,32 @@ def test_box_features_by_hand(tmp_path):
     assert not features[1].any()
 
 
+def test_object_features_by_hand(tmp_path):
+    """A vector for each object, the largest first: dog, cat, centre, sides, sqrt(area)."""
+    paths, *_ = annotation_files(tmp_path)
+    build_from_coco(*paths, tmp_path / "out", objects=True)
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.description["features"].endswith(
+        "for each object its category, and centre x, centre y, width, height, sqrt(area)"
+    )
+    expected = [
+        [1, 0, 0.8, 0.5, 0.4, 1, math.sqrt(2000 / 5000)],
+        [1, 0, 0.2, 0.4, 0.2, 0.4, math.sqrt(400 / 5000)],
+        [0, 1, 0.05, 0.9, 0.1, 0.2, math.sqrt(100 / 5000)],
+    ]
+    numpy.testing.assert_allclose(dataset.splits["val"].features[0], expected, rtol=1e-3)
+    assert dataset.splits["train"].features.shape == (8, 3, 7)
+    assert not dataset.splits["train"].features.any()
+
+
+def test_boxes_far_larger_than_their_image_do_not_fit_half_precision(tmp_path):
+    paths, _, instances = annotation_files(tmp_path)
+    instances["annotations"][0]["bbox"][2] = 1e10
+    paths[1].write_text(json.dumps(instances))
+    with pytest.raises(DataError, match=r"features up to 1e\+08; expected at most 65504"):
+        build_from_coco(*paths, tmp_path / "out", objects=True)
+
+
 def test_words_need_their_count_in_training_captions(tmp_path):
     paths, *_ = annotation_files(tmp_path)
     build_from_coco(*paths, tmp_path / "out", min_count=8)
@@ -93,7 +119,7 @@ def test_words_need_their_count_in_training_captions(tmp_path):
             r"annotations\[2\]: expected 'caption'",
         ),
         (0, lambda c: c["annotations"][0].update(image_id=99), "image 99 is not among 'images'"),
-        (0, lambda c: c.update(annotations=[]), "no caption for 'train'"),
+        (0, lambda c: c.update(annotations=[]), "no training image has a caption of 1 to 15"),
         (
             1,
             lambda c: c["annotations"][1].update(category_id=1),
@@ -146,3 +172,52 @@ def test_the_real_files(coco_dir, tmp_path):
     assert dataset.splits["train"].captions.shape[1] == 17
     features = numpy.concatenate([s.features for s in dataset.splits.values()])
     assert (features == 0).all(axis=1).sum() == 48  # images without any object
+
+
+def test_objects_of_the_real_files(coco_dir, tmp_path):
+    build_from_coco(
+        coco_dir / "captions_val2017.json",
+        coco_dir / "instances_val2017.json",
+        tmp_path / "coco",
+        vocabulary=coco_dir / "coco2014_vocab.json",
+        objects=True,
+    )
+    dataset = open_dataset(tmp_path / "coco", dtype="float16")
+    features = numpy.concatenate([s.features for s in dataset.splits.values()])
+    objects = features.any(axis=2).sum(axis=1)
+    assert features.shape == (5000, objects.max(), 85)
+    assert (objects == 0).sum() == 48
+    assert objects.sum() == features[:, :, :80].sum(dtype=float)
+
+
+def test_annotations_of_other_images_are_refused(tmp_path):
+    paths, captions, instances = annotation_files(tmp_path)
+
+    def refused(message):
+        paths[1].write_text(json.dumps(instances))
+        with pytest.raises(DataError, match=message):
+            build_from_coco(*paths, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    instances["images"] = captions["images"][:7]  # ids 10 to 4
+    refused(r"instances.json: 'images' lacks 3 of the 10 images of .*captions.json, such as id 1;")
+    instances["images"] = [{"id": k} for k in range(1, 30)]
+    for box in instances["annotations"]:
+        box["image_id"] += 100
+    refused("none of its 4 boxes is in one of the 10 images of .*captions.json; expected annot")
+
+
+def test_images_held_out_have_captions_to_train_on(tmp_path):
+    paths, captions, _ = annotation_files(tmp_path)
+    for note in captions["annotations"]:
+        if note["image_id"] in (5, 10):
+            note["caption"] = "..."
+    paths[0].write_text(json.dumps(captions))
+    build_from_coco(*paths, tmp_path / "out", min_count=1)
+    assert open_dataset(tmp_path / "out").image_ids("val") == [6]
+    paths, *_ = annotation_files(tmp_path, 3)
+    instances = json.loads(paths[1].read_text())
+    instances["annotations"][0]["image_id"] = 2
+    paths[1].write_text(json.dumps(instances))
+    report = build_from_coco(*paths, tmp_path / "few", min_count=1)
+    assert report.images == {"train": 2, "val": 1}

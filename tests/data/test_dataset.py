@@ -68,6 +68,20 @@ def test_the_kind_of_features_is_chosen_or_found(tiny):
         open_dataset(tiny, "resnet")
 
 
+def test_features_of_regions(tmp_path):
+    folder = make_tiny(tmp_path / "tiny", regions=True)
+    dataset = open_dataset(folder)
+    assert (dataset.feature_shape, dataset.feature_dim) == ((3, 7), 7)
+    assert "15 words, 3 x 7 features (fc7) of its files" in repr(dataset)
+    assert dataset.splits["train"].features.shape == (24, 3, 7)
+    with h5py.File(folder / FC7, "r+") as file:
+        assert file["features"].dtype == "float16"
+        del file["features"]
+        file["features"] = numpy.ones((24, 2, 7))
+    with pytest.raises(DataError, match=r"{'train': \(2, 7\), 'val': \(3, 7\)}; expected the same"):
+        open_dataset(folder)
+
+
 def test_large_features_are_read_in_blocks(tmp_path, monkeypatch):
     values = numpy.arange(70, dtype="float32").reshape(10, 7)
     replace(tmp_path / "features.h5", "features", values)
@@ -100,7 +114,7 @@ ROWS = numpy.array([[1, 4, 2], [1, 5, 2]], numpy.int32)
     ("file", "key", "value", "message"),
     [
         (CAPTIONS, "train_captions", None, "no 'train_captions' in it, only train_image_idxs, val"),
-        (CAPTIONS, "train_captions", ROWS[0], "is int32 of shape .3,.; expected an 2-dimensional"),
+        (CAPTIONS, "train_captions", ROWS[0], "is int32 of shape .3,.; expected a 2-dimensional"),
         (CAPTIONS, "train_captions", ROWS.astype(float), "is float64 .*2-dimensional integer"),
         (CAPTIONS, "train_captions", ROWS, "has 2 rows and 'train_image_idxs' 48"),
         (CAPTIONS, "val_captions", numpy.full((24, 3), 99), "indices 99 to 99; expected 0 to 14"),
@@ -115,7 +129,12 @@ ROWS = numpy.array([[1, 4, 2], [1, 5, 2]], numpy.int32)
         (CAPTIONS, "val_image_idxs", numpy.full(24, 12), "has 12 rows, but 'val_image_idxs'.*12"),
         (CAPTIONS, "val_image_idxs", numpy.full(24, -1), "names images -1 to -1"),
         (FC7, "features", None, "no 'features' in it, only nothing"),
-        (FC7, "features", numpy.ones((24, 7), int), "is int64 of shape .*2-dimensional floating"),
+        (
+            FC7,
+            "features",
+            numpy.ones((24, 7), int),
+            "is int64 of shape .*2-dimensional or 3-dimensional floating",
+        ),
         (FC7, "features", numpy.ones((9, 7)), "has 9 rows, but 'train_image_idxs'"),
         (FC7, "features", numpy.full((24, 7), numpy.nan), "NaN or infinite"),
         (FC7, "features", numpy.full((24, 7), numpy.inf), "NaN or infinite"),

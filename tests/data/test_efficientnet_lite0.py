@@ -46,6 +46,16 @@ def test_features_are_the_mean_of_the_grid(extractor, images):
     numpy.testing.assert_allclose(extractor(images), grid.mean(axis=1), atol=1e-5)
 
 
+def test_the_output_may_be_the_grid(extractor, images):
+    of_grid = make_extractor("efficientnet-lite0", output="grid")
+    assert (extractor.shape, of_grid.shape) == ((1280,), (49, 1280))
+    numpy.testing.assert_array_equal(of_grid(images), extractor.grid(images))
+    assert reopen(of_grid.describe()).shape == (49, 1280)
+    assert reopen(extractor.describe()).shape == (1280,)
+    with pytest.raises(DataError, match="no output 'maps'; expected pooled or grid"):
+        make_extractor("efficientnet-lite0", output="maps")
+
+
 def test_the_grid_is_row_by_row(extractor):
     image = numpy.zeros((1, 3, 224, 224), numpy.float32)
     changed = image.copy()
@@ -90,8 +100,9 @@ def test_photographs_are_captioned_with_the_network(extractor, call, tmp_path):
     small = ["--hidden", "16", "--wordvec", "8", "--epochs", "1", "--device", "cpu"]
     assert call("train", "--data", "mine", *small, "--out", "run").exit_code == 0
     assert call("caption", "run", "--image", "photos/3.png").exit_code == 0
+    Path("how.json").write_text('{"size": 64}')
     one_line(
         call("data", "prepare", "captions.json", "--out", "x", "--extractor", "efficientnet-lite0",
-             "--output", "grid"),
-        "no weights, output or preprocessing to choose",
+             "--preprocessing", "how.json"),
+        "no weights or preprocessing to choose",
     )  # fmt: skip

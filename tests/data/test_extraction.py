@@ -14,7 +14,7 @@ from xpcap.errors import DataError
 class Corner:
     """Three features: the colour of the first pixel."""
 
-    name, dim = "corner", 3
+    name, shape = "corner", (3,)
 
     def __init__(self):
         self.seen = []
@@ -244,6 +244,43 @@ def test_extraction_beside_the_current_folder(tmp_path, monkeypatch):
     extraction = Extraction(Corner(), paths, Path("."))
     extraction.run()
     assert extraction.path.parent == tmp_path
+
+
+class Halves(Corner):
+    """Two regions: the colours of the first pixel and of the last, times 300."""
+
+    shape = (2, 3)
+
+    def prepare(self, picture):
+        return numpy.asarray(picture, numpy.float32)[[0, -1], [0, -1]] * numpy.float32(300)
+
+
+def test_features_of_regions_are_stored_in_half_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpcap.data.extraction._BLOCK", 100)  # bytes: three rows
+    paths = photos(tmp_path, 70)
+    paths[40].write_bytes(b"")
+    extraction = Extraction(Halves(), paths, tmp_path / "out")
+    with pytest.raises(DataError, match=r"40\.png"):
+        extraction.run()
+    assert [picture.path for picture in extraction.run(skip_broken=True)] == [paths[40]]
+    assert extraction.path.stat().st_size == 70 * (16 + 2 * 3 * 2)
+    rows = rows_of(extraction)
+    assert (rows.shape, rows.dtype) == ((70, 2, 3), numpy.float16)
+    assert numpy.isnan(rows[40]).all()
+    kept = [k for k in range(70) if k != 40]
+    wanted = (300 * expected(70)[kept]).astype("float16")
+    numpy.testing.assert_array_equal(rows[kept], numpy.stack([wanted] * 2, axis=1))
+    found = extract(Halves(), paths, skip_broken=True)
+    numpy.testing.assert_array_equal(found.features, rows[kept])
+    assert extract(Halves(), []).features.shape == (0, 2, 3)
+
+
+def test_features_beyond_half_precision_are_named(tmp_path):
+    paths = photos(tmp_path, 240)  # 300 times 219 is more than 65,504
+    with pytest.raises(
+        DataError, match=r"219\.png: features up to 6\.57e\+04; expected at most 65504"
+    ):
+        Extraction(Halves(), paths, tmp_path / "out").run()
 
 
 def test_extract_keeps_features_in_memory(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from xpcap.backend import Backend, namespace, to_host
-from xpcap.data.extractors import FilterBank, open_extractor
+from xpcap.data.extractors import FilterBank, make_extractor, open_extractor
 from xpcap.data.images import open_picture
-from xpcap.errors import DataError, ShapeError
+from xpcap.errors import ConfigurationError, DataError, ShapeError
 
 
 def load_image(path: Path) -> numpy.ndarray:
@@ -122,6 +122,29 @@ def test_features_are_what_the_formulas_say() -> None:
     found = FilterBank()(picture[None]).reshape(64, 8, 8)
     assert abs(found).max() > 1
     numpy.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_grid_has_the_channels_of_each_cell_under_narrow_windows() -> None:
+    picture = some_pictures(1)[0]
+    expected = numpy.stack([averaged(values, 6) for values, _ in channel_maps(picture)], axis=-1)
+    extractor = FilterBank("grid")
+    assert extractor.shape == (64, 64)
+    found = extractor(picture[None])
+    assert found.flags.c_contiguous
+    numpy.testing.assert_allclose(found[0], expected.reshape(64, 64), rtol=2e-3, atol=2e-3)
+
+
+def test_a_description_has_the_output_if_it_is_a_grid() -> None:
+    assert FilterBank().describe() == {"name": "filter-bank", "version": 1}
+    for output in (None, "grid"):
+        extractor = make_extractor("filter-bank", output=output)
+        assert open_extractor(extractor.describe()).shape == extractor.shape
+    with pytest.raises(DataError, match="cannot be computed here"):
+        open_extractor({**FilterBank().describe(), "output": "maps"})
+    with pytest.raises(
+        ConfigurationError, match="'filter-bank' has no output 'maps'; expected gri"
+    ):
+        make_extractor("filter-bank", output="maps")
 
 
 @pytest.mark.parametrize("region", [(0, 2), (1, 0), (6, 5)])

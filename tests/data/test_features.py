@@ -111,6 +111,35 @@ def test_rows_are_those_that_h5py_reads(name, userblock, tmp_path):
     numpy.testing.assert_array_equal(LazyFeatures(path, "float16")[::-1], half[::-1])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "f2"}, {"chunks": (8, 3, 2)}, {"chunks": (7, 2, 1), "shuffle": True}]
+)
+def test_rows_of_regions(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "BLOCK_BYTES", 11 * 3 * 2 * 4)
+    regions = VALUES.reshape(50, 3, 2)
+
+    def fill(file):
+        file.create_dataset("features", data=regions, **options)
+
+    path = write(tmp_path / "f.h5", fill)
+    expected = in_file(path)
+    lazy = LazyFeatures(path)
+    assert lazy.shape == (50, 3, 2)
+    assert [block.stop for block in features.row_blocks(lazy)] == [11, 22, 33, 44, 50]
+    for rows in INDICES:
+        numpy.testing.assert_array_equal(lazy[rows], expected[rows])
+    numpy.testing.assert_array_equal(read_features(path), expected)
+
+
+def test_features_have_one_axis_or_two(tmp_path):
+    for shape in ((6,), (2, 1, 1, 3)):
+        path = write(
+            tmp_path / "f.h5", lambda file, s=shape: file.create_dataset("features", s, "f4")
+        )
+        with pytest.raises(DataError, match="expected a 2-dimensional or 3-dimensional floating"):
+            LazyFeatures(path)
+
+
 @pytest.mark.parametrize("options", [{}, {"chunks": True, "maxshape": (None, None)}])
 @pytest.mark.parametrize("shape", [(0, 6), (5, 0), (0, 0)])
 def test_features_may_be_empty(shape, options, tmp_path):

@@ -78,7 +78,7 @@ def test_a_vgg_shaped_network_against_numpy(tmp_path):
     )
     changes = {"size": 16, "shorter_side": 20}
     extractor = make_extractor("vgg16-fc7", path, changes=changes)
-    assert (extractor.name, extractor.dim) == ("vgg16-fc7", 7)
+    assert (extractor.name, extractor.shape) == ("vgg16-fc7", (7,))
     images = numpy.stack([extractor.prepare(picture) for picture in pictures(5, 30)])
     x = images.astype(numpy.float64)
     for k in range(4):
@@ -121,12 +121,12 @@ def test_channels_last(tmp_path):
 
 
 def mean_of_maps(path, outputs):
-    """Global average pooling: `(N, 3, 1, 1)`, and the maps themselves."""
-    shapes = {"mean": ("N", 3, 1, 1), "maps": ("N", 3, 8, 8), "flat": ("N", 3)}
+    """Global average pooling: `(N, 3, 1, 1)` and `(N, 3)`; and the sum of all."""
+    shapes = {"mean": ("N", 3, 1, 1), "flat": ("N", 3), "sum": ()}
     nodes = [
         node("GlobalAveragePool", "x", "mean"),
-        node("Relu", "x", "maps"),
         node("Flatten", "mean", "flat", axis=1),
+        node("ReduceSum", "x", "sum", keepdims=0),
     ]
     return saved(
         path,
@@ -137,17 +137,60 @@ def mean_of_maps(path, outputs):
 
 
 def test_pooled_output_and_choice_of_an_output(tmp_path):
-    path = mean_of_maps(tmp_path / "a.onnx", ["flat", "mean", "maps"])
+    path = mean_of_maps(tmp_path / "a.onnx", ["flat", "mean", "sum"])
     images = RNG.standard_normal((4, 3, 8, 8), dtype=numpy.float32)
     for output in ("mean", "flat"):
         extractor = OnnxExtractor(path, SMALL, output)
         numpy.testing.assert_allclose(extractor(images), images.mean(axis=(2, 3)), atol=1e-6)
-    with pytest.raises(DataError, match="has the outputs flat, mean, maps; expected the name of"):
+    with pytest.raises(DataError, match="has the outputs flat, mean, sum; expected the name of"):
         OnnxExtractor(path, SMALL)
-    with pytest.raises(DataError, match="no output 'pool'; expected flat or mean or maps"):
+    with pytest.raises(DataError, match="no output 'pool'; expected flat or mean or sum"):
         OnnxExtractor(path, SMALL, "pool")
-    with pytest.raises(DataError, match=r"'maps' is float32 of shape \(1, 3, 8, 8\); expected"):
-        OnnxExtractor(path, SMALL, "maps")
+    with pytest.raises(
+        DataError, match=r"'sum' is float32 of shape \(\); expected floating \(1, D"
+    ):
+        OnnxExtractor(path, SMALL, "sum")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_maps_are_features_of_regions_row_by_row(tmp_path, channels_last, batch):
+    shape = (batch, 8, 8, 3) if channels_last else (batch, 3, 8, 8)
+    cut = {"axes": numpy.array([1, 2, 3]), "first": numpy.array([0, 0, 0])}
+    cut["end"] = numpy.array([8, 4, 3] if channels_last else [3, 8, 4])
+    nodes = [node("Slice", "x first end axes", "maps")]
+    shape_of_maps = (batch, *cut["end"].tolist())
+    path = saved(
+        tmp_path / "a.onnx",
+        nodes,
+        [("x", TensorProto.FLOAT, shape)],
+        [("maps", TensorProto.FLOAT, shape_of_maps)],
+        cut,
+    )
+    extractor = make_extractor("onnx", path, None, vars(SMALL))
+    assert extractor.shape == (32, 3)
+    images = RNG.standard_normal((3, 3, 8, 8), dtype=numpy.float32)
+    found = extractor(images)
+    assert found.dtype == numpy.float32
+    numpy.testing.assert_array_equal(found[:, 4 * 5 + 2], images[:, :, 5, 2])
+    assert extractor(images[:0]).shape == (0, 32, 3)
+    assert open_extractor(extractor.describe()).shape == (32, 3)
+
+
+@pytest.mark.parametrize(("regions", "expected"), [(64, (64, 3)), (1, (192,))])
+def test_outputs_of_three_axes_are_features_of_regions(tmp_path, regions, expected):
+    sides = (-1, regions, 192 // regions)
+    path = saved(
+        tmp_path / "a.onnx",
+        [node("Reshape", "x sides", "y")],
+        [("x", TensorProto.FLOAT, ("N", 3, 8, 8))],
+        [("y", TensorProto.FLOAT, ("N", *sides[1:]))],
+        {"sides": numpy.array(sides)},
+    )
+    extractor = OnnxExtractor(path, SMALL)
+    assert extractor.shape == expected
+    images = RNG.standard_normal((2, 3, 8, 8), dtype=numpy.float32)
+    numpy.testing.assert_array_equal(extractor(images), images.reshape(2, *expected))
 
 
 def test_a_description_opens_the_same_network_only(tmp_path):
@@ -165,7 +208,7 @@ def test_a_description_opens_the_same_network_only(tmp_path):
         DataError, match=r"a\.onnx does not exist; expected the weights of 'clip-vit'"
     ):
         open_extractor(description)
-    assert open_extractor(description, moved).dim == 5
+    assert open_extractor(description, moved).shape == (5,)
 
     flat_product(path)
     with pytest.raises(DataError, match="is another file than the features were computed with"):
@@ -285,6 +328,6 @@ def test_choosing_an_extractor(tmp_path):
         make_extractor("filter-bank", tmp_path / "a.onnx")
     flat_product(tmp_path / "a.onnx")
     changes = {"size": 8, "shorter_side": None}
-    assert make_extractor("onnx", tmp_path / "a.onnx", "y", changes).dim == 5
+    assert make_extractor("onnx", tmp_path / "a.onnx", "y", changes).shape == (5,)
     with pytest.raises(DataError, match="takes x"):
         make_extractor("clip-vit", tmp_path / "a.onnx")

@@ -69,6 +69,23 @@ def test_the_features_of_both_splits_are_those_of_the_training_set_transformed(
     assert report.seconds > 0
 
 
+def test_features_of_regions_are_reduced_region_by_region(folder: Path) -> None:
+    train = some_features(60).reshape(20, 3, WIDTH)
+    train[::4, 2] = 0
+    write_features(folder, "train", train)
+    write_features(folder, "val", some_features(25).reshape(5, 5, WIDTH))
+    with pytest.raises(DataError, match="expected the same"):
+        reduce_folder(folder, 5)
+    write_features(folder, "val", some_features(24).reshape(8, 3, WIDTH))
+    report = reduce_folder(folder, 5)
+    assert (report.images, report.width, report.dim) == (28, WIDTH, 5)
+    reduced = read_reduced(folder, "train")
+    assert (reduced.shape, reduced.dtype) == ((20, 3, 5), numpy.float16)
+    assert not reduced[::4, 2].any()
+    expected = PCA.read(folder / "pca.h5").transform(train)
+    numpy.testing.assert_allclose(reduced, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_the_test_split_is_transformed_and_nothing_is_learnt_from_it(folder: Path) -> None:
     reduce_folder(folder, 5)
     alone = PCA.read(folder / "pca.h5")
@@ -193,7 +210,7 @@ def test_without_features_of_both_splits_nothing_is_done(folder: Path) -> None:
 
 
 def test_more_components_than_there_are_leave_the_folder_alone(folder: Path) -> None:
-    with pytest.raises(DataError, match="cannot make 13 principal components of 60 x 12 features"):
+    with pytest.raises(DataError, match="60 x 12 features vary in 12 directions"):
         reduce_folder(folder, 13)
     assert len(list(folder.iterdir())) == 2
 

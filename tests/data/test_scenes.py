@@ -227,6 +227,30 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
             assert whole != (tmp_path / "other" / name).read_bytes(), name
 
 
+def test_scenes_with_features_of_regions(tmp_path: Path) -> None:
+    make_scenes(tmp_path / "made", train=4, val=2, output="grid")
+    description = json.loads((tmp_path / "made" / "dataset.json").read_text())
+    assert description["extractor"] == FilterBank("grid").describe()
+    assert "PCA" not in description["features"]
+    assert not list((tmp_path / "made").glob("*pca*"))
+    pictures = numpy.stack([read_picture(tmp_path / "made", "train", k) for k in range(4)])
+    with h5py.File(tmp_path / "made" / "train2014_vgg16_fc7.h5") as file:
+        found = file["features"][()]
+    assert (found.shape, found.dtype) == ((4, 64, 64), numpy.float16)
+    numpy.testing.assert_allclose(found, FilterBank("grid")(pictures), rtol=1e-3, atol=1e-6)
+
+
+def test_each_thing_is_seen_in_the_cells_where_it_is() -> None:
+    """Its colour is the strongest there, which no window over all of the image would tell."""
+    scene = Scene((thing("large red circle", "top left"), thing("small blue star", "bottom right")))
+    grid = FilterBank("grid")(draw(scene, numpy.random.default_rng(0))[None])[0].reshape(8, 8, 64)
+    coarse, fine = grid[..., 24:32], grid[..., 56:]
+    assert coarse[1, 1].argmax() == 0  # red
+    assert fine[6, 6].argmax() == COLOURS.index("blue")
+    assert coarse[6, 6].max() < 0.1 * coarse[1, 1].max()
+    assert fine[1, 1].max() < 0.1 * fine[6, 6].max()
+
+
 def test_the_folder_holds_what_its_parts_say(folder: Path) -> None:
     vocabulary = Vocabulary.read(folder / "coco2014_vocab.json")
     pca = PCA.read(folder / "pca.h5")

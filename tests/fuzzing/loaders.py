@@ -130,7 +130,13 @@ def run(folder):
     memory = dict.fromkeys(("m", "v"), model.params)
     config = {
         "model": {**sizes, "cell_type": "lstm", "dtype": "float32", "dropout": 0.0, "seed": 0},
-        "data": {"folder": str(data), "kind": "fc7", "name": "tiny", "features": "given away"},
+        "data": {
+            "folder": str(data),
+            "kind": "fc7",
+            "name": "tiny",
+            "features": "given away",
+            "max_words": 6,
+        },
     }
     numbers = {"t": 9, "learning_rate": 1e-3}
     state = TrainingState(model.params, memory, numbers, TrainingProgress(step=9))
@@ -286,7 +292,7 @@ def load_annotations(path):
 class Small:
     """Features of a picture at once: its mean colour."""
 
-    name, dim = "small", 3
+    name, shape = "small", (3,)
 
     def prepare(self, picture):
         return numpy.asarray(picture, numpy.float32)
@@ -431,6 +437,9 @@ LOADERS = {
     "features, float16": Loader(
         partial(tiny, name=layout.features_file("val", "fc7")),
         partial(load_dataset, dtype="float16"), hdf5,
+    ),
+    "features of regions": Loader(
+        partial(tiny, name=layout.features_file("train", "fc7"), regions=True), load_dataset, hdf5
     ),
     "features, chunked": Loader(
         partial(chunked, name=layout.features_file("val", "fc7")),

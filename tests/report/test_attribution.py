@@ -62,8 +62,8 @@ def test_attributions_of_regions_sum_to_gradient_times_features(images):
 class Quarters(EfficientNetLite0):
     """A network without weights: the mean colour of each quarter of an image is its grid."""
 
-    def __init__(self):
-        pass
+    def __init__(self, shape=(3,)):
+        self.shape = shape
 
     def prepare(self, image):
         return numpy.asarray(image) / 255
@@ -72,28 +72,38 @@ class Quarters(EfficientNetLite0):
         quarters = images.reshape(len(images), 2, 32, 2, 32, 3).mean(axis=(2, 4))
         return quarters.reshape(len(images), 4, 3)
 
+    def __call__(self, images):
+        return self.grid(images)
 
+
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("reduced", [False, True])
-def test_attributions_of_a_grid_are_slopes_along_its_cells(images, reduced, monkeypatch, tmp_path):
-    """By how much a word gains as a cell's share of the features grows, by differences."""
-    network, pca = Quarters(), PCA(DRAW.random(3), DRAW.random((2, 3)), numpy.ones(2))
+def test_attributions_of_a_grid_are_slopes_along_its_cells(
+    images, reduced, pooled, monkeypatch, tmp_path
+):
+    """By how much a word gains as a cell, or its share of pooled features, grows."""
+    network = Quarters((3,) if pooled else (4, 3))
+    pca = PCA(DRAW.random(3), DRAW.random((2, 3)), numpy.ones(2))
     monkeypatch.setattr("xpcap.report.attribution.open_extractor", lambda _: network)
-    cells = network.grid(numpy.stack([network.prepare(image) for image in images])) / 4
+    cells = network.grid(numpy.stack([network.prepare(image) for image in images]))
     model = CaptioningRNN(WORDS.word_to_idx, 2 if reduced else 3, 6, 8, "lstm", float, seed=3)
     config = {"kind": "pca" if reduced else "fc7", "extractor": {"name": "quarters"}}
     run = Run(tmp_path, {"data": config}, WORDS, model)
     pca.write(tmp_path / TRANSFORM)
 
-    def log_probs(pooled):
-        if reduced:
-            pooled = (pooled - pca.mean) @ pca.components.T
-        return word_gradients(model, pooled, CAPTIONS)[0]
+    def features(factors):
+        found = cells * factors[:, None]
+        if pooled:
+            found = found.mean(axis=1)
+        return (found - pca.mean) @ pca.components.T if reduced else found
 
-    pooled, step = cells.sum(axis=1), 1e-5
-    ends = [[log_probs(pooled + sign * step * cells[:, k]) for sign in (1, -1)] for k in range(4)]
-    expected = numpy.stack([(after - before) / (2 * step) for after, before in ends], axis=2)
-    features = (pooled - pca.mean) @ pca.components.T if reduced else pooled
-    found = attribute(run, features, CAPTIONS, [], images)
+    def log_probs(factors):
+        return word_gradients(model, features(factors), CAPTIONS)[0]
+
+    steps = 1e-5 * numpy.eye(4)
+    ends = [[log_probs(1 + sign * step) for sign in (1, -1)] for step in steps]
+    expected = numpy.stack([(after - before) / 2e-5 for after, before in ends], axis=2)
+    found = attribute(run, features(numpy.ones(4)), CAPTIONS, [], images)
     for n, t in ((0, 0), (0, 3), (1, 1)):
         relative = expected[n, t] / abs(expected[n, t]).max()
         assert abs(strengths(found[n][t].levels) - relative).max() <= 0.5 / LEVELS + 1e-6

@@ -26,6 +26,19 @@ def dataset(tmp_path):
     return open_dataset(make_tiny(tmp_path / "tiny"))
 
 
+def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatch):
+    monkeypatch.setattr("xpcap.training.resident._BLOCK", 5 * 3 * 7 * 2)
+    regions = open_dataset(
+        make_tiny(tmp_path / "regions", regions=True), lazy=True, dtype="float16"
+    )
+    losses, norms, *_, params = train(regions, "cpu", False)
+    found = train(regions, backend, True)
+    assert found[0] == pytest.approx(losses, rel=1e-10)
+    assert found[1] == pytest.approx(norms, rel=1e-10)
+    for name, value in params.items():
+        numpy.testing.assert_allclose(found[3][name], value, rtol=1e-9, atol=1e-11)
+
+
 def train(dataset, backend, resident, *, cell="lstm", dropout=0.0, rule="adam", dtype="float64"):
     """Train two epochs; return losses, gradient norms and parameters."""
     model = CaptioningRNN(

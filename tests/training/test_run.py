@@ -1,13 +1,14 @@
 import json
 from dataclasses import replace
 
+import numpy
 import pytest
 from tiny import make_tiny
 
 from xpcap.backend import CPU
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, DivergedError, XpcapError
-from xpcap.runs import open_run
+from xpcap.runs import ensemble, open_run
 from xpcap.runs.captions import caption_dataset, caption_images
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.runs.dataset import open_data
@@ -45,6 +46,45 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
     assert [entry["image"][-6:] for entry in shown] == ["/0.png", "/5.png", "11.png"]
     assert all(entry["caption"] in entry["references"] for entry in shown)
     assert len(caption_dataset(opened, dataset, "val", 99)) == 12
+
+
+def test_a_run_on_regions(tmp_path, backend):
+    """They are scaled without those that are absent; runs know their shape."""
+    tiny = make_tiny(tmp_path / "tiny", regions=True)
+    _, dataset = run(tiny, tmp_path / "run", backend, epochs=30)
+    opened = open_run(tmp_path / "run", backend)
+    assert opened.feature_shape == (3, 7)
+    assert opened.config["training"]["feature_scale"] == pytest.approx((1 / 7) ** 0.5)
+    shown = caption_dataset(opened, open_data(opened), "val", 12)
+    assert all(entry["caption"] in entry["references"] for entry in shown)
+    features = dataset.splits["val"].features
+    captions = opened.caption(features)
+    assert captions == opened.caption(features[:, ::-1].astype("float16"))
+    assert captions == opened.caption(numpy.pad(features, ((0, 0), (0, 4), (0, 0))))
+
+
+def test_features_of_another_shape_are_refused(tiny, tmp_path):
+    run(tiny, tmp_path / "vectors")
+    run(make_tiny(tmp_path / "sets", regions=True), tmp_path / "regions", epochs=1)
+    vectors, regions = open_run(tmp_path / "vectors"), open_run(tmp_path / "regions")
+    for opened, shape, expected in (
+        (vectors, (2, 3, 7), r"features are \(2, 3, 7\); expected \(N, 7\), as .*vectors was"),
+        (vectors, (2, 8), r"features are \(2, 8\); expected \(N, 7\)"),
+        (regions, (2, 7), r"features are \(2, 7\); expected \(N, L, 7\), as .*regions was"),
+        (regions, (2, 3, 8), r"expected \(N, L, 7\).*; pixels are 8-bit integers"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            opened.caption(numpy.zeros(shape))
+    with pytest.raises(
+        DataError, match=r"sets has 3 x 7 features per image; expected 7, as .*vect"
+    ):
+        open_data(vectors, tmp_path / "sets")
+    with pytest.raises(
+        DataError, match=r"tiny has 7 features per image; expected 3 x 7, as .*regi"
+    ):
+        open_data(regions, tiny)
+    with pytest.raises(CheckpointError, match=r"has features per image 3 x 7, .* 7; expected"):
+        ensemble([vectors, regions])
 
 
 def test_a_moved_data_set_is_named(tiny, tmp_path):

@@ -141,6 +141,16 @@ def test_ranks_train_as_one(tiny, tmp_path, ranks, options):
         numpy.testing.assert_allclose(shared.model.params[name], value, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("model", ["recurrent", "attention"])
+def test_ranks_share_features_of_regions(tmp_path, model):
+    data = make_tiny(tmp_path / "regions", regions=True)
+    alone, _ = train(data, tmp_path / "alone", model=model)
+    shared, _ = train(data, tmp_path / "shared", 2, model=model)
+    assert_same_history(tmp_path / "alone", tmp_path / "shared")
+    for name, value in alone.model.params.items():
+        numpy.testing.assert_allclose(shared.model.params[name], value, rtol=1e-9, atol=1e-12)
+
+
 def test_every_rank_ends_with_the_same_parameters(tiny, tmp_path):
     options = RunOptions(schedule=Schedule(epochs=2), **SMALL)
     out = tmp_path / "run"

@@ -62,9 +62,9 @@ class FakeCUDA:
         return array
 
 
-@pytest.fixture
-def split(tmp_path):
-    return open_dataset(make_tiny(tmp_path / "tiny")).splits["train"]
+@pytest.fixture(params=[False, True], ids=["vectors", "regions"])
+def split(tmp_path, request):
+    return open_dataset(make_tiny(tmp_path / "tiny", regions=request.param)).splits["train"]
 
 
 def staged(split, size):

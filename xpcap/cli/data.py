@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +19,6 @@ _out_option = path("--out", "Data folder to create.", required=True)
 _vocabulary_option = path("--vocab vocabulary", "Vocabulary file, such as coco2014_vocab.json.")
 
 
-def _parse_splits(
-    _: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, str]:
-    pairs = [pair.strip().partition("=") for value in values for pair in value.split(",")]
-    for name, equals, split in pairs:
-        if not (name and equals and split):
-            raise click.BadParameter(
-                f"'{name}{equals}{split}'; expected pairs such as none=train", param=parameter
-            )
-    return {name.strip(): split.strip() for name, _, split in pairs}
-
-
 @click.group()
 def data() -> None:
     """Make and inspect data folders to train on."""
@@ -43,7 +30,13 @@ def data() -> None:
 @option("--seed", 0, "Random seed of the images and captions.", type=NonNegative)
 @option("--train", 2000, "Training images.", type=click.IntRange(min=2))
 @option("--val", 500, "Validation images.", type=Positive)
-def scenes(out: Path, **options: int) -> None:
+@click.option(
+    "--output",
+    type=click.Choice(["grid"]),
+    help="grid: features of 8 x 8 regions, which models with attention look at.",
+    show_default="features of whole images",
+)
+def scenes(out: Path, **options: Any) -> None:
     """Draw the built-in data set: images of coloured shapes, with captions and features."""
     from xpcap.data.scenes import make_scenes
 
@@ -60,6 +53,12 @@ def scenes(out: Path, **options: int) -> None:
 @_vocabulary_option
 @option("--min-count", 5, "Minimum count of a word, without --vocab.")
 @option("--max-words", 15, "Maximum words of a training caption.")
+@click.option(
+    "--objects",
+    is_flag=True,
+    help="A vector for each object, which models with attention look at, not for the image: its"
+    " category and box.",
+)
 @common.json_option
 def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Build a data folder from COCO's annotation files.
@@ -72,7 +71,7 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     if as_json:
         common.print_json({"folder": str(out), **asdict(report)})
         return
-    _print_report(report, options["max_words"])
+    _print_report(report)
     print_result(out)
 
 
@@ -93,7 +92,13 @@ _HINTS = {
     show_default="efficientnet-lite0 if it is installed, else filter-bank",
 )
 @path("--weights", "File of the extractor's network, in ONNX format.")
-@click.option("--output", metavar="NAME", help="Network output to use, if it has several.")
+@click.option(
+    "--output",
+    metavar="NAME",
+    help="Output of the network: grid for the features of regions of efficientnet-lite0 (7 x 7) or"
+    " filter-bank (8 x 8), which models with attention look at; with --weights the name of any.",
+    show_default="features of whole images, or the only output",
+)
 @path(
     "--preprocessing",
     "JSON file that overrides the extractor's size, shorter_side, interpolation, channels, scale,"
@@ -108,7 +113,6 @@ _HINTS = {
     "--splits",
     multiple=True,
     metavar="NAME=train|val|test",
-    callback=_parse_splits,
     help="What other names of splits mean, such as eval=test; none=train also trains on images"
     " without a split. Comma-separated or repeated.",
 )
@@ -119,7 +123,19 @@ _HINTS = {
     help="Minimum count of a word, without --vocab.",
     show_default="5 for 5,000 or more training captions, else 1",
 )
-@option("--max-words", 20, "Maximum words of a training caption.")
+@click.option(
+    "--max-words",
+    type=int,
+    help="Maximum words of a training caption.",
+    show_default="20, or 60 characters",
+)
+@click.option(
+    "--tokens",
+    type=click.Choice(["words", "characters"]),
+    help="What captions consist of; characters are for languages written without spaces between"
+    " words.",
+    show_default="words, or those of --vocab",
+)
 @click.option(
     "--skip-broken", is_flag=True, help="Leave out images that are missing or cannot be opened."
 )
@@ -135,6 +151,7 @@ def prepare(
     weights: Path | None,
     output: str | None,
     preprocessing: Path | None,
+    splits: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -149,10 +166,12 @@ def prepare(
     """
     from xpcap.backend import CPU
     from xpcap.data.extractors import default_extractor, make_extractor
+    from xpcap.data.prepare import UNSPACED
     from xpcap.data.prepare import prepare as make_folder
+    from xpcap.data.splits import parse_splits
     from xpcap.files import read_json
 
-    if (weights or output or preprocessing) and extractor in (None, "none"):
+    if extractor in (None, "none") and (weights or preprocessing or (output and extractor)):
         raise click.UsageError("--weights, --output and --preprocessing need --extractor")
     if extractor is None:
         extractor = default_extractor()
@@ -161,6 +180,8 @@ def prepare(
     if extractor != "none":
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
+    if splits:
+        options["splits"] = parse_splits(",".join(splits))
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
@@ -178,7 +199,9 @@ def prepare(
         print_message("val: every tenth training image, as no image is in val")
     for _, reason in report.broken:
         print_message(f"left out: {reason}")
-    _print_report(report.built, options["max_words"])
+    if report.unspaced:
+        print_message(UNSPACED.format("--tokens characters"))
+    _print_report(report.built)
     print_message(
         f"images left out: {len(report.broken)} broken, {report.without_captions} without"
         f" captions, {report.without_split} without a split"
@@ -188,13 +211,16 @@ def prepare(
     print_result(out)
 
 
-def _print_report(report: BuildReport, max_words: int) -> None:
+def _print_report(report: BuildReport) -> None:
     for split, images in report.images.items():
         print_message(f"{split}: {images} images, {report.captions[split]} captions")
     print_message(
-        f"left out: {report.too_long} captions over {max_words} words, {report.empty} empty"
+        f"left out: {report.too_long} captions over {report.max_words} {report.tokens},"
+        f" {report.empty} empty"
     )
-    print_message(f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all words")
+    print_message(
+        f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all {report.tokens}"
+    )
 
 
 @data.command()
@@ -262,23 +288,36 @@ def info(folder: Path, as_json: bool) -> None:
     click.get_current_context().exit(1 if found["problems"] else 0)
 
 
+def _regions(part: dict[str, Any]) -> str:
+    """Say how many regions images have, if some are absent."""
+    least, mean, most = part.get("regions") or (0, 0, 0)
+    of = part["shape"][1]
+    if "regions" not in part or least == of:
+        return ""
+    if least == most:
+        return f", {least} of {of} regions there"
+    return f", {least} to {most} of {of} regions there, mean {mean:.1f}"
+
+
 def _show_summary(found: dict[str, Any]) -> None:
     print_result(f"{found['folder']}: {found.get('name') or 'unknown'}")
     extractor = (found.get("extractor") or {}).get("name")
     print_result(f"  features    {found.get('features') or 'of unknown origin'}")
     print_result(f"  extractor   {extractor or 'none: new images cannot be captioned'}")
-    print_result(f"  vocabulary  {found['vocabulary'] or 'unknown'}")
+    tokens = found["tokens"] or "words"
+    print_result(f"  vocabulary  {found['vocabulary'] or 'unknown'} {tokens}")
     for name, split in found["splits"].items():
-        unknown = f", <UNK> {split['unknown']:.1%} of their words" if "unknown" in split else ""
+        unknown = f", <UNK> {split['unknown']:.1%} of their {tokens}" if "unknown" in split else ""
         print_result(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
         for kind, part in split["features"].items():
             if part:
                 shape = " x ".join(map(str, part["shape"]))
                 print_result(
                     f"  {kind:<4} {shape} {part['dtype']}, {part['bytes'] / 2**20:.1f} MiB"
+                    + _regions(part)
                 )
         most = max(split.get("lengths", {}).values(), default=1)
         for length, count in split.get("lengths", {}).items():
-            print_result(f"  {length:>3} words {count:>8}  {'#' * round(40 * count / most)}")
+            print_result(f"  {length:>3} {tokens} {count:>8}  {'#' * round(40 * count / most)}")
     for problem in found["problems"]:
         print_result(f"problem: {problem}")

@@ -1,7 +1,8 @@
 """Building a data folder from COCO's official annotation files.
 
 Features come from the annotated object boxes, not from pixels: five numbers for each category of
-the instances file, in ascending category id. They hardly tell colours, actions and scenes.
+the instances file, in ascending category id; or a set of vectors, one for each object. They hardly
+tell colours, actions and scenes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy
 
 from xpcap.data.captions_entry import NUMBER, value_of
 from xpcap.data.captions_json import add_captions, records_of
-from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode
+from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode, held_out
 from xpcap.data.folder import write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
@@ -25,6 +26,7 @@ from xpcap.files import check_swelling, new_folder, read_json
 
 VALIDATION_EVERY = 5
 NUMBERS = ("log(1 + count)", "sqrt(largest area)", "sqrt(total area)", "centre x", "centre y")
+OF_OBJECT = ("centre x", "centre y", "width", "height", "sqrt(area)")
 LARGEST_EXTENT = 1e12  # pixels, or square pixels
 
 
@@ -32,10 +34,10 @@ LARGEST_EXTENT = 1e12  # pixels, or square pixels
 class AnnotatedImage(CaptionedImage):
     """One image of the annotation files.
 
-    A box is its category, area, centre x and centre y, the last three as shares of the image.
+    A box is its category and area, then centre x and y, width and height, as shares of the image.
     """
 
-    boxes: list[tuple[int, float, float, float]] = field(default_factory=list)
+    boxes: list[tuple[int, float, float, float, float, float]] = field(default_factory=list)
     size: tuple[float, float] = (1, 1)  # width and height in pixels
 
 
@@ -47,35 +49,46 @@ def build_from_coco(
     vocabulary: Path | None = None,
     min_count: int = 5,
     max_words: int = 15,
+    objects: bool = False,
 ) -> BuildReport:
     """Build a data folder from a captions file and an instances file of the same images.
 
-    Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. The other
-    options are those of `xpcap.data.prepare.prepare`, which raises the same errors.
+    Images are sorted by id, and every fifth that can be used (indices 4, 9, 14, ...) is for
+    validation. Features are `box_features`, or if `objects`, `object_features`. The other options
+    are those of `xpcap.data.prepare.prepare`, which raises the same errors.
     """
     check_limits(min_count, max_words)
     images = _read_images(captions)
-    categories = _add_boxes(instances, images)
+    categories = _add_boxes(instances, images, captions)
+    most = max(len(image.boxes) for image in images.values())
+    numbers = len(categories) * len(NUMBERS)
+    if objects:
+        numbers = most * (len(categories) + len(OF_OBJECT))
     check_swelling(
-        f"{instances}: a feature for each of {len(categories)} categories and {len(images)} images",
-        len(images) * len(categories) * len(NUMBERS) * numpy.float64().itemsize,
+        f"{instances}: features of {len(categories)} categories and {len(images)} images",
+        len(images) * numbers * numpy.float64().itemsize,
         captions.stat().st_size + instances.stat().st_size,
     )
     parts: dict[str, list[AnnotatedImage]] = {"train": [], "val": []}
-    for k, id_ in enumerate(sorted(images)):
-        held_out = k % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        parts["val" if held_out else "train"].append(images[id_])
+    in_order = [images[id_] for id_ in sorted(images)]
+    chosen = held_out(captions, in_order, tokenize, max_words, VALIDATION_EVERY)
+    for k, image in enumerate(in_order):
+        parts["val" if k in chosen else "train"].append(image)
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
     encoded = encode(captions, parts, tokenize, words, min_count, max_words)
     contents = {}
     for name, part in parts.items():
-        features = numpy.array([box_features(image, list(categories)) for image in part])
-        by_kind = {"fc7": features.astype(numpy.float32)}
+        if objects:
+            features = object_features(part, list(categories), most)
+        else:
+            features = numpy.array([box_features(image, list(categories)) for image in part])
+        by_kind = {"fc7": features.astype(numpy.float32, copy=False)}
         contents[name] = replace(encoded.splits[name], features=by_kind)
+    what = "object its category, and " if objects else "category "
     description = {
         "name": "coco-json",
-        "features": "people's object annotations, not pixels: for each category "
-        + ", ".join(NUMBERS),
+        "features": f"people's object annotations, not pixels: for each {what}"
+        + ", ".join(OF_OBJECT if objects else NUMBERS),
         "categories": list(categories.values()),
         "max_words": max_words,
         "images": encoded.report.images,
@@ -102,9 +115,17 @@ def _read_images(path: Path) -> dict[int, AnnotatedImage]:
     return images
 
 
-def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, str]:
+def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage], captions: Path) -> dict[int, str]:
     """Add the boxes of an instances file to known images, and return the categories by id."""
     content = read_json(path)
+    if "images" in content:
+        records = records_of(path, content, "images")
+        missing = images.keys() - {value_of(where, record, "id", int) for where, record in records}
+        if missing:
+            raise DataError(
+                f"{path}: 'images' lacks {len(missing)} of the {len(images)} images of {captions},"
+                f" such as id {min(missing)}; expected annotations of the same images"
+            )
     categories: dict[int, str] = {
         value_of(where, record, "id", int): value_of(where, record, "name", str)
         for where, record in records_of(path, content, "categories")
@@ -120,9 +141,15 @@ def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, st
         if image is not None:
             (x, y, w, h), (width, height) = box, image.size
             share = area / (width * height)
-            image.boxes.append((category, share, (x + w / 2) / width, (y + h / 2) / height))
+            centre = (x + w / 2) / width, (y + h / 2) / height
+            image.boxes.append((category, share, *centre, w / width, h / height))
     if not categories:
         raise DataError(f"{path}: 'categories' is empty; expected at least one")
+    if not any(image.boxes for image in images.values()):
+        raise DataError(
+            f"{path}: none of its {len(content['annotations'])} boxes is in one of the"
+            f" {len(images)} images of {captions}; expected annotations of the same images"
+        )
     return dict(sorted(categories.items()))
 
 
@@ -141,7 +168,25 @@ def box_features(image: AnnotatedImage, categories: Sequence[int]) -> numpy.ndar
         by_category[box[0]].append(box)
     for row, category in enumerate(categories):
         if boxes := by_category.get(category):
-            _, largest, x, y = max(boxes, key=lambda box: box[1])
+            _, largest, x, y, *_ = max(boxes, key=lambda box: box[1])
             total = sum(box[1] for box in boxes)
             features[row] = math.log1p(len(boxes)), math.sqrt(largest), math.sqrt(total), x, y
     return features.reshape(-1)
+
+
+def object_features(
+    images: Sequence[AnnotatedImage], categories: Sequence[int], most: int
+) -> numpy.ndarray:
+    """Return the features of the objects of images, `(N, most, len(categories) + 5)` float32.
+
+    Those of an object are 1 for its category, 0 for the others, and `OF_OBJECT`. Images with fewer
+    than `most` objects, the largest first, are padded with zeros.
+    """
+    features = numpy.zeros((len(images), most, len(categories) + len(OF_OBJECT)), numpy.float32)
+    column = {category: k for k, category in enumerate(categories)}
+    for rows, image in zip(features, images, strict=True):
+        boxes = sorted(image.boxes, key=lambda box: -box[1])
+        for row, (category, share, *box) in zip(rows, boxes, strict=False):
+            row[column[category]] = 1
+            row[len(categories) :] = *box, math.sqrt(share)
+    return features

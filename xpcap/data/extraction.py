@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy
 
 from xpcap import threads
 from xpcap.data.extractors import Extractor
+from xpcap.data.folder import as_stored, stored_dtype
 from xpcap.data.images import rgb_picture
 from xpcap.data.progress import Progress, no_progress
 from xpcap.distributed import Alone, Ranks, by_first, check_alike
@@ -23,7 +25,7 @@ from xpcap.errors import DataError
 from xpcap.files import explained, lock
 
 BATCH = 32
-_BLOCK = 1024  # rows that are read back at a time
+_BLOCK = 2**25  # bytes of rows that are read back at a time
 
 
 class Broken(NamedTuple):
@@ -34,7 +36,9 @@ class Broken(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """The features `(K, D)` float32 of the K images that can be opened, in order, and the others.
+    """The features `(K, *shape)` of the K images that can be opened, in order, and the others.
+
+    They are in the dtype in which features of their shape are stored.
 
     `opened (N,)` tells for each of all images which of the two it is.
     """
@@ -56,7 +60,7 @@ def extract(
     A `DataError` is raised if features are not finite, or an image cannot be opened and
     `skip_broken` is False.
     """
-    features = numpy.empty((len(images), extractor.dim), numpy.float32)
+    features = numpy.empty((len(images), *extractor.shape), stored_dtype(extractor.shape))
     broken: list[Broken] = []
     done = 0
     for batch in _batches(extractor, images, skip_broken, None, ranks or Alone()):
@@ -64,7 +68,7 @@ def extract(
         broken += batch.broken
         done += len(batch.rows)
         progress("images", done, len(images))
-    opened = ~numpy.isnan(features[:, 0])
+    opened = ~_are_broken(features)
     return Extracted(features[opened] if broken else features, opened, broken)
 
 
@@ -75,7 +79,8 @@ def _compute(
     for image, row in zip(images, rows, strict=True):
         if not numpy.isfinite(row).all():
             raise DataError(f"{image}: '{extractor.name}' gives NaN or infinity")
-    return rows
+    stored = [as_stored(row[None], image) for image, row in zip(images, rows, strict=True)]
+    return numpy.concatenate(stored)
 
 
 class Extraction:
@@ -91,6 +96,7 @@ class Extraction:
         self._beside = beside.absolute()
         self.path = self._beside.with_name(f".{self._beside.name}.{self._key()}.features")
         self._row = _row_type(extractor)
+        self._height = max(1, _BLOCK // self._row.itemsize)
 
     def _key(self) -> str:
         content = json.dumps(
@@ -143,8 +149,8 @@ class Extraction:
 
     def features(self, images: Collection[Path]) -> Iterator[numpy.ndarray]:
         """Yield the features of some of the images, in the order of all, in blocks."""
-        for first in range(0, len(self.images), _BLOCK):
-            wanted = [path in images for path in self.images[first : first + _BLOCK]]
+        for first in range(0, len(self.images), self._height):
+            wanted = [path in images for path in self.images[first : first + self._height]]
             if any(wanted):
                 yield self._read(first, first + len(wanted))["features"][wanted]
 
@@ -161,8 +167,8 @@ class Extraction:
             return numpy.fromfile(self.path, self._row, end - first, offset=offset)
 
     def _blocks(self, end: int) -> Iterator[tuple[int, numpy.ndarray]]:
-        for first in range(0, end, _BLOCK):
-            yield first, self._read(first, min(first + _BLOCK, end))
+        for first in range(0, end, self._height):
+            yield first, self._read(first, min(first + self._height, end))
 
     def _done(self, skip_broken: bool) -> int:
         """Count the leading rows that can be kept."""
@@ -170,7 +176,7 @@ class Extraction:
         for first, block in self._blocks(written):
             for k, row in enumerate(block, first):
                 same = tuple(row["stamp"]) == _stamp(self.images[k])
-                if not same or (numpy.isnan(row["features"][0]) and not skip_broken):
+                if not same or (_are_broken(row["features"][None])[0] and not skip_broken):
                     return k
         return written
 
@@ -178,7 +184,7 @@ class Extraction:
         """Return the images whose rows are NaN."""
         found = []
         for first, block in self._blocks(len(self.images)):
-            for k in numpy.flatnonzero(numpy.isnan(block["features"][:, 0])).tolist():
+            for k in numpy.flatnonzero(_are_broken(block["features"])).tolist():
                 path = self.images[first + k]
                 error = _open(self.extractor, path).found
                 again = isinstance(error, DataError)
@@ -196,7 +202,14 @@ class _Batch(NamedTuple):
 
 def _row_type(extractor: Extractor) -> numpy.dtype[numpy.void]:
     """Return the type of a row: `stamp` identifies a version of the image file."""
-    return numpy.dtype([("stamp", numpy.int64, 2), ("features", numpy.float32, extractor.dim)])
+    shape = extractor.shape
+    return numpy.dtype([("stamp", numpy.int64, 2), ("features", stored_dtype(shape), shape)])
+
+
+def _are_broken(features: numpy.ndarray) -> numpy.ndarray:
+    """Return which rows are NaN, those of images that cannot be opened."""
+    rows = features.reshape(len(features), math.prod(features.shape[1:]))
+    return numpy.asarray(numpy.isnan(rows[:, 0]))
 
 
 def _batches(

@@ -1,5 +1,7 @@
 """Image features in an HDF5 file: read as a whole, or row by row when indexed, in bounded memory.
 
+A row is an image: its D features, or those of L regions, `(L, D)`; see `xpcap.data.folder`.
+
 Contiguous arrays in a dtype of NumPy's are read past HDF5, which takes several times as long. They
 are not mapped, as mapped pages count as the process's memory. All others (chunked, compressed) are
 read in blocks of rows, and the most recently used blocks are kept.
@@ -26,14 +28,15 @@ BLOCK_BYTES = 128 * 2**20
 KEPT_BYTES = 256 * 2**20  # of blocks of an array that is not contiguous
 _READ_BYTES = 2**20  # per block of an array that has no chunks
 FEATURE_DTYPES = ("float32", "float16")
+RANKS = (2, 3)
 
 
 class Features(Protocol):
-    """Features `(images, D)`: a NumPy array or `LazyFeatures`."""
+    """Features `(images, D)` or `(images, L, D)`: a NumPy array or `LazyFeatures`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Images, D."""
+        """Images, D; or images, L, D."""
 
     @property
     def dtype(self) -> numpy.dtype[Any]:
@@ -45,8 +48,8 @@ class Features(Protocol):
 
 def row_blocks(features: Features) -> Iterator[slice]:
     """Yield consecutive slices of all rows, each of at most 128 MiB in float32."""
-    count, width = features.shape
-    height = max(1, BLOCK_BYTES // (4 * max(1, width)))
+    count, *of_image = features.shape
+    height = max(1, BLOCK_BYTES // (4 * max(1, math.prod(of_image))))
     for first in range(0, count, height):
         yield slice(first, min(first + height, count))
 
@@ -70,11 +73,11 @@ def read_features(path: Path, dtype: str = "float32") -> numpy.ndarray:
 class LazyFeatures:
     """Features that stay in their file; indexing reads the requested rows, from any thread.
 
-    The HDF5 file holds a floating array `features (images, D)`: fastest if uncompressed and
-    contiguous, h5py's default; gzip and shuffle are read too. Rows are returned as `"float32"`, or
-    `"float16"` for half the memory and about three digits. A `DataError` is raised if the file is
-    missing, truncated or has other contents; when indexed, if it cannot be read there, or a value
-    is not finite in `dtype`.
+    The HDF5 file holds a floating array `features`, `(images, D)` or `(images, L, D)`: fastest if
+    uncompressed and contiguous, h5py's default; gzip and shuffle are read too. Rows are returned as
+    `"float32"`, or `"float16"` for half the memory and about three digits. A `DataError` is raised
+    if the file is missing, truncated or has other contents; when indexed, if it cannot be read
+    there, or a value is not finite in `dtype`.
     """
 
     def __init__(self, path: Path, dtype: str = "float32") -> None:
@@ -111,10 +114,10 @@ class LazyFeatures:
 
 
 def _open_rows(path: Path, key: str) -> PlainRows | BlockRows:
-    """Open a floating two-dimensional array; `read` may be called from any thread."""
+    """Open a floating array of `RANKS`; `read` may be called from any thread."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_hdf5(path))
-        array = find_array(file, path, key, 2, "f")
+        array = find_array(file, path, key, RANKS, "f")
         with whole(path, key):
             start = _find_start(array)
             if start is not None:
@@ -145,7 +148,7 @@ class PlainRows:
     """Rows of an array of `shape` and `dtype` that is stored contiguously from byte `start`."""
 
     def __init__(
-        self, path: Path, start: int, shape: tuple[int, int], dtype: numpy.dtype[Any]
+        self, path: Path, start: int, shape: tuple[int, ...], dtype: numpy.dtype[Any]
     ) -> None:
         self.shape = shape
         self._start = start
@@ -155,9 +158,9 @@ class PlainRows:
 
     def read(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Return the rows of strictly ascending indices `(N,)`; adjacent ones are read at once."""
-        found = numpy.empty((len(rows), self.shape[1]), self._dtype)
+        found = numpy.empty((len(rows), *self.shape[1:]), self._dtype)
         raw = found.reshape(-1).view(numpy.uint8).data
-        size = self.shape[1] * self._dtype.itemsize
+        size = math.prod(self.shape[1:]) * self._dtype.itemsize
         for first, end in _spans(numpy.diff(rows, prepend=-2) > 1):
             self._fill(raw[first * size : end * size], self._start + int(rows[first]) * size)
         return found
@@ -185,9 +188,9 @@ class BlockRows:
         array: Any,
         height: int | None = None,
     ) -> None:
-        self.shape: tuple[int, int] = array.shape
+        self.shape: tuple[int, ...] = array.shape
         self._dtype = array.dtype
-        row_bytes = max(1, self.shape[1] * self._dtype.itemsize)
+        row_bytes = max(1, math.prod(self.shape[1:]) * self._dtype.itemsize)
         size = height or math.ceil(_READ_BYTES / row_bytes)
         kept = max(1, KEPT_BYTES // (size * row_bytes))
         self._height = size
@@ -196,7 +199,7 @@ class BlockRows:
 
     def read(self, rows: numpy.ndarray) -> numpy.ndarray:
         """Return the rows of strictly ascending indices `(N,)`; each block is looked up once."""
-        found = numpy.empty((len(rows), self.shape[1]), self._dtype)
+        found = numpy.empty((len(rows), *self.shape[1:]), self._dtype)
         blocks = rows // self._height
         for first, end in _spans(numpy.diff(blocks, prepend=-1) > 0):
             inside = rows[first:end] % self._height

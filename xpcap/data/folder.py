@@ -4,13 +4,16 @@ The names are the assignment's, so that its folder opens unchanged and its code 
 `dataset.json` adds where the features come from, and how the data set was made.
 
     coco2014_captions.h5               train_captions (M, T), train_image_idxs (M,), val_... ; int32
-    coco2014_vocab.json                idx_to_word, word_to_idx
-    {train,val}2014_vgg16_fc7.h5       features (images, D) float32
-    {train,val}2014_vgg16_fc7_pca.h5   features (images, 512) float32
+    coco2014_vocab.json                idx_to_word, word_to_idx; tokens, if they are characters
+    {train,val}2014_vgg16_fc7.h5       features (images, D) float32, or (images, L, D) float16
+    {train,val}2014_vgg16_fc7_pca.h5   features (images, 512) float32, or (images, L, 512) float16
     {train,val}2014_urls.txt           one line per image: where to see it
     references.json                    optional: for each image its id and all captions, as written
     pca.h5                             optional: mean, components, explained_variance
     dataset.json                       optional: name, features, extractor, ...
+
+Features of L regions are those of a grid, row by row, or of objects. A region is absent if its D
+values are all zero, as in images that have fewer.
 
 There may be a split `test` as well, in the same arrays and files.
 """
@@ -27,6 +30,7 @@ import numpy
 
 from xpcap.data.hdf5 import write_arrays
 from xpcap.data.vocabulary import Vocabulary
+from xpcap.errors import DataError
 from xpcap.files import explained
 
 SPLITS = ("train", "val")  # of every data folder
@@ -58,7 +62,9 @@ class SplitContents:
     urls: Sequence[str]
     ids: Sequence[int | str]  # in the source of the images
     references: Sequence[Sequence[str]]  # captions as written
-    features: Mapping[str, numpy.ndarray] = field(default_factory=dict)  # by kind, (images, D)
+    features: Mapping[str, numpy.ndarray] = field(
+        default_factory=dict
+    )  # by kind, (images, D) or (images, L, D)
 
 
 def write_contents(
@@ -94,14 +100,38 @@ def write_contents(
 
 
 def write_features(path: Path, shape: tuple[int, ...], blocks: Iterable[numpy.ndarray]) -> None:
-    """Write a feature file of `shape` `(images, D)` from blocks of rows, or raise an `OSError`."""
+    """Write a feature file of `shape` from blocks of rows, in `stored_dtype(shape[1:])`.
+
+    An `OSError` is raised if it cannot be written, and a `DataError` as by `as_stored`.
+    """
     import h5py
 
     with h5py.File(path, "w") as file:
-        written, first = file.create_dataset("features", shape, numpy.float32), 0
+        written, first = file.create_dataset("features", shape, stored_dtype(shape[1:])), 0
         for block in blocks:
-            written[first : first + len(block)] = block
+            written[first : first + len(block)] = as_stored(block, path)
             first += len(block)
+
+
+def stored_dtype(shape: Sequence[int]) -> numpy.dtype[Any]:
+    """Return the dtype of stored features of `shape` per image: float16 of regions."""
+    return numpy.dtype(numpy.float32 if len(shape) == 1 else numpy.float16)
+
+
+def as_stored(features: numpy.ndarray, what: Any) -> numpy.ndarray:
+    """Convert rows of features, called `what` in messages, to their stored dtype.
+
+    A `DataError` is raised if finite ones are beyond its range.
+    """
+    dtype = stored_dtype(features.shape[1:])
+    with numpy.errstate(over="ignore"):
+        stored = features.astype(dtype, copy=False)
+    if not numpy.isfinite(stored).all() and numpy.isfinite(features).all():
+        raise DataError(
+            f"{what}: features up to {abs(features).max():.3g}; expected at most"
+            f" {numpy.finfo(dtype).max:.5g}, as those of regions are stored in {dtype}"
+        )
+    return stored
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import threading
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,17 @@ def open_hdf5(path: Path) -> Any:
         raise DataError(f"{path} {reason}; expected a whole HDF5 file") from error
 
 
-def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
+def find_array(file: Any, path: Path, key: str, ndim: int | Sequence[int], kinds: str) -> Any:
     """Find the `h5py.Dataset` `key` in an open file and check it, without reading its values.
 
-    `kinds` are NumPy's of its dtype: `"f"` floating, `"iu"` integer. A `DataError` is raised if
+    It has `ndim` axes, or as many as one of them. `kinds` are NumPy's of its dtype: `"f"`
+    floating, `"iu"` integer. A `DataError` is raised if
     there is no such array, or its size is implausible.
     """
     import h5py
 
-    expected = f"expected an {ndim}-dimensional {KINDS[kinds]} array"
+    ranks = [ndim] if isinstance(ndim, int) else ndim
+    expected = f"expected a {' or '.join(f'{n}-dimensional' for n in ranks)} {KINDS[kinds]} array"
     with whole(path, key, "found in it"):
         keys = sorted(map(str, file))
         if key not in keys:
@@ -67,7 +69,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
         found = file[key]
         if not isinstance(found, h5py.Dataset):
             raise DataError(f"{path}: '{key}' is a group; {expected}")
-        if found.ndim != ndim or found.dtype.kind not in kinds:
+        if found.ndim not in ranks or found.dtype.kind not in kinds:
             raise DataError(f"{path}: '{key}' is {found.dtype} of shape {found.shape}; {expected}")
         if found.is_virtual or found.external:
             raise DataError(f"{path}: '{key}' is stored in another file; {expected}")

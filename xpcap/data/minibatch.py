@@ -23,7 +23,7 @@ def sample_coco_minibatch(
 ) -> tuple[Array, Array, numpy.ndarray]:
     """Draw N captions with replacement from the result of `load_coco_data`.
 
-    NumPy's global generator draws. The captions `(N, T)` int32 and features `(N, D)` are on the
+    NumPy's global generator draws. The captions `(N, T)` int32 and features `(N, ...)` are on the
     device of `data`, the URLs `(N,)` on the host. A `DataError` is raised if `data` have no such
     `split`.
     """
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     """The input of one training step, on the host or on the device."""
 
     captions: Any  # (N, T)
-    features: Any  # (N, D) or None
+    features: Any  # (N, ...) or None
     rows: Any = None  # (N,), the captions' indices in the split, if known
     share: Share | None = None  # None for a whole minibatch
 

@@ -1,27 +1,29 @@
 """Principal components: 4,096 features to 512, and the transform kept for new images.
 
-The components are scaled, and the scale is part of `components`:
-
     out = (features - mean) · componentsᵀ
-    componentsₖ = s · vₖ,    s² · Σₖ λₖ = K        one factor s: the mean variance is 1
-    componentsₖ = vₖ / √λₖ                         whitened: each variance is 1
+    componentsₖ = vₖ                plain, as other libraries have them
+    componentsₖ = vₖ / √λₖ           whitened: each variance is 1
 
 with vₖ the unit eigenvectors of the training features' covariance and λₖ their eigenvalues, the
-explained variances, in descending order. Mean variance 1 suits the initial weights of a captioner;
-whitened, the last component counts as much as the first (K. Pearson, "On lines and planes of
-closest fit to systems of points in space", Philosophical Magazine, 1901; H. Hotelling, "Analysis of
-a complex of statistical variables into principal components", 1933).
+explained variances, in descending order. Whitened, the last component counts as much as the first
+(K. Pearson, "On lines and planes of closest fit to systems of points in space", Philosophical
+Magazine, 1901; H. Hotelling, "Analysis of a complex of statistical variables into principal
+components", 1933). Files of older versions hold components of another length, by one factor.
 
 Features may be larger than memory: blocks of rows are read in turn, their products are computed in
 float32 and summed in float64. To avoid cancellation, the rows are first shifted by c, the mean of
 the first block, which is close to the mean m:
 
     (n - 1) · covariance = Σᵢ (xᵢ - c)(xᵢ - c)ᵀ - n · (m - c)(m - c)ᵀ
+
+Of features of regions `(images, L, D)` each region is a row, but for those that are absent, whose
+D features are all zero: they stay so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,10 +47,10 @@ Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
 
 @dataclass(frozen=True)
 class PCA:
-    """The transform from D features to K scaled principal components.
+    """The transform from D features to K principal components.
 
     In each component the entry of largest magnitude is positive; `explained_variance` is that of
-    the training features along each direction before scaling, descending.
+    the training features along each direction, descending.
     """
 
     mean: numpy.ndarray  # (D,)
@@ -68,19 +70,28 @@ class PCA:
         return fit_components(features, dim, whiten, backend, progress)[0]
 
     def transform(self, features: numpy.ndarray, backend: Backend = CPU) -> numpy.ndarray:
-        """Return the scaled components of features `(n, D)`, as `(n, K)` float32 on the host."""
+        """Return the components of features `(n, D)`, as `(n, K)` float32 on the host.
+
+        Of regions `(n, L, D)` they are `(n, L, K)`.
+        """
         near = self.mean.astype(numpy.float32)  # the mean may need more than float32
         rest = (self.mean - near) @ self.components.T
+        reduced = numpy.empty((*features.shape[:-1], len(self.components)), numpy.float32)
         with backend.activate():
-            rows, centre, components, offset = (
-                backend.to_device(array, numpy.float32)
-                for array in (features, near, self.components, rest)
+            centre, components, offset = (
+                backend.to_device(array, numpy.float32) for array in (near, self.components, rest)
             )
-            rows = rows - centre
-            return numpy.asarray(to_host(rows @ components.T - offset))
+            for block in row_blocks(features):
+                given = backend.to_device(features[block], numpy.float32)
+                rows = given.reshape(-1, given.shape[-1])
+                found = (rows - centre) @ components.T - offset
+                if given.ndim == 3:
+                    found *= rows.any(axis=1, keepdims=True)
+                reduced[block] = to_host(found).reshape(reduced[block].shape)
+        return reduced
 
     def backward(self, gradient: numpy.ndarray) -> numpy.ndarray:
-        """Turn gradients of the scaled components `(..., K)` into those of features `(..., D)`."""
+        """Turn gradients of the components `(..., K)` into those of features `(..., D)`."""
         return numpy.asarray(gradient @ self.components.astype(gradient.dtype, copy=False))
 
     def equals(self, other: PCA) -> bool:
@@ -112,11 +123,11 @@ class PCA:
 def fit_components(
     features: Features, dim: int, whiten: bool, backend: Backend, progress: Progress
 ) -> tuple[PCA, float]:
-    """Compute the first `dim` principal components of features `(n, D)`.
+    """Compute the first `dim` principal components of features `(n, D)` or `(images, L, D)`.
 
     They come from the covariance `(D, D)`, block by block; or, if there are fewer images than
-    features, from the Gram matrix `(n, n)` of all of them, in float64. `whiten` scales each to
-    variance 1. The number returned is the share of the total variance that they explain.
+    features `(n, D)`, from the Gram matrix `(n, n)` of all of them, in float64. `whiten` scales
+    each to variance 1. The number returned is the share of the total variance that they explain.
 
     Raises
     ------
@@ -124,50 +135,58 @@ def fit_components(
         If `dim` is not between 1 and the number of directions in which the features vary, at most
         `min(n - 1, D)`; or features are not finite.
     """
-    count, width = features.shape
+    count, width = math.prod(features.shape[:-1]), features.shape[-1]
     most = min(count - 1, width)
-    if not 1 <= dim <= most:
-        expected = f"1 to {most}" if most >= 1 else "two images or more"
+    if dim < 1 or most < 1:
+        expected = "at least 1" if most >= 1 else "two images or more"
         raise DataError(
             f"cannot make {dim} principal components of {count} x {width} features;"
             f" expected {expected}"
         )
-    few = count < width
+    few = count < width and len(features.shape) == 2
     find = _from_gram_matrix if few else _from_covariance
     # non-finite features are found in the result
     with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
-        mean, variances, directions = find(features, dim, backend, progress)
-    kept = variances[:dim]
+        mean, variances, directions = find(features, min(dim, most), backend, progress)
     exact = numpy.finfo(numpy.float64).eps * count
     rounded = numpy.finfo(numpy.float32).eps * numpy.sqrt(width)  # the norm of random errors
-    if kept[-1] <= kept[0] * (exact if few else rounded):
+    varying = int((variances[:most] > variances[0] * (exact if few else rounded)).sum())
+    if dim > varying:
+        expected = f"in {varying} directions; expected 1 to {varying}" if varying else "not at all"
         raise DataError(
-            f"cannot make {dim} principal components: the {count} x {width} features vary in"
-            " fewer directions"
+            f"cannot make {dim} principal components: the {count} x {width} features vary"
+            f" {expected}"
         )
+    kept = variances[:dim]
     largest = numpy.take_along_axis(directions, abs(directions).argmax(axis=1)[:, None], axis=1)
     lengths = numpy.linalg.norm(directions, axis=1, keepdims=True) * numpy.sign(largest)
-    scale = 1 / numpy.sqrt(kept[:, None] if whiten else kept.mean())
-    return PCA(mean, directions / lengths * scale, kept), float(kept.sum() / variances.sum())
+    if whiten:
+        lengths = lengths * numpy.sqrt(kept[:, None])
+    return PCA(mean, directions / lengths, kept), float(kept.sum() / variances.sum())
 
 
 def _from_covariance(features: Features, dim: int, backend: Backend, progress: Progress) -> Found:
     """Read the features in blocks; float32 products, float64 sums."""
     xp = backend.xp
-    count, width = features.shape
+    images, *_, width = features.shape
     sums = xp.zeros(width, xp.float64)
     squares = xp.zeros((width, width), xp.float64)
+    shift = xp.zeros(width, xp.float32)
+    count = 0
     for block in row_blocks(features):
         rows = backend.to_device(features[block], numpy.float32)
-        if block.start == 0:
+        if rows.ndim == 3:
+            rows = rows[rows.any(axis=2)]
+        if not count and len(rows):
             shift = rows.mean(axis=0, dtype=xp.float64).astype(xp.float32)
         rows = rows - shift
         squares += (rows.T @ rows).astype(xp.float64)
         sums += rows.sum(axis=0, dtype=xp.float64)
-        progress("covariance", block.stop, count)
-    mean = sums / count
+        count += len(rows)
+        progress("covariance", block.stop, images)
+    mean = sums / max(1, count)
     squares -= count * xp.outer(mean, mean)
-    variances, directions = _eigenpairs(squares / (count - 1), dim, xp, progress)
+    variances, directions = _eigenpairs(squares / max(1, count - 1), dim, xp, progress)
     return to_host(shift.astype(xp.float64) + mean), variances, to_host(directions)
 
 
@@ -250,7 +269,7 @@ def reduce_folder(
         for split, rows in features.items():
             temporary = stack.enter_context(new_file(targets[split]))
             reduced = _reduced(f"{split} features", rows, pca, backend, progress)
-            layout.write_features(temporary, (len(rows), dim), reduced)
+            layout.write_features(temporary, (*rows.shape[:-1], dim), reduced)
         pca.write(folder / layout.PCA)  # written last; then the others are moved into place
     return PCAReport(
         images=sum(map(len, features.values())),

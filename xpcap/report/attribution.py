@@ -7,13 +7,14 @@ understanding of gradient-based attribution methods for deep neural networks", I
 summed over regions of the image or annotated categories.
 
 Features can be divided among regions if they are a sum over regions: those of the filter bank, and
-those of EfficientNet-Lite0, the mean over the cells of a grid.
+those of EfficientNet-Lite0, the mean over the cells of a grid. Features of a grid are divided as
+they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from xpcap.report.images import Box, boxes_of
 from xpcap.runs import Run
 
 NAMED = 3  # categories in a text
+_BLOCK = 2**24  # gradients computed at a time
 LEVELS = 9  # of strength, on either side of zero
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
@@ -53,9 +55,9 @@ def attribute(
 ) -> list[list[Attribution]]:
     """Compute the attributions of the words that a run has generated, T for each image.
 
-    Those of a missing image are empty. `features (N, D)` and `words (N, T)` int32, `<NULL>` after
-    `<END>`, are on the host; `categories` are the object categories, if the features are their
-    boxes; `images` are PIL images or None.
+    Those of a missing image are empty. `features`, `(N, D)` or of a grid `(N, L, D)`, and `words
+    (N, T)` int32, `<NULL>` after `<END>`, are on the host; `categories` are the object categories,
+    if the features are their boxes; `images` are PIL images or None.
 
     Raises
     ------
@@ -69,23 +71,37 @@ def attribute(
     extractor = None if categories else _divisible(run)
     if extractor and all(image is None for image in images):
         raise DataError("none of the images can be opened here")
-    to_device = model.backend.to_device
-    _, gradients = map(to_host, word_gradients(model, to_device(features), to_device(words)))
+    gradients = _gradients(model, features, words)
     if extractor is None:
-        shape = (*words.shape, len(categories), len(NUMBERS))
-        values = (gradients * features[:, None]).reshape(shape).sum(axis=-1)
+        shape = (words.shape[1], len(categories), len(NUMBERS))
         return [
-            _by_category(values[n], categories, boxes_of(features[n], categories))
-            for n in range(len(words))
+            _by_category(
+                (gradient * of_image).reshape(shape).sum(axis=-1),
+                categories,
+                boxes_of(of_image, categories),
+            )
+            for of_image, gradient in zip(features, gradients, strict=True)
         ]
     transform = run.transform
     if transform is not None:
-        gradients = transform.backward(gradients)
+        gradients = map(transform.backward, gradients)
     unknown = [Attribution()] * words.shape[1]
     return [
         unknown if image is None else _by_region(_regions(extractor, image), gradient)
         for image, gradient in zip(images, gradients, strict=True)
     ]
+
+
+def _gradients(
+    model: Inspectable, features: numpy.ndarray, words: numpy.ndarray
+) -> Iterator[numpy.ndarray]:
+    """Yield the gradients of the words of each image, computed for some images at a time."""
+    to_device = model.backend.to_device
+    count = max(1, _BLOCK // (words.shape[1] * math.prod(features.shape[1:])))
+    for first in range(0, len(words), count):
+        part = slice(first, first + count)
+        found = word_gradients(model, to_device(features[part]), to_device(words[part]))
+        yield from to_host(found[1])
 
 
 def _divisible(run: Run) -> FilterBank | EfficientNetLite0:
@@ -103,8 +119,14 @@ def _divisible(run: Run) -> FilterBank | EfficientNetLite0:
 
 
 def _regions(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.ndarray:
-    """Divide the features of an image among its regions: `(S, S, D)`, whose sum they are."""
+    """Divide the features of an image among its regions: `(S, S, D)`, whose sum they are.
+
+    Those of a grid `(S S, D)` are divided already.
+    """
     prepared = extractor.prepare(image)[None]
+    if len(extractor.shape) == 2:
+        found: numpy.ndarray = extractor(prepared)[0]
+        return found.reshape(math.isqrt(len(found)), -1, found.shape[1])
     if isinstance(extractor, FilterBank):
         return numpy.asarray(extractor.regions(prepared)[0])
     cells: numpy.ndarray = extractor.grid(prepared)[0]
@@ -113,8 +135,14 @@ def _regions(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.nda
 
 
 def _by_region(regions: numpy.ndarray, gradients: numpy.ndarray) -> list[Attribution]:
-    """Attribute words to regions `(S, S, D)` of the features, given their gradients `(T, D)`."""
-    maps = numpy.tensordot(gradients, regions, (1, 2))  # (T, S, S)
+    """Attribute words to regions `(S, S, D)` of the features.
+
+    Gradients are those of the features `(T, D)`, or of each region's `(T, S S, D)`.
+    """
+    if gradients.ndim == 3:
+        maps = (gradients.reshape(-1, *regions.shape) * regions).sum(axis=3)
+    else:
+        maps = numpy.tensordot(gradients, regions, (1, 2))  # (T, S, S)
     return [Attribution(_place(one), _levels(one.reshape(-1))) for one in maps]
 
 

@@ -75,7 +75,7 @@ def categories_of(dataset: Dataset) -> list[str]:
     categories = dataset.description.get("categories")
     if dataset.kind != "fc7" or not isinstance(categories, list):
         return []
-    fits = dataset.feature_dim == len(NUMBERS) * len(categories)
+    fits = dataset.feature_shape == (len(NUMBERS) * len(categories),)
     return [str(name) for name in categories] if fits else []
 
 

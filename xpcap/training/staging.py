@@ -6,6 +6,7 @@ their own stream; events keep them from overwriting data in use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ class StagedBatches:
     def __init__(self, batches: EpochBatches, backend: Backend) -> None:
         self._batches = batches
         features = batches.split.features
-        shape, dtype = (batches.batch_size, features.shape[1]), features.dtype
+        shape, dtype = (batches.batch_size, *features.shape[1:]), features.dtype
         with backend.activate():
             stream = backend.xp.cuda.Stream(non_blocking=True)
             self._buffers = [_Buffer(backend.xp, shape, dtype, stream) for _ in range(2)]
@@ -45,11 +46,11 @@ class StagedBatches:
 
 class _Buffer:
     def __init__(
-        self, xp: Any, shape: tuple[int, int], dtype: numpy.dtype[Any], stream: Any
+        self, xp: Any, shape: tuple[int, ...], dtype: numpy.dtype[Any], stream: Any
     ) -> None:
         self._cuda = xp.cuda
         self._stream = stream
-        count = shape[0] * shape[1]
+        count = math.prod(shape)
         memory = xp.cuda.alloc_pinned_memory(count * dtype.itemsize)
         self._host = numpy.frombuffer(memory, dtype, count).reshape(shape)
         self._device = xp.empty(shape, dtype=dtype)

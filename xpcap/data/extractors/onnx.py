@@ -20,10 +20,12 @@ _CHUNK = 2**20
 
 
 class OnnxExtractor:
-    """A network from images to feature vectors of length `dim`.
+    """A network from images to features of the shape `shape`: `(D,)`, or `(L, D)` of L regions.
 
     Its input is `(N, 3, size, size)` or `(N, size, size, 3)`, float32 or float16, and may have a
-    fixed batch size; its output `(N, D)` or `(N, D, 1, 1)`.
+    fixed batch size. Its output is `(N, D)`, `(N, L, D)`, or maps `(N, D, rows, columns)`, whose
+    regions are taken row by row; they are `(N, rows, columns, D)` if the channels of the input are
+    last too. Features of only one region are vectors.
 
     `weights` is the ONNX file, `output` the name of the output to take, or else its only one, and
     `name` is `"onnx"` or the preset's. A file that cannot be used raises a `DataError`, and a
@@ -53,7 +55,7 @@ class OnnxExtractor:
         batch = self._input.shape[0]
         self._batch = batch if isinstance(batch, int) else None
         size = preprocessing.size
-        self.dim = self(numpy.zeros((1, 3, size, size), numpy.float32)).shape[1]
+        self.shape: tuple[int, ...] = self(numpy.zeros((1, 3, size, size), numpy.float32)).shape[1:]
 
     def describe(self) -> dict[str, Any]:
         """Return all that `open_onnx` needs, ready for JSON."""
@@ -71,25 +73,29 @@ class OnnxExtractor:
         return self.preprocessing(image)
 
     def __call__(self, images: numpy.ndarray) -> numpy.ndarray:
-        """Compute the features `(N, D)` float32 of prepared images `(N, 3, size, size)`."""
+        """Compute the features `(N, *shape)` float32 of prepared images `(N, 3, size, size)`."""
         step = self._batch or max(1, len(images))
         parts = [self._rows(images[first : first + step]) for first in range(0, len(images), step)]
-        return numpy.concatenate(parts) if parts else numpy.empty((0, self.dim), numpy.float32)
+        return numpy.concatenate(parts) if parts else numpy.empty((0, *self.shape), numpy.float32)
 
     def _rows(self, images: numpy.ndarray) -> numpy.ndarray:
         count = len(images)
         if self._batch and count < self._batch:
             fill = numpy.zeros((self._batch - count, *images.shape[1:]), images.dtype)
             images = numpy.concatenate([images, fill])
-        rows = self._run(images, self.output)
-        if rows.ndim == 4 and rows.shape[2:] == (1, 1):
-            rows = rows[:, :, 0, 0]
-        if rows.ndim != 2 or len(rows) != len(images) or rows.dtype.kind != "f":
+        found = self._run(images, self.output)
+        shape, N = found.shape, len(images)
+        if found.ndim not in (2, 3, 4) or shape[0] != N or 0 in shape or found.dtype.kind != "f":
             raise DataError(
-                f"{self.weights}: output '{self.output}' is {rows.dtype} of shape {rows.shape};"
-                f" expected floating ({len(images)}, D)"
+                f"{self.weights}: output '{self.output}' is {found.dtype} of shape {shape};"
+                f" expected floating ({N}, D), ({N}, L, D) or ({N}, D, rows, columns)"
             )
-        return numpy.asarray(rows[:count], numpy.float32)
+        if found.ndim == 4:
+            channels = 3 if self._channels_last else 1
+            found = numpy.moveaxis(found, channels, 3).reshape(N, -1, shape[channels])
+        if found.ndim == 3 and found.shape[1] == 1:
+            found = found[:, 0]
+        return numpy.asarray(found[:count], numpy.float32, order="C")
 
     def _run(self, images: numpy.ndarray, output: str) -> numpy.ndarray:
         if self._channels_last:

@@ -37,20 +37,28 @@ SCENES = "scenes.json"
 COMPONENTS = 512
 """Features per image after PCA; fewer if the training set is smaller."""
 
-_FEATURES = "a fixed bank of oriented, colour-opponent filters on 8 x 8 cells; PCA of these"
+_FEATURES = "a fixed bank of oriented, colour-opponent filters on 8 x 8 cells"
 _REPORTED = 100  # images between two calls of progress
 _DOING = {"train": "training images", "val": "validation images"}
 
 
 def make_scenes(
-    out: Path, seed: int = 0, train: int = 2000, val: int = 500, progress: Progress = no_progress
+    out: Path,
+    seed: int = 0,
+    train: int = 2000,
+    val: int = 500,
+    output: str | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Draw, caption and extract the scenes, and write them as a new data folder.
 
     The same arguments give the same bytes, on one installation with one number of BLAS threads.
-    `train` and `val` are numbers of images; every other one has two things. A `DataError` is raised
-    if a number is out of range, or `out` exists or cannot be written; nothing is left behind.
+    `train` and `val` are numbers of images; every other one has two things. Features are those of
+    `FilterBank`, reduced by PCA; or of the cells of its `output` `"grid"`, as they are. A
+    `DataError` is raised if a number is out of range, or `out` exists or cannot be written; nothing
+    is left behind.
     """
+    bank = FilterBank(output)
     if train < 2 or val < 1 or seed < 0:
         raise DataError(
             f"cannot make {train} and {val} images from seed {seed};"
@@ -67,21 +75,24 @@ def make_scenes(
                 CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
                 for k, scene in enumerate(scenes[split])
             ]
-            features[split] = _extract(images[split], _DOING[split], progress)
-        pca = PCA.fit(features["train"], min(COMPONENTS, train - 1), progress=progress)
-        pca.write(folder / layout.PCA)
+            features[split] = {"fc7": _extract(bank, images[split], _DOING[split], progress)}
+        if not output:
+            fc7 = features["train"]["fc7"]
+            pca = PCA.fit(fc7, min(COMPONENTS, train - 1), progress=progress)
+            pca.write(folder / layout.PCA)
+            for by_kind in features.values():
+                by_kind["pca"] = pca.transform(by_kind["fc7"])
         sentences = (c for part in captioned.values() for image in part for c in image.captions)
         longest = max(len(sentence.split()) for sentence in sentences)
         encoded = encode(out, captioned, str.split, None, 1, longest)
         contents = {
-            split: replace(part, features={"fc7": rows, "pca": pca.transform(rows)})
-            for (split, part), rows in zip(encoded.splits.items(), features.values(), strict=True)
+            split: replace(part, features=features[split]) for split, part in encoded.splits.items()
         }
         description = {
             "name": "scenes",
             "seed": seed,
-            "features": _FEATURES,
-            "extractor": FilterBank().describe(),
+            "features": _FEATURES if output else f"{_FEATURES}; PCA of these",
+            "extractor": bank.describe(),
             "pictures": PICTURES,
         }
         layout.write_contents(folder, encoded.vocabulary, contents, description)
@@ -114,9 +125,10 @@ def cache_folder() -> Path:
     return base / "xpcap"
 
 
-def _extract(images: numpy.ndarray, doing: str, progress: Progress) -> numpy.ndarray:
-    bank = FilterBank()
-    features = numpy.empty((len(images), bank.dim), numpy.float32)
+def _extract(
+    bank: FilterBank, images: numpy.ndarray, doing: str, progress: Progress
+) -> numpy.ndarray:
+    features = numpy.empty((len(images), *bank.shape), numpy.float32)
     for start in range(0, len(images), _REPORTED):
         progress(doing, start, len(images))
         features[start : start + _REPORTED] = bank(images[start : start + _REPORTED])
