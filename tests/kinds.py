@@ -1,5 +1,7 @@
 """The kinds of captioners that tests run over: a new family is a row, as a new cell is."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy
@@ -13,7 +15,7 @@ class Kind(NamedTuple):
     cell: str
     family: type[CaptionModel] = CaptioningRNN
     regions: int = 0
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def build(self, words, D, W, H, dtype=numpy.float64, **options):
         return self.family(words, D, W, H, self.cell, dtype, **self.options, **options)

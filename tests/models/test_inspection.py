@@ -3,14 +3,19 @@
 import numpy
 import oracle
 import pytest
-from kinds import KINDS
+from kinds import KINDS, LOOKING
 from oracle import NULL
 
 from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
-from xpcap.models.inspection import gate_saturation, gradient_flow, word_gradients
+from xpcap.models.inspection import (
+    attention_maps,
+    gate_saturation,
+    gradient_flow,
+    word_gradients,
+)
 from xpcap.selfcheck.cases import scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
@@ -307,6 +312,26 @@ def test_what_does_not_fit_is_refused(look):
         look(model, images(range(1)), numpy.array([[1, 6, 2]]))
     with pytest.raises(BackendError):
         look(model, images(range(1)).tolist(), ONE_CAPTION)
+
+
+@every_shape
+@pytest.mark.parametrize("kind", LOOKING)
+def test_maps_of_attention_are_the_weights_of_regions(kind, captions, backend):
+    features, model, params = images(captions, kind), lively(kind, backend), lively(kind).params
+    maps = attention_maps(model, backend.to_device(features), backend.to_device(captions[:, 1:]))
+    assert namespace(maps) is backend.xp
+    expected = numpy.zeros((*captions[:, 1:].shape, KINDS[kind].regions))
+    for n, image in enumerate(features):
+        steps = oracle.read(KINDS[kind].cell, params, image, captions[n, :-1])
+        for t, step in enumerate(steps):
+            if captions[n, t + 1] != NULL:
+                expected[n, t, oracle.regions_there(image)] = step.weights
+    numpy.testing.assert_allclose(to_host(maps), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_without_attention_there_are_no_maps():
+    with pytest.raises(ConfigurationError, match="'recurrent' has no attention"):
+        attention_maps(lively("lstm"), images(ONE_CAPTION), ONE_CAPTION[:, 1:])
 
 
 def test_without_start_there_are_no_word_gradients():
