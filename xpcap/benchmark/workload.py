@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
@@ -136,7 +137,7 @@ class Workload:
         size = self.configuration
         words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
         family = CaptioningRNN if self.scoring is None else AttentionRNN
-        options = {} if self.scoring is None else {"scoring": self.scoring}
+        options: dict[str, Any] = {} if self.scoring is None else {"scoring": self.scoring}
         model = family(
             {word: index for index, word in enumerate(words)},
             size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
