@@ -7,6 +7,7 @@ because the shapes of a graph cannot change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,10 +122,10 @@ _BLOCK = 2**26  # bytes of features that are on the host at a time
 
 
 def _upload(features: Features, backend: Backend) -> Array:
-    """Copy features `(images, D)` to the device block by block; they may be in a file."""
-    images, D = features.shape
-    there = backend.xp.empty((images, D), dtype=features.dtype)
-    rows = max(1, _BLOCK // (D * features.dtype.itemsize))
+    """Copy features of images to the device block by block; they may be in a file."""
+    images, *of_image = features.shape
+    there = backend.xp.empty((images, *of_image), dtype=features.dtype)
+    rows = max(1, _BLOCK // max(1, math.prod(of_image) * features.dtype.itemsize))
     for first in range(0, images, rows):
         there[first : first + rows] = backend.to_device(features[first : first + rows])
     return there

@@ -110,8 +110,8 @@ def _launch_gradient(made: Operation[Any, None]) -> None:
         source.launch(kernel, *sizes, *arrays, dscores)
 
 
-for _gradient in (dot_product_attention_gradient, additive_attention_gradient):
-    _launch_gradient(_gradient)
+_launch_gradient(dot_product_attention_gradient)
+_launch_gradient(additive_attention_gradient)
 
 
 @cuda_version(present_regions, REAL="regions", bool="out")
