@@ -177,7 +177,7 @@ def allowed(words, word, limits):
     """Whether a word may come next, apart from a forced `<END>`."""
     if word in limits.banned:
         return False
-    if len(words) >= limits.max_length:
+    if len(words) >= limits.limit:
         return word == END
     if word == END:
         return len(words) >= limits.min_length
@@ -214,7 +214,7 @@ def slow_beam(model, features, beam):
     slots = beam.width // beam.groups
     live = [[(0.0, [], [])] for _ in range(beam.groups)]
     ended = [[] for _ in range(beam.groups)]
-    for _ in range(beam.constraints.max_length + 1):
+    for _ in range(beam.constraints.limit + 1):
         chosen = {}
         for group in range(beam.groups):
             candidates = []

@@ -1,3 +1,5 @@
+import json
+
 """xpcap from Python, in few lines."""
 
 import inspect
@@ -14,6 +16,7 @@ import xpcap
 from xpcap import CaptioningRNN
 from xpcap.cli import main
 from xpcap.data.dataset import open_dataset
+from xpcap.decoding import Beam, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
 from xpcap.training.run import default_batch_size
@@ -94,8 +97,8 @@ def test_features_of_a_data_set_are_captioned(run, place):
     [
         (numpy.zeros((3, 8, 8), "u1"), r"\(3, 8, 8\) of uint8; expected uint8"),
         ([numpy.zeros((4, 4, 3))], r"\(4, 4, 3\) of float64; expected uint8"),
-        (3, "images are a int; expected a list"),
-        ([3], "an image is a int; expected a file name"),
+        (3, "images are of type int; expected a list"),
+        ([3], "an image is of type int; expected a file name"),
         (["absent.jpg"], "absent.jpg"),
     ],
 )
@@ -124,6 +127,27 @@ def test_options_of_captions_are_checked(run, options, message):
     for use in (lambda: run.caption(["a.jpg"], **options), lambda: run.evaluate(**options)):
         with pytest.raises(ConfigurationError, match=message):
             use()
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "message"),
+    [
+        (Beam(3), {"beam": 2}, r"Beam\(.*\), beam: expected either a Beam or Sampling, or options"),
+        (Sampling(), {"temperature": 1.0, "sample": True}, r"Sampling\(.*\), temperature, sample:"),
+        (3, {}, "3: expected either a Beam or Sampling, or options such as beam=3"),
+        ("beam", {}, "'beam': expected"),
+    ],
+)
+def test_a_search_and_its_options_do_not_go_together(run, how, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        run.caption(["missing.jpg"], how, **options)
+    assert run.caption(["a.jpg"], Beam(3))
+
+
+@pytest.mark.parametrize("how", [3, "beam", {"beam": 3}])
+def test_decode_takes_a_search(run, how):
+    with pytest.raises(ConfigurationError, match="expected either a Beam or Sampling"):
+        run.decode(numpy.zeros((1, 4), numpy.float32), how)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +213,43 @@ def test_metrics_by_name(run):
     names = run.evaluate(metrics=["BLEU-4", "CIDEr-D"])
     assert run.evaluate(metrics="BLEU-4, cider-d") == names
     assert list(names) == ["BLEU-4", "CIDEr-D"]
+
+
+def test_preparing_takes_what_the_command_takes(tmp_path, capsys):
+    file, _ = own(tmp_path, splits=["train", "validation", None])
+    given = {"splits": "none=test, validation=val"}
+    found = xpcap.prepare(file, tmp_path / "out", extractor="filter-bank", **given)
+    assert found.splits.keys() == {"train", "val", "test"}
+    assert xpcap.prepare(file, tmp_path / "bare", extractor="none") is None
+    assert not list((tmp_path / "bare").glob("*fc7*"))
+    assert "tokens=" not in capsys.readouterr().out
+    records = [{"image": f"photos/{k}.png", "captions": ["一张红色的图片"]} for k in range(4)]
+    file.write_text(json.dumps(records))
+    assert xpcap.prepare(file, tmp_path / "words", extractor="none") is None
+    assert 'tokens="characters" makes each character a token' in capsys.readouterr().out
+    options = {"extractor": "filter-bank", "tokens": "characters"}
+    assert xpcap.prepare(file, tmp_path / "letters", **options).references("val") == [
+        ["一张红色的图片"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_word": 3}, "option 'max_word' is unknown; expected max_words"),
+        ({"vocab": "v.json"}, "option 'vocab' is unknown; expected vocabulary"),
+        ({"min_count": "3"}, "min_count is '3'; expected a whole number"),
+        ({"tokens": "bytes"}, "tokens are 'bytes'; expected words or characters"),
+        ({"splits": "none"}, "splits: 'none'; expected pairs such as none=train"),
+        ({"splits": {"none": "dev"}}, "splits: 'none' cannot mean 'dev'"),
+        ({"extractor": "none", "weights": "a.onnx"}, "weights, .* need an extractor"),
+        ({"ranks": 3}, "option 'ranks' is unknown"),
+    ],
+)
+def test_options_of_preparing_are_checked(place, tmp_path, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        xpcap.prepare("captions.json", tmp_path / "out", **{"extractor": "filter-bank", **options})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_must_be_named():

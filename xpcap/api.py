@@ -5,6 +5,7 @@ Options have the names of the command line's, with underscores.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from xpcap import runs
 from xpcap.backend import as_backend
 from xpcap.data.dataset import Dataset, open_dataset
 from xpcap.data.extractors import default_extractor, make_extractor
+from xpcap.data.prepare import UNSPACED
 from xpcap.data.prepare import prepare as prepare_folder
 from xpcap.data.scenes import make_scenes, scenes_folder
+from xpcap.data.splits import parse_splits
 from xpcap.decoding import Beam, Constraints
 from xpcap.errors import ConfigurationError
 from xpcap.evaluation import DEFAULT, evaluate_run
+from xpcap.options import check_options
 from xpcap.report import check, gather, write_report
 from xpcap.runs.dataset import open_data
 from xpcap.runs.folder import reserved_run
@@ -27,6 +31,11 @@ from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.trainer import EVENTS, Trainer, epoch_line
 
 __all__ = ["Run", "open_run", "prepare", "train"]
+
+
+_PREPARING = (
+    "images", "vocabulary", "min_count", "max_words", "tokens", "skip_broken", "workers", "progress"
+)  # fmt: skip
 
 
 class Run(runs.Run):
@@ -81,25 +90,38 @@ def prepare(
     weights: str | Path | None = None,
     output: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    splits: str | Mapping[str, str] | None = None,
     **options: Any,
-) -> Dataset:
+) -> Dataset | None:
     """Make a data folder `out` of images and the file or folder `captions`, and open it.
 
     The extractor is by default that for photographs if the extra `photos` is installed, or else the
-    filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. `options`
+    filter bank; `weights`, `output` and `preprocessing` are for networks in ONNX format. With
+    `"none"` there are no features: None is returned, as the folder cannot be opened before it has
+    some. `splits` are as for the command, `"none=train,eval=test"`, or a dict; the other `options`
     are those of `xpcap.data.prepare.prepare`. See datasets/README.md.
     """
-    if extractor is None and (weights or output or preprocessing):
+    if extractor in (None, "none") and (weights or output or preprocessing):
         raise ConfigurationError("weights, output and preprocessing need an extractor")
-    file = None if weights is None else Path(weights)
-    chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
+    known = inspect.signature(prepare_folder).parameters
+    counts = dict.fromkeys(("min_count", "max_words", "workers"), 1)  # whole numbers
+    options = {name: value for name, value in options.items() if value is not None}
+    check_options(options, {n: counts.get(n, known[n].default) for n in _PREPARING})
     for name in ("images", "vocabulary"):
-        if options.get(name) is not None:
+        if name in options:
             options[name] = Path(options[name])
-    report = prepare_folder(Path(captions), Path(out), extractor=chosen, **options)
+    chosen = None
+    if extractor != "none":
+        file = None if weights is None else Path(weights)
+        chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
+    if isinstance(splits, str):
+        splits = parse_splits(splits)
+    report = prepare_folder(Path(captions), Path(out), extractor=chosen, splits=splits, **options)
     for _, reason in report.broken:
         print(f"left out: {reason}")
-    return open_dataset(Path(out), lazy=True)
+    if report.unspaced:
+        print(UNSPACED.format('tokens="characters"'))
+    return None if chosen is None else open_dataset(Path(out), lazy=True)
 
 
 def train(

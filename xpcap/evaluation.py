@@ -77,6 +77,7 @@ def evaluate_run(
             [name for name in names if name != PERPLEXITY],
             training_captions=[sentence for image in trained for sentence in image],
             vocabulary=run.vocabulary.idx_to_word[len(SPECIAL) :],
+            tokens=run.vocabulary.tokens,
         ),
     )
     corpus, by_image = scores.corpus, scores.images

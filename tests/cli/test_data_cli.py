@@ -218,3 +218,60 @@ def test_info_shows_counts_lengths_and_problems(call, tmp_path):
     found = json.loads(call("data", "info", "mine", "--json").stdout)
     assert len(found["problems"]) == 1
     one_line(call("data", "info", "nowhere"), "nowhere is not a folder")
+
+
+CHINESE = {"red": "一张红色的图片。", "green": "绿色图片，很亮", "blue": "这是蓝色的"}
+
+
+def chinese(folder):
+    _, records = own(folder, 24)
+    for k, record in enumerate(records):
+        record["captions"] = [list(CHINESE.values())[k % 3]]
+        Image.new("RGB", (30, 20), list(CHINESE)[k % 3]).save(folder / record["image"])
+    (folder / "captions.json").write_text(json.dumps(records))
+
+
+def test_languages_without_spaces_are_noticed_and_have_characters(call, tmp_path):
+    chinese(tmp_path)
+    prepare = ["data", "prepare", "captions.json", "--extractor", "filter-bank", "--out"]
+    noticed = "seem to be written without spaces, so that most are one word: --tokens characters"
+    assert noticed in call(*prepare, "words").stderr
+    result = call(*prepare, "mine", "--tokens", "characters")
+    assert result.exit_code == 0, result.output
+    assert noticed not in result.stderr
+    assert "0 captions over 60 characters, 0 empty" in result.stderr
+    assert "<UNK> is 0.0% of all characters" in result.stderr
+    shown = call("data", "info", "mine")
+    assert shown.exit_code == 0, shown.output
+    assert "17 characters\n" in shown.stdout
+    assert "    7 characters" in shown.stdout
+    train = ["--hidden", "32", "--wordvec", "16", "--lr", "0.02", "--device", "cpu"]
+    assert call("train", "--data", "mine", *train, "--epochs", "25").exit_code == 0
+    run = "runs/mine-lstm-1"
+    (found,) = json.loads(call("caption", run, "photos/1.png", "--json").stdout)
+    assert found["caption"] == "绿色图片很亮"
+    assert [word["word"] for word in found["captions"][0]["words"]] == [*"绿色图片很亮", "<END>"]
+    for references in (True, False):
+        if not references:
+            (tmp_path / "mine" / "references.json").unlink()
+        result = call("evaluate", run, "--results", "coco.json", "--images", "i.jsonl", "--json")
+        values = json.loads(result.stdout)
+        assert values["BLEU-4"] == pytest.approx(1)
+        assert (values["novel"], values["vocabulary-use"]) == (0, 10 / 13)
+        captions = [entry["caption"] for entry in json.loads((tmp_path / "coco.json").read_text())]
+        assert set(captions) <= {"一张红色的图片", "绿色图片很亮", "这是蓝色的"}
+    known = json.loads((tmp_path / "i.jsonl").read_text().splitlines()[0])["references"]
+    assert known == ["一张红色的图片"]
+    exported = call("export", run, "--to", "torch", "--out", "w.safetensors")
+    assert exported.exit_code == 0, exported.output
+    assert call("import", "w.safetensors", "--out", "again").exit_code == 0
+    (again,) = json.loads(call("caption", "again", "photos/1.png", "--json").stdout)
+    assert again["caption"] == found["caption"]
+    one_line(
+        call(*prepare, "x", "--tokens", "words", "--vocab", "mine/coco2014_vocab.json"),
+        "coco2014_vocab.json is of characters; expected tokens words",
+    )
+    assert call(*prepare, "other", "--vocab", "mine/coco2014_vocab.json").exit_code == 0
+    vocabulary = json.loads((tmp_path / "other" / "coco2014_vocab.json").read_text())
+    assert vocabulary["tokens"] == "characters"
+    one_line(call("evaluate", run, "--data", "words"), "words has another vocabulary than")

@@ -53,7 +53,7 @@ def test_json_has_the_chosen_metrics_and_the_decoding(trained):
     assert found["images"] == 12
     assert found["decoding"] == {
         "beam": 1, "length_penalty": "none", "groups": 1, "diversity": 0.5, "sample": False,
-        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+        "min_words": 0, "max_words": 6, "no_repeat_ngram": 0, "allow_unk": False,
     }  # fmt: skip
     sampled = [
         json.loads(trained("--json", "--sample", "--seed", seed, "--temperature", "3").stdout)
@@ -63,7 +63,7 @@ def test_json_has_the_chosen_metrics_and_the_decoding(trained):
     assert sampled[0]["BLEU-1"] < 0.9
     assert sampled[0]["decoding"] == {
         "sample": True, "temperature": 3.0, "top_k": 0, "top_p": 1.0, "seed": 1,
-        "min_words": 0, "max_words": 30, "no_repeat_ngram": 0, "allow_unk": False,
+        "min_words": 0, "max_words": 6, "no_repeat_ngram": 0, "allow_unk": False,
     }  # fmt: skip
 
 
@@ -115,3 +115,16 @@ def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_pat
 )
 def test_bad_options_are_one_line(trained, words, message):
     one_line(trained(*words), message)
+
+
+def test_cider_of_a_single_image_is_remarked(trained, tmp_path):
+    path, remark = tmp_path / "tiny" / "references.json", "CIDEr of a single image is 0"
+    references = json.loads(path.read_text())
+    assert remark not in trained().stderr
+    for image in references["val"][1:]:
+        image["captions"] = ["..."]
+    path.write_text(json.dumps(references))
+    result = trained()
+    assert "CIDEr-D         0.0000\n" in result.stdout
+    assert sum(remark in line for line in result.stderr.splitlines()) == 1
+    assert remark not in trained("--metrics", "BLEU-1").stderr

@@ -33,7 +33,7 @@ def test_word_indices_that_are_no_integers_are_refused(index):
 
 
 def test_word_maps_that_are_none_are_refused():
-    with pytest.raises(ConfigurationError, match="word_to_idx is a list; expected a dict"):
+    with pytest.raises(ConfigurationError, match="word_to_idx is of type list; expected a dict"):
         build(words=WORDS)
     with pytest.raises(ConfigurationError, match="the index of '0' is '<NULL>'; expected an int"):
         build(words={"0": "<NULL>"})

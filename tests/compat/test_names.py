@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from xpcap import compat
-from xpcap.compat import cs231n, step_by_step
+from xpcap.compat import cs231n, eecs498, step_by_step
 
 README = (Path(compat.__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("module", "rows"), [(cs231n, 11), (step_by_step, 4)], ids=["cs231n", "step_by_step"]
+    ("module", "rows"),
+    [(cs231n, 11), (eecs498, 4), (step_by_step, 4)],
+    ids=["cs231n", "eecs498", "step_by_step"],
 )
 def test_the_readme_lists_every_name(module, rows):
     _, table = README.split(f" names in `{module.__name__}` |\n|---|---|\n")

@@ -153,6 +153,13 @@ def test_flickr8k_and_flickr30k_tokens(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("first", ["[1] dog.jpg", "{1}.jpg", '["a"].jpg'])
+def test_names_in_brackets_are_no_json(tmp_path, first):
+    content = f"{first}#0\tA dog .\n{first}#1\tIt runs .\n2.jpg#0\tA cat .\n"
+    found = rows_of(tmp_path, content, "results.token")
+    assert [row[0] for row in found] == [first, "2.jpg"]
+
+
 def test_flickr8k_as_on_kaggle(tmp_path):
     content = (
         "image,caption\n"

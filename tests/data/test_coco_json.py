@@ -93,7 +93,7 @@ def test_words_need_their_count_in_training_captions(tmp_path):
             r"annotations\[2\]: expected 'caption'",
         ),
         (0, lambda c: c["annotations"][0].update(image_id=99), "image 99 is not among 'images'"),
-        (0, lambda c: c.update(annotations=[]), "no caption for 'train'"),
+        (0, lambda c: c.update(annotations=[]), "no training image has a caption of 1 to 15"),
         (
             1,
             lambda c: c["annotations"][1].update(category_id=1),
@@ -146,3 +146,36 @@ def test_the_real_files(coco_dir, tmp_path):
     assert dataset.splits["train"].captions.shape[1] == 17
     features = numpy.concatenate([s.features for s in dataset.splits.values()])
     assert (features == 0).all(axis=1).sum() == 48  # images without any object
+
+
+def test_annotations_of_other_images_are_refused(tmp_path):
+    paths, captions, instances = annotation_files(tmp_path)
+
+    def refused(message):
+        paths[1].write_text(json.dumps(instances))
+        with pytest.raises(DataError, match=message):
+            build_from_coco(*paths, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    instances["images"] = captions["images"][:7]  # ids 10 to 4
+    refused(r"instances.json: 'images' lacks 3 of the 10 images of .*captions.json, such as id 1;")
+    instances["images"] = [{"id": k} for k in range(1, 30)]
+    for box in instances["annotations"]:
+        box["image_id"] += 100
+    refused("none of its 4 boxes is in one of the 10 images of .*captions.json; expected annot")
+
+
+def test_images_held_out_have_captions_to_train_on(tmp_path):
+    paths, captions, _ = annotation_files(tmp_path)
+    for note in captions["annotations"]:
+        if note["image_id"] in (5, 10):
+            note["caption"] = "..."
+    paths[0].write_text(json.dumps(captions))
+    build_from_coco(*paths, tmp_path / "out", min_count=1)
+    assert open_dataset(tmp_path / "out").image_ids("val") == [6]
+    paths, *_ = annotation_files(tmp_path, 3)
+    instances = json.loads(paths[1].read_text())
+    instances["annotations"][0]["image_id"] = 2
+    paths[1].write_text(json.dumps(instances))
+    report = build_from_coco(*paths, tmp_path / "few", min_count=1)
+    assert report.images == {"train": 2, "val": 1}

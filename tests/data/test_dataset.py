@@ -100,7 +100,7 @@ ROWS = numpy.array([[1, 4, 2], [1, 5, 2]], numpy.int32)
     ("file", "key", "value", "message"),
     [
         (CAPTIONS, "train_captions", None, "no 'train_captions' in it, only train_image_idxs, val"),
-        (CAPTIONS, "train_captions", ROWS[0], "is int32 of shape .3,.; expected an 2-dimensional"),
+        (CAPTIONS, "train_captions", ROWS[0], "is int32 of shape .3,.; expected a 2-dimensional"),
         (CAPTIONS, "train_captions", ROWS.astype(float), "is float64 .*2-dimensional integer"),
         (CAPTIONS, "train_captions", ROWS, "has 2 rows and 'train_image_idxs' 48"),
         (CAPTIONS, "val_captions", numpy.full((24, 3), 99), "indices 99 to 99; expected 0 to 14"),

@@ -10,7 +10,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.data.extractors import FilterBank
 from xpcap.data.images import open_picture
 from xpcap.data.prepare import prepare
-from xpcap.data.vocabulary import decode_captions, plain
+from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.runs import open_run
 from xpcap.training import Schedule
@@ -322,3 +322,23 @@ def test_own_images_train_a_run_that_captions_a_new_one(tmp_path):
         Image.new("RGB", (123, 77), colour).save(tmp_path / "new.png")
         features = run.features_of([tmp_path / "new.png"])
         assert run.caption(features) == [f"a {colour} picture"]
+
+
+def test_images_of_another_folder_are_refused(tmp_path):
+    file, _ = own(tmp_path)
+    (tmp_path / "else").mkdir()
+    for skip, message in ((False, r"\(and 24 more\)"), (True, "none of its 25 images can be open")):
+        with pytest.raises(DataError, match=message):
+            options = {"images": tmp_path / "else", "skip_broken": skip}
+            prepare(file, tmp_path / "out", extractor=FilterBank(), **options)
+        assert "out" not in names(tmp_path)
+
+
+def test_a_vocabulary_of_none_of_the_words_is_refused(tmp_path):
+    file, _ = own(tmp_path)
+    Vocabulary.build([["größere", "äpfel"]]).write(tmp_path / "v.json")
+    message = "no word of its 50 captions is among the 6 entries of the vocabulary; expected"
+    with pytest.raises(DataError, match=message):
+        prepare(file, tmp_path / "out", vocabulary=tmp_path / "v.json")
+    with pytest.raises(DataError, match=r"among the 4 entries .* or a lower --min-count"):
+        prepare(file, tmp_path / "out", min_count=1000)

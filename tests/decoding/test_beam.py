@@ -124,7 +124,7 @@ def test_invalid_beam_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_length": 31}, "captions of 31 to 30 words cannot be"),
+        ({"min_length": 31, "max_length": 30}, "captions of 31 to 30 words cannot be"),
         ({"min_length": -1}, "captions of -1 to 30"),
         ({"no_repeat_ngram": -1}, "no-repeat-ngram must be >= 0"),
     ],

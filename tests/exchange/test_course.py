@@ -1,4 +1,5 @@
 import io
+import warnings
 import zipfile
 
 import numpy
@@ -121,6 +122,22 @@ def test_headers_with_false_shapes_are_refused(tmp_path):
         archive.writestr("W_proj.npy", header_only((-D, H)))
     with pytest.raises(DataError, match=r"'W_proj' is float32 of shape \(-5, 6\)"):
         read_npz(path)
+
+
+def test_files_of_python_2_are_read_without_a_warning(tmp_path):
+    params = captioner("rnn").params
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, value in params.items():
+            shape = "".join(f"{size}L, " for size in value.shape)
+            header = f"{{'descr': '{value.dtype.str}', 'fortran_order': False, 'shape': ({shape})}}"
+            header = header.ljust(117) + "\n"
+            head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+            archive.writestr(f"{name}.npy", head + value.tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_npz(tmp_path / "a.npz")
+    for name, value in params.items():
+        numpy.testing.assert_array_equal(found[name], value)
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):

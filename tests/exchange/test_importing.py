@@ -50,6 +50,7 @@ def run_for(folder, out, cell="lstm", dtype=numpy.float32, **data):
     model, sizes = model_for(folder, cell, K if data.get("kind") == "pca" else D, dtype)
     origin = {
         "folder": str(folder), "kind": "fc7", "name": "tiny", "features": "given away",
+        "max_words": 6,
         "extractor": None, **data,
     }  # fmt: skip
     transform = reduction() if origin["extractor"] else None

@@ -86,7 +86,7 @@ def test_captions_are_padded_after_end():
     model = captioner("rnn")
     model.params = {name: numpy.zeros_like(value) for name, value in model.params.items()}
     model.params["b_vocab"][END] = 1
-    found = run(greedy_graph(contents(model)), images(3))
+    found = run(greedy_graph(contents(model), 30), images(3))
     assert found["words"].tolist() == [[END]] * 3  # and the loop ends
     model = captioner("lstm", 1, scale=1.5)
     found = run(greedy_graph(contents(model), 12), images(40))
@@ -99,7 +99,7 @@ def test_captions_are_padded_after_end():
 
 @every_cell
 def test_number_of_images_is_dynamic(cell):
-    graph = greedy_graph(contents(captioner(cell)))
+    graph = greedy_graph(contents(captioner(cell)), 30)
     onnx.checker.check_model(graph, full_check=True)
     for count in (0, 1, 7):
         found = run(graph, images(count))
@@ -128,18 +128,18 @@ def test_graph_includes_the_pca_transform():
 
 def test_metadata_hold_vocabulary_and_configuration(tmp_path):
     model = captioner("gru")
-    write_onnx(tmp_path / "a.onnx", contents(model), [NULL])
+    write_onnx(tmp_path / "a.onnx", contents(model), 12, [NULL])
     session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     text = json.loads(session.get_modelmeta().custom_metadata_map["xpcap"])
     assert text["vocabulary"] == WORDS
     assert text["config"]["model"]["hidden_dim"] == H
     found = session.run(["words"], {"features": images(4)})[0]
     model.params["b_vocab"][NULL] = -1e30
-    numpy.testing.assert_array_equal(padded(found, 30), model.sample(images(4), 30))
+    numpy.testing.assert_array_equal(padded(found, 12), model.sample(images(4), 12))
     assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == 17
 
 
 def test_models_beyond_the_onnx_size_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "_LARGEST", 400)
     with pytest.raises(DataError, match=r"the captioner has \d+ bytes; expected less than 400"):
-        write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")))
+        write_onnx(tmp_path / "a.onnx", contents(captioner("rnn")), 12)

@@ -130,7 +130,13 @@ def run(folder):
     memory = dict.fromkeys(("m", "v"), model.params)
     config = {
         "model": {**sizes, "cell_type": "lstm", "dtype": "float32", "dropout": 0.0, "seed": 0},
-        "data": {"folder": str(data), "kind": "fc7", "name": "tiny", "features": "given away"},
+        "data": {
+            "folder": str(data),
+            "kind": "fc7",
+            "name": "tiny",
+            "features": "given away",
+            "max_words": 6,
+        },
     }
     numbers = {"t": 9, "learning_rate": 1e-3}
     state = TrainingState(model.params, memory, numbers, TrainingProgress(step=9))

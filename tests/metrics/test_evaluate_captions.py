@@ -19,7 +19,7 @@ WORDS = [["a", "red", "fox", "sitting"], ["größer", "als", "das", "café"], ["
 REFERENCE_WORDS = [
     [["a", "red", "fox"], ["the", "mans", "fox"]],
     [["größer", "als", "das", "café"]],
-    [["a", "t", "shirt"], []],
+    [["a", "t", "shirt"]],  # "..." holds no word, and does not count
 ]
 
 
@@ -94,3 +94,21 @@ def test_unknown_metrics_and_missing_data_are_refused(name, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         evaluate_captions(CANDIDATES, REFERENCES, ["BLEU-1", name])
     assert "\n" not in str(caught.value)
+
+
+def test_references_without_a_word_count_nowhere():
+    alone = evaluate_captions(["a dog runs", "a cat"], [["a dog"], ["the cat"]])
+    both = evaluate_captions(["a dog runs", "a cat"], [["a dog", "...", "❤️"], ["", "the cat"]])
+    assert both.corpus == alone.corpus
+    with pytest.raises(DataError, match="image 1 has no reference that holds a word"):
+        evaluate_captions(["a dog", "a cat"], [["a dog"], ["...", "🙂"]])
+
+
+def test_characters_count_as_words():
+    captions, references = ["一只狗跑"], [["一只猫在跑。"]]
+    assert evaluate_captions(captions, references).corpus["BLEU-1"] == pytest.approx(0)
+    by_character = evaluate_captions(captions, references, ["ROUGE-L"], tokens="characters")
+    spaced = evaluate_captions(["一 只 狗 跑"], [["一 只 猫 在 跑"]], ["ROUGE-L"])
+    assert by_character.corpus == spaced.corpus
+    with pytest.raises(ConfigurationError, match="tokens are 'bytes'; expected words or char"):
+        evaluate_captions(captions, references, tokens="bytes")

@@ -14,6 +14,7 @@ from tiny import make_tiny
 
 import xpcap.training.run
 from xpcap.backend import CPU, to_host
+from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
 from xpcap.runs import open_run
@@ -158,6 +159,83 @@ def test_epochs_can_be_raised(tiny, tmp_path, stop):
     same(tmp_path / "run", tmp_path / "whole")
 
 
+def rates(run):
+    return read_history(run / "history.jsonl").lr
+
+
+def restarted(rate, epochs):
+    def change(options):
+        return replace(options, lr=rate, schedule=replace(options.schedule, epochs=epochs))
+
+    return change
+
+
+def test_more_epochs_of_a_cosine_are_remarked_with_both_rates(tiny, tmp_path):
+    begin(tiny, tmp_path / "run")
+    warned = []
+    resume(tmp_path / "run", change=more(4), warn=warned)
+    last, following = rates(tmp_path / "run")[9:11]
+    assert following > 10 * last
+    assert warned == [
+        f"warning: the learning rate goes from {last:.2g} to {following:.2g}, that of a cosine over"
+        f" 4 epochs; --lr {last:.2g} would anneal it from where it was"
+    ]
+    for change in (more(4), None):
+        resume(tmp_path / "run", change=change, warn=warned)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("change", [more(3), None])
+def test_no_jump_is_no_remark(tiny, tmp_path, change):
+    warned = []
+    begin(tiny, tmp_path / "run", epochs=1, cosine=change is None)
+    resume(tmp_path / "run", change=change, warn=warned)
+    assert warned == []
+
+
+@pytest.mark.parametrize("stop", [stopping(count=3), None])
+def test_another_rate_is_annealed_over_the_remaining_epochs(tiny, tmp_path, stop):
+    """The schedule starts again, once: resuming with the same rate goes on."""
+    if stop is None:
+        begin(tiny, tmp_path / "run")
+    else:
+        with pytest.raises(Stopped):
+            begin(tiny, tmp_path / "run", watch=stop)
+    step = read_checkpoint(tmp_path / "run" / "last.safetensors").state.progress.step
+    again, warned = restarted(0.003, 4), []
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    resume(tmp_path / "whole", change=again, warn=warned)
+    with pytest.raises(Stopped):
+        resume(tmp_path / "run", change=again, watch=stopping(count=2))
+    resume(tmp_path / "run", change=again, warn=warned)
+    same(tmp_path / "run", tmp_path / "whole")
+    share = numpy.arange(20 - step) / (20 - step)
+    expected = 0.003 * (1 + numpy.cos(numpy.pi * share)) / 2
+    numpy.testing.assert_allclose(rates(tmp_path / "run")[step:], expected, rtol=1e-6)
+    assert warned == []
+
+
+def test_another_rate_is_the_rate_after_recoveries_too(tiny, stopped):
+    path = stopped / "last.safetensors"
+    last = read_checkpoint(path)
+    progress = replace(last.state.progress, rate_scale=0.25, recoveries=2)
+    write_checkpoint(path, replace(last, state=replace(last.state, progress=progress)))
+    trainer, _ = resume(stopped, change=restarted(0.005, 2))
+    assert rates(stopped)[7] == pytest.approx(0.005)
+    assert trainer.recoveries == 2
+
+
+@pytest.mark.parametrize("start", [8, -1, 2.0, "x", None])
+def test_schedules_that_start_elsewhere_are_refused(stopped, start):
+    path = stopped / "last.safetensors"
+    last = read_checkpoint(path)
+    schedule = {**last.config["training"]["schedule"], "start": start}
+    training = {**last.config["training"], "schedule": schedule}
+    write_checkpoint(path, replace(last, config={**last.config, "training": training}))
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: "):
+        resume(stopped)
+
+
 def test_a_run_that_has_ended_only_shows_what_it_was(tiny, tmp_path):
     ended, _ = begin(tiny, tmp_path / "run")
     before = content(tmp_path / "run")
@@ -258,6 +336,46 @@ def test_other_words_and_features_are_refused(tiny, stopped, tmp_path):
             file["features"] = numpy.hstack([rows, rows])
     with pytest.raises(DataError, match="wide has 14 features per image; expected 7"):
         resume(stopped, data=tmp_path / "wide")
+
+
+KINDS = {"whole": {}, "lazy": {"lazy": True}, "half precision": {"feature_dtype": "float16"}}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("feature_kind", ["fc7", "pca"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_features_are_refused(tmp_path, kind, feature_kind, split):
+    tiny = make_tiny(tmp_path / "tiny", kinds=(feature_kind,))
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", watch=stopping(count=7), **KINDS[kind])
+    before = content(tmp_path / "run")
+    path = tiny / layout.features_file(split, feature_kind)
+    with h5py.File(path, "r+") as file:
+        kept = file["features"][:]
+        file["features"][4] = kept[5]
+    with pytest.raises(DataError, match=r"other feature values than .*run was trained with"):
+        resume(tmp_path / "run")
+    assert content(tmp_path / "run") == before
+    with h5py.File(path, "r+") as file:  # one more image
+        del file["features"]
+        file["features"] = numpy.vstack([kept, kept[:1]])
+    urls = tiny / layout.urls_file(split)
+    urls.write_text(urls.read_text() + "http://localhost/one-more.png\n")
+    (tiny / layout.REFERENCES).unlink()
+    with pytest.raises(DataError, match=r"other feature values than .*run was trained with"):
+        resume(tmp_path / "run")
+
+
+def test_features_that_are_only_stored_otherwise_are_the_same(tiny, stopped, tmp_path):
+    begin(tiny, tmp_path / "whole")
+    for split in ("train", "val"):
+        with h5py.File(tiny / layout.features_file(split, "fc7"), "r+") as file:
+            rows = file["features"][:].astype(numpy.float64)
+            del file["features"]
+            file.create_dataset("features", data=rows, chunks=(5, 3), compression="gzip")
+    resume(stopped, change=lambda options: replace(options, lazy=True))
+    found, expected = content(stopped), content(tmp_path / "whole")
+    assert found["history.jsonl"] == expected["history.jsonl"]
 
 
 def test_without_the_best_epochs_parameters_it_does_not_go_on(stopped):
@@ -404,7 +522,7 @@ def ended(call, tiny):
             ["--hidden", 16],
             r"--hidden cannot be changed .*\(it was 8\); these can: --epochs",
         ),
-        (["--lr", 0.5], r"--lr cannot be changed when a run is resumed \(it was 0.02\)"),
+        (["--lr", 0], "--lr must be a finite positive number, got 0.0"),
         (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
         (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
         (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),
@@ -443,6 +561,22 @@ def test_the_same_options_may_be_said_again(ended, tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "resumed")
     assert command(ended, *TRAIN, "--epochs", 3, "--lr", 0.02, *again[4:8]).exit_code == 0
     same(tmp_path / "resumed", tmp_path / "run")
+
+
+def test_a_rate_given_anew_starts_the_schedule_again(call, tiny, tmp_path):
+    assert command(call, *TRAIN, "--epochs", 2, "--lr", 0.02).exit_code == 0
+    again = ["--resume", "run", "--lr", 0.003, "--epochs"]
+    for words in ([*again, 3], [*again, 3], ["--resume", "run", "--keep", 1]):
+        result = command(call, *words)
+        assert result.exit_code == 0, result.output
+        assert "warning" not in result.stderr
+        training = read_checkpoint(tmp_path / "run" / "last.safetensors").config["training"]
+        assert (training["lr"], training["schedule"]["start"]) == (0.003, 10)
+    result = command(call, *again, 5)
+    assert "the learning rate goes from 0.00029 to 0.0023, that of a cosine over 5" in result.stderr
+    schedule = {**training["schedule"], "epochs": 5}
+    last = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert last.config["training"]["schedule"] == schedule
 
 
 def test_how_it_is_saved_and_mended_stays_unless_said_anew(ended, tmp_path):

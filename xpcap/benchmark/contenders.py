@@ -1,4 +1,8 @@
-"""What is timed: xpcap, and its matrix products alone, a lower bound for any program."""
+"""What is timed: xpcap, and its matrix products alone.
+
+On an idle machine the products are a lower bound for any program that computes them with the same
+BLAS. On a busy one they are not: BLAS's threads wait for each other by spinning (`xpcap.threads`).
+"""
 
 from __future__ import annotations
 

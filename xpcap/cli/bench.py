@@ -39,8 +39,10 @@ def bench(
 ) -> None:
     """Time xpcap on this machine, and its matrix products alone.
 
-    Captions are generated with COCO's lengths and word frequencies. The products are a lower bound
-    for any program; ratios are relative to xpcap's time.
+    Captions are generated with COCO's lengths and word frequencies. The products are those of
+    NumPy's BLAS with its own threads, or of cuBLAS: on an idle machine a lower bound for any
+    program that computes them so. With --load they are none, as BLAS's threads spin while they wait
+    for the one that is not running. Ratios are relative to xpcap's time.
     """
     from xpcap.benchmark.contenders import Ours, Products
     from xpcap.benchmark.machine import busy_processes, by_threads, processor

@@ -89,7 +89,7 @@ def caption(
     runs, given = arguments[:first], arguments[first:] if first else ()
     _check_options([*given, *images], as_json, out)
     run = common.open_runs([Path(name) for name in runs], device)
-    decoder = search_of(run.vocabulary, options, n_best)
+    decoder = search_of(run, options, n_best)
     dataset = None
     if given or images:
         files = [*find_images(given), *(path for name in images for path in find_images([name]))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
 
 _out_option = path("--out", "Data folder to create.", required=True)
 _vocabulary_option = path("--vocab vocabulary", "Vocabulary file, such as coco2014_vocab.json.")
-
-
-def _parse_splits(
-    _: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, str]:
-    pairs = [pair.strip().partition("=") for value in values for pair in value.split(",")]
-    for name, equals, split in pairs:
-        if not (name and equals and split):
-            raise click.BadParameter(
-                f"'{name}{equals}{split}'; expected pairs such as none=train", param=parameter
-            )
-    return {name.strip(): split.strip() for name, _, split in pairs}
 
 
 @click.group()
@@ -72,7 +59,7 @@ def coco_json(captions: Path, instances: Path, out: Path, as_json: bool, **optio
     if as_json:
         common.print_json({"folder": str(out), **asdict(report)})
         return
-    _print_report(report, options["max_words"])
+    _print_report(report)
     print_result(out)
 
 
@@ -108,7 +95,6 @@ _HINTS = {
     "--splits",
     multiple=True,
     metavar="NAME=train|val|test",
-    callback=_parse_splits,
     help="What other names of splits mean, such as eval=test; none=train also trains on images"
     " without a split. Comma-separated or repeated.",
 )
@@ -119,7 +105,19 @@ _HINTS = {
     help="Minimum count of a word, without --vocab.",
     show_default="5 for 5,000 or more training captions, else 1",
 )
-@option("--max-words", 20, "Maximum words of a training caption.")
+@click.option(
+    "--max-words",
+    type=int,
+    help="Maximum words of a training caption.",
+    show_default="20, or 60 characters",
+)
+@click.option(
+    "--tokens",
+    type=click.Choice(["words", "characters"]),
+    help="What captions consist of; characters are for languages written without spaces between"
+    " words.",
+    show_default="words, or those of --vocab",
+)
 @click.option(
     "--skip-broken", is_flag=True, help="Leave out images that are missing or cannot be opened."
 )
@@ -135,6 +133,7 @@ def prepare(
     weights: Path | None,
     output: str | None,
     preprocessing: Path | None,
+    splits: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -149,7 +148,9 @@ def prepare(
     """
     from xpcap.backend import CPU
     from xpcap.data.extractors import default_extractor, make_extractor
+    from xpcap.data.prepare import UNSPACED
     from xpcap.data.prepare import prepare as make_folder
+    from xpcap.data.splits import parse_splits
     from xpcap.files import read_json
 
     if (weights or output or preprocessing) and extractor in (None, "none"):
@@ -161,6 +162,8 @@ def prepare(
     if extractor != "none":
         changes = None if preprocessing is None else read_json(preprocessing)
         chosen = make_extractor(extractor, weights, output, changes)
+    if splits:
+        options["splits"] = parse_splits(",".join(splits))
     ranks = common.join_ranks(CPU)
     with stages() as progress:
         report = make_folder(
@@ -178,7 +181,9 @@ def prepare(
         print_message("val: every tenth training image, as no image is in val")
     for _, reason in report.broken:
         print_message(f"left out: {reason}")
-    _print_report(report.built, options["max_words"])
+    if report.unspaced:
+        print_message(UNSPACED.format("--tokens characters"))
+    _print_report(report.built)
     print_message(
         f"images left out: {len(report.broken)} broken, {report.without_captions} without"
         f" captions, {report.without_split} without a split"
@@ -188,13 +193,16 @@ def prepare(
     print_result(out)
 
 
-def _print_report(report: BuildReport, max_words: int) -> None:
+def _print_report(report: BuildReport) -> None:
     for split, images in report.images.items():
         print_message(f"{split}: {images} images, {report.captions[split]} captions")
     print_message(
-        f"left out: {report.too_long} captions over {max_words} words, {report.empty} empty"
+        f"left out: {report.too_long} captions over {report.max_words} {report.tokens},"
+        f" {report.empty} empty"
     )
-    print_message(f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all words")
+    print_message(
+        f"vocabulary: {report.words} entries; <UNK> is {report.unknown:.1%} of all {report.tokens}"
+    )
 
 
 @data.command()
@@ -267,9 +275,10 @@ def _show_summary(found: dict[str, Any]) -> None:
     extractor = (found.get("extractor") or {}).get("name")
     print_result(f"  features    {found.get('features') or 'of unknown origin'}")
     print_result(f"  extractor   {extractor or 'none: new images cannot be captioned'}")
-    print_result(f"  vocabulary  {found['vocabulary'] or 'unknown'}")
+    tokens = found["tokens"] or "words"
+    print_result(f"  vocabulary  {found['vocabulary'] or 'unknown'} {tokens}")
     for name, split in found["splits"].items():
-        unknown = f", <UNK> {split['unknown']:.1%} of their words" if "unknown" in split else ""
+        unknown = f", <UNK> {split['unknown']:.1%} of their {tokens}" if "unknown" in split else ""
         print_result(f"{name}: {split['images']} images, {split.get('captions')} captions{unknown}")
         for kind, part in split["features"].items():
             if part:
@@ -279,6 +288,6 @@ def _show_summary(found: dict[str, Any]) -> None:
                 )
         most = max(split.get("lengths", {}).values(), default=1)
         for length, count in split.get("lengths", {}).items():
-            print_result(f"  {length:>3} words {count:>8}  {'#' * round(40 * count / most)}")
+            print_result(f"  {length:>3} {tokens} {count:>8}  {'#' * round(40 * count / most)}")
     for problem in found["problems"]:
         print_result(f"problem: {problem}")

@@ -48,7 +48,7 @@ def evaluate(
     from xpcap.runs.dataset import open_data
 
     run = common.open_runs(runs, device)
-    decoder = search_of(run.vocabulary, options)
+    decoder = search_of(run, options)
     found = evaluate_run(run, open_data(run, data), split, decoder, metrics or DEFAULT)
     for path, write in ((images, write_images), (results, write_results)):
         if path is not None and not run.ranks.rank:
@@ -56,8 +56,12 @@ def evaluate(
             common.print_message(f"written: {path}")
     values, count = found.scores.corpus, len(found.images)
     if as_json:
-        common.print_json({"images": count, "decoding": used(options), **values})
+        common.print_json({"images": count, "decoding": used(options, decoder), **values})
         return
     common.print_message(f"{count} images of '{split}'")
+    if count == 1 and any(name.startswith("CIDEr") for name in values):
+        common.print_message(
+            "CIDEr of a single image is 0: it weighs words by how few other images have them"
+        )
     for name, value in values.items():
         common.print_result(f"{name:<15} {value:.4f}")

@@ -58,7 +58,11 @@ SHOWN = 8
 )
 @option("--epochs", 6, "Number of passes over the training captions.")
 @option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
-@option("--lr", 1e-3, "Initial learning rate.")
+@option(
+    "--lr",
+    1e-3,
+    "Initial learning rate; given anew with --resume, that from which the schedule starts again.",
+)
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
@@ -79,7 +83,7 @@ SHOWN = 8
 )
 @path(
     "--resume",
-    "Continue a stopped run with its own options; --epochs, --patience, --lazy, --save-every,"
+    "Continue a stopped run with its own options; --epochs, --lr, --patience, --lazy, --save-every,"
     " --keep, --on-nan, --data, --device and --tensorboard may be changed.",
     metavar="RUN",
 )
@@ -152,7 +156,8 @@ def train(
 
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
         trainer, dataset = start(context)
-    run = Run(out, {}, dataset.vocabulary, trainer.model)
+    config = {"data": {"max_words": dataset.max_words}}
+    run = Run(out, config, dataset.vocabulary, trainer.model)
     captions = caption_dataset(run, dataset, "val", SHOWN)
     loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
     if as_json:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from xpcap.data.captions_entry import Entry
 from xpcap.data.captions_json import LINES, from_json
-from xpcap.data.captions_table import from_table
+from xpcap.data.captions_table import from_table, is_token_file
 from xpcap.data.encoding import CaptionedImage
 from xpcap.data.image_files import find_images
 from xpcap.data.splits import NONE, read_lists, split_names, split_of
@@ -96,7 +96,8 @@ def _from_file(file: Path) -> Iterable[Entry]:
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{file} is empty; expected images and captions")
-    return from_json(file, text) if start in "[{" else from_table(file, text)
+    is_json = start in "[{" and not is_token_file(text)  # whose first image may be [1].jpg
+    return from_json(file, text) if is_json else from_table(file, text)
 
 
 def _from_folder(folder: Path, names: Mapping[str, str]) -> Iterable[Entry]:

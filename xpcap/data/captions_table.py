@@ -31,10 +31,15 @@ _LONGEST_HEADER = 10_000
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
+def is_token_file(text: str) -> bool:
+    """Return whether a text is in the form of `Flickr8k.token.txt`."""
+    return bool(_TOKEN.match(text.lstrip().partition("\n")[0]))
+
+
 def from_table(file: Path, text: str) -> Sequence[Entry]:
     """Read the text of a file of one caption per line."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if _TOKEN.match(text.lstrip().partition("\n")[0]):
+    if is_token_file(text):
         return list(_from_tokens(file, text))
     number, first = next(
         (k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()

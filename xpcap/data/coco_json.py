@@ -17,7 +17,7 @@ import numpy
 
 from xpcap.data.captions_entry import NUMBER, value_of
 from xpcap.data.captions_json import add_captions, records_of
-from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode
+from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode, held_out
 from xpcap.data.folder import write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
@@ -50,21 +50,23 @@ def build_from_coco(
 ) -> BuildReport:
     """Build a data folder from a captions file and an instances file of the same images.
 
-    Images are sorted by id, and every fifth (indices 4, 9, 14, ...) is for validation. The other
-    options are those of `xpcap.data.prepare.prepare`, which raises the same errors.
+    Images are sorted by id, and every fifth that can be used (indices 4, 9, 14, ...) is for
+    validation. The other options are those of `xpcap.data.prepare.prepare`, which raises the same
+    errors.
     """
     check_limits(min_count, max_words)
     images = _read_images(captions)
-    categories = _add_boxes(instances, images)
+    categories = _add_boxes(instances, images, captions)
     check_swelling(
         f"{instances}: a feature for each of {len(categories)} categories and {len(images)} images",
         len(images) * len(categories) * len(NUMBERS) * numpy.float64().itemsize,
         captions.stat().st_size + instances.stat().st_size,
     )
     parts: dict[str, list[AnnotatedImage]] = {"train": [], "val": []}
-    for k, id_ in enumerate(sorted(images)):
-        held_out = k % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        parts["val" if held_out else "train"].append(images[id_])
+    in_order = [images[id_] for id_ in sorted(images)]
+    chosen = held_out(captions, in_order, tokenize, max_words, VALIDATION_EVERY)
+    for k, image in enumerate(in_order):
+        parts["val" if k in chosen else "train"].append(image)
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
     encoded = encode(captions, parts, tokenize, words, min_count, max_words)
     contents = {}
@@ -102,9 +104,17 @@ def _read_images(path: Path) -> dict[int, AnnotatedImage]:
     return images
 
 
-def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, str]:
+def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage], captions: Path) -> dict[int, str]:
     """Add the boxes of an instances file to known images, and return the categories by id."""
     content = read_json(path)
+    if "images" in content:
+        records = records_of(path, content, "images")
+        missing = images.keys() - {value_of(where, record, "id", int) for where, record in records}
+        if missing:
+            raise DataError(
+                f"{path}: 'images' lacks {len(missing)} of the {len(images)} images of {captions},"
+                f" such as id {min(missing)}; expected annotations of the same images"
+            )
     categories: dict[int, str] = {
         value_of(where, record, "id", int): value_of(where, record, "name", str)
         for where, record in records_of(path, content, "categories")
@@ -123,6 +133,11 @@ def _add_boxes(path: Path, images: Mapping[int, AnnotatedImage]) -> dict[int, st
             image.boxes.append((category, share, (x + w / 2) / width, (y + h / 2) / height))
     if not categories:
         raise DataError(f"{path}: 'categories' is empty; expected at least one")
+    if not any(image.boxes for image in images.values()):
+        raise DataError(
+            f"{path}: none of its {len(content['annotations'])} boxes is in one of the"
+            f" {len(images)} images of {captions}; expected annotations of the same images"
+        )
     return dict(sorted(categories.items()))
 
 

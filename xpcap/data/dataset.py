@@ -12,15 +12,14 @@ from typing import Any
 import numpy
 
 from xpcap.data import folder as layout
+from xpcap.data.encoding import LONGEST
 from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array, whole
 from xpcap.data.vocabulary import (
     NULL,
     START,
     Vocabulary,
-    decode_captions,
     has_words,
-    plain,
 )
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
@@ -56,13 +55,20 @@ class Dataset:
             f"  {name}: {split.features.shape[0]} images, {len(split)} captions"
             for name, split in self.splits.items()
         ]
-        what = f"{len(self.vocabulary)} words, {self.feature_dim} features ({self.kind})"
+        words = self.vocabulary
+        what = f"{len(words)} {words.tokens}, {self.feature_dim} features ({self.kind})"
         return "\n".join([f"Dataset({str(self.folder)!r}): {what} of {extractor}", *lines])
 
     @property
     def feature_dim(self) -> int:
         """D, features per image."""
         return self.splits["train"].features.shape[1]
+
+    @property
+    def max_words(self) -> int:
+        """The most words that a training caption has room for, without `<START>` and `<END>`."""
+        width: int = self.splits["train"].captions.shape[1]
+        return min(max(1, width - 2), LONGEST)
 
     def split(self, name: str) -> Split:
         """Return a split, or raise a `DataError` that names those that there are."""
@@ -90,9 +96,9 @@ class Dataset:
         images = split.features.shape[0]
         if not self._has_references:
             by_image = collections.defaultdict(list)
-            sentences = decode_captions(split.captions, self.vocabulary.idx_to_word)
+            sentences = self.vocabulary.sentences(split.captions)
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
-                by_image[image].append(plain(sentence))
+                by_image[image].append(sentence)
             captions = [by_image[image] for image in range(images)]
         else:
             captions = [image["captions"] for image in self._described(name)]

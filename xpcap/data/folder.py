@@ -4,7 +4,7 @@ The names are the assignment's, so that its folder opens unchanged and its code 
 `dataset.json` adds where the features come from, and how the data set was made.
 
     coco2014_captions.h5               train_captions (M, T), train_image_idxs (M,), val_... ; int32
-    coco2014_vocab.json                idx_to_word, word_to_idx
+    coco2014_vocab.json                idx_to_word, word_to_idx; tokens, if they are characters
     {train,val}2014_vgg16_fc7.h5       features (images, D) float32
     {train,val}2014_vgg16_fc7_pca.h5   features (images, 512) float32
     {train,val}2014_urls.txt           one line per image: where to see it

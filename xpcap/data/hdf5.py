@@ -55,7 +55,7 @@ def find_array(file: Any, path: Path, key: str, ndim: int, kinds: str) -> Any:
     """
     import h5py
 
-    expected = f"expected an {ndim}-dimensional {KINDS[kinds]} array"
+    expected = f"expected a {ndim}-dimensional {KINDS[kinds]} array"
     with whole(path, key, "found in it"):
         keys = sorted(map(str, file))
         if key not in keys:

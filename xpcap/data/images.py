@@ -72,7 +72,7 @@ def as_images(images: Any) -> list[Any]:
     ):
         images = [images]
     if not isinstance(images, Iterable):
-        raise DataError(f"images are a {type(images).__name__}; expected a list of them")
+        raise DataError(f"images are of type {type(images).__name__}; expected a list of them")
     return [
         rgb_picture(image) if isinstance(image, Image.Image) else image  # not loaded by threads
         for image in images
@@ -98,7 +98,7 @@ def rgb_picture(image: Any) -> Any:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise DataError(
-            f"an image is a {type(image).__name__}; expected a file name, a PIL image or an array"
+            f"an image is of type {type(image).__name__}; expected a file name, PIL image or array"
         )
     try:
         return in_rgb(ImageOps.exif_transpose(image))

@@ -1,16 +1,14 @@
 """Principal components: 4,096 features to 512, and the transform kept for new images.
 
-The components are scaled, and the scale is part of `components`:
-
     out = (features - mean) · componentsᵀ
-    componentsₖ = s · vₖ,    s² · Σₖ λₖ = K        one factor s: the mean variance is 1
-    componentsₖ = vₖ / √λₖ                         whitened: each variance is 1
+    componentsₖ = vₖ                plain, as other libraries have them
+    componentsₖ = vₖ / √λₖ           whitened: each variance is 1
 
 with vₖ the unit eigenvectors of the training features' covariance and λₖ their eigenvalues, the
-explained variances, in descending order. Mean variance 1 suits the initial weights of a captioner;
-whitened, the last component counts as much as the first (K. Pearson, "On lines and planes of
-closest fit to systems of points in space", Philosophical Magazine, 1901; H. Hotelling, "Analysis of
-a complex of statistical variables into principal components", 1933).
+explained variances, in descending order. Whitened, the last component counts as much as the first
+(K. Pearson, "On lines and planes of closest fit to systems of points in space", Philosophical
+Magazine, 1901; H. Hotelling, "Analysis of a complex of statistical variables into principal
+components", 1933). Files of older versions hold components of another length, by one factor.
 
 Features may be larger than memory: blocks of rows are read in turn, their products are computed in
 float32 and summed in float64. To avoid cancellation, the rows are first shifted by c, the mean of
@@ -45,10 +43,10 @@ Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
 
 @dataclass(frozen=True)
 class PCA:
-    """The transform from D features to K scaled principal components.
+    """The transform from D features to K principal components.
 
     In each component the entry of largest magnitude is positive; `explained_variance` is that of
-    the training features along each direction before scaling, descending.
+    the training features along each direction, descending.
     """
 
     mean: numpy.ndarray  # (D,)
@@ -68,7 +66,7 @@ class PCA:
         return fit_components(features, dim, whiten, backend, progress)[0]
 
     def transform(self, features: numpy.ndarray, backend: Backend = CPU) -> numpy.ndarray:
-        """Return the scaled components of features `(n, D)`, as `(n, K)` float32 on the host."""
+        """Return the components of features `(n, D)`, as `(n, K)` float32 on the host."""
         near = self.mean.astype(numpy.float32)  # the mean may need more than float32
         rest = (self.mean - near) @ self.components.T
         with backend.activate():
@@ -80,7 +78,7 @@ class PCA:
             return numpy.asarray(to_host(rows @ components.T - offset))
 
     def backward(self, gradient: numpy.ndarray) -> numpy.ndarray:
-        """Turn gradients of the scaled components `(..., K)` into those of features `(..., D)`."""
+        """Turn gradients of the components `(..., K)` into those of features `(..., D)`."""
         return numpy.asarray(gradient @ self.components.astype(gradient.dtype, copy=False))
 
     def equals(self, other: PCA) -> bool:
@@ -126,8 +124,8 @@ def fit_components(
     """
     count, width = features.shape
     most = min(count - 1, width)
-    if not 1 <= dim <= most:
-        expected = f"1 to {most}" if most >= 1 else "two images or more"
+    if dim < 1 or most < 1:
+        expected = "at least 1" if most >= 1 else "two images or more"
         raise DataError(
             f"cannot make {dim} principal components of {count} x {width} features;"
             f" expected {expected}"
@@ -136,19 +134,22 @@ def fit_components(
     find = _from_gram_matrix if few else _from_covariance
     # non-finite features are found in the result
     with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
-        mean, variances, directions = find(features, dim, backend, progress)
-    kept = variances[:dim]
+        mean, variances, directions = find(features, min(dim, most), backend, progress)
     exact = numpy.finfo(numpy.float64).eps * count
     rounded = numpy.finfo(numpy.float32).eps * numpy.sqrt(width)  # the norm of random errors
-    if kept[-1] <= kept[0] * (exact if few else rounded):
+    varying = int((variances[:most] > variances[0] * (exact if few else rounded)).sum())
+    if dim > varying:
+        expected = f"in {varying} directions; expected 1 to {varying}" if varying else "not at all"
         raise DataError(
-            f"cannot make {dim} principal components: the {count} x {width} features vary in"
-            " fewer directions"
+            f"cannot make {dim} principal components: the {count} x {width} features vary"
+            f" {expected}"
         )
+    kept = variances[:dim]
     largest = numpy.take_along_axis(directions, abs(directions).argmax(axis=1)[:, None], axis=1)
     lengths = numpy.linalg.norm(directions, axis=1, keepdims=True) * numpy.sign(largest)
-    scale = 1 / numpy.sqrt(kept[:, None] if whiten else kept.mean())
-    return PCA(mean, directions / lengths * scale, kept), float(kept.sum() / variances.sum())
+    if whiten:
+        lengths = lengths * numpy.sqrt(kept[:, None])
+    return PCA(mean, directions / lengths, kept), float(kept.sum() / variances.sum())
 
 
 def _from_covariance(features: Features, dim: int, backend: Backend, progress: Progress) -> Found:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from xpcap.data import folder as layout
 from xpcap.data.captions_file import ImageFile, read_captions
-from xpcap.data.encoding import BuildReport, Encoded, check_limits, encode
+from xpcap.data.encoding import BuildReport, Encoded, check_limits, encode, held_out
 from xpcap.data.extraction import Broken, Extraction
 from xpcap.data.extractors import Extractor
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.splits import ALL
-from xpcap.data.vocabulary import Vocabulary, has_words, tokenize_any
+from xpcap.data.vocabulary import (
+    CHARACTERS,
+    WORDS,
+    Vocabulary,
+    has_words,
+    looks_unspaced,
+    tokenize_any,
+    tokenizer,
+)
 from xpcap.distributed import Alone, Ranks
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import check_new_folder, explained, new_folder
 
 VALIDATION_EVERY = 10
 MANY_CAPTIONS, FREQUENT = 5_000, 5
+UNSPACED = (
+    "the captions seem to be written without spaces, so that most are one word: {} makes each"
+    " character a token; or insert spaces between words first"
+)
+LONGEST_CAPTION = {WORDS: 20, CHARACTERS: 60}
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class PrepareReport:
     without_captions: int
     without_split: int  # where others have one
     broken: Sequence[Broken]
+    unspaced: bool  # whether most captions are one word, for lack of spaces
 
 
 def prepare(
@@ -46,7 +61,8 @@ def prepare(
     extractor: Extractor | None = None,
     vocabulary: Path | None = None,
     min_count: int | None = None,
-    max_words: int = 20,
+    max_words: int | None = None,
+    tokens: str | None = None,
     skip_broken: bool = False,
     workers: int | None = None,
     progress: Progress = no_progress,
@@ -73,7 +89,11 @@ def prepare(
         Number of times a word must occur in training captions to be in that vocabulary; None is 5
         if there are 5,000 of them, else 1.
     max_words
-        The longest caption encoded; `references.json` keeps all.
+        The longest caption encoded; `references.json` keeps all. None is 20 words, or 60
+        characters.
+    tokens
+        `"words"`, or `"characters"` for a language written without spaces between words; None is
+        that of the `vocabulary`, or else words.
     skip_broken, workers, progress, ranks
         See `Extraction.run`; the first rank makes the folder.
 
@@ -82,8 +102,15 @@ def prepare(
     DataError
         If a file or a record of it cannot be used; `out` is not made.
     ConfigurationError
-        If `min_count`, `max_words` or `splits` has an invalid value.
+        If `min_count`, `max_words`, `tokens` or `splits` has an invalid value.
     """
+    words = None if vocabulary is None else Vocabulary.read(vocabulary)
+    tokens = tokens or (words.tokens if words else WORDS)
+    tokenize = tokenizer(tokens)
+    if words and tokens != words.tokens:
+        raise ConfigurationError(f"{vocabulary} is of {words.tokens}; expected tokens {tokens}")
+    if max_words is None:
+        max_words = LONGEST_CAPTION[tokens]
     check_limits(1 if min_count is None else min_count, max_words)
     ranks = ranks or Alone()
     if not ranks.rank:
@@ -96,9 +123,15 @@ def prepare(
         else:
             image.url = str(image.path.absolute())
     named = {image.split for image in listed}
-    parts = _split(captions, captioned, named, max_words)
-    words = None if vocabulary is None else Vocabulary.read(vocabulary)
-    wanted, encoded = _encode(captions, parts.splits, words, min_count, max_words)
+
+    def divide(images: Sequence[ImageFile]) -> tuple[_Parts, int, Encoded]:
+        parts = _split(captions, images, named, tokenize, max_words)
+        many = sum(len(image.captions) for image in parts.splits["train"]) >= MANY_CAPTIONS
+        wanted = min_count or (FREQUENT if many else 1)
+        encoded = encode(captions, parts.splits, tokenize, words, wanted, max_words, tokens)
+        return parts, wanted, encoded
+
+    parts, wanted, encoded = divide(captioned)
     extraction, broken = None, list[Broken]()
     if extractor is not None:
         left = {image.path for image in parts.left}
@@ -109,9 +142,12 @@ def prepare(
         broken = extraction.run(skip_broken, workers, progress, ranks)
         if broken:
             skipped = {image.path for image in broken}
+            if skipped.issuperset(files):
+                raise DataError(
+                    f"{captions}: none of its {len(files)} images can be opened: {broken[0].reason}"
+                )
             whole = [image for image in captioned if image.path not in skipped]
-            parts = _split(captions, whole, named, max_words)
-            wanted, encoded = _encode(captions, parts.splits, words, min_count, max_words)
+            parts, wanted, encoded = divide(whole)
     description = {
         "name": out.resolve().name,
         "max_words": max_words,
@@ -139,21 +175,13 @@ def prepare(
         without_captions=len(listed) - len(captioned),
         without_split=len(parts.left),
         broken=broken,
+        unspaced=tokens == WORDS and _look_unspaced(captioned),
     )
 
 
-def _encode(
-    source: Path,
-    parts: Mapping[str, Sequence[ImageFile]],
-    words: Vocabulary | None,
-    min_count: int | None,
-    max_words: int,
-) -> tuple[int, Encoded]:
-    """Return the count required of words, and the encoded captions."""
-    if min_count is None:
-        many = sum(len(image.captions) for image in parts["train"]) >= MANY_CAPTIONS
-        min_count = FREQUENT if many else 1
-    return min_count, encode(source, parts, tokenize_any, words, min_count, max_words)
+def _look_unspaced(images: Sequence[ImageFile]) -> bool:
+    captions = (caption for image in images for caption in image.captions)
+    return looks_unspaced(map(tokenize_any, itertools.islice(captions, 1000)))
 
 
 class _Parts(NamedTuple):
@@ -165,7 +193,11 @@ class _Parts(NamedTuple):
 
 
 def _split(
-    source: Path, images: Sequence[ImageFile], named: Collection[str | None], max_words: int
+    source: Path,
+    images: Sequence[ImageFile],
+    named: Collection[str | None],
+    tokenize: Callable[[str], list[str]],
+    max_words: int,
 ) -> _Parts:
     """Split captioned images as the source says, which names the splits `named`.
 
@@ -177,18 +209,11 @@ def _split(
     left = by_name.pop(None)
     if not any(named):
         by_name["train"], left = left, []
-    held_out, train = "val" not in named, by_name["train"]
-    if held_out and train:
-        usable = [image.path for image in train if _is_usable(image, max_words)]
-        if not usable:
-            raise DataError(
-                f"{source}: no training image has a caption of 1 to {max_words} words; expected at"
-                " least two such images (--max-words)"
-            )
-        every = min(VALIDATION_EVERY, len(usable))
-        chosen = set(usable[every - 1 :: every])
-        by_name["val"] = [image for image in train if image.path in chosen]
-        by_name["train"] = [image for image in train if image.path not in chosen]
+    without_val, train = "val" not in named, by_name["train"]
+    if without_val and train:
+        chosen = held_out(source, train, tokenize, max_words, VALIDATION_EVERY)
+        by_name["val"] = [image for k, image in enumerate(train) if k in chosen]
+        by_name["train"] = [image for k, image in enumerate(train) if k not in chosen]
     parts = {name: part for name in ALL if (part := by_name[name]) or name != layout.TEST}
     for name, part in parts.items():
         if not part:
@@ -196,11 +221,7 @@ def _split(
             raise DataError(
                 f"{source}: no image with a caption for '{name}'; expected at least one{hint}"
             )
-    return _Parts(parts, held_out, left)
-
-
-def _is_usable(image: ImageFile, max_words: int) -> bool:
-    return any(0 < len(tokenize_any(caption)) <= max_words for caption in image.captions)
+    return _Parts(parts, without_val, left)
 
 
 def _check_exist(source: Path, images: Sequence[Path]) -> None:

@@ -39,6 +39,17 @@ def split_names(changes: Mapping[str, str]) -> dict[str, str]:
     return {**NAMES, **{name.lower(): split for name, split in changes.items()}}
 
 
+def parse_splits(text: str) -> dict[str, str]:
+    """Return the pairs of a text such as `"none=train,eval=test"`."""
+    pairs = [pair.strip().partition("=") for pair in text.split(",")]
+    for name, equals, split in pairs:
+        if not (name and equals and split):
+            raise ConfigurationError(
+                f"splits: '{name}{equals}{split}'; expected pairs such as none=train"
+            )
+    return {name.strip(): split.strip() for name, _, split in pairs}
+
+
 def split_of(where: str, name: Any, names: Mapping[str, str]) -> str | None:
     """Return the split called `name`, in any case; None if there is no name, or it is "none"."""
     if name is None or name == "":

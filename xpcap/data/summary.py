@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 
@@ -22,11 +22,12 @@ from xpcap.data.dataset import (
 from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.hdf5 import find_array, open_hdf5
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import END, NULL, SPECIAL, START, UNK, Vocabulary, has_words
+from xpcap.data.vocabulary import END, NULL, SPECIAL, START, UNK, Vocabulary, has_words, tokenizer
 from xpcap.errors import DataError
 from xpcap.files import read_json
 
 MANY_UNKNOWN = 0.2
+_COMPARED = 1000  # captions of a split, with those in `references.json`
 
 
 def summarize(folder: Path, progress: Progress = no_progress) -> dict[str, Any]:
@@ -35,10 +36,10 @@ def summarize(folder: Path, progress: Progress = no_progress) -> dict[str, Any]:
     Returns
     -------
     dict
-        `folder`, `name`, `features` (in words) and `extractor`; `vocabulary`, the number of words;
-        `splits`: for each `images`, `captions`, `lengths` (number of captions by number of words),
-        `unknown` (share of `<UNK>` among words) and `features` (for each kind shape, dtype and
-        bytes); `problems`, one line each.
+        `folder`, `name`, `features` (in words) and `extractor`; `vocabulary`, the number of
+        `tokens`, words or characters; `splits`: for each `images`, `captions`, `lengths` (number of
+        captions by number of words), `unknown` (share of `<UNK>` among words) and `features` (for
+        each kind shape, dtype and bytes); `problems`, one line each.
     """
     check_folder(folder)
     return _Summary(folder, progress).result
@@ -55,6 +56,7 @@ class _Summary:
         self._noted(self._describe)
         self.words: Vocabulary | None = self._noted(Vocabulary.read, folder / layout.VOCABULARY)
         self.result["vocabulary"] = len(self.words) if self.words else None
+        self.result["tokens"] = self.words.tokens if self.words else None
         splits = self._noted(self._splits) or layout.SPLITS
         self.result["splits"] = {name: self._split(name) for name in splits}
         self._noted(self._compare_splits)
@@ -83,7 +85,7 @@ class _Summary:
         for kind in layout.FEATURE_KINDS:
             path = self.folder / layout.features_file(name, kind)
             if path.exists():
-                found["features"][kind] = self._noted(self._features, path)
+                found["features"][kind] = self._noted(self._features, path, name == "train")
         if not found["features"]:
             self.problems.append(
                 f"no features for '{name}'; expected {layout.features_file(name, 'fc7')}"
@@ -100,19 +102,25 @@ class _Summary:
             self._noted(self._captions, name, found, self.words)
         return found
 
-    def _features(self, path: Path) -> dict[str, Any]:
+    def _features(self, path: Path, vary: bool) -> dict[str, Any]:
         with open_hdf5(path) as file:
             dtype = str(find_array(file, path, "features", 2, "f").dtype)
         features = LazyFeatures(path)
-        empty, images = 0, len(features)
+        empty, images, alike = 0, len(features), True
         try:
             for block in row_blocks(features):
-                empty += int((~features[block].any(axis=1)).sum())
+                rows = features[block]
+                if block.start == 0:
+                    first = rows[:1]
+                empty += int((~rows.any(axis=1)).sum())
+                alike = alike and bool((rows == first).all())
                 self.progress(path.name, block.stop, images)
         finally:
             features.close()
         if empty:
             self.problems.append(f"{path}: {empty} of {images} images have zeros only")
+        elif vary and alike:
+            self.problems.append(f"{path}: all {images} images have the same features")
         return {"shape": list(features.shape), "dtype": dtype, "bytes": path.stat().st_size}
 
     def _captions(self, name: str, found: dict[str, Any], words: Vocabulary) -> None:
@@ -128,18 +136,25 @@ class _Summary:
         if found["unknown"] > MANY_UNKNOWN:
             self.problems.append(f"{UNK} is {found['unknown']:.0%} of the words of '{name}'")
         inside = captions[:, 1:]
-        gaps = (inside[:, :-1] == places[NULL]) & (inside[:, 1:] != places[NULL])
+        ends, used = inside == places[END], inside != places[NULL]
         for wrong, problem in (
             (inside == places[START], f"{START} after the first place"),
-            (gaps, f"{NULL} before a word"),
+            (~used[:, :-1] & used[:, 1:], f"{NULL} before a word"),
+            (~ends.any(axis=1, keepdims=True), f"no {END}: what learns from them does not stop"),
+            (ends[:, :-1] & used[:, 1:], f"a word after {END}"),
+            (~is_word.any(axis=1, keepdims=True), "no word"),
         ):
-            if wrong.any():
-                self.problems.append(f"{path}: captions of '{name}' have {problem}")
+            if count := int(wrong.any(axis=1).sum()):
+                self.problems.append(
+                    f"{path}: {count} of {len(captions)} captions of '{name}' have {problem}"
+                )
+        if name == "train" and (captions == captions[0]).all():
+            self.problems.append(f"{path}: all {len(captions)} captions of '{name}' are the same")
         if found["images"] is not None:
             file = self.folder / layout.features_file(name, next(iter(found["features"])))
             check_images(self.folder, name, image_idxs, file, found["images"])
             if (self.folder / layout.REFERENCES).exists():
-                captioned = self._with_references(name, found["images"])
+                captioned = self._with_references(name, found["images"], captions, image_idxs)
             else:
                 worded = numpy.array([*map(has_words, words.idx_to_word)])
                 worded[[places[NULL], places[START], places[END]]] = False
@@ -150,10 +165,25 @@ class _Summary:
                     f"{silent} of {found['images']} images of '{name}' have no caption"
                 )
 
-    def _with_references(self, name: str, images: int) -> int:
-        """Count the images of a split that have a caption in `references.json`."""
+    def _with_references(
+        self, name: str, images: int, captions: numpy.ndarray, image_idxs: numpy.ndarray
+    ) -> int:
+        """Count the images that have a caption in `references.json`, and compare some captions."""
         path = self.folder / layout.REFERENCES
         of_split = described(path, read_json(path), name, images)
+        rows = numpy.unique(numpy.linspace(0, len(captions) - 1, _COMPARED).astype(int))
+        vocabulary = cast(Vocabulary, self.words)
+        split = tokenizer(vocabulary.tokens)
+        found = total = 0
+        for image, caption in zip(image_idxs[rows], captions[rows], strict=True):
+            known = {token for text in of_split[image]["captions"] for token in split(text)}
+            own = {vocabulary.idx_to_word[word] for word in caption if word >= len(SPECIAL)}
+            found, total = found + len(known & own), total + len(own)
+        if 2 * found < total:
+            self.problems.append(
+                f"{path}: of {total} words of captions of '{name}' {total - found} are not in those"
+                f" of their image; expected the captions and words of {layout.CAPTIONS}"
+            )
         return sum(any(map(has_words, image["captions"])) for image in of_split)
 
     def _compare_splits(self) -> None:

@@ -7,7 +7,7 @@ import json
 import operator
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ from xpcap.files import SMALL, new_file, read_json
 
 NULL, START, END, UNK = "<NULL>", "<START>", "<END>", "<UNK>"
 SPECIAL = (NULL, START, END, UNK)
+WORDS, CHARACTERS = "words", "characters"
+_KINDS = f"{WORDS} or {CHARACTERS}"
 
 
 def tokenize(caption: str) -> list[str]:
@@ -32,18 +34,73 @@ def tokenize(caption: str) -> list[str]:
     return re.sub(r"[^a-z0-9\s]", "", caption.lower().replace("-", " ")).split()
 
 
+class _Kept(dict[int, str]):
+    """What `tokenize_any` makes of each character, by code point."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        kind = unicodedata.category(character)
+        if kind == "No":  # such as ½, which NFKC would turn into digits of another number
+            kept = f" {character} "
+        elif kind[0] in "LMN" and "VARIATION SELECTOR" not in unicodedata.name(character, ""):
+            kept = unicodedata.normalize("NFKC", character).lower()
+        elif character in _INSIDE_NUMBERS:
+            kept = character
+        elif character in "'’" or (kind == "Cf" and character != _ZERO_WIDTH_SPACE):
+            kept = ""
+        else:
+            kept = " "
+        self[code] = kept
+        return kept
+
+
+_INSIDE_NUMBERS, _ZERO_WIDTH_SPACE = ".,:/", "\u200b"
+_KEPT = _Kept()
+_ABBREVIATED = re.compile(r"(?<!\w)([^\W\d_])\.(?=[^\W\d_]\b)")
+_NOT_INSIDE = re.compile(r"(?<!\d)[.,:/]|[.,:/](?!\d)")
+
+
 def tokenize_any(caption: str) -> list[str]:
     """Split a caption of any language with spaces between words, as `tokenize` does English.
 
     Letters, accents and digits of every script are kept (Unicode categories L, M and N, normal form
-    NFKC).
+    NFKC; numerals such as ½ as words of their own). Other characters separate words, except `.`,
+    `,`, `:` and `/` between digits; apostrophes, and dots between single letters, are dropped.
 
-    >>> tokenize_any("Zwei T-Shirts, größer als das Café.")
-    ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café']
+    >>> tokenize_any("Zwei T-Shirts, größer als das Café/Bistro: 3.50 €. Don't!")
+    ['zwei', 't', 'shirts', 'größer', 'als', 'das', 'café', 'bistro', '3.50', 'dont']
     """
-    lower = unicodedata.normalize("NFKC", caption).lower().replace("-", " ")
-    kept = (c for c in lower if c.isspace() or unicodedata.category(c)[0] in "LMN")
-    return "".join(kept).split()
+    joined = _ABBREVIATED.sub(r"\1", caption.lower())
+    kept = unicodedata.normalize("NFC", joined.translate(_KEPT))
+    words = _NOT_INSIDE.sub(" ", kept).split()
+    return [word for word in words if any(map(str.isalnum, word))]  # no accents alone
+
+
+def tokenize_characters(caption: str) -> list[str]:
+    """Split a caption into the characters of its words, each with its accents; `<UNK>` is one.
+
+    >>> tokenize_characters("一只狗，2岁。")
+    ['一', '只', '狗', '2', '岁']
+    """
+    tokens: list[str] = []
+    for part in re.split(f"({UNK})", caption):
+        if part == UNK:
+            tokens.append(UNK)
+            continue
+        for word in tokenize_any(part):
+            for character in word:
+                if tokens and unicodedata.category(character)[0] == "M":
+                    tokens[-1] += character
+                else:
+                    tokens.append(character)
+    return tokens
+
+
+def tokenizer(tokens: str) -> Callable[[str], list[str]]:
+    """Return what splits captions into `"words"` or `"characters"`."""
+    if tokens not in (WORDS, CHARACTERS):
+        raise ConfigurationError(f"tokens are {tokens!r}; expected {_KINDS}")
+    return tokenize_characters if tokens == CHARACTERS else tokenize_any
 
 
 def has_words(caption: str) -> bool:
@@ -51,11 +108,31 @@ def has_words(caption: str) -> bool:
     return bool(re.search("[A-Za-z0-9]", caption) or tokenize_any(caption))  # the first is fast
 
 
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_LONG = 6  # characters per word, more than words of these languages have on average
+
+
+def looks_unspaced(captions: Iterable[Sequence[str]]) -> bool:
+    """Return whether tokenized captions seem to lack spaces between words.
+
+    They are mostly in a script that is written without, and are of one token or of long ones.
+    """
+    captions = [words for words in captions if words]
+    counts = collections.Counter(c for words in captions for word in words for c in word)
+    unspaced = sum(n for c, n in counts.items() if unicodedata.name(c, "").startswith(_UNSPACED))
+    total, words = counts.total(), sum(map(len, captions))
+    return 2 * unspaced > total and (total > _LONG * words or words < 2 * len(captions))
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """A list of distinct words, starting with `<NULL>`, `<START>`, `<END>` and `<UNK>`."""
+    """A list of distinct words, starting with `<NULL>`, `<START>`, `<END>` and `<UNK>`.
+
+    `tokens` says of what captions consist: `"words"`, or `"characters"`, joined without spaces.
+    """
 
     idx_to_word: Sequence[str]
+    tokens: str = WORDS
 
     @cached_property
     def word_to_idx(self) -> dict[str, int]:
@@ -66,11 +143,13 @@ class Vocabulary:
         return len(self.idx_to_word)
 
     @classmethod
-    def build(cls, captions: Iterable[Sequence[str]], min_count: int = 1) -> Vocabulary:
+    def build(
+        cls, captions: Iterable[Sequence[str]], min_count: int = 1, tokens: str = WORDS
+    ) -> Vocabulary:
         """Return the words that occur `min_count` times in tokenized captions, by frequency."""
         counts = collections.Counter(word for words in captions for word in words)
         kept = [word for word, count in counts.items() if count >= min_count]
-        return cls([*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))])
+        return cls([*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))], tokens)
 
     def encode(self, words: Sequence[str], length: int) -> numpy.ndarray:
         """Return `<START> words <END>` padded with `<NULL>`, as int32 `(length,)`.
@@ -86,25 +165,41 @@ class Vocabulary:
         row[len(words) + 1] = places[END]
         return row
 
+    def sentences(self, captions: numpy.ndarray) -> list[str]:
+        """Turn word indices `(N, T)` into text, without `<NULL>`, `<START>` and `<END>`."""
+        separator = "" if self.tokens == CHARACTERS else " "
+        decoded = decode_captions(numpy.atleast_2d(captions), self.idx_to_word)
+        return [separator.join(plain(sentence).split()) for sentence in decoded]
+
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read a `coco2014_vocab.json`: an object with `idx_to_word` and `word_to_idx`."""
+        """Read a `coco2014_vocab.json`: an object with `idx_to_word` and `word_to_idx`.
+
+        It may have `tokens`, too.
+        """
         content = read_json(path, SMALL)
-        words = content.get("idx_to_word") if isinstance(content, dict) else None
-        vocabulary = cls.checked(words, f"{path}: 'idx_to_word'")
+        if not isinstance(content, dict):
+            content = {}
+        vocabulary = cls.checked(content, f"{path}: 'idx_to_word'")
         if content.get("word_to_idx") != vocabulary.word_to_idx:
             raise DataError(f"{path}: 'word_to_idx' is not the inverse of 'idx_to_word'")
         return vocabulary
 
     @classmethod
-    def checked(cls, words: Any, where: str) -> Vocabulary:
-        """Return the vocabulary of untrusted `words`, called `where` in messages.
+    def checked(cls, stored: Any, where: str) -> Vocabulary:
+        """Return the vocabulary of untrusted `stored`, called `where` in messages.
 
-        They must be a list of distinct words without spaces, the special tokens first.
+        It must be a list of distinct words without spaces, the special tokens first; or an object
+        with this `idx_to_word` and `tokens`.
         """
+        words, tokens = stored, WORDS
+        if isinstance(stored, dict):
+            words, tokens = stored.get("idx_to_word"), stored.get("tokens", WORDS)
+        if tokens not in (WORDS, CHARACTERS):
+            raise DataError(f"{where} is of the tokens {tokens!r:.40}; expected {_KINDS}")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: expected a list of words")
-        vocabulary = cls(words)
+        vocabulary = cls(words, tokens)
         if len(vocabulary.word_to_idx) != len(words):
             raise DataError(f"{where} holds a word twice; expected each word once")
         if not all(word.split() == [word] for word in words):
@@ -113,10 +208,16 @@ class Vocabulary:
             raise DataError(f"{where} does not begin with {', '.join(SPECIAL)}")
         return vocabulary
 
+    def stored(self) -> list[str] | dict[str, Any]:
+        """Return what `checked` reads: a list if the tokens are words."""
+        words = list(self.idx_to_word)
+        return words if self.tokens == WORDS else {"tokens": self.tokens, "idx_to_word": words}
+
     def write(self, path: Path) -> None:
         """Write the file that `read` reads."""
+        own = {} if self.tokens == WORDS else {"tokens": self.tokens}
+        content = {"idx_to_word": list(self.idx_to_word), "word_to_idx": self.word_to_idx, **own}
         with new_file(path) as temporary:
-            content = {"idx_to_word": list(self.idx_to_word), "word_to_idx": self.word_to_idx}
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -79,12 +79,12 @@ class Beam:
 
 
 def beam_search(model: Captioner, features: Array, beam: Beam) -> Decoded:
-    """Find the `beam.n_best` most probable captions of each image; T is `max_length + 1`.
+    """Find the `beam.n_best` most probable captions of each image; T is their limit + 1.
 
     The model is any captioner with `<START>` and `<END>`; `features (N, D)` are where it is.
     """
     search = _Search(model, features, beam)
-    for t in range(beam.constraints.max_length + 1):
+    for t in range(beam.constraints.limit + 1):
         if not search.advance(t):
             break
     return search.result()
@@ -111,7 +111,7 @@ class _Search:
         self.context, self.state = model.start(features)
         xp = self.xp = namespace(*self.state)
         dtype, K = self.state[0].dtype, self.slots
-        B, T = beam.groups * self.images, beam.constraints.max_length + 1
+        B, T = beam.groups * self.images, beam.constraints.limit + 1
         self.totals = xp.full((B, K), -xp.inf, dtype=dtype)
         self.tokens = xp.full((B, K, T), model.null, dtype=numpy.int32)
         self.log_probs = xp.zeros((B, K, T), dtype=dtype)
@@ -177,7 +177,7 @@ class _Search:
         self._finish(group, kept & ends, scored)
         wanted = min(beam.n_best, K)
         worst = -xp.sort(-self.finished.scores[group], axis=1)[:, wanted - 1 : wanted]
-        reachable = totals / beam.penalty(beam.constraints.max_length + 1) >= worst
+        reachable = totals / beam.penalty(beam.constraints.limit + 1) >= worst
         self.totals[group] = xp.where(kept & ~ends & reachable, totals, -xp.inf)
         self.tokens[group], self.log_probs[group] = tokens, log_probs
         self.row[group] = self.row[beams, parent]

@@ -42,7 +42,7 @@ class Sampling:
 
 
 def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0) -> Decoded:
-    """Sample `sampling.count` captions per image, most probable first; T is `max_length + 1`.
+    """Sample `sampling.count` captions per image, most probable first; T is their limit + 1.
 
     The model is any captioner with `<START>` and `<END>`; `features (N, D)` are where it is.
     Log-probabilities are those of the model, without temperature and truncation. The captions of an
@@ -52,7 +52,7 @@ def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0
     start, end = start_and_end(model)
     context, state = model.start(features)
     xp, dtype = namespace(*state), state[0].dtype
-    N, B, T = len(features), sampling.count, sampling.constraints.max_length + 1
+    N, B, T = len(features), sampling.count, sampling.constraints.limit + 1
     generator = numpy.random.PCG64(sampling.seed).advance(first * B * T)  # one step per draw
     uniform = xp.asarray(numpy.random.Generator(generator).random((N * B, T)))
     tokens = xp.full((N * B, T), model.null, dtype=numpy.int32)

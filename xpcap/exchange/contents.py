@@ -43,5 +43,5 @@ def write_run(folder: Path, contents: Contents) -> None:
 
 def description(contents: Contents) -> str:
     """Return the text `xpcap` of exported files, JSON: `format`, `vocabulary` and `config`."""
-    words = list(contents.vocabulary.idx_to_word)
+    words = contents.vocabulary.stored()
     return json.dumps({"format": FORMAT, "vocabulary": words, "config": contents.config})

@@ -7,6 +7,7 @@ A GRU, which the course does not have, adds `bn`.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from math import prod
@@ -40,7 +41,8 @@ def read_npz(path: Path) -> dict[str, numpy.ndarray]:
     """
     with explained(path, "read"):
         file = open(path, "rb")  # noqa: SIM115 - closed below
-    with file:
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers of Python 2 are read, but NumPy remarks them
         headers = _headers(path, file)
         sizes_of(str(path), headers)
         claimed = sum(prod(h.shape) * h.dtype.itemsize for h in headers.values())

@@ -48,4 +48,4 @@ def export_run(run: Run, to: str, path: Path) -> None:
             "an ONNX file needs onnx, which is not installed; expected the extra 'export'"
             " (pip install 'xpcap[export]')"
         ) from error
-    return write_onnx(path, contents, banned_tokens(contents.vocabulary))
+    return write_onnx(path, contents, run.max_words, banned_tokens(contents.vocabulary))

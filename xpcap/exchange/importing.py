@@ -94,7 +94,7 @@ def _vocabulary(
         )
     (first, vocabulary), *others = found.items()
     for path, other in others:
-        if list(other.idx_to_word) != list(vocabulary.idx_to_word):
+        if other.stored() != vocabulary.stored():
             raise DataError(f"{path} has other words than {first}; expected the same")
     return vocabulary
 
@@ -124,6 +124,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
         "folder": str(data.resolve()),
         "kind": dataset.kind,
         "name": dataset.description["name"],
+        "max_words": dataset.max_words,
         "features": dataset.description.get("features"),
         "extractor": extractor,
     }

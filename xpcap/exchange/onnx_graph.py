@@ -20,8 +20,6 @@ from xpcap.errors import DataError
 from xpcap.exchange.contents import TEXT, Contents, description
 from xpcap.files import new_file
 
-MAX_LENGTH = 30
-
 _OPSET, _IR_VERSION = 17, 8  # of 2022, which all runtimes read
 _LARGEST = 2**31  # bytes of an ONNX file
 _FLOATS, _INTEGERS, _BOOLEANS = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -83,15 +81,15 @@ _CHOICE: list[Operation] = [
 ]
 
 
-def write_onnx(path: Path, contents: Contents, banned: Sequence[int] = ()) -> None:
+def write_onnx(path: Path, contents: Contents, max_length: int, banned: Sequence[int] = ()) -> None:
     """Write the graph of `greedy_graph`."""
-    content = greedy_graph(contents, MAX_LENGTH, banned).SerializeToString()
+    content = greedy_graph(contents, max_length, banned).SerializeToString()
     with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def greedy_graph(
-    contents: Contents, max_length: int = MAX_LENGTH, banned: Sequence[int] = ()
+    contents: Contents, max_length: int, banned: Sequence[int] = ()
 ) -> onnx.ModelProto:
     """Build a float32 graph that captions greedily: always the most probable next word.
 

@@ -1,18 +1,30 @@
 """Recurrence: a cell applied step by step to a packed sequence, and backpropagation through time.
 
+With ax = x Wx + b for the inputs of all steps, which is one product, the loops are (`_unroll` and
+`_unroll_backward`; all else here is memory and names)
+
+    for t = 0 ... T-1                               for t = T-1 ... 0, from back = 0
+        ah = h_{t-1} Wh                                 dh_t = above_t + back
+        h_t = forward(ax_t, ah)                         dax_t, dah_t = backward(dh_t)
+                                                        back = dah_t Wh^T
+
+h_t is used twice, so its gradient dh_t is a sum: `above` comes from the layer that reads h_t,
+`back` from step t+1, which is therefore undone before. After the last iteration `back` is the
+gradient of h_{-1}, the first state. A GRU reads h_{t-1} in h_t itself too, which adds a term to
+`back` (`Cell.direct`); an LSTM passes its cell state and the gradient of it along in the same way.
+
+Wh is the same at every step, and its gradient is the sum over steps of h_{t-1}^T dah_t. As the
+rows of all steps lie below each other, that sum is one product, `prev_h.T @ dah`.
+
 **Packed sequences.** The captions of a batch are sorted by length, longest first, and stored
 time-major: the rows of all captions at step 0, then of those still active at step 1, and so forth.
-So every step is one contiguous block, all input products are one product, and padding costs
-nothing. A batch `(N, T, K)` without padding is the packed sequence whose steps have N rows each.
+For captions A, B, C of 3, 2 and 1 words the rows are A0 B0 C0, A1 B1, A2. So every step is one
+contiguous block, and padding costs nothing. A batch `(N, T, K)` without padding is the packed
+sequence whose steps have N rows each.
 
 **Cells.** A cell is two operations, which take arrays by name and write some of them, see `Cell`.
 `unroll` runs any cell over a packed sequence, `unroll_backward` is its gradient, and `advance` is a
 single step in decoding.
-
-**Backpropagation through time.** Step t reads h_{t-1}, so the gradient of h_{t-1} has two parts:
-from the layer above, and through step t. The steps are therefore undone from last to first. The
-weights are the same at every step, and their gradient is the sum over steps of h_{t-1}^T dah_t. As
-rows of all steps lie below each other, that sum is one product, `prev_h.T @ dah`.
 """
 
 from __future__ import annotations
@@ -36,8 +48,9 @@ Weights = Mapping[str, Array]
 class Cell:
     """A recurrent cell: one step and its gradient, and the names of their arrays.
 
-    Operations take their arrays by these names; n is the number of captions at a step, H the number
-    of hidden units, k that of gates.
+    The names of an operation's parameters say which arrays it takes; n is the number of captions at
+    a step, H the number of hidden units, k that of gates. `LSTM`, for example, has k = 4 gates, the
+    states h and c, and keeps tanh(c).
 
     * `gates (n, kH)`: x Wx + b; `forward` changes it to what `backward` needs.
     * `ah (n, kH)`: h Wh. `forward` may use it as scratch memory.
@@ -105,9 +118,9 @@ class Cell:
         return forward, backward
 
     @property
-    def single(self) -> bool:
-        """Whether the gradients of x Wx + b and of h Wh are the same, `da`."""
-        return "da" in self._names[1]
+    def separate(self) -> bool:
+        """Whether the gradients of x Wx + b and of h Wh differ, and are not one `da`."""
+        return "dax" in self._names[1]
 
     def step(self, xp: Namespace, arrays: Mapping[str, Array]) -> None:
         """Run `forward` on arrays given by name."""
@@ -145,8 +158,9 @@ class Packing:
 def _hidden_states(h0: Array, packing: Packing, space: Workspace) -> tuple[Array, Array]:
     """Return arrays `(M, H)` for the hidden states after and before each step, with the first ones.
 
-    Of an even packing both are views of one array in which step t reads what step t-1 wrote.
-    Otherwise every step copies the active rows of the state before it.
+    `prev_h` is a matrix of its own rows because the gradient of Wh is one product with it. Of an
+    even packing both are views of one array, N rows apart, in which step t reads what step t-1
+    wrote. Otherwise every step copies the active rows of the state before it.
     """
     N, H = h0.shape
     if packing.even:
@@ -233,6 +247,30 @@ def unroll(
     return run
 
 
+def _unroll(
+    cell: Cell,
+    xp: Namespace,
+    run: Unrolled,
+    b: Array | None,
+    weights: Weights,
+    packing: Packing,
+    more_input: StateInput | None = None,
+) -> None:
+    if b is not None:
+        run.gates[...] += b
+    ah = passing(xp, run.h.dtype).empty("ah", packing.captions, run.gates.shape[1])
+    for t, rows in enumerate(packing.rows):
+        arrays = run.at(cell, packing, t)
+        prev_h = arrays["prev_h"]
+        n = len(prev_h)
+        if t > 0 and not packing.even:  # else it lies where h of step t-1 was written
+            prev_h[...] = run.h[packing.rows[t - 1]][:n]
+        product(xp, prev_h, weights["Wh"], ah[:n])
+        if more_input is not None:
+            more_input.forward(rows, prev_h, arrays["gates"])
+        cell.step(xp, {**weights, **arrays, "ah": ah[:n]})
+
+
 def unroll_backward(
     cell: Cell,
     dh: Array,
@@ -249,13 +287,88 @@ def unroll_backward(
     """
     H, width = weights["Wh"].shape
     dah = packing.empty(space, "dah", width)
-    dax = dah if cell.single else packing.empty(space, "dax", width)
+    dax = packing.empty(space, "dax", width) if cell.separate else dah
     dh0 = space.zeros("dh0", packing.captions, H)
     if more_input is None:
         cell.unroll_backward(space.xp, dh, run, weights, dax, dah, dh0, packing)
     else:
         _unroll_backward(cell, space.xp, dh, run, weights, dax, dah, dh0, packing, more_input)
     return dax, dah, dh0
+
+
+def _unroll_backward(
+    cell: Cell,
+    xp: Namespace,
+    dh: Array,
+    run: Unrolled,
+    weights: Weights,
+    dax: Array,
+    dah: Array,
+    back: Array,
+    packing: Packing,
+    more_input: StateInput | None = None,
+) -> None:
+    """Undo all steps; `back (N, H)` is zero, and becomes the gradient of the first state.
+
+    Captions that end before step t have gradient zero there: their rows of `back`, which lie below
+    those of the active ones, are first used at their last step.
+    """
+    memory = passing(xp, back.dtype)
+    through = memory.empty("through", *back.shape)
+    others = {f"d{name}": memory.zeros(f"d{name}", *back.shape) for name in cell.states[1:]}
+    for t in reversed(range(len(packing.rows))):
+        rows = packing.rows[t]
+        n = rows.stop - rows.start
+        gradients = {"dax": dax[rows], "dah": dah[rows], "da": dah[rows], "back": back[:n]}
+        gradients |= {name: gradient[:n] for name, gradient in others.items()}
+        arrays = {**weights, **run.at(cell, packing, t), **gradients, "above": dh[rows]}
+        cell.step_backward(xp, arrays)
+        if cell.direct:  # `back` holds the other part of the gradient of h_{t-1}
+            product(xp, dah[rows], weights["Wh"].T, through[:n])
+            back[:n] += through[:n]
+        else:
+            product(xp, dah[rows], weights["Wh"].T, back[:n])
+        if more_input is not None:
+            more_input.backward(rows, dax[rows], back[:n])
+
+
+def weight_gradients(
+    cell: Cell, run: Unrolled, dah: Array, gradients: Mapping[str, Array], xp: Namespace
+) -> None:
+    """Write the gradients of `Wh` and of the further biases, from that of h Wh `(M, kH)`."""
+    product(xp, run.prev_h.T, dah, gradients["Wh"])
+    blocks = split_gates(dah, len(cell.gates))
+    for name, block in cell.biases.items():
+        column_sum(xp, blocks[block], gradients[name])
+
+
+def _advance(
+    cell: Cell,
+    xp: Namespace,
+    ax: Array,
+    ah: Array,
+    state: Sequence[Array],
+    weights: Weights,
+    words: Array | None,
+    parents: Array | None,
+    next_state: Sequence[Array],
+) -> None:
+    """Take one step of R hypotheses, several of which may share a word or a parent.
+
+    `ax (D, kH)` is x Wx + b of each distinct word, `ah (P, kH)` and `state (P, H)` are h Wh and the
+    states of each parent. `words` and `parents` `(R,)` are the rows of these that each hypothesis
+    takes; None: its own, and `ax` is changed. `next_state (R, H)` is written.
+    """
+
+    def rows(array: Array, which: Array | None) -> Array:
+        return array if which is None else array[which]
+
+    arrays = {**weights, "gates": rows(ax, words), "ah": rows(ah, parents)}
+    for name, before, after in zip(cell.states, state, next_state, strict=True):
+        arrays |= {f"prev_{name}": rows(before, parents), name: after}
+    for name in cell.kept:
+        arrays[name] = xp.empty_like(next_state[0])
+    cell.step(xp, arrays)
 
 
 class SequenceGradients(NamedTuple):
@@ -312,96 +425,3 @@ def _pack(sequence: Array) -> Array:
 def _unpack(rows: Array, N: int, T: int) -> Array:
     """Copy packed rows `(T N, K)` to `(N, T, K)`."""
     return rows.reshape(T, N, -1).transpose(1, 0, 2).copy()
-
-
-def weight_gradients(
-    cell: Cell, run: Unrolled, dah: Array, gradients: Mapping[str, Array], xp: Namespace
-) -> None:
-    """Write the gradients of `Wh` and of the further biases, from that of h Wh `(M, kH)`."""
-    product(xp, run.prev_h.T, dah, gradients["Wh"])
-    blocks = split_gates(dah, len(cell.gates))
-    for name, block in cell.biases.items():
-        column_sum(xp, blocks[block], gradients[name])
-
-
-def _unroll(
-    cell: Cell,
-    xp: Namespace,
-    run: Unrolled,
-    b: Array | None,
-    weights: Weights,
-    packing: Packing,
-    more_input: StateInput | None = None,
-) -> None:
-    if b is not None:
-        run.gates[...] += b
-    ah = passing(xp, run.h.dtype).empty("ah", packing.captions, run.gates.shape[1])
-    for t, rows in enumerate(packing.rows):
-        arrays = run.at(cell, packing, t)
-        prev_h, n = arrays["prev_h"], rows.stop - rows.start
-        if t > 0 and not packing.even:
-            prev_h[...] = run.h[packing.rows[t - 1]][:n]
-        product(xp, prev_h, weights["Wh"], ah[:n])
-        if more_input is not None:
-            more_input.forward(rows, prev_h, arrays["gates"])
-        cell.step(xp, {**weights, **arrays, "ah": ah[:n]})
-
-
-def _unroll_backward(
-    cell: Cell,
-    xp: Namespace,
-    dh: Array,
-    run: Unrolled,
-    weights: Weights,
-    dax: Array,
-    dah: Array,
-    back: Array,
-    packing: Packing,
-    more_input: StateInput | None = None,
-) -> None:
-    memory = passing(xp, back.dtype)
-    through = memory.empty("through", *back.shape)
-    others = {f"d{name}": memory.zeros(f"d{name}", *back.shape) for name in cell.states[1:]}
-    for t in reversed(range(len(packing.rows))):
-        rows = packing.rows[t]
-        n = rows.stop - rows.start
-        gradients = {"dax": dax[rows], "dah": dah[rows], "da": dah[rows], "back": back[:n]}
-        gradients |= {name: gradient[:n] for name, gradient in others.items()}
-        arrays = {**weights, **run.at(cell, packing, t), **gradients, "above": dh[rows]}
-        cell.step_backward(xp, arrays)
-        if cell.direct:
-            product(xp, dah[rows], weights["Wh"].T, through[:n])
-            back[:n] += through[:n]
-        else:
-            product(xp, dah[rows], weights["Wh"].T, back[:n])
-        if more_input is not None:
-            more_input.backward(rows, dax[rows], back[:n])
-
-
-def _advance(
-    cell: Cell,
-    xp: Namespace,
-    ax: Array,
-    ah: Array,
-    state: Sequence[Array],
-    weights: Weights,
-    words: Array | None,
-    parents: Array | None,
-    next_state: Sequence[Array],
-) -> None:
-    """Take one step of R hypotheses, several of which may share a word or a parent.
-
-    `ax (D, kH)` is x Wx + b of each distinct word, `ah (P, kH)` and `state (P, H)` are h Wh and the
-    states of each parent. `words` and `parents` `(R,)` are the rows of these that each hypothesis
-    takes; None: its own, and `ax` is changed. `next_state (R, H)` is written.
-    """
-
-    def rows(array: Array, which: Array | None) -> Array:
-        return array if which is None else array[which]
-
-    arrays = {**weights, "gates": rows(ax, words), "ah": rows(ah, parents)}
-    for name, before, after in zip(cell.states, state, next_state, strict=True):
-        arrays |= {f"prev_{name}": rows(before, parents), name: after}
-    for name in cell.kept:
-        arrays[name] = xp.empty_like(next_state[0])
-    cell.step(xp, arrays)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy
 
-from xpcap.data.vocabulary import tokenize_any
-from xpcap.errors import ConfigurationError
+from xpcap.data.vocabulary import WORDS, has_words, tokenizer
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.metrics.bleu import bleu
 from xpcap.metrics.cider import DocumentFrequencies, cider, cider_d
 from xpcap.metrics.coco_eval import meteor, spice
@@ -89,14 +89,15 @@ def evaluate_captions(
     document_frequencies: DocumentFrequencies | None = None,
     training_captions: Iterable[str] | None = None,
     vocabulary: Iterable[str] | None = None,
+    tokens: str = WORDS,
 ) -> Scores:
     """Compare captions with the reference captions of the same images.
 
-    All text is tokenized by `tokenize_any`: lower case, letters and digits of any script, a hyphen
-    as a space. The COCO evaluation has rules for English: its `do n't`, `man 's` and `close-up` are
-    our `dont`, `mans` and `close up`. (This affects 2.3% of COCO's captions of val2017, and changes
-    their BLEU-4 by less than 0.001, their CIDEr-D by 0.004.) For a language written without spaces
-    between words, insert them first.
+    All text is tokenized by `tokenize_any`: lower case, letters and digits of any script, split at
+    punctuation. The COCO evaluation has rules for English: its `do n't`, `man 's` and `close-up`
+    are our `dont`, `mans` and `close up`. (This affects 2.3% of COCO's captions of val2017, and
+    changes their BLEU-4 by less than 0.001, their CIDEr-D by 0.004.) References that hold no word
+    do not count.
 
     Parameters
     ----------
@@ -105,11 +106,14 @@ def evaluate_captions(
     names
         Which of `METRICS` to compute; a `ConfigurationError` says what one lacks.
     document_frequencies
-        For CIDEr and CIDEr-D, over tokens of `tokenize_any`; by default counted in `references`.
+        For CIDEr and CIDEr-D, over the same tokens; by default counted in `references`.
     training_captions
         For `novel`: the captions that the model was trained on.
     vocabulary
         For `vocabulary-use`: the words that the model can generate.
+    tokens
+        `"words"`, or `"characters"` for a language written without spaces between words: then each
+        character counts as a word.
 
     Examples
     --------
@@ -123,24 +127,28 @@ def evaluate_captions(
     if "vocabulary-use" in names and vocabulary is None:
         raise ConfigurationError("metric 'vocabulary-use' needs the vocabulary")
     check_counts(candidates, references)
-    tokens = [tokenize_any(caption) for caption in candidates]
-    known = [[tokenize_any(caption) for caption in captions] for captions in references]
-    trained = [tokenize_any(caption) for caption in training_captions or ()]
+    tokenize = tokenizer(tokens)
+    split = [tokenize(caption) for caption in candidates]
+    known = [[tokenize(one) for one in captions if has_words(one)] for captions in references]
+    for image, left in enumerate(known):
+        if not left:
+            raise DataError(f"image {image} has no reference that holds a word; expected one")
+    trained = [tokenize(caption) for caption in training_captions or ()]
     if document_frequencies is None and {"CIDEr", "CIDEr-D"} & set(names):
         document_frequencies = DocumentFrequencies.of(known)
 
     metrics: dict[str, Callable[[], Score | float]] = {
-        "ROUGE-L": lambda: rouge_l(tokens, known),
-        "CIDEr": lambda: cider(tokens, known, document_frequencies),
-        "CIDEr-D": lambda: cider_d(tokens, known, document_frequencies),
-        "distinct-1": lambda: distinct_n(tokens, 1),
-        "distinct-2": lambda: distinct_n(tokens, 2),
-        "novel": lambda: novel(tokens, trained),
-        "vocabulary-use": lambda: vocabulary_use(tokens, vocabulary or ()),
-        "METEOR": lambda: meteor(tokens, known),
-        "SPICE": lambda: spice(tokens, known),
+        "ROUGE-L": lambda: rouge_l(split, known),
+        "CIDEr": lambda: cider(split, known, document_frequencies),
+        "CIDEr-D": lambda: cider_d(split, known, document_frequencies),
+        "distinct-1": lambda: distinct_n(split, 1),
+        "distinct-2": lambda: distinct_n(split, 2),
+        "novel": lambda: novel(split, trained),
+        "vocabulary-use": lambda: vocabulary_use(split, vocabulary or ()),
+        "METEOR": lambda: meteor(split, known),
+        "SPICE": lambda: spice(split, known),
     }
-    by_bleu = dict(zip(BLEU, bleu(tokens, known), strict=True)) if set(BLEU) & set(names) else {}
+    by_bleu = dict(zip(BLEU, bleu(split, known), strict=True)) if set(BLEU) & set(names) else {}
     corpus, images = {}, {}
     for name in names:
         score = by_bleu[name] if name in BLEU else metrics[name]()

@@ -175,6 +175,11 @@ class AttentionRNN(CaptioningRNN):
             product(xp, dgrid, params["W_grid"].T, dfeatures.reshape(-1, D))
             mean_of_present_backward(dh0 @ params["W_proj"].T, present, dfeatures)
 
+    def attention(self, cache: Any) -> Array:
+        """Return the weight of each region for each word read; see `inspection.Attends`."""
+        found: Array = cache.more_input.weights
+        return found
+
     def start(self, features: Array) -> tuple[Any, State]:
         """Return projected words and regions, and the first states; see `CaptionModel.start`.
 

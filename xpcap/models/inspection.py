@@ -12,7 +12,7 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy
 
@@ -161,6 +161,34 @@ def word_gradients(model: CaptionModel, features: Array, words: Array) -> tuple[
         return log_probs, gradients
 
 
+@runtime_checkable
+class Attends(Protocol):
+    """The ability of a model that looks at regions of the image, a different mean for each word."""
+
+    def attention(self, cache: Any) -> Array:
+        """Return the weight of each region `(M, L)` for each word read, after `forward`."""
+
+
+def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
+    """Return the weight of each region for each word of captions `(N, T, L)`.
+
+    Word t was predicted after looking at the image with these weights, which add up to 1, or are 0
+    where the word is `<NULL>` or there is no region. `words (N, T)` and errors are as for
+    `word_gradients`; `ConfigurationError` too if the model has no attention.
+    """
+    if not isinstance(model, Attends):
+        raise ConfigurationError(f"a model of the family '{model.family}' has no attention")
+    with model.backend.activate():
+        namespace(features, words)
+        batch, _, cache = Objective(model).read(features, _with_start(model, words))
+        weights = model.attention(cache)
+        xp, (N, T) = namespace(weights), words.shape
+        found = xp.zeros((N, T, weights.shape[1]), dtype=weights.dtype)
+        for t, rows in enumerate(batch.packing.rows):
+            found[batch.images[: rows.stop - rows.start], t] = weights[rows]
+        return found
+
+
 def _with_start(model: CaptionModel, words: Array) -> numpy.ndarray:
     """Return captions `(N, T+1)` on the host, from what decoding returns."""
     if model.start_word is None:
@@ -184,7 +212,7 @@ def _step_back(
     xp, cell, run, n = namespace(above), model.cell, cache.run, len(above)
     Wh = model.recurrent_weights()["Wh"]
     dah = xp.empty((n, Wh.shape[1]), dtype=above.dtype)
-    dax = dah if cell.single else xp.empty_like(dah)
+    dax = xp.empty_like(dah) if cell.separate else dah
     arrays = {name: array[:n] for name, array in run.at(cell, cache.batch.packing, t).items()}
     gradients = {name: gradient[:n] for name, gradient in further.items()}
     gradients |= {"above": above, "back": back, "da": dah, "dah": dah, "dax": dax}

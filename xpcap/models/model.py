@@ -92,7 +92,7 @@ class CaptionModel(abc.ABC):
             raise ConfigurationError(f"dtype {numpy.dtype(dtype)} is not a floating one")
         if not isinstance(word_to_idx, Mapping):
             raise ConfigurationError(
-                f"word_to_idx is a {type(word_to_idx).__name__}; expected a dict, words to indices"
+                f"word_to_idx is of type {type(word_to_idx).__name__}; expected a dict of indices"
             )
         word_to_idx = {
             word: as_index(index, f"the index of '{word}'") for word, index in word_to_idx.items()

@@ -194,7 +194,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
         "network": f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors"
         f" {model['wordvec_dim']}",
         "parameters": f"{parameters:,}",
-        "vocabulary": f"{len(run.vocabulary):,} words",
+        "vocabulary": f"{len(run.vocabulary):,} {run.vocabulary.tokens}",
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
         "features": f"{run.config['data'].get('features') or run.config['data']['kind']}"
         f" ({model['input_dim']:,} values)",

@@ -12,7 +12,7 @@ import numpy
 
 from xpcap.data.dataset import Dataset
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import decode_captions, plain
+from xpcap.data.vocabulary import decode_captions
 from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.errors import DataError
 from xpcap.files import explained, new_file
@@ -125,7 +125,7 @@ def _caption(run: Run, words: numpy.ndarray, log_probs: numpy.ndarray) -> dict[s
     sentence = decode_captions(words, run.vocabulary.idx_to_word)
     found = log_probs[words != run.model.null].tolist()
     return {
-        "caption": plain(str(sentence)),
+        "caption": run.vocabulary.sentences(words)[0],
         "log_prob": sum(found),
         "words": [
             {"word": word, "log_prob": log_prob}

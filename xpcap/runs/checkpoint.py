@@ -11,7 +11,7 @@ and the text, `xpcap` in the metadata, is JSON:
     format                  2
     written_by              versions of xpcap, Python, NumPy and CuPy, and the device
     config                  the model's family and sizes, the data set, all options
-    vocabulary              the words in the order of their indices
+    vocabulary              the words in the order of their indices; see `Vocabulary.stored`
     optimizer               settings of the update rule and its step count
     progress                see `TrainingProgress`
 
@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "written_by": checkpoint.written_by,
         "config": checkpoint.config,
-        "vocabulary": list(checkpoint.vocabulary.idx_to_word),
+        "vocabulary": checkpoint.vocabulary.stored(),
         "optimizer": state.optimizer,
         "progress": asdict(state.progress),
     }

@@ -34,7 +34,7 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
 def check_data(run: Run, dataset: Dataset) -> None:
     """Raise `DataError` unless a data set has the vocabulary and features of a run."""
     folder = dataset.folder
-    if tuple(dataset.vocabulary.idx_to_word) != tuple(run.vocabulary.idx_to_word):
+    if dataset.vocabulary.stored() != run.vocabulary.stored():
         raise DataError(f"{folder} has another vocabulary than {run.folder} was trained with")
     if dataset.feature_dim != run.config["model"]["input_dim"]:
         raise DataError(
@@ -52,20 +52,46 @@ def check_data(run: Run, dataset: Dataset) -> None:
         raise DataError(f"{folder} has other principal components than {run.folder}")
 
 
+def check_unchanged(run: Run, dataset: Dataset) -> None:
+    """Raise `DataError` unless a run was trained on these captions, and on these features."""
+    found = digests(dataset.splits)
+    recorded = {"feature_values": found["feature_values"], **run.config["data"]}  # not by old runs
+    for name, digest in found.items():
+        if recorded.get(name) != digest:
+            raise DataError(
+                f"{dataset.folder} has other {name.replace('_', ' ')} than {run.folder} was trained"
+                " with; expected the same, or a new run"
+            )
+
+
 def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
     """Return, by name, hashes of the captions of each split, and of the features of some images."""
     found = {}
     for name, split in splits.items():
-        rows = numpy.unique(numpy.linspace(0, split.features.shape[0] - 1, _COMPARED).astype(int))
         found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
-        found[f"features of '{name}'"] = _digest([split.features[rows]])
+        found[f"features of '{name}'"] = _digest([_some_features(split)])
     return found
 
 
-def fingerprint(splits: Mapping[str, Split]) -> str:
-    """Return a hash of the captions and their images, in hexadecimal."""
+def digests(splits: Mapping[str, Split]) -> dict[str, str]:
+    """Return hashes by which a run recognizes its training and validation data.
+
+    `captions` is of all captions and their images, `feature_values` of the features' shapes and of
+    those of some images.
+    """
     both = splits["train"], splits["val"]
-    return _digest(array for split in both for array in (split.captions, split.image_idxs))
+    shapes = numpy.array([split.features.shape for split in both])
+    return {
+        "captions": _digest(array for part in both for array in (part.captions, part.image_idxs)),
+        "feature_values": _digest([shapes, *map(_some_features, both)]),
+    }
+
+
+def _some_features(split: Split) -> numpy.ndarray:
+    """Return the features of evenly spaced images, as cheap to read as a batch."""
+    images = split.features.shape[0]
+    rows = numpy.unique(numpy.linspace(0, images - 1, _COMPARED).astype(int))
+    return numpy.asarray(split.features[rows])
 
 
 def _digest(arrays: Iterable[numpy.ndarray]) -> str:

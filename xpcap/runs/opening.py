@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xpcap.backend import Backend, as_backend
+from xpcap.data.encoding import LONGEST
 from xpcap.data.folder import FEATURE_KINDS
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError, XpcapError
@@ -94,6 +95,11 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     if data.get("kind") not in FEATURE_KINDS or not isinstance(data.get("folder"), str):
         raise CheckpointError(
             f"{path}: expected 'data' with 'kind' (pca, fc7) and 'folder', a text"
+        )
+    length = data.get("max_words", 1)
+    if type(length) is not int or not 1 <= length <= LONGEST:
+        raise CheckpointError(
+            f"{path}: expected the 'max_words' of 'data' to be a number from 1 to {LONGEST}"
         )
     if not isinstance(data.get("extractor") or {}, dict):
         raise CheckpointError(f"{path}: expected the 'extractor' of 'data' to be an object")

@@ -18,8 +18,9 @@ from xpcap.data.features import LazyFeatures
 from xpcap.data.images import as_images
 from xpcap.data.pca import PCA
 from xpcap.data.progress import Progress, no_progress
-from xpcap.data.vocabulary import Vocabulary, decode_captions, plain
+from xpcap.data.vocabulary import Vocabulary
 from xpcap.decoding import (
+    MAX_LENGTH,
     Beam,
     Captioner,
     Decoded,
@@ -30,11 +31,11 @@ from xpcap.decoding import (
     score_captions,
 )
 from xpcap.distributed import Alone, Ranks, share_out
-from xpcap.errors import CheckpointError
+from xpcap.errors import CheckpointError, ConfigurationError
 from xpcap.models import CaptionModel
 from xpcap.models.greedy import decoding_spans
 from xpcap.runs.folder import TRANSFORM
-from xpcap.runs.search import check_search, make_search
+from xpcap.runs.search import check_search, make_search, with_length
 
 BATCH = 256
 
@@ -67,6 +68,11 @@ class Run:
         return f"Run({str(self.folder)!r}) on {data.get('name')}, features: {features}{models}"
 
     @property
+    def max_words(self) -> int:
+        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded."""
+        return int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+
+    @property
     def captioner(self) -> Captioner:
         """What predicts words: the model, or the ensemble with its partners."""
         return Ensemble([self.model, *self.partners]) if self.partners else self.model
@@ -75,10 +81,10 @@ class Run:
         """Caption images, with the log-probabilities of the words.
 
         Features are `(N, D)`, of the kind the run was trained on; they and the result are on the
-        host. The default search is greedy, without `<UNK>`.
+        host. The default search is greedy, without `<UNK>`. Captions have at most `max_words` words
+        unless the search has its own limit.
         """
-        if how is None:
-            how = make_search(self.vocabulary)
+        how = self._search(how)
         backend, captioner = self.model.backend, self.captioner
 
         def work(part: slice) -> Decoded:
@@ -102,13 +108,24 @@ class Run:
 
         `images` are file names, PIL images and arrays of 8-bit pixels `(height, width, 3)`, or one
         of them; or an array with the features `(N, D)`, on the host. Instead of a search,
-        `options` of `make_search` may be given, such as `beam=3`. Errors are those of
-        `features_of`.
+        `options` of `make_search` may be given, such as `beam=3`; otherwise a `ConfigurationError`
+        is raised. Other errors are those of `features_of`.
         """
-        check_search(options)
+        how = self._search(how, **options)
         features = images if _are_features(images) else self.features_of(images)
-        words = self.decode(features, how or make_search(self.vocabulary, **options)).words[:, 0]
-        return [plain(caption) for caption in decode_captions(words, self.vocabulary.idx_to_word)]
+        return self.vocabulary.sentences(self.decode(features, how).words[:, 0])
+
+    def _search(self, how: Beam | Sampling | None, **options: Any) -> Beam | Sampling:
+        """Return `how`, or a search by its options, with a limit of words."""
+        check_search(options)
+        if how is None:
+            how = make_search(self.vocabulary, **options)
+        elif options or not isinstance(how, Beam | Sampling):
+            given = ", ".join([repr(how), *options])
+            raise ConfigurationError(
+                f"{given}: expected either a Beam or Sampling, or options such as beam=3"
+            )
+        return with_length(how, self.max_words)
 
     def score(self, features: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
         """Return the log-probabilities `(N, T)` of the words of given captions, in nats.
@@ -173,18 +190,20 @@ class Run:
 def ensemble(runs: Sequence[Run]) -> Run:
     """Combine runs on one device: the probability of a word is the average of theirs.
 
-    Returns the first one, with the others' models as partners; they must have its vocabulary and
-    need the same features.
+    Returns the first one, with the others' models as partners and the largest `max_words`; they
+    must have its vocabulary and need the same features.
     """
     for other in runs[1:]:
         _check_compatible(runs[0], other)
     models = [model for run in runs for model in (run.model, *run.partners)]
-    return replace(runs[0], model=models[0], partners=models[1:])
+    config = runs[0].config
+    data = {**config["data"], "max_words": max(run.max_words for run in runs)}
+    return replace(runs[0], config={**config, "data": data}, model=models[0], partners=models[1:])
 
 
 def _check_compatible(first: Run, other: Run) -> None:
     why = "expected the same, as they are to decide together"
-    if tuple(other.vocabulary.idx_to_word) != tuple(first.vocabulary.idx_to_word):
+    if other.vocabulary.stored() != first.vocabulary.stored():
         raise CheckpointError(f"{other.folder} has another vocabulary than {first.folder}; {why}")
     expected, found = _input(first), _input(other)
     for what in expected:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from xpcap.data.vocabulary import NULL, START, UNK, Vocabulary
-from xpcap.decoding import Beam, Constraints, Sampling
+from xpcap.decoding import MAX_LENGTH, Beam, Constraints, Sampling
 from xpcap.errors import ConfigurationError
 from xpcap.options import check_options
 
@@ -31,7 +32,7 @@ def make_search(
     top_p: float = 1.0,
     seed: int = 0,
     min_words: int = 0,
-    max_words: int = 30,
+    max_words: int | None = None,
     no_repeat_ngram: int = 0,
     allow_unk: bool = False,
     n_best: int = 1,
@@ -39,7 +40,7 @@ def make_search(
     """Return a beam search, or sampling, of `n_best` captions per image.
 
     A beam of 1 is greedy. `<UNK>` is not generated unless `allow_unk`. The options are described at
-    `Beam`, `Sampling` and `Constraints`.
+    `Beam`, `Sampling` and `Constraints`; if `max_words` is None, a run uses its own.
     """
     constraints = Constraints(
         min_words, max_words, no_repeat_ngram, banned_tokens(vocabulary, allow_unk)
@@ -51,10 +52,18 @@ def make_search(
     )
 
 
+def with_length(how: Beam | Sampling, max_words: int) -> Beam | Sampling:
+    """Return a search for captions of at most `max_words` words, unless it has a limit already."""
+    if how.constraints.max_length is not None:
+        return how
+    return replace(how, constraints=replace(how.constraints, max_length=max_words))
+
+
 def check_search(options: Mapping[str, Any], n_best: int = 1) -> None:
     """Raise `ConfigurationError` if options are unknown, or have no effect with the others."""
     known = inspect.signature(make_search).parameters
-    check_options(options, {n: p.default for n, p in known.items() if n in DECODING})
+    defaults = {n: p.default for n, p in known.items() if n in DECODING}
+    check_options(options, {**defaults, "max_words": MAX_LENGTH})
     sampling = options.get("sample", False)
     for name in BEAM_ONLY if sampling else SAMPLING_ONLY:
         if name in options:

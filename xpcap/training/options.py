@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.optim import check_counts, check_positive, find_rule
 from xpcap.options import check_options
-from xpcap.runs.dataset import fingerprint
+from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
 from xpcap.training.trainer import Schedule
@@ -32,7 +32,7 @@ _MODEL = {
     "dtype": "dtype",
 }
 
-CHANGEABLE = ("epochs", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
+CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
 """Options of `run_options` that may be given when a run is resumed."""
 
 
@@ -138,7 +138,8 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
                 f"{name} cannot be changed when a run is resumed (it was {values[name]}); these"
                 f" can: {', '.join(CHANGEABLE)}, data, device, tensorboard"
             )
-    return run_options(**{**values, **{n: v for n, v in given.items() if n in CHANGEABLE}})
+    after = run_options(**{**values, **{n: v for n, v in given.items() if n in CHANGEABLE}})
+    return replace(after, schedule=replace(after.schedule, start=before.schedule.start))
 
 
 def _named(options: RunOptions) -> dict[str, Any]:
@@ -195,7 +196,8 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
             "name": dataset.description["name"],
             "features": dataset.description.get("features"),
             "extractor": dataset.description.get("extractor"),
-            "captions": fingerprint(dataset.splits),
+            "max_words": dataset.max_words,
+            **digests(dataset.splits),
         },
         "training": {**training, "feature_scale": feature_scale},
     }

@@ -19,12 +19,12 @@ from xpcap.data.features import LazyFeatures
 from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.data.pca import PCA
 from xpcap.distributed import Alone, Ranks, check_alike
-from xpcap.errors import CheckpointError, ConfigurationError, DataError, DivergedError
+from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
 from xpcap.models import CaptionModel
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
-from xpcap.runs.dataset import check_data, fingerprint, fingerprints
+from xpcap.runs.dataset import check_data, check_unchanged, fingerprints
 from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
@@ -139,7 +139,8 @@ def resume_run(
         The run folder; the device and the context may be other ones than before.
     change
         Called with the options of the run, returns new ones, which may differ in `schedule.epochs`,
-        `schedule.patience`, `lazy`, `saving` and `on_nan`. None leaves them all.
+        `schedule.patience`, `lr`, `lazy`, `saving` and `on_nan`. None leaves them all. Another `lr`
+        is the learning rate from here on, and the schedule is counted from here.
     data
         The data folder, if it has moved.
 
@@ -158,25 +159,54 @@ def resume_run(
             )
     with nullcontext() if ranks.rank else locked(folder):
         last = read_checkpoint(path)
-        options = options_of(path, last.config)
-        options = options if change is None else change(options)
+        before = options_of(path, last.config)
+        if before.schedule.start > last.state.progress.step:
+            raise CheckpointError(f"{path}: its schedule starts after its last step")
+        options = before if change is None else change(before)
+        if options.lr != before.lr:
+            last = _restarted(last)
+            options = replace(
+                options, schedule=replace(options.schedule, start=last.state.progress.step)
+            )
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
         model = build_model(path, last).to(backend)
         run = Run(folder, last.config, last.vocabulary, model)
         dataset = _open(data or Path(run.config["data"]["folder"]), options, ranks)
         check_data(run, dataset)
-        if fingerprint(dataset.splits) != run.config["data"].get("captions"):
-            raise DataError(f"{dataset.folder} has other captions than {folder} was trained with")
+        check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = _trainer(run.model, dataset, options, ranks)
         _restore(folder, trainer, last.state, options.rule)
+        _warn_of_jump(context, trainer, before, options)
         initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
         events = _events(context, folder, resumed=True)
         _train(folder, trainer, initial, options, context, events)
     return trainer, dataset
+
+
+def _restarted(last: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the factor that recoveries left of the former rate."""
+    progress = replace(last.state.progress, rate_scale=1.0)
+    return replace(last, state=replace(last.state, progress=progress))
+
+
+def _warn_of_jump(
+    context: RunContext, trainer: Trainer, before: RunOptions, options: RunOptions
+) -> None:
+    """Warn if another number of epochs changes the learning rate, as that of a cosine."""
+    epochs = options.schedule.epochs
+    remain = 0 < trainer.step < epochs * len(trainer.batches)
+    if epochs == before.schedule.epochs or not options.schedule.cosine or not remain:
+        return
+    if options.lr == before.lr:
+        last = trainer.learning_rate
+        context.warn(
+            f"warning: the learning rate goes from {last:.2g} to {trainer.next_rate:.2g}, that of a"
+            f" cosine over {epochs} epochs; --lr {last:.2g} would anneal it from where it was"
+        )
 
 
 def _restore(folder: Path, trainer: Trainer, last: TrainingState, rule: str) -> None:
@@ -216,7 +246,7 @@ def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | 
 def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Dataset) -> None:
     """Check that all ranks have the same options, data and versions."""
     if context.ranks.size > 1:
-        found = {**_flat(config), **written_by(""), **fingerprints(dataset.splits)}
+        found = {**fingerprints(dataset.splits), **_flat(config), **written_by("")}
         del found["data.folder"], found["training.threads"]  # may differ between machines
         check_alike(context.ranks, found)
 

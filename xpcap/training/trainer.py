@@ -117,17 +117,21 @@ class Schedule:
     cosine: bool = False  # also anneal it to zero, on half a cosine over all steps
     clip_norm: float | None = None  # the largest global norm of the gradient
     patience: int | None = None  # stop after so many epochs without a lower validation loss
+    start: int = 0  # the step from which decay and cosine are counted
 
     def __post_init__(self) -> None:
         check_counts(epochs=self.epochs, patience=self.patience)
         check_positive("learning-rate decay", self.lr_decay)
         if self.clip_norm is not None:
             check_positive("gradient clipping", self.clip_norm)
+        if not isinstance(self.start, int) or self.start < 0:
+            raise ConfigurationError(f"start must be a step, 0 or more, got {self.start!r}")
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """Return the factor of the learning rate in a step, counted from 0."""
-        factor = self.lr_decay ** (step // steps_per_epoch)
-        return factor * cosine(step / (self.epochs * steps_per_epoch)) if self.cosine else factor
+        taken, total = step - self.start, self.epochs * steps_per_epoch - self.start
+        factor = self.lr_decay ** (taken // steps_per_epoch)
+        return factor * cosine(taken / total) if self.cosine else factor
 
 
 def evaluate(model: CaptionModel, batches: Batches) -> float:
@@ -277,8 +281,12 @@ class Trainer:
 
     def next_batch(self) -> tuple[Batch, float]:
         """Return the minibatch of the next step, and its learning rate."""
-        batch = next(self.batches.epoch(self.epoch, self._first))
-        return batch, self.optimizer.learning_rate * self._factor(self.step)
+        return next(self.batches.epoch(self.epoch, self._first)), self.next_rate
+
+    @property
+    def next_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimizer.learning_rate * self._factor(self.step)
 
     @property
     def _first(self) -> int:
