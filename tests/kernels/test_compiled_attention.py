@@ -1,5 +1,7 @@
 """Attention compiled by numba, against the operation's own lines."""
 
+import copy
+
 import numpy
 import pytest
 from cuda.cuda_cases import CASES
@@ -16,21 +18,17 @@ ATTENTION = [
 ]
 
 
-def single(arguments):
-    return {
-        key: value.astype("f4") if isinstance(value, numpy.ndarray) and value.dtype == float else value
-        for key, value in arguments.items()
-    }  # fmt: skip
+def single(value):
+    wide = isinstance(value, numpy.ndarray) and value.dtype == numpy.float64
+    return value.astype(numpy.float32) if wide else value
 
 
 @pytest.mark.parametrize(("name", "arguments"), ATTENTION)
 def test_compiled_attention_agrees_with_its_lines(name, arguments):
     """With and without a mask, chosen images and a gradient of the weights."""
-    expected = {
-        k: numpy.copy(v) if isinstance(v, numpy.ndarray) else v for k, v in arguments.items()
-    }
+    expected = copy.deepcopy(arguments)
     OPERATIONS[name].reference(numpy, **expected)
-    found, fast = single(arguments), fastest(numpy)
+    found, fast = {key: single(value) for key, value in arguments.items()}, fastest(numpy)
     assert OPERATIONS[name].chosen(fast) is not OPERATIONS[name].reference
     OPERATIONS[name](fast, *found.values())
     for key, value in found.items():
