@@ -123,8 +123,9 @@ def _dot_product_attention_gradient(
     dscores = numpy.empty(L, F)
     scale = F(1 / math.sqrt(query.shape[1]))
     for r in range(R):
-        dscores[:] = F(0)
-        if dweights is not None:
+        if dweights is None:
+            dscores[:] = F(0)
+        else:
             dscores[:] = dweights[r]
         _score_gradient(dcontext[r], dscores, values[r], weights[r], dvalues[r])
         dquery[r] = F(0)
@@ -150,8 +151,9 @@ def _additive_attention_gradient(
     R, L = weights.shape
     dscores = numpy.empty(L, F)
     for r in range(R):
-        dscores[:] = F(0)
-        if dweights is not None:
+        if dweights is None:
+            dscores[:] = F(0)
+        else:
             dscores[:] = dweights[r]
         _score_gradient(dcontext[r], dscores, values[r], weights[r], dvalues[r])
         q, dq, dwr = query[r], dquery[r], dw[r]

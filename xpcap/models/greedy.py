@@ -106,9 +106,9 @@ class _Decoder:
     def __call__(self, model: CaptionModel, features: Array) -> Array:
         """Caption images; features `(N, ...)` give words `(N, max_length)`."""
         context, state = model.start(features)
-        kept, new = (*self._state, *_arrays(self._context)), (*state, *_arrays(context))
-        for part, value in zip(kept, new, strict=True):
-            part[...] = value
+        ours = *_of_images(self._context), *self._state
+        for part, first in zip(ours, (*_of_images(context), *state), strict=True):
+            part[...] = first
         self._captions[...] = model.null
         self._words[...] = model.start_word
         self._active[...] = True
@@ -137,8 +137,8 @@ class _Decoder:
         self._now[...] += 1
 
 
-def _arrays(context: Any) -> list[Array]:
-    """Return the arrays of a context, which are of its images."""
+def _of_images(context: Any) -> list[Array]:
+    """Return what of a context belongs to the images; see `CaptionModel.start`."""
     parts = context if isinstance(context, tuple) else ()
     return [part for part in parts if hasattr(part, "shape")]
 

@@ -155,8 +155,8 @@ class CaptionModel(abc.ABC):
         """Begin captions of N images.
 
         Returns what belongs to the images and to decoding as a whole, the context; and the state
-        before the first word, N rows. Arrays of the images, if there are any, are elements of a
-        tuple, the context, in which those of later images may replace them.
+        before the first word, N rows. If the context is a tuple, arrays in it belong to the images;
+        what depends on the parameters alone is another object.
         """
 
     @abc.abstractmethod

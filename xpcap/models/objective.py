@@ -10,6 +10,7 @@ the vocabulary layer, softmax and dropout masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -285,15 +286,16 @@ class Objective:
 
     def _gather(self, features: Array, images: Array) -> Array:
         """Return the features of each caption in the workspace's dtype."""
-        space, shape = self._space, (len(images), *features.shape[1:])
-        found = space.empty("features", *shape)
+        space, (count, *of_image), M = self._space, features.shape, len(images)
+        width = math.prod(of_image)
+        rows, found = features.reshape(count, width), space.empty("features", M, width)
         if features.dtype == found.dtype:
-            take_rows(self.xp, features, images, found)
+            take_rows(self.xp, rows, images, found)
         else:
-            gathered = space.empty("gathered", *shape, dtype=features.dtype)
-            take_rows(self.xp, features, images, gathered)
+            gathered = space.empty("gathered", M, width, dtype=features.dtype)
+            take_rows(self.xp, rows, images, gathered)
             found[...] = gathered.astype(found.dtype)
-        return found
+        return found.reshape(M, *of_image)
 
     def _dropping(
         self, name: str, batch: PackedBatch, stream: int | Array
