@@ -289,6 +289,14 @@ def test_initial_parameters_of_attention(scoring):
 
 
 @every_kind
+def test_features_of_another_scale(kind):
+    model = lively(kind)
+    expected = model.evaluate(FEATURES[kind], CAPTIONS)
+    model.scale_features(4.0)
+    assert model.evaluate(4 * FEATURES[kind], CAPTIONS) == pytest.approx(expected, rel=1e-12)
+
+
+@every_kind
 def test_mixed_devices_are_named(kind):
     guard = open_guard()
     model, moved = build(kind), build(kind, guard)
