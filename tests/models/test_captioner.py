@@ -448,6 +448,11 @@ def test_settings_that_are_refused():
     ):
         with pytest.raises(ConfigurationError, match=message):
             AttentionRNN(WORDS, D, W, H, **options)
+    for family in (CaptioningRNN, AttentionRNN):
+        with pytest.raises(TypeError, match="argument 'depth'"):
+            family(WORDS, D, W, H, depth=1)
+    with pytest.raises(TypeError, match="argument 'scoring'"):
+        CaptioningRNN(WORDS, D, W, H, scoring="dot")
     assert AttentionRNN(WORDS, D, W, H, doubly_stochastic=0).doubly_stochastic == 0
     with pytest.raises(BackendError, match="nowhere"):
         build("rnn", backend="nowhere")

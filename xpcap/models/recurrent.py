@@ -82,6 +82,8 @@ class CaptioningRNN(Inspectable):
         backend: Backend | str | None = None,
         **more: Any,
     ) -> None:
+        for name in more.keys() - set(self.options):  # of other families
+            raise TypeError(f"{type(self).__name__} has no argument '{name}'")
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, wordvec_dim=wordvec_dim, hidden_dim=hidden_dim,
