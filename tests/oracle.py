@@ -1,16 +1,18 @@
 """Naive versions of what the package computes, written for reading and not for speed.
 
 Recurrent cells take one caption step by step, by the textbook's formulas, a variable for each gate;
-the model feeds them one caption after the other, padding included. Their gradients come from no
-rule of differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x) and e may be so small that
-nothing else is left (the complex step). Decoding runs the model from the start for each word;
-metrics count in loops.
+attention looks at one region after the other, and not at those that are absent; the model feeds
+them one caption after the other, padding included. Their gradients come from no rule of
+differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x) and e may be so small that nothing
+else is left (the complex step). Decoding runs the model from the start for each word; metrics count
+in loops.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -70,22 +72,17 @@ def weights_of(params):
     return {name: params[name] for name in ("Wh", "bn") if name in params}
 
 
-def states(cell, ax, state, weights):
-    """Return the state and the gates after each step of one caption.
+def hidden_states(cell, ax, state, weights):
+    """Return the hidden states `(T, H)` of one caption.
 
     `ax (T, kH)`: x Wx + b of each step; `state`: h0 and further first states, `(H,)` each;
     `weights`: `Wh` and further biases of the cell, by name.
     """
     found = []
     for t in range(ax.shape[-2]):
-        state, gates = CELL_STEPS[cell](ax[..., t, :], state, **weights)
-        found.append((state, gates))
-    return found
-
-
-def hidden_states(cell, ax, state, weights):
-    """Return the hidden states `(T, H)` of one caption, see `states`."""
-    return numpy.stack([h for (h, *_), _ in states(cell, ax, state, weights)], axis=-2)
+        state, _ = CELL_STEPS[cell](ax[..., t, :], state, **weights)
+        found.append(state[0])
+    return numpy.stack(found, axis=-2)
 
 
 def inputs(params, words, mask=1.0):
@@ -94,13 +91,90 @@ def inputs(params, words, mask=1.0):
     return x @ params["Wx"] + params["b"][..., None, :]
 
 
+def looks(params):
+    """Whether they are of the captioner with attention, which looks at regions."""
+    return "W_grid" in params
+
+
+def regions_there(image):
+    """Return the numbers of the regions of an image `(L, D)` that are not all zero."""
+    *_, some = (abs(image.real) > 0).any(axis=-1).reshape(-1, image.shape[-2])
+    return [number for number, there in enumerate(some) if there]
+
+
+def mean_region(image):
+    """Return the mean `(D,)` of the regions that are there, 0 without any."""
+    there = regions_there(image)
+    return sum((image[..., l, :] for l in there), 0 * image[..., 0, :]) / max(len(there), 1)  # noqa: E741
+
+
+def summary(params, image):
+    """Return what the captioner with these parameters takes of an image: regions, or a vector."""
+    return mean_region(image) if image.ndim == 2 and not looks(params) else image
+
+
 def initial(cell, params, image):
     """Return the state that an image gives."""
-    return first_state(cell, times(image, params["W_proj"]) + params["b_proj"])
+    vector = mean_region(image) if looks(params) else image
+    return first_state(cell, times(vector, params["W_proj"]) + params["b_proj"])
+
+
+def look(params, h, grid):
+    """Return what attention finds `(H,)`, and the weights of the projected regions `(H,)`."""
+    query = times(h, params["W_query"]) + params["b_query"]
+    powers = []
+    for region in grid:
+        if "w_score" in params:
+            score = (params["w_score"] * numpy.tanh(query + region)).sum(axis=-1)
+        else:
+            score = (query * region).sum(axis=-1) / math.sqrt(region.shape[-1])
+        powers.append(numpy.exp(score))
+    weights = [power / sum(powers) for power in powers]
+    context = 0 * h
+    for weight, region in zip(weights, grid, strict=True):
+        context = context + weight[..., None] * region
+    gate = logistic(times(h, params["W_gate"]) + params["b_gate"])
+    return gate * context, weights
+
+
+class Step(NamedTuple):
+    """A step that was taken; `found` and `weights` are of `look`, None without attention."""
+
+    state: tuple[Any, ...]
+    gates: tuple[Any, ...]
+    found: Any
+    weights: Any
+
+    def output(self, params):
+        """Return what gives the scores."""
+        h = self.state[0]
+        return h if self.found is None else h + times(self.found, params["W_context"])
+
+
+def read(cell, params, image, words, state=None, mask=1.0):
+    """Return the step after each word, from the first state on or another one."""
+    ax, weights_of_cell = inputs(params, words, mask), weights_of(params)
+    state, grid, steps = state or initial(cell, params, image), [], []
+    if looks(params):
+        regions = (image[..., number, :] for number in regions_there(image))
+        grid = [times(a, params["W_grid"]) + params["b_grid"] for a in regions]
+    for t in range(len(words)):
+        ax_t, found, weights = ax[..., t, :], None, None
+        if looks(params):
+            found, weights = look(params, state[0], grid)
+            ax_t = ax_t + times(found, params["Wz"])
+        state, gates = CELL_STEPS[cell](ax_t, state, **weights_of_cell)
+        steps.append(Step(state, gates, found, weights))
+    return steps
 
 
 def to_scores(params, hidden):
     return hidden @ params["W_vocab"] + params["b_vocab"][..., None, :]
+
+
+def scores_of(params, steps, mask=1.0):
+    """Return the scores of the next word `(T, V)` after each step."""
+    return to_scores(params, numpy.stack([step.output(params) for step in steps], axis=-2) * mask)
 
 
 def log_probs(cell, params, image, caption, masks=(1.0, 1.0)):
@@ -108,9 +182,15 @@ def log_probs(cell, params, image, caption, masks=(1.0, 1.0)):
 
     `masks` scale the word vectors `(T, W)` and the hidden states `(T, H)` that give scores.
     """
-    ax = inputs(params, caption[:-1], masks[0])
-    hidden = hidden_states(cell, ax, initial(cell, params, image), weights_of(params))
-    return of_words(to_scores(params, hidden * masks[1]), caption[1:])
+    steps = read(cell, params, image, caption[:-1], mask=masks[0])
+    return of_words(scores_of(params, steps, masks[1]), caption[1:])
+
+
+def lacking(cell, params, image, caption, mask=1.0):
+    """Return the sum over regions of (1 - sum of their weights)^2, over words to be predicted."""
+    steps = read(cell, params, image, caption[:-1], mask=mask)
+    counted = [s.weights for s, word in zip(steps, caption[1:], strict=True) if word != NULL]
+    return sum((1 - sum(of_region)) ** 2 for of_region in zip(*counted, strict=True))
 
 
 def of_words(scores, words):
@@ -118,11 +198,16 @@ def of_words(scores, words):
     return log_softmax(scores)[..., range(len(words)), words] * (words != NULL)
 
 
-def loss(cell, params, features, captions, masks=None):
+def loss(cell, params, features, captions, masks=None, doubly_stochastic=0.0):
     """Return the loss of a captioner; `masks` of `log_probs` are for all captions."""
     of_caption = [(1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
-    each = zip(features, captions, of_caption, strict=True)
-    return -sum(log_probs(cell, params, *one).sum(axis=-1) for one in each) / len(captions)
+    total = 0.0
+    for image, caption, own in zip(features, captions, of_caption, strict=True):
+        image = summary(params, image)
+        total = total - log_probs(cell, params, image, caption, own).sum(axis=-1)
+        if doubly_stochastic:
+            total = total + doubly_stochastic * lacking(cell, params, image, caption, own[0])
+    return total / len(captions)
 
 
 def dropout_masks(model, captions, step):
@@ -139,10 +224,11 @@ def sample(cell, params, features, max_length):
     """Return the most likely next words, `<NULL>` after `<END>`."""
     captions = numpy.full((len(features), max_length), NULL)
     for n, image in enumerate(features):
-        state, word = initial(cell, params, image), START
+        state, word = None, START
         for t in range(max_length):
-            ((state, _),) = states(cell, inputs(params, [word]), state, weights_of(params))
-            captions[n, t] = word = int(to_scores(params, state[0][None])[0].argmax())
+            (step,) = read(cell, params, summary(params, image), [word], state)
+            captions[n, t] = word = int(scores_of(params, [step])[0].argmax())
+            state = step.state
             if word == END:
                 break
     return captions
@@ -154,7 +240,8 @@ def gradient(function, x):
     The function is called once, with as many arrays as `x` has elements, on a first axis.
     """
     steps = STEP * 1j * numpy.eye(x.size).reshape(x.size, *x.shape)
-    return (function(x + steps).imag / STEP).reshape(x.shape)
+    slopes = numpy.imag(function(x + steps)) / STEP
+    return numpy.broadcast_to(slopes, x.size).reshape(x.shape)
 
 
 def adam_of_the_course(w, dw, m, v, t, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
@@ -167,10 +254,9 @@ def adam_of_the_course(w, dw, m, v, t, rate, beta1=0.9, beta2=0.999, epsilon=1e-
 
 def next_log_probs(model, words, features):
     """Return the log-probabilities of all next words."""
-    cell, params = model.cell_type, model.params
-    ax = inputs(params, [START, *words])
-    hidden = hidden_states(cell, ax, initial(cell, params, features), weights_of(params))
-    return log_softmax(to_scores(params, hidden[-1:]))[0]
+    params = model.params
+    steps = read(model.cell_type, params, summary(params, features), [START, *words])
+    return log_softmax(scores_of(params, steps[-1:]))[0]
 
 
 def allowed(words, word, limits):

@@ -1,21 +1,21 @@
 """Small captioners with very different word probabilities, and their captions."""
 
 import numpy
+from kinds import KINDS
 from oracle import END, NULL, START, UNK
 
 from xpcap.backend import CPU, to_host
 from xpcap.decoding import Constraints
-from xpcap.models import CaptioningRNN
 
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "b", "c"]
 BANNED = (NULL, START, UNK)
 SHORT = Constraints(max_length=3, banned=BANNED)
 
 
-def model_of(cell="lstm", backend=CPU, seed=0, end=0.0):
+def model_of(kind="lstm", backend=CPU, seed=0, end=0.0):
     """Make a captioner with weights so large that word probabilities differ much."""
     vocabulary = {word: k for k, word in enumerate(WORDS)}
-    model = CaptioningRNN(vocabulary, 5, 4, 6, cell, dtype=numpy.float64, seed=seed, backend="cpu")
+    model = KINDS[kind].build(vocabulary, 5, 4, 6, seed=seed, backend="cpu")
     model.params = {name: 3 * value for name, value in model.params.items()}
     rng = numpy.random.default_rng(seed)
     model.params["b_vocab"] = rng.standard_normal(len(WORDS))
@@ -23,8 +23,8 @@ def model_of(cell="lstm", backend=CPU, seed=0, end=0.0):
     return model.to(backend)
 
 
-def some_features(count=4, seed=1):
-    return numpy.random.default_rng(seed).standard_normal((count, 5))
+def some_features(count=4, seed=1, kind="lstm"):
+    return KINDS[kind].features(count, 5, seed)
 
 
 def captions(decoded, n):

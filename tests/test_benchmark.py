@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -30,6 +31,7 @@ from xpcap.benchmark.workload import (
 )
 
 SMALL = Configuration(batch_size=20, hidden=24, features=10, vocabulary=50, wordvec=8)
+SMALL_GRID = replace(SMALL, regions=6)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +52,12 @@ def test_generated_captions_have_the_statistics_of_coco(vocabulary, count, disti
         assert ((captions == END).sum(axis=1) == 1).all()
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_decoded_captions_have_the_lengths_of_the_data(cell):
-    workload = Workload(SMALL, cell)
+@pytest.mark.parametrize(
+    ("cell", "scoring"),
+    [("rnn", None), ("lstm", None), ("gru", None), ("lstm", "additive"), ("gru", "dot")],
+)
+def test_decoded_captions_have_the_lengths_of_the_data(cell, scoring):
+    workload = Workload(SMALL if scoring is None else SMALL_GRID, cell, scoring=scoring)
     tokens = Ours(workload, CPU).decode(0)
     assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
@@ -147,12 +152,14 @@ def test_medians_quartiles_and_ratios():
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_the_pytorch_program_computes_the_same(cell):
+@pytest.mark.parametrize("scoring", [None, "additive", "dot"])
+def test_the_pytorch_program_computes_the_same(cell, scoring):
     pytest.importorskip("torch")
     import bench
 
+    workload = Workload(SMALL if scoring is None else SMALL_GRID, cell, scoring=scoring)
     for masked in (False, True):
-        assert bench.compare(Workload(SMALL, cell), CPU, masked) < 1e-8
+        assert bench.compare(workload, CPU, masked) < 1e-8
 
 
 def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):

@@ -34,9 +34,10 @@ def test_all_layers_and_worked_cases_are_checked():
         for argument in case.differentiable(arguments):
             assert f"gradient {case.name} d{argument}" in names
             assert f"agreement with cpu {case.name} d{argument}" in names
-    for cell_type in ("rnn", "lstm", "gru"):
+    for captioner in ("rnn", "lstm", "gru", "attention additive", "attention dot"):
         for rate in ("0.0", "0.25"):
-            assert f"gradient captioner {cell_type} dropout={rate} dWx" in names
+            assert f"gradient captioner {captioner} dropout={rate} dWx" in names
+    assert "gradient captioner attention additive dropout=0.0 dw_score" in names
     cases = load_cases()
     worked = {*cases, *cases["gradient_checks"]} - {
         "_about", "gradient_checks", "captioning_rnn_parameters",
@@ -96,6 +97,22 @@ def test_a_broken_gradient_is_found(monkeypatch):
     assert not any("lstm" in name or "gru" in name or "_forward" in name for name in names)
 
 
+def test_a_broken_gradient_of_attention_is_found(monkeypatch):
+    """Softmax without the part that keeps the sum of the weights."""
+    monkeypatch.setattr(
+        xpcap.layers.attention,
+        "_score_gradient",
+        lambda dcontext, dweights, values, weights, dvalues: (
+            weights * (values @ dcontext[:, :, None])[:, :, 0]
+        ),
+    )
+    names = failing()
+    for scoring in ("additive", "dot"):
+        assert f"gradient captioner attention {scoring} dropout=0.0 dW_grid" in names
+    assert "gradient dot_product_attention masked dkeys" in names
+    assert all("attention" in name for name in names)
+
+
 def test_a_broken_forward_pass_is_found(monkeypatch):
     """Gates in another order: gradients agree with it, the worked cases do not."""
 
@@ -145,4 +162,5 @@ def test_a_wrong_device_result_is_found(monkeypatch):
     monkeypatch.setattr(guard.xp, "tanh", lambda a: tanh(a) * 1.001, raising=False)
     checks = xpcap.selfcheck._agreement(open_guard())
     broken = {check.name.split()[3] for check in checks if not check.passed}
-    assert broken == {"rnn_step", "rnn", "lstm_step", "lstm", "gru_step", "gru"}
+    recurrent = {"rnn_step", "rnn", "lstm_step", "lstm", "gru_step", "gru"}
+    assert broken == {*recurrent, "additive_attention"}

@@ -1,6 +1,7 @@
 """Time xpcap against its own matrix products and against PyTorch, on the same batches.
 
     python tools/bench.py --config full --cell lstm --task train --json result.json
+    python tools/bench.py --model attention --scoring additive --config grid-256 --cell lstm
 
 Starts from a bare checkout: the package need not be installed. Before anything is timed, losses,
 gradients and parameters after one step are compared in double precision, and decoded captions word
@@ -34,10 +35,16 @@ from xpcap.benchmark.machine import busy_processes, by_threads, processor
 from xpcap.benchmark.timing import Result, interleave
 from xpcap.benchmark.workload import CONFIGURATIONS, Configuration, Workload
 from xpcap.data.vocabulary import tokenize
+from xpcap.models import FAMILIES, AttentionRNN
+from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 MEMORY_STEPS = 5
+GRIDS = {  # of photographs, and the same reduced by PCA
+    "grid": Configuration(128, 512, 1280, 2500, regions=49),
+    "grid-256": Configuration(128, 512, 256, 2500, regions=49),
+}
 EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
 UNDER_LOAD = {"xpcap", "torch", "torch masked"}
 
@@ -148,9 +155,10 @@ def torch_threads(number: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def contenders_on(backend: Backend) -> list[str]:
+def contenders_on(backend: Backend, workload: Workload) -> list[str]:
     """Return who takes part."""
-    names = ["xpcap", "products"] + (["torch", "torch masked"] if HAS_TORCH else [])
+    names = ["xpcap"] + (["products"] if workload.scoring is None else [])
+    names += ["torch", "torch masked"] if HAS_TORCH else []
     if backend.device is None:
         return [*names, "numpy"]
     graphs = ["torch graph tf32", "torch graph float16"] if HAS_TORCH else []
@@ -200,6 +208,7 @@ def same_as_torch(workload: Workload, backend: Backend) -> bool:
         If it computes something else.
     """
     apart = max(compare(workload, backend, masked) for masked in (False, True))
+    print(f"PyTorch differs by at most {apart:.1e} in float64, relative to the largest value")
     if not apart < 1e-8:
         raise ArithmeticError(f"PyTorch computes something else ({apart:.1e})")
     return True
@@ -222,7 +231,9 @@ def versions() -> dict[str, str]:
 
 
 @click.command()
-@click.option("--config", "configs", multiple=True, type=click.Choice(list(CONFIGURATIONS)))
+@click.option("--config", "configs", multiple=True, type=click.Choice([*CONFIGURATIONS, *GRIDS]))
+@click.option("--model", default="recurrent", type=click.Choice(list(FAMILIES)))
+@click.option("--scoring", "scorings", multiple=True, type=click.Choice(SCORINGS))
 @click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)))
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS))
 @click.option("--device", default="cpu", help="cpu, gpu or gpu:K.")
@@ -242,6 +253,8 @@ def versions() -> dict[str, str]:
 @click.option("--memory-of", hidden=True)
 def main(
     configs: tuple[str, ...],
+    model: str,
+    scorings: tuple[str, ...],
     cells: tuple[str, ...],
     tasks: tuple[str, ...],
     device: str,
@@ -257,11 +270,14 @@ def main(
     """Print times, ratios to xpcap's, and peak memory; higher ratios are slower."""
     backend = open_backend(device)
     backend.activate().__enter__()  # to the end of the process
-    sizes = {config: CONFIGURATIONS[config] for config in configs or CONFIGURATIONS}
+    looking = model == AttentionRNN.family
+    known = {**CONFIGURATIONS, **GRIDS}
+    sizes = {config: known[config] for config in configs or (GRIDS if looking else CONFIGURATIONS)}
     workloads = [
-        (config, Workload(size, cell, captions and coco_captions(captions, size)))
+        (config, Workload(size, cell, captions and coco_captions(captions, size), scoring))
         for config, size in sizes.items()
         for cell in cells or CELLS
+        for scoring in (scorings or SCORINGS if looking else [None])
     ]
     if memory_of:
         print(peak_of_training(make(memory_of, workloads[0][1], backend, threads)))
@@ -280,23 +296,25 @@ def main(
     for config, workload in workloads:
         cell, where = workload.cell, (workload, backend, threads)
         check_first_loss(workload, backend)
-        names = contenders_on(backend)
+        kind = cell if workload.scoring is None else f"attention-{cell}-{workload.scoring}"
+        names = contenders_on(backend, workload)
         if HAS_TORCH and not attempt(
-            f"{config} {cell}: no torch", same_as_torch, workload, backend
+            f"{config} {kind}: no torch", same_as_torch, workload, backend
         ):
             names = [name for name in names if not name.startswith("torch")]
         if compare_threads:
             names = [name for name in names if name in UNDER_LOAD]
-        options = ["--config", config, "--cell", cell, "--device", device]
+        options = ["--config", config, "--cell", cell, "--device", device, "--model", model]
+        options += ["--scoring", workload.scoring] if workload.scoring else []
         options += ["--captions", str(captions)] if captions else []
         alone = backend.device is None and load is None
         measured = [n for n in names if n != "products"] if alone else []
         memory = {
-            name: attempt(f"{config} {cell}: no peak memory of {name}", peak_memory, name, options)
+            name: attempt(f"{config} {kind}: no peak memory of {name}", peak_memory, name, options)
             for name in measured
         }
         for task in tasks or TASKS:
-            title = f"{config} {cell} {task}"
+            title = f"{config} {kind} {task}"
             takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
             with (
                 busy_processes(load or 0, nice),
@@ -317,7 +335,7 @@ def main(
             print(title)
             for name, times in figures.items():
                 N = workload.configuration.batch_size
-                result = Result(config, cell, task, name, N, times, figures["xpcap"])
+                result = Result(config, kind, task, name, N, times, figures["xpcap"])
                 used = memory.get(name) if task == "train" else None
                 print(result.line() + (f"  {used / 2**20:.0f} MiB" if used else ""))
                 results.append({**result.as_dict(), "peak_memory_bytes": used})

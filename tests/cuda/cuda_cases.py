@@ -113,6 +113,43 @@ def next_batch_arguments(M, T, N, K, batch):
     }  # fmt: skip
 
 
+def attention_arguments(name, R, L, A, D, absent=0.0, image=False, dweights=False):
+    """Of three images the second has no region at all if any are `absent`, a share of them."""
+    rng = numpy.random.default_rng(L + A)
+    normal, unwritten = rng.standard_normal, functools.partial(numpy.full, fill_value=numpy.nan)
+    images = 3 if image else R
+    there = rng.random((images, L)) >= absent
+    there[1:2] &= not absent
+    scores = there[:R] * rng.random((R, L)) if not image else None
+    common = {"query": normal((R, A)), "keys": normal((images, L, A)),
+              "values": normal((images, L, D))}  # fmt: skip
+    w = {"w": normal(A) / A**0.5} if name.startswith("additive") else {}
+    if not name.endswith("gradient"):
+        return {
+            **common, **w, "present": there if absent else None,
+            "image": rng.integers(images, size=R) if image else None,
+            "weights": unwritten((R, L)), "context": unwritten((R, D)),
+        }  # fmt: skip
+    return {
+        "dcontext": normal((R, D)), "dweights": normal((R, L)) if dweights else None, **common,
+        **w, "weights": scores / numpy.maximum(scores.sum(axis=1, keepdims=True), 1e-30),
+        "dquery": unwritten((R, A)), "dkeys": normal((R, L, A)), "dvalues": normal((R, L, D)),
+        **({"dw": unwritten((R, A))} if w else {}),
+    }  # fmt: skip
+
+
+def region_arguments(name, N, L, D):
+    rng = numpy.random.default_rng(N + D)
+    there = rng.random((N, L)) < 0.7
+    there[:1] = False
+    regions = there[:, :, None] * rng.integers(2, size=(N, L, D)) * rng.standard_normal((N, L, D))
+    if name == "present_regions":
+        return {"regions": regions, "out": numpy.ones((N, L), bool)}
+    return {"regions": regions, "present": there, "out": numpy.full((N, D), numpy.nan)}
+
+
+ATTENTIONS = ["dot_product_attention", "additive_attention"]
+REGIONS = ["present_regions", "mean_of_present"]
 CELLS = [
     f"{cell}_cell{gradient}" for cell in ("rnn", "lstm", "gru") for gradient in ("", "_gradient")
 ]
@@ -155,6 +192,35 @@ CASES = [
         ("next_batch", next_batch_arguments(*which))
         for which in [(20, 4, 7, 4, 2), (1, 1, 1, 1, 0), (300, 16, 128, 2, 1), (5, 3, 8, 3, 0)]
     ),
+    *(
+        (name, attention_arguments(name, *which))
+        for name in ATTENTIONS
+        for which in [
+            (1, 1, 1, 1),
+            (4, 49, 33, 70, 0.4),
+            (5, 64, 300, 40, 0.4, True),
+            (2, 100, 65, 600),
+            (3, 7, 600, 9, 0.0, True),
+            (0, 3, 4, 5),
+        ]
+    ),
+    *(
+        (f"{name}_gradient", attention_arguments(f"{name}_gradient", *which))
+        for name in ATTENTIONS
+        for which in [
+            (1, 1, 1, 1),
+            (4, 49, 33, 70, 0.4, False, True),
+            (2, 64, 600, 40, 0.4),
+            (2, 100, 65, 600, 0.0, False, True),
+            (3, 7, 31, 31),
+            (0, 3, 4, 5),
+        ]
+    ),
+    *(
+        (name, region_arguments(name, *sizes))
+        for name in REGIONS
+        for sizes in [(1, 1, 1), (3, 49, 70), (2, 100, 129), (5, 8, 32), (0, 3, 4)]
+    ),
 ]
 
 TYPICAL = {
@@ -168,4 +234,10 @@ TYPICAL = {
     "square_sum": square_sum_arguments(200_003),
     "loss_and_norm": loss_and_norm_arguments(700, 20_000, 5.0),
     "next_batch": next_batch_arguments(300, 16, 128, 2, 1),
+    **{name: attention_arguments(name, 4, 49, 33, 70, 0.4, True) for name in ATTENTIONS},
+    **{
+        f"{name}_gradient": attention_arguments(f"{name}_gradient", 4, 49, 33, 70, 0.4, False, True)
+        for name in ATTENTIONS
+    },
+    **{name: region_arguments(name, 3, 49, 70) for name in REGIONS},
 }

@@ -105,6 +105,8 @@ def _storage(argument: Any, code: str) -> numpy.ndarray:
         if code[0] != "*" or not same:
             raise TypeError(f"an array of {dtype} for a parameter {code}")
         return numpy.array([argument._values.ctypes.data], numpy.uint64)
+    if code[0] == "*" and isinstance(argument, numpy.uint64) and not argument:  # a null pointer
+        return numpy.array([argument])
     if not isinstance(argument, numpy.generic):
         raise TypeError(f"a {type(argument).__name__} has no C type; use a NumPy scalar")
     if argument.dtype.str[1:] != code:

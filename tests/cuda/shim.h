@@ -18,6 +18,7 @@
 
 #define __global__
 #define __device__
+#define __launch_bounds__(threads)
 #define __shared__ static
 #define __restrict__ __restrict
 

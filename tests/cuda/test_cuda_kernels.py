@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy
 import pytest
-from cuda_cases import CASES, TYPICAL
+from cuda_cases import CASES, TYPICAL, attention_arguments
 from guard import counters
 from host_cuda import COMPILER, HostFunction, RawModule, xp
 
 import xpcap.kernels.cuda
+from xpcap.backend import to_host
 from xpcap.kernels import fastest
 from xpcap.operations import OPERATIONS
 
@@ -18,7 +19,10 @@ pytestmark = pytest.mark.skipif(
 )
 FAST = fastest(xp)
 FLOATS = [numpy.float32, numpy.float64]
-INDICES = {"softmax_cross_entropy": "targets", "take_rows": "indices", "add_rows": "indices"}
+INDICES = {
+    "softmax_cross_entropy": "targets", "take_rows": "indices", "add_rows": "indices",
+    "dot_product_attention": "image", "additive_attention": "image",
+}  # fmt: skip
 ALL = [
     pytest.param(name, arguments, id=f"{name}-{number}")
     for number, (name, arguments) in enumerate(CASES)
@@ -208,6 +212,23 @@ def test_rows_of_any_dtype_are_taken(dtype, index):
     out = xp.asarray(numpy.zeros((4, 131), dtype))
     OPERATIONS["take_rows"](FAST, xp.asarray(table), xp.asarray(indices), out)
     numpy.testing.assert_array_equal(xp.asnumpy(out), table[indices])
+    assert HostFunction.launches == 1
+
+
+@pytest.mark.parametrize("name", ["dot_product_attention", "additive_attention"])
+def test_regions_may_be_both_keys_and_values(name):
+    """Both gradients are then added to the same memory."""
+    name = f"{name}_gradient"
+    arguments = {
+        **attention_arguments(name, 3, 11, 600, 600, 0.3), "values": None, "dvalues": None
+    }  # fmt: skip
+    found = []
+    for namespace, arrays in ((FAST, on_device(arguments)), (numpy, arguments)):
+        arrays |= {"values": arrays["keys"], "dvalues": arrays["dkeys"]}
+        OPERATIONS[name](namespace, **arrays)
+        found.append([to_host(arrays[key]) for key in ("dquery", "dkeys")])
+    for ours, expected in zip(*found, strict=True):
+        numpy.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
     assert HostFunction.launches == 1
 
 

@@ -3,6 +3,7 @@
 import ctypes
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import guard
@@ -19,11 +20,12 @@ from xpcap.backend import CPU, Backend, to_host
 from xpcap.benchmark.workload import Configuration, Workload
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
+from xpcap.data.vocabulary import SPECIAL
 from xpcap.errors import BackendError, ShapeError
 from xpcap.kernels import cublas
 from xpcap.kernels.cuda.launch import Source
 from xpcap.kernels.graphs import Repeated
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, greedy
 from xpcap.models.objective import Objective
 from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
@@ -56,13 +58,13 @@ def fail(*arguments):
     pytest.fail("a reference ran where the CUDA kernel should have")
 
 
-def train(dataset, backend, cell, dropout, steps):
+def train(dataset, backend, cell, dropout, steps, family=CaptioningRNN, split=None, **options):
     """Take steps on minibatches that are gathered on the device; return loss and parameters."""
-    model = CaptioningRNN(
-        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
-        "float64", seed=1, dropout=dropout, backend=backend,
+    split = split or dataset.splits["train"]
+    model = family(
+        dataset.vocabulary.word_to_idx, split.features.shape[-1], 8, 16, cell,
+        "float64", seed=1, dropout=dropout, backend=backend, **options,
     )  # fmt: skip
-    split = dataset.splits["train"]
     step = ResidentStep(model, Optimizer("adam", learning_rate=0.02), split, 7, 1.0)
     batches = EpochBatches(split, 7, 0, with_features=False)
     taken = step.epoch(batches, 0, 0, 0, [1.0] * len(batches))
@@ -90,6 +92,57 @@ def test_steps_through_the_kernels_are_those_of_numpy(
         numpy.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11)
     assert waits == 0
     assert host_cuda.HostFunction.launches > 50
+
+
+def regions(images, L, D, seed=0):
+    """Draw features `(images, L, D)`; of the first images some regions are absent, and all."""
+    features = numpy.random.default_rng(seed).standard_normal((images, L, D)).astype("f4")
+    features[:4, 2:] = 0
+    features[1] = 0
+    return features
+
+
+@pytest.mark.parametrize("scoring", ["additive", "dot"])
+@pytest.mark.parametrize(("cell", "dropout"), [("lstm", 0.3), ("gru", 0.0)])
+def test_steps_that_look_are_those_of_numpy(
+    scoring, cell, dropout, tmp_path, rehearsal, monkeypatch
+):
+    """Nothing waits for the device, and no product is CuPy's, whose batches no graph captures."""
+    dataset = open_dataset(make_tiny(tmp_path / "tiny"))
+    split = dataset.splits["train"]
+    split = replace(split, features=regions(len(split.features), 5, 9))
+    more = {"family": AttentionRNN, "split": split, "scoring": scoring, "doubly_stochastic": 0.7}
+    loss, params, _ = train(dataset, CPU, cell, dropout, 3, **more)
+    for name in (*TYPICAL, "product"):
+        monkeypatch.setattr(OPERATIONS[name], "reference", fail)
+    monkeypatch.setattr(guard.GuardArray, "__matmul__", fail)
+    found_loss, found, waits = train(dataset, rehearsal, cell, dropout, 3, **more)
+    assert found_loss == pytest.approx(loss, rel=1e-10)
+    for name, value in params.items():
+        numpy.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11)
+    assert waits == 0
+
+
+@pytest.mark.parametrize("scoring", ["additive", "dot"])
+def test_each_batch_looks_at_its_own_images(scoring, rehearsal):
+    """Also those for which the decoder of the first one is kept."""
+    words = {word: k for k, word in enumerate([*SPECIAL, *(f"w{k}" for k in range(30))])}
+    here, there = (
+        AttentionRNN(words, 9, 8, 10, "lstm", "float64", scoring=scoring, seed=3, backend=where)
+        for where in ("cpu", rehearsal)
+    )
+    for name, value in here.params.items():
+        value *= 3
+        there.params[name] = rehearsal.to_device(value)
+    captions = set()
+    for seed, L in [(1, 5), (2, 5), (3, 4)]:
+        features = regions(6, L, 9, seed).astype(numpy.float64)
+        expected = here.sample(features, 12)
+        found = to_host(there.sample(rehearsal.to_device(features), 12))
+        numpy.testing.assert_array_equal(found, expected)
+        captions |= {tuple(caption) for caption in expected.tolist()}
+    assert len(captions) > 8
+    assert len(greedy._decoders[there].by_key) == 2
 
 
 def test_a_step_launches_few_kernels_beside_the_recurrence(tmp_path, rehearsal, monkeypatch):

@@ -1,7 +1,9 @@
 import dataclasses
+import itertools
 
 import numpy
 import pytest
+from kinds import RECURRENT
 from oracle import END, every_caption, slow_beam
 from small_captioners import BANNED, SHORT, captions, model_of, some_features
 
@@ -39,27 +41,42 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_wide_beam_is_exhaustive_search(backend, option, cell):
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *itertools.product(RECURRENT, OPTIONS),
+        ("attention lstm", "plain"),
+        ("attention gru dot", "no repeated word"),
+        ("attention rnn", "average"),
+        ("lstm on regions", "plain"),
+    ],
+)
+def test_a_wide_beam_is_exhaustive_search(backend, kind, option):
     beam = Beam(width=400, n_best=400, **{"constraints": SHORT, **OPTIONS[option]})
-    features = some_features(2)
-    decoded = beam_search(model_of(cell, backend), backend.to_device(features), beam)
+    features = some_features(2, kind=kind)
+    decoded = beam_search(model_of(kind, backend), backend.to_device(features), beam)
     for n in range(2):
-        check(decoded, n, every_caption(model_of(cell), features[n], beam))
+        check(decoded, n, every_caption(model_of(kind), features[n], beam))
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 5])
-@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "no word"])
-def test_a_narrow_beam_equals_the_oracle(backend, option, width):
+@pytest.mark.parametrize(
+    ("kind", "option", "width"),
+    [
+        *itertools.product(["lstm"], [name for name in OPTIONS if name != "no word"], [1, 2, 3, 5]),
+        ("attention lstm", "plain", 3),
+        ("attention gru dot", "gnmt", 5),
+    ],
+)
+def test_a_narrow_beam_equals_the_oracle(backend, kind, option, width):
+    """One image as well as several together."""
     beam = Beam(width, width, **{"constraints": SHORT, **OPTIONS[option]})
-    features = some_features(5)
-    decoded = beam_search(model_of("lstm", backend), backend.to_device(features), beam)
+    features, model = some_features(5, kind=kind), model_of(kind, backend)
+    decoded = beam_search(model, backend.to_device(features), beam)
     for n in range(5):
-        expected = slow_beam(model_of(), features[n], beam)
+        expected = slow_beam(model_of(kind), features[n], beam)
         check(decoded, n, expected)
         one = dataclasses.replace(beam, n_best=1)
-        best = beam_search(model_of("lstm", backend), backend.to_device(features[n : n + 1]), one)
+        best = beam_search(model, backend.to_device(features[n : n + 1]), one)
         check(best, 0, expected[:1])
 
 
@@ -73,10 +90,17 @@ def test_diverse_beam_search_equals_the_oracle(backend, width, groups, diversity
         check(decoded, n, slow_beam(model_of(), features[n], beam))
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("end", [-3.0, 0.0, 3.0])
-def test_beam_width_one_is_greedy_decoding(backend, cell, end):
-    model, features = model_of(cell, backend, end=end), backend.to_device(some_features(20))
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        *itertools.product(RECURRENT, [-3.0, 0.0, 3.0]),
+        ("attention lstm", 0.0),
+        ("attention gru dot", -3.0),
+    ],
+)
+def test_beam_width_one_is_greedy_decoding(backend, kind, end):
+    features = backend.to_device(some_features(20, kind=kind))
+    model = model_of(kind, backend, end=end)
     beam = Beam(width=1, constraints=Constraints(max_length=8))
     found = to_host(beam_search(model, features, beam).words[:, 0])
     greedy = to_host(model.sample(features, 8))

@@ -41,10 +41,11 @@ def test_log_probs_are_without_temperature_and_truncation():
         assert (numpy.diff(decoded.scores[n]) <= 0).all()
 
 
-def test_samples_depend_on_the_seed_not_on_backend_or_batch(backend):
-    features = some_features(8)
-    expected = sample(model_of(), features, Sampling(3, seed=5, constraints=SHORT))
-    model = model_of("lstm", backend)
+@pytest.mark.parametrize("kind", ["lstm", "attention lstm", "attention gru dot"])
+def test_samples_depend_on_the_seed_not_on_backend_or_batch(kind, backend):
+    features = some_features(8, kind=kind)
+    expected = sample(model_of(kind), features, Sampling(3, seed=5, constraints=SHORT))
+    model = model_of(kind, backend)
     found = sample(model, backend.to_device(features), Sampling(3, seed=5, constraints=SHORT))
     numpy.testing.assert_array_equal(to_host(found.words), expected.words)
     few = sample(model, backend.to_device(features[:2]), Sampling(3, seed=5, constraints=SHORT))
@@ -164,22 +165,24 @@ def test_invalid_sampling_options_are_refused(options, message):
         Sampling(**options)
 
 
-def test_an_ensemble_averages_the_probabilities_of_its_members(backend):
-    models = [
-        model_of("lstm", backend, 0),
-        model_of("gru", backend, 3),
-        model_of("rnn", backend, 4),
-    ]
-    features = some_features(2)
-    ensemble = Ensemble(models)
+@pytest.mark.parametrize(
+    "members",
+    [
+        (("lstm", 0), ("gru", 3), ("rnn", 4)),
+        (("lstm on regions", 0), ("attention lstm", 3), ("attention gru dot", 4)),
+    ],
+)
+def test_an_ensemble_averages_the_probabilities_of_its_members(members, backend):
+    features = some_features(3, kind=members[0][0])
+    ensemble = Ensemble([model_of(kind, backend, seed) for kind, seed in members])
     context, state = ensemble.start(backend.to_device(features))
-    words = backend.to_device(numpy.array([START, START], numpy.int32))
+    words = backend.to_device(numpy.full(3, START, numpy.int32))
     scores, state = ensemble.step(words, None, state, context)
     scores, _ = ensemble.step(words * 0 + 5, None, state, context)
-    for n in range(2):
+    for n in range(3):
         alone = [
-            numpy.exp(next_log_probs(model_of(cell, seed=seed), [5], features[n]))
-            for cell, seed in (("lstm", 0), ("gru", 3), ("rnn", 4))
+            numpy.exp(next_log_probs(model_of(kind, seed=seed), [5], features[n]))
+            for kind, seed in members
         ]
         expected = sum(alone) / 3
         numpy.testing.assert_allclose(numpy.exp(to_host(scores[n])), expected, rtol=1e-9)

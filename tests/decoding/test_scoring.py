@@ -1,5 +1,6 @@
 import numpy
 import pytest
+from kinds import KINDS
 from oracle import END, NULL, START, next_log_probs
 from small_captioners import model_of, some_features
 
@@ -33,27 +34,29 @@ def slow_scores(models, features):
     return found
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_log_probabilities_equal_those_of_single_steps(backend, cell):
-    features = some_features(5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_equal_those_of_single_steps(backend, kind):
+    features = some_features(5, kind=kind)
     found = score_captions(
-        model_of(cell, backend), backend.to_device(features), backend.to_device(CAPTIONS)
+        model_of(kind, backend), backend.to_device(features), backend.to_device(CAPTIONS)
     )
-    expected = slow_scores([model_of(cell)], features)
+    expected = slow_scores([model_of(kind)], features)
     numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
     assert (to_host(found) == 0).tolist() == (CAPTIONS[:, 1:] == NULL).tolist()
 
 
-def test_an_ensemble_scores_by_mean_probability(backend):
-    features, seeds = some_features(5), (0, 3)
-    together = Ensemble([model_of("lstm", backend, seed) for seed in seeds])
+@pytest.mark.parametrize("kinds", [("lstm", "lstm"), ("lstm on regions", "attention gru dot")])
+def test_an_ensemble_scores_by_mean_probability(kinds, backend):
+    features, members = some_features(5, kind=kinds[0]), list(zip(kinds, (0, 3), strict=True))
+    together = Ensemble([model_of(kind, backend, seed) for kind, seed in members])
     found = score_captions(together, backend.to_device(features), backend.to_device(CAPTIONS))
-    expected = slow_scores([model_of("lstm", CPU, seed) for seed in seeds], features)
+    expected = slow_scores([model_of(kind, CPU, seed) for kind, seed in members], features)
     numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
 
 
-def test_log_probabilities_sum_to_the_loss():
-    model, features = model_of(), some_features(5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_sum_to_the_loss(kind):
+    model, features = model_of(kind), some_features(5, kind=kind)
     whole = -score_captions(model, features, CAPTIONS).sum() / len(CAPTIONS)
     assert whole == pytest.approx(float(model.evaluate(features, CAPTIONS)))
 

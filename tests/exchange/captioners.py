@@ -4,17 +4,20 @@ import numpy
 
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.exchange.contents import Contents
-from xpcap.models import CaptioningRNN
+from xpcap.models import FAMILIES
 
 CELLS = ("rnn", "lstm", "gru")
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "a", "cat", "dog", "sits"]
 V, D, W, H = len(WORDS), 5, 4, 6
 
 
-def captioner(cell, seed=0, dtype=numpy.float32, scale=0.3):
+SCORINGS = ("additive", "dot")
+
+
+def captioner(cell, seed=0, dtype=numpy.float32, scale=0.3, family="recurrent", **options):
     """Build a captioner none of whose parameters is zero; scores are about 1."""
-    vocabulary = Vocabulary(WORDS)
-    model = CaptioningRNN(vocabulary.word_to_idx, D, W, H, cell, dtype, seed=0, backend="cpu")
+    words = Vocabulary(WORDS).word_to_idx
+    model = FAMILIES[family](words, D, W, H, cell, dtype, seed=0, backend="cpu", **options)
     rng = numpy.random.default_rng(seed)
     model.params = {
         name: (scale * rng.standard_normal(value.shape)).astype(dtype)
@@ -24,13 +27,21 @@ def captioner(cell, seed=0, dtype=numpy.float32, scale=0.3):
 
 
 def contents(model, transform=None):
-    sizes = {"input_dim": D, "wordvec_dim": W, "hidden_dim": H, "cell_type": model.cell_type}
+    sizes = {"family": model.family, **model.sizes}
     data = {"folder": "nowhere", "kind": "fc7" if transform is None else "pca"}
     return Contents(model.params, Vocabulary(WORDS), {"model": sizes, "data": data}, transform)
 
 
 def images(count=3, seed=1, dtype=numpy.float32):
     return numpy.random.default_rng(seed).standard_normal((count, D)).astype(dtype)
+
+
+def regions(count=3, L=5, seed=1, dtype=numpy.float32, width=D):
+    """Draw features `(count, L, width)`; of some images regions are absent, of the second all."""
+    features = numpy.random.default_rng(seed).standard_normal((count, L, width)).astype(dtype)
+    features[::2, 3:] = 0
+    features[1:2] = 0
+    return features
 
 
 def sentences(count=3, length=6, seed=2):
@@ -80,7 +91,48 @@ def torch_scores(cell, state, features, captions):
     return scores
 
 
+def torch_attention_scores(cell, state, features, captions):
+    """Return the scores of a state dict of a captioner with attention, region by region."""
+    state = {name: value.astype(numpy.float64) for name, value in state.items()}
+    recurrent = [
+        state[f"recurrent.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ]
+
+    def linear(layer, x):
+        return state[f"{layer}.weight"] @ x + state.get(f"{layer}.bias", 0)
+
+    scores = numpy.zeros((*captions.shape, V))
+    for n, (image, caption) in enumerate(zip(features, captions, strict=True)):
+        there = [region.astype(numpy.float64) for region in image if region.any()]
+        h = linear("projection", sum(there, numpy.zeros(D)) / max(len(there), 1))
+        c, places = numpy.zeros(H), [linear("grid", region) for region in there]
+        for t, word in enumerate(caption):
+            query = linear("query", h)
+            if "score.weight" in state:
+                powers = [numpy.exp(linear("score", numpy.tanh(query + p))[0]) for p in places]
+            else:
+                powers = [numpy.exp(query @ p / numpy.sqrt(H)) for p in places]
+            parts = [power / sum(powers) * p for power, p in zip(powers, places, strict=True)]
+            z = sigma(linear("gate", h)) * sum(parts, numpy.zeros(H))
+            x = numpy.concatenate([state["embedding.weight"][word], z])
+            h, c = torch_step(cell, *recurrent, x, h, c)
+            scores[n, t] = linear("vocabulary", h + linear("context", z))
+    return scores
+
+
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+def random_attention_state(cell, scoring, seed=0):
+    """Draw a state dict with attention, of which all biases are not zero."""
+    draw = numpy.random.default_rng(seed + 1).standard_normal
+    state = {name.replace("_l0", ""): value for name, value in random_state(cell, seed).items()}
+    shapes = {
+        "recurrent.weight_ih": (GATES[cell] * H, W + H), "grid.weight": (H, D), "grid.bias": (H,),
+        "query.weight": (H, H), "query.bias": (H,), "gate.weight": (1, H), "gate.bias": (1,),
+        "context.weight": (H, H), **({"score.weight": (1, H)} if scoring == "additive" else {}),
+    }  # fmt: skip
+    return state | {name: draw(shape).astype("f4") / 2 for name, shape in shapes.items()}
 
 
 def random_state(cell, seed=0, dtype=numpy.float32):

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import numpy
 import pytest
-from captioners import CELLS, captioner, images, random_state, scores_of, sentences, torch_scores
+from captioners import (
+    CELLS,
+    SCORINGS,
+    captioner,
+    contents,
+    images,
+    random_attention_state,
+    random_state,
+    regions,
+    scores_of,
+    sentences,
+    torch_attention_scores,
+    torch_scores,
+)
 from safetensors.numpy import save_file
 from test_tensors import laid_out
 from tiny import COLOURS, SHAPES, make_tiny
@@ -95,6 +108,59 @@ def test_exported_npz_is_imported_bit_for_bit(cell, tiny, tmp_path):
     again = import_run(tmp_path / "a.npz", tmp_path / "again", tiny)
     same(run, again)
     assert again.config["data"] == {**run.config["data"], "shape": [D]}
+
+
+@pytest.mark.parametrize("to", ["torch", "npz"])
+@pytest.mark.parametrize("scoring", SCORINGS)
+@every_cell
+def test_exported_attention_is_imported_bit_for_bit(cell, scoring, to, tmp_path):
+    options = {"family": "attention", "scoring": scoring}
+    described = contents(captioner(cell, doubly_stochastic=0.5, **options))
+    write_run(tmp_path / "run", described)
+    described.vocabulary.write(tmp_path / "vocab.json")
+    run, path = open_run(tmp_path / "run", "cpu"), tmp_path / "file"
+    export_run(run, to, path)
+    again = import_run(path, tmp_path / "again", vocab=tmp_path / "vocab.json")
+    same(run, again)
+    assert again.config["model"].items() >= options.items()
+    assert again.model.doubly_stochastic == (0.5 if to == "torch" else 0)
+    numpy.testing.assert_array_equal(again.decode(regions()).words, run.decode(regions()).words)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@every_cell
+def test_attention_of_another_program_is_imported(cell, scoring, tmp_path):
+    state, features, captions = random_attention_state(cell, scoring), regions(), sentences()
+    save_file(state, tmp_path / "a.safetensors")
+    Vocabulary(captioner(cell).idx_to_word.values()).write(tmp_path / "vocab.json")
+    run = import_run(tmp_path / "a.safetensors", tmp_path / "run", vocab=tmp_path / "vocab.json")
+    expected = torch_attention_scores(cell, state, features, captions)
+    found = scores_of(run.model, features, captions)
+    numpy.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"Wz": None},
+            r"a\.npz holds .*; expected W_proj, .*, Wz, W_context, and bn for a GRU, w_s",
+        ),
+        ({"w_score": numpy.ones(7, "f4")}, r"a\.npz: expected .*w_score \(H,\).*; got "),
+        ({"W_gate": numpy.ones((6, 2), "f4"), "b_gate": numpy.ones(2, "f4")}, "'W_gate' is of sh"),
+        ({"W_extra": numpy.ones(2, "f4")}, r"a\.npz holds .*'W_extra' \(2,\)"),
+    ],
+)
+def test_parameters_of_attention_that_do_not_fit_are_refused_in_one_line(
+    changes, message, tmp_path
+):
+    params = captioner("lstm", family="attention").params | changes
+    numpy.savez(tmp_path / "a.npz", **{k: v for k, v in params.items() if v is not None})
+    Vocabulary(captioner("lstm").idx_to_word.values()).write(tmp_path / "vocab.json")
+    with pytest.raises(XpcapError, match=message) as caught:
+        import_run(tmp_path / "a.npz", tmp_path / "out", vocab=tmp_path / "vocab.json")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @every_cell

@@ -7,7 +7,19 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="building networks needs onnx (the extra export)")
 runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra onnx)")
 
-from captioners import CELLS, WORDS, D, H, V, captioner, contents, images, scores_of
+from captioners import (
+    CELLS,
+    SCORINGS,
+    WORDS,
+    D,
+    H,
+    V,
+    captioner,
+    contents,
+    images,
+    regions,
+    scores_of,
+)
 from onnx import TensorProto, helper
 
 from xpcap.data.pca import PCA
@@ -45,6 +57,37 @@ def test_graph_generates_the_captions_of_the_model(cell):
         numpy.testing.assert_array_equal(padded(found["words"], 12), expected)
         ended.append((expected == END).any(axis=1))
     assert 0 < numpy.mean(ended) < 1
+
+
+@pytest.mark.parametrize("L", [1, 5])
+@pytest.mark.parametrize("scoring", SCORINGS)
+@every_cell
+def test_graph_looks_at_the_regions_that_are_present(cell, scoring, L):
+    """Images of which regions are absent, all of them too."""
+    for seed in range(4):
+        model = captioner(cell, seed, scale=1.0, family="attention", scoring=scoring)
+        features, graph = regions(40, L), greedy_graph(contents(model), 12)
+        onnx.checker.check_model(graph, full_check=True)
+        for part in (features, features[:1], features[:0]):
+            found = run(graph, part)["words"]
+            numpy.testing.assert_array_equal(padded(found, 12), model.sample(part, 12))
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["N", "L", D]
+
+
+@pytest.mark.parametrize("family", ["recurrent", "attention"])
+def test_absent_regions_stay_absent_in_a_graph_with_a_transform(family):
+    draw = numpy.random.default_rng(3).standard_normal
+    reduction = PCA(draw(9), draw((D, 9)), numpy.ones(D))
+    model, features = captioner("lstm", scale=1.0, family=family), regions(40, width=9)
+    reduced = (features - reduction.mean) @ reduction.components.T
+    reduced *= features.any(axis=2, keepdims=True)
+    described = contents(model, reduction)
+    described.config["data"]["shape"] = [5, D]
+    found = run(greedy_graph(described, 12), features)["words"]
+    expected = model.sample(reduced.astype(numpy.float32), 12)
+    assert len(numpy.unique(expected, axis=0)) > 8
+    numpy.testing.assert_array_equal(padded(found, 12), expected)
 
 
 @every_cell

@@ -1,28 +1,40 @@
+import re
+from pathlib import Path
+
 import numpy
 import pytest
 from captioners import (
     CELLS,
     GATES,
+    SCORINGS,
     D,
     H,
     V,
     W,
     captioner,
+    contents,
     images,
+    random_attention_state,
     random_state,
+    regions,
     scores_of,
     sentences,
+    torch_attention_scores,
     torch_scores,
 )
 
+import xpcap.exchange
 from xpcap.errors import DataError
 from xpcap.exchange import from_torch, to_torch
+from xpcap.exchange.tensors import write_safetensors
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
+every_scoring = pytest.mark.parametrize("scoring", SCORINGS)
+README = Path(xpcap.exchange.__file__).with_name("README.md")
 
 
-def loaded(cell, params, dtype=numpy.float64):
-    model = captioner(cell, dtype=dtype)
+def loaded(cell, params, dtype=numpy.float64, **family):
+    model = captioner(cell, dtype=dtype, **family)
     assert {name: value.shape for name, value in params.items()} == {
         name: value.shape for name, value in model.params.items()
     }
@@ -48,6 +60,47 @@ def test_imported_state_dict_has_the_scores_of_pytorch(cell, dtype, atol):
     found = scores_of(model, features, captions)
     assert found.dtype == dtype
     numpy.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+@every_scoring
+@every_cell
+def test_exported_attention_has_the_scores_of_the_model(cell, scoring):
+    model = captioner(cell, dtype=numpy.float64, family="attention", scoring=scoring)
+    features, captions, state = regions(), sentences(), to_torch(model.params)
+    expected = scores_of(model, features, captions)
+    found = torch_attention_scores(cell, state, features, captions)
+    numpy.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+    assert {name: value.shape for name, value in state.items()} == {
+        name: value.shape for name, value in random_attention_state(cell, scoring).items()
+    }
+
+
+@every_scoring
+@every_cell
+def test_imported_attention_has_the_scores_of_pytorch(cell, scoring):
+    state, features, captions = random_attention_state(cell, scoring), regions(), sentences()
+    expected = torch_attention_scores(cell, state, features, captions)
+    model = loaded(cell, from_torch(state, V), numpy.float32, family="attention", scoring=scoring)
+    numpy.testing.assert_allclose(scores_of(model, features, captions), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate.weight": numpy.ones((2, H))}, "its layer gate has 'weight' .* with 1 outputs, and"),
+        ({"query.weight": numpy.ones(H)}, f"its layer query .* with {H} outputs, and its bias"),
+        ({"context.bias": numpy.ones(H)}, "its layer context .* without bias"),
+        ({"grid.weight": None}, "its layer grid has 'bias'"),
+        ({"grid.scale": numpy.ones(H)}, "besides its recurrent layer it has .*'grid.scale'"),
+        ({"recurrent.weight_ih": numpy.ones((4 * H, W))}, "besides its recurrent layer"),
+        ({"gate.weight": None, "gate.bias": None}, "besides its recurrent layer it has .*'grid"),
+    ],
+)
+def test_attention_that_does_not_fit_is_refused_in_one_line(changes, message):
+    state = without_none(random_attention_state("lstm", "additive") | changes)
+    with pytest.raises(DataError, match=message) as caught:
+        from_torch(state, V)
+    assert str(caught.value).isprintable()
 
 
 @every_cell
@@ -247,3 +300,29 @@ def test_scores_equal_those_of_pytorch(cell):
     expected = scores_of(model, features, captions)
     numpy.testing.assert_allclose(scores(), expected, rtol=0, atol=1e-6)
     assert sum(p.numel() for p in module["recurrent"].parameters()) == GATES[cell] * H * (W + H + 2)
+
+
+@every_scoring
+@every_cell
+def test_the_lines_of_the_readme_have_the_scores_of_attention(cell, scoring, tmp_path, monkeypatch):
+    """As they stand there for an LSTM with the additive score; changed where it says so."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    lines = next(
+        block for block in re.findall("```py\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+        if "LSTMCell" in block
+    )  # fmt: skip
+    if cell != "lstm":
+        lines = lines.replace("LSTMCell", {"rnn": "RNNCell", "gru": "GRUCell"}[cell])
+        lines = lines.replace("h, c = model", "h = model").replace(", (h, c))", ", h)")
+    if scoring == "dot":
+        lines = "\n".join(line for line in lines.split("\n") if "additive" not in line)
+        lines = lines.replace("# dot: ", "")
+    monkeypatch.chdir(tmp_path)
+    model = captioner(cell, seed=4, family="attention", scoring=scoring)
+    write_safetensors(Path("attention.safetensors"), contents(model))
+    features, words = regions(20), sentences(20, 12)
+    given = {"features": torch.from_numpy(features), "words": torch.from_numpy(words)}
+    with torch.inference_mode():
+        exec(lines, given)
+    found = torch.stack(given["scores"], 1).numpy()
+    numpy.testing.assert_allclose(found, scores_of(model, features, words), rtol=0, atol=2e-6)

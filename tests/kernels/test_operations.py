@@ -19,6 +19,7 @@ from xpcap.selfcheck.cases import on_device, scaled_difference
 
 RNG = numpy.random.default_rng(0)
 N, H, V, M, P = 7, 5, 11, 600, 70_001
+IMAGES, L, D = 4, 6, 8
 
 
 def normal(*shape):
@@ -31,6 +32,29 @@ def gates(*shape):
 
 def unwritten(*shape):
     return numpy.full(shape, numpy.nan)
+
+
+def regions():
+    """Draw regions of images, of which each lacks one more, and the last all."""
+    found = normal(IMAGES, L, D)
+    for n, of_image in enumerate(found):
+        of_image[: n * L // (IMAGES - 1)] = 0
+    return found
+
+
+REGIONS = regions()
+PRESENT = (REGIONS != 0).any(axis=2)
+ATTENTION = {"query": normal(N, H), "keys": normal(IMAGES, L, H), "values": normal(IMAGES, L, D)}
+LOOKING = {
+    "present": PRESENT,
+    "image": RNG.integers(IMAGES, size=N),
+    "weights": unwritten(N, L),
+    "context": unwritten(N, D),
+}
+FROM_ABOVE = {"dcontext": normal(3, D), "dweights": normal(3, L), "query": normal(3, H)}
+FROM_ABOVE |= {"keys": ATTENTION["keys"], "values": ATTENTION["values"]}
+GRADIENTS = {"weights": gates(3, L), "dquery": unwritten(3, H)}
+GRADIENTS |= {"dkeys": normal(IMAGES, L, H), "dvalues": normal(IMAGES, L, D)}
 
 
 def run(version, xp, arguments):
@@ -85,6 +109,17 @@ ARGUMENTS = {
         "dax": unwritten(N, 3 * H),
         "dah": unwritten(N, 3 * H),
     },
+    "dot_product_attention": {**ATTENTION, **LOOKING},
+    "additive_attention": {**ATTENTION, "w": normal(H), **LOOKING},
+    "dot_product_attention_gradient": {**FROM_ABOVE, **GRADIENTS},
+    "additive_attention_gradient": {
+        **FROM_ABOVE,
+        "w": normal(H),
+        **GRADIENTS,
+        "dw": unwritten(3, H),
+    },
+    "present_regions": {"regions": REGIONS, "out": ~PRESENT},
+    "mean_of_present": {"regions": REGIONS, "present": PRESENT, "out": unwritten(IMAGES, D)},
     "softmax": {"scores": normal(N, V)},
     "log_softmax": {"scores": normal(N, V)},
     "log_normalizer": {"scores": 20 * normal(M, V)},
@@ -174,10 +209,37 @@ ARGUMENTS = {
 }
 
 
+OWN_IMAGE = {"query": normal(3, H), "weights": unwritten(3, L), "context": unwritten(3, D)}
+LOOKS = (
+    {"present": None},
+    {**OWN_IMAGE, "present": None, "image": None},
+    {**OWN_IMAGE, "image": None},
+    {"values": ATTENTION["keys"], "context": unwritten(N, H)},  # one array for both
+)
+BACK = (
+    {"dweights": None},
+    {"dcontext": normal(3, H), "values": ATTENTION["keys"], "dvalues": GRADIENTS["dkeys"]},
+)
+OTHERWISE = {
+    "dot_product_attention": LOOKS,
+    "additive_attention": LOOKS,
+    "dot_product_attention_gradient": BACK,
+    "additive_attention_gradient": BACK,
+}
+"""Other arguments that an operation is called with: what it may go without, what is one array."""
+
+
+def arguments_of(name):
+    return [{**ARGUMENTS[name], **other} for other in ({}, *OTHERWISE.get(name, ()))]
+
+
 def copies(backend, arguments, dtype=None):
-    """Return arguments on a device, none of them the original."""
-    copied = {k: v.copy() if isinstance(v, numpy.ndarray) else v for k, v in arguments.items()}
-    return on_device(backend, copied, dtype)
+    """Return arguments on a device, none of them the original; one array remains one."""
+    copied = {
+        str(id(v)): v.copy() if isinstance(v, numpy.ndarray) else v for v in arguments.values()
+    }
+    there = on_device(backend, copied, dtype)
+    return {name: there[str(id(value))] for name, value in arguments.items()}
 
 
 fastest(numpy)  # registers its versions, the compiled ones where there is a compiler
@@ -203,36 +265,37 @@ def test_versions_agree_with_their_reference(made, library, dtype, request):
 
     All arguments are given by the names of the reference's parameters.
     """
-    arguments = ARGUMENTS[made.__name__]
     home = request.getfixturevalue("gpu") if library == "cupy" else CPU
-    exact = run(made.reference, numpy, copies(CPU, arguments, numpy.float64))
-    rounded = run(made.reference, numpy, copies(CPU, arguments, dtype))
     xp = Accelerated(home.xp, (library,))
     assert made.chosen(xp) is made.versions[library]
-    found = run(made, xp, copies(home, arguments, dtype))
-    assert found.keys() == rounded.keys()
-    for name, near in rounded.items():
-        ours, true = to_host(found[name]), exact[name]
-        assert ours.dtype == near.dtype
-        assert ours.shape == near.shape
-        if near.dtype.kind != "f":
-            numpy.testing.assert_array_equal(ours, near)
-            continue
-        floor = 1e-7 if dtype == numpy.float32 else 5e-15  # another order of 600 additions
-        limit = 2 * abs(near - true).max() + floor * max(1.0, abs(true).max())
-        assert abs(ours - true).max() <= limit, name
+    for arguments in arguments_of(made.__name__):
+        exact = run(made.reference, numpy, copies(CPU, arguments, numpy.float64))
+        rounded = run(made.reference, numpy, copies(CPU, arguments, dtype))
+        found = run(made, xp, copies(home, arguments, dtype))
+        assert found.keys() == rounded.keys()
+        for name, near in rounded.items():
+            ours, true = to_host(found[name]), exact[name]
+            assert ours.dtype == near.dtype
+            assert ours.shape == near.shape
+            if near.dtype.kind != "f":
+                numpy.testing.assert_array_equal(ours, near)
+                continue
+            floor = 3e-7 if dtype == numpy.float32 else 5e-15  # another order of 600 additions
+            limit = 2 * abs(near - true).max() + floor * max(1.0, abs(true).max())
+            assert abs(ours - true).max() <= limit, name
 
 
 @pytest.mark.parametrize("library", ["guard", "cupy"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_references_compute_the_same_with_every_library(name, library, request):
     home = open_guard() if library == "guard" else request.getfixturevalue("gpu")
-    expected = run(OPERATIONS[name].reference, numpy, copies(CPU, ARGUMENTS[name]))
-    found = run(OPERATIONS[name], home.xp, copies(home, ARGUMENTS[name]))
-    for key, theirs in expected.items():
-        ours = to_host(found[key])
-        assert ours.dtype == theirs.dtype
-        assert scaled_difference(ours.astype(float), theirs.astype(float)) < 1e-10
+    for arguments in arguments_of(name):
+        expected = run(OPERATIONS[name].reference, numpy, copies(CPU, arguments))
+        found = run(OPERATIONS[name], home.xp, copies(home, arguments))
+        for key, theirs in expected.items():
+            ours = to_host(found[key])
+            assert ours.dtype == theirs.dtype
+            assert scaled_difference(ours.astype(float), theirs.astype(float)) < 1e-10
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -245,6 +308,8 @@ def test_operations_change_only_what_they_write(name):
         "sgd_update": {"w"}, "momentum_update": {"w", "velocity"},
         "rmsprop_update": {"w", "cache"}, "adam_update": {"w", "m", "v"},
         "next_batch": {"position", "words", "targets", "images", "streams"},
+        "dot_product_attention_gradient": {"dkeys", "dvalues"},
+        "additive_attention_gradient": {"dkeys", "dvalues"}, "present_regions": {"out"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(OPERATIONS[name], numpy, copies(CPU, before))
@@ -263,6 +328,7 @@ def extreme(name, dtype):
     """
     rng, exponent = numpy.random.default_rng(1), numpy.finfo(dtype).minexp + 30
     lowest = exponent / 2 + 30 if name == "product" else exponent
+    lowest = exponent / 5 if "attention" in name else lowest
     scores = {"scores", "bias", "ah"} | (set() if name.endswith("_gradient") else {"gates"})
     found = {}
     for key, value in ARGUMENTS[name].items():

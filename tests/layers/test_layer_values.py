@@ -171,8 +171,83 @@ def test_sequences_against_pytorch(name, order, backend):
         close(gradients.dbn, net.bias_hh_l0.grad.numpy()[6:])
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scoring", ["additive", "dot_product"])
+def test_attention(scoring, masked, backend):
+    """One region after the other; one query has no region."""
+    a = draw(f"{scoring}_attention" + " masked" * masked)
+    if masked:
+        a["mask"][0] = False
+    context, weights, cache = getattr(layers, f"{scoring}_attention_forward")(
+        **on_device(backend, a)
+    )
+    rng = numpy.random.default_rng(5)
+    dcontext, dweights = rng.standard_normal((N, D)), rng.standard_normal((N, T))
+    gradients = getattr(layers, f"{scoring}_attention_backward")(
+        *on_device(backend, {"dcontext": dcontext, "dweights": dweights}).values(), cache
+    )
+
+    def expected(query, keys, values, w=None, mask=None):
+        total = 0
+        for n in range(N):
+            powers, q = {}, query[..., n, :]
+            for l in range(T):  # noqa: E741
+                k = keys[..., n, l, :]
+                score = (q * k).sum(-1) / H**0.5 if w is None else (w * numpy.tanh(q + k)).sum(-1)
+                if mask is None or mask[n, l]:
+                    powers[l] = numpy.exp(score)
+            for l, power in powers.items():  # noqa: E741
+                weight = power / sum(powers.values())
+                found = (values[..., n, l, :] * dcontext[n]).sum(-1) + dweights[n, l]
+                total = total + weight * found
+        return total
+
+    close((to_host(context) * dcontext).sum() + (to_host(weights) * dweights).sum(), expected(**a))
+    for name, gradient in zip(gradients._fields, gradients, strict=True):
+        value = a[name[1:]]
+
+        def moved(value, name=name):
+            return expected(**{**a, name[1:]: value})
+
+        close(gradient, oracle.gradient(moved, value))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scoring", ["additive", "dot_product"])
+def test_attention_against_pytorch(scoring, masked, backend):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    a = draw(f"{scoring}_attention" + " masked" * masked)
+    if masked:
+        a["mask"][:, 1] = True  # PyTorch gives NaN where there is nothing
+    context, weights, cache = getattr(layers, f"{scoring}_attention_forward")(
+        **on_device(backend, a)
+    )
+    above = {"dcontext": numpy.ones((N, D)), "dweights": numpy.arange(N * T).reshape(N, T) / 7}
+    gradients = getattr(layers, f"{scoring}_attention_backward")(
+        *on_device(backend, above).values(), cache
+    )
+    mask = torch.tensor(a.pop("mask")) if masked else torch.ones(N, T, dtype=torch.bool)
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in a.items()}
+    q, k, v = theirs["query"][:, None], theirs["keys"], theirs["values"]
+    if scoring == "dot_product":
+        scores = torch.bmm(k, q.transpose(1, 2))[:, :, 0] / H**0.5
+    else:
+        scores = torch.tanh(q + k) @ theirs["w"]
+    alpha = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
+    found = torch.bmm(alpha[:, None], v)[:, 0]
+    if scoring == "dot_product":
+        fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
+        close(context, fused.detach().numpy()[:, 0])
+    torch.autograd.backward([found, alpha], [torch.tensor(value) for value in above.values()])
+    close(context, found.detach().numpy())
+    close(weights, alpha.detach().numpy())
+    for gradient, argument in zip(gradients, theirs.values(), strict=True):
+        close(gradient, argument.grad.numpy())
+
+
 # where one more on the last axis fits: a longer sentence, longer vectors, more words
 FITS = {("word_embedding", "x"), ("word_embedding", "W"), ("temporal_softmax_loss", "x")}
+FITS |= {(name, "values") for name in CASES if "attention" in name}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("dropout", "relu")])

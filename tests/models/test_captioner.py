@@ -1,31 +1,36 @@
 """The whole captioner against its naive version, and its promises."""
 
+import itertools
+import re
+
 import numpy
 import oracle
 import pytest
 from guard import counters, open_guard
+from kinds import KINDS, LOOKING, RECURRENT
 from oracle import END, NULL, START
 
 from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
+from xpcap.models import AttentionRNN
 from xpcap.selfcheck.cases import captioner_gradients, scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
 D, W, H = 4, 3, 5
-CELLS = ("rnn", "lstm", "gru")
-every_cell = pytest.mark.parametrize("cell_type", CELLS)
-FEATURES = numpy.random.default_rng(5).standard_normal((3, D))
+every_kind = pytest.mark.parametrize("kind", KINDS)
+FEATURES = {name: kind.features(3, D, seed=5) for name, kind in KINDS.items()}
+VECTORS = FEATURES["rnn"]
 CAPTIONS = numpy.array([[1, 3, 5, 2, 0], [1, 4, 2, 0, 0], [1, 4, 4, 5, 2]], numpy.int32)
 
 
-def build(cell_type, backend=CPU, dtype=numpy.float64, seed=0, words=WORDS, **options):
-    return CaptioningRNN(words, D, W, H, cell_type, dtype, seed=seed, backend=backend, **options)
+def build(kind, backend=CPU, dtype=numpy.float64, seed=0, words=WORDS, **options):
+    return KINDS[kind].build(words, D, W, H, dtype, seed=seed, backend=backend, **options)
 
 
-def lively(cell_type, backend=CPU, seed=0, scale=1.5, **options):
+def lively(kind, backend=CPU, seed=0, scale=1.5, **options):
     """Build a captioner whose biases and word vectors are not nearly zero."""
-    model = build(cell_type, backend, **options)
+    model = build(kind, backend, **options)
     rng = numpy.random.default_rng(seed)
     for name, value in model.params.items():
         model.params[name] = backend.to_device(scale * rng.standard_normal(value.shape))
@@ -36,50 +41,79 @@ def on_host(model):
     return {name: to_host(value) for name, value in model.params.items()}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@every_cell
-def test_numerical_gradients(cell_type, dropout, backend):
-    sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2}
-    pairs = captioner_gradients(backend, cell_type, dropout, **sizes, h=1e-5)
+def naive_loss(model, features, captions=CAPTIONS, masks=None):
+    return oracle.loss(model.cell_type, on_host(model), features, captions, masks)
+
+
+def naive_sample(model, features, max_length):
+    return oracle.sample(model.cell_type, on_host(model), features, max_length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout", "options"),
+    [
+        *((kind, dropout, {}) for kind in RECURRENT for dropout in (0.0, 0.4)),
+        ("lstm on regions", 0.0, {}),
+        *((kind, 0.4, {}) for kind in LOOKING),
+        ("attention lstm", 0.0, {"doubly_stochastic": 0.7}),
+        ("attention gru dot", 0.0, {"doubly_stochastic": 0.7, "T": 2}),
+    ],
+)
+def test_numerical_gradients(kind, dropout, options, backend):
+    cell, family, regions, own = KINDS[kind]
+    sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2, "regions": regions}
+    options = {**sizes, **own, **options}
+    pairs = captioner_gradients(backend, family, dropout, cell_type=cell, **options, h=1e-5)
     expected = {"W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab"}
-    assert set(pairs) == expected | ({"bn"} if cell_type == "gru" else set())
-    for name, (numerical, own) in pairs.items():
+    expected |= {"bn"} if cell == "gru" else set()
+    if family is AttentionRNN:
+        expected |= {"W_grid", "b_grid", "W_query", "b_query", "W_gate", "b_gate", "Wz"}
+        expected |= {"W_context"} | ({"w_score"} if "dot" not in kind else set())
+    assert set(pairs) == expected
+    of_weights = {"W_query", "b_query", "w_score"} if regions == 1 else set()  # which are 1
+    for name, (numerical, own_gradient) in pairs.items():
+        if name in of_weights:
+            assert abs(to_host(own_gradient)).max() < 1e-15
+            continue
         assert abs(to_host(numerical)).max() > 1e-4, name
-        assert scaled_difference(own, numerical) < 1e-7, name
+        assert scaled_difference(own_gradient, numerical) < 1e-7, name
 
 
-@every_cell
-def test_the_loss_of_the_naive_model(cell_type, backend):
-    model = lively(cell_type, backend)
-    loss, gradients = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
-    expected = oracle.loss(cell_type, on_host(model), FEATURES, CAPTIONS)
+@every_kind
+def test_the_loss_of_the_naive_model(kind, backend):
+    model = lively(kind, backend)
+    loss, gradients = model.loss(backend.to_device(FEATURES[kind]), backend.to_device(CAPTIONS))
+    expected = naive_loss(model, FEATURES[kind])
     assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert gradients.keys() == model.params.keys()
     for name, gradient in gradients.items():
         assert gradient.shape == model.params[name].shape
         assert gradient.dtype == model.params[name].dtype
-    evaluated = model.evaluate(backend.to_device(FEATURES), backend.to_device(CAPTIONS))
+    evaluated = model.evaluate(backend.to_device(FEATURES[kind]), backend.to_device(CAPTIONS))
     assert float(evaluated) == float(loss)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@every_cell
-def test_samples_are_those_of_the_naive_model(cell_type, seed, backend):
-    model = lively(cell_type, backend, seed)
-    features = numpy.random.default_rng(seed).standard_normal((20, D))
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [*itertools.product(RECURRENT, range(4)), *((k, 1) for k in KINDS if k not in RECURRENT)],
+)
+def test_samples_are_those_of_the_naive_model(kind, seed, backend):
+    model = lively(kind, backend, seed)
+    features = KINDS[kind].features(20, D, seed)
     found = to_host(model.sample(backend.to_device(features), max_length=9))
     assert found.shape == (20, 9)
     assert found.dtype.kind == "i"
-    expected = oracle.sample(cell_type, on_host(model), features, max_length=9)
+    expected = naive_sample(model, features, 9)
     numpy.testing.assert_array_equal(found, expected)
 
 
 def test_some_of_those_samples_end_and_some_do_not():
     """Otherwise the test above would not show what happens after <END>."""
-    features = numpy.random.default_rng(0).standard_normal((20, D))
-    ended = [(oracle.sample(cell, on_host(lively(cell, seed=seed)), features, 9) == END).any(axis=1)
-             for cell in CELLS for seed in range(4)]  # fmt: skip
-    assert 0.1 < numpy.mean(ended) < 0.9
+    for kind in KINDS:
+        models = [lively(kind, seed=seed) for seed in range(4)]
+        features = KINDS[kind].features(20, D, seed=0)
+        ended = [(naive_sample(model, features, 9) == END).any(axis=1) for model in models]
+        assert 0.1 < numpy.mean(ended) < 0.9, kind
 
 
 def test_after_end_all_is_null(backend):
@@ -87,78 +121,79 @@ def test_after_end_all_is_null(backend):
     p = {name: numpy.zeros(value.shape) for name, value in on_host(model).items()}
     p["b_vocab"][END] = 1.0
     model.params = {name: backend.to_device(value) for name, value in p.items()}
-    found = to_host(model.sample(backend.to_device(FEATURES), max_length=4))
+    found = to_host(model.sample(backend.to_device(VECTORS), max_length=4))
     assert found.tolist() == [[END, NULL, NULL, NULL]] * 3
 
 
 @pytest.mark.parametrize("max_length", [0, 1, 30])
 def test_max_length(max_length, backend):
     model = build("lstm", backend)
-    found = model.sample(backend.to_device(FEATURES), max_length=max_length)
+    found = model.sample(backend.to_device(VECTORS), max_length=max_length)
     assert found.shape == (3, max_length)
-    assert build("lstm").sample(FEATURES).shape == (3, 30)
+    assert build("lstm").sample(VECTORS).shape == (3, 30)
 
 
 def test_without_end_sampling_goes_on():
     words = {"<NULL>": 0, "<START>": 1, "cat": 2}
     model = build("rnn", words=words)
     model.params["b_vocab"] = numpy.array([0.0, 0.0, 9.0])
-    assert model.sample(FEATURES, max_length=3).tolist() == [[2, 2, 2]] * 3
+    assert model.sample(VECTORS, max_length=3).tolist() == [[2, 2, 2]] * 3
 
 
 def test_without_start_there_is_no_sample_but_a_loss():
     model = build("rnn", words={"<NULL>": 0, "cat": 2, "dog": 1})
-    assert numpy.isfinite(model.loss(FEATURES, numpy.array([[1, 2, 0]] * 3))[0])
+    assert numpy.isfinite(model.loss(VECTORS, numpy.array([[1, 2, 0]] * 3))[0])
     with pytest.raises(ConfigurationError, match="<START>"):
-        model.sample(FEATURES)
+        model.sample(VECTORS)
 
 
-@every_cell
-def test_float64_parameters_in_a_float32_model(cell_type, backend):
+@every_kind
+def test_float64_parameters_in_a_float32_model(kind, backend):
     """What counts is the dtype of the parameters at the time."""
-    model = build(cell_type, backend, dtype=numpy.float32)
+    model = build(kind, backend, dtype=numpy.float32)
     assert {value.dtype for value in model.params.values()} == {numpy.dtype(numpy.float32)}
-    double = lively(cell_type, backend)
+    double = lively(kind, backend)
     model.params.update(double.params)
-    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    features, captions = backend.to_device(FEATURES[kind]), backend.to_device(CAPTIONS)
     loss, gradients = model.loss(features, captions)
-    expected = oracle.loss(cell_type, on_host(double), FEATURES, CAPTIONS)
+    expected = naive_loss(double, FEATURES[kind])
     assert abs(float(loss) - expected) < 1e-10
     assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float64)}
 
 
-@every_cell
-def test_parameters_of_several_dtypes(cell_type):
-    model, double = build(cell_type, dtype=numpy.float32), build(cell_type)
-    expected = float(double.loss(FEATURES, CAPTIONS)[0])
+@every_kind
+def test_parameters_of_several_dtypes(kind):
+    model, double = build(kind, dtype=numpy.float32), build(kind)
+    expected = float(double.loss(FEATURES[kind], CAPTIONS)[0])
     for name in model.params:
         model.params[name] = model.params[name].astype(numpy.float64)
-        loss, gradients = model.loss(FEATURES, CAPTIONS)
+        loss, gradients = model.loss(FEATURES[kind], CAPTIONS)
         assert float(loss) == pytest.approx(expected, rel=1e-5)
         assert gradients[name].dtype == numpy.float64
 
 
 @pytest.mark.parametrize("dtype", [numpy.float16, numpy.float32, numpy.float64])
-@every_cell
-def test_features_of_any_floating_dtype(cell_type, dtype, backend):
+@every_kind
+def test_features_of_any_floating_dtype(kind, dtype, backend):
     """They are taken to the parameters' dtype: float16 features cost their own rounding only."""
-    model = build(cell_type, backend, dtype=numpy.float32)
-    features = backend.to_device(FEATURES, dtype)
+    model = build(kind, backend, dtype=numpy.float32)
+    features = backend.to_device(FEATURES[kind], dtype)
     loss, gradients = model.loss(features, backend.to_device(CAPTIONS))
     assert {value.dtype for value in gradients.values()} == {numpy.dtype(numpy.float32)}
-    rounded = FEATURES.astype(dtype).astype(numpy.float64)
-    expected = oracle.loss(cell_type, on_host(model), rounded, CAPTIONS)
+    rounded = FEATURES[kind].astype(dtype).astype(numpy.float64)
+    expected = naive_loss(model, rounded)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert model.sample(features, 3).shape == (3, 3)
     assert features.dtype == dtype
 
 
-def test_padding_counts_nothing():
+@every_kind
+def test_padding_counts_nothing(kind):
     """More padding changes neither the loss nor a gradient."""
-    model = lively("lstm")
+    model = lively(kind)
     padded = numpy.concatenate([CAPTIONS, numpy.zeros((3, 2), numpy.int32)], axis=1)
-    one, grads_one = model.loss(FEATURES, CAPTIONS)
-    other, grads_other = model.loss(FEATURES, padded)
+    one, grads_one = model.loss(FEATURES[kind], CAPTIONS)
+    other, grads_other = model.loss(FEATURES[kind], padded)
     assert one == pytest.approx(other, rel=1e-14)
     for name in grads_one:
         assert scaled_difference(grads_other[name], grads_one[name]) < 1e-12
@@ -166,41 +201,42 @@ def test_padding_counts_nothing():
 
 def test_dropout_follows_the_step_and_evaluate_has_none(backend):
     model = lively("lstm", backend, dropout=0.5)
-    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    features, captions = backend.to_device(VECTORS), backend.to_device(CAPTIONS)
     losses = [float(model.loss(features, captions, step=step)[0]) for step in (0, 1, 2, 0)]
     assert losses[0] == losses[3]
     assert len(set(losses)) == 3
-    expected = oracle.loss("lstm", on_host(model), FEATURES, CAPTIONS)
+    expected = naive_loss(model, VECTORS)
     assert float(model.evaluate(features, captions)) == pytest.approx(expected, rel=1e-12)
 
 
-@every_cell
-def test_dropout_scales_word_vectors_and_hidden_states(cell_type, backend):
+@every_kind
+def test_dropout_scales_word_vectors_and_hidden_states(kind, backend):
     """But not what passes from step to step."""
-    model = lively(cell_type, backend, dropout=0.5)
+    model = lively(kind, backend, dropout=0.5)
     for step in range(3):
         masks = oracle.dropout_masks(model, CAPTIONS, step)
-        loss, _ = model.loss(backend.to_device(FEATURES), backend.to_device(CAPTIONS), step)
-        expected = oracle.loss(cell_type, on_host(model), FEATURES, CAPTIONS, masks)
+        loss, _ = model.loss(backend.to_device(FEATURES[kind]), backend.to_device(CAPTIONS), step)
+        expected = naive_loss(model, FEATURES[kind], masks=masks)
         assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
-def test_dropout_is_the_same_on_every_device(elsewhere):
-    here, there = (lively("gru", b, dropout=0.5) for b in (CPU, elsewhere))
-    expected, expected_grads = here.loss(FEATURES, CAPTIONS, step=7)
-    arrays = elsewhere.to_device(FEATURES), elsewhere.to_device(CAPTIONS)
+@pytest.mark.parametrize("kind", ["gru", "attention lstm"])
+def test_dropout_is_the_same_on_every_device(kind, elsewhere):
+    here, there = (lively(kind, b, dropout=0.5) for b in (CPU, elsewhere))
+    expected, expected_grads = here.loss(FEATURES[kind], CAPTIONS, step=7)
+    arrays = elsewhere.to_device(FEATURES[kind]), elsewhere.to_device(CAPTIONS)
     loss, grads = there.loss(*arrays, step=7)
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     for name, gradient in grads.items():
         assert scaled_difference(gradient, expected_grads[name]) < 1e-10
 
 
-@every_cell
-def test_a_seed_gives_the_same_parameters_everywhere(cell_type, elsewhere):
-    here, there = build(cell_type, seed=3), build(cell_type, elsewhere, seed=3)
+@every_kind
+def test_a_seed_gives_the_same_parameters_everywhere(kind, elsewhere):
+    here, there = build(kind, seed=3), build(kind, elsewhere, seed=3)
     for name, value in here.params.items():
         numpy.testing.assert_array_equal(to_host(there.params[name]), value)
-    assert not numpy.array_equal(build(cell_type, seed=4).params["Wx"], here.params["Wx"])
+    assert not numpy.array_equal(build(kind, seed=4).params["Wx"], here.params["Wx"])
 
 
 def test_without_a_seed_numpys_global_one_counts():
@@ -212,15 +248,15 @@ def test_without_a_seed_numpys_global_one_counts():
     assert not numpy.array_equal(drawn[0][0], drawn[0][1])
 
 
-@pytest.mark.parametrize(("cell_type", "gates"), [("rnn", 1), ("lstm", 4), ("gru", 3)])
-def test_initial_parameters(cell_type, gates):
+@pytest.mark.parametrize(("kind", "gates"), [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_initial_parameters(kind, gates):
     words = {"<NULL>": 0, **{str(k): k for k in range(1, 50)}}
-    model = CaptioningRNN(words, 300, 200, 100, cell_type, seed=0)
+    model = CaptioningRNN(words, 300, 200, 100, kind, seed=0)
     shapes = {
         "W_proj": (300, 100), "b_proj": (100,), "W_embed": (50, 200), "Wx": (200, gates * 100),
         "Wh": (100, gates * 100), "b": (gates * 100,), "W_vocab": (100, 50), "b_vocab": (50,),
     }  # fmt: skip
-    if cell_type == "gru":
+    if kind == "gru":
         shapes["bn"] = (100,)
     assert {name: value.shape for name, value in model.params.items()} == shapes
     spread = {"W_proj": 300**-0.5, "W_embed": 0.01, "Wx": 200**-0.5, "Wh": 0.1, "W_vocab": 0.1}
@@ -233,20 +269,47 @@ def test_initial_parameters(cell_type, gates):
             assert (value == 0).all()
 
 
-@every_cell
-def test_mixed_devices_are_named(cell_type):
+@pytest.mark.parametrize("scoring", ["additive", "dot"])
+def test_initial_parameters_of_attention(scoring):
+    sizes = {"input_dim": 300, "wordvec_dim": 200, "hidden_dim": 100, "cell_type": "gru"}
+    model = AttentionRNN({"<NULL>": 0}, **sizes, scoring=scoring, seed=0)
+    first = CaptioningRNN({"<NULL>": 0}, **sizes, seed=0).params
+    own = {name: value for name, value in model.params.items() if name not in first}
+    shapes = {
+        "W_grid": (300, 100), "b_grid": (100,), "W_query": (100, 100), "b_query": (100,),
+        "W_gate": (100, 1), "b_gate": (1,), "Wz": (100, 300), "W_context": (100, 100),
+    }  # fmt: skip
+    shapes |= {"w_score": (100,)} if scoring == "additive" else {}
+    assert {name: value.shape for name, value in own.items()} == shapes
+    for name, value in own.items():
+        if name[0] == "b":
+            assert (value == 0).all()
+        else:
+            assert value.std() == pytest.approx(len(value) ** -0.5, rel=3 / value.size**0.5), name
+
+
+@every_kind
+def test_features_of_another_scale(kind):
+    model = lively(kind)
+    expected = model.evaluate(FEATURES[kind], CAPTIONS)
+    model.scale_features(4.0)
+    assert model.evaluate(4 * FEATURES[kind], CAPTIONS) == pytest.approx(expected, rel=1e-12)
+
+
+@every_kind
+def test_mixed_devices_are_named(kind):
     guard = open_guard()
-    model, moved = build(cell_type), build(cell_type, guard)
-    features, captions = guard.to_device(FEATURES), guard.to_device(CAPTIONS)
+    model, moved = build(kind), build(kind, guard)
+    features, captions = guard.to_device(FEATURES[kind]), guard.to_device(CAPTIONS)
     for call in (
         lambda: model.loss(features, captions),
-        lambda: model.loss(FEATURES, captions),
+        lambda: model.loss(FEATURES[kind], captions),
         lambda: model.loss(features, CAPTIONS),
         lambda: model.sample(features),
-        lambda: moved.loss(FEATURES, CAPTIONS),
-        lambda: moved.loss(FEATURES, captions),
+        lambda: moved.loss(FEATURES[kind], CAPTIONS),
+        lambda: moved.loss(FEATURES[kind], captions),
         lambda: moved.evaluate(features, CAPTIONS),
-        lambda: moved.sample(FEATURES),
+        lambda: moved.sample(FEATURES[kind]),
     ):
         with pytest.raises(BackendError) as caught:
             call()
@@ -254,14 +317,15 @@ def test_mixed_devices_are_named(cell_type):
         assert "guard" in str(caught.value)
 
 
-def test_a_model_moves_to_another_device(elsewhere):
-    model = lively("gru")
-    expected, _ = model.loss(FEATURES, CAPTIONS)
+@pytest.mark.parametrize("kind", ["gru", "attention gru dot"])
+def test_a_model_moves_to_another_device(kind, elsewhere):
+    model = lively(kind)
+    expected, _ = model.loss(FEATURES[kind], CAPTIONS)
     before = on_host(model)
     assert model.to(elsewhere) is model
     assert model.backend is elsewhere
     assert namespace(*model.params.values()) is elsewhere.xp
-    loss, _ = model.loss(elsewhere.to_device(FEATURES), elsewhere.to_device(CAPTIONS))
+    loss, _ = model.loss(elsewhere.to_device(FEATURES[kind]), elsewhere.to_device(CAPTIONS))
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     model.to("cpu")
     for name, value in model.params.items():
@@ -269,11 +333,11 @@ def test_a_model_moves_to_another_device(elsewhere):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@every_cell
-def test_the_device_never_waits(cell_type, dropout):
+@every_kind
+def test_the_device_never_waits(kind, dropout):
     guard = open_guard()
-    model = build(cell_type, guard, dtype=numpy.float32, dropout=dropout)
-    features = guard.to_device(FEATURES, numpy.float16)
+    model = build(kind, guard, dtype=numpy.float32, dropout=dropout)
+    features = guard.to_device(FEATURES[kind], numpy.float16)
     captions = guard.to_device(CAPTIONS)
     counters.reset()
     model.loss(features, captions, step=3)
@@ -284,7 +348,7 @@ def test_the_device_never_waits(cell_type, dropout):
 def test_decoding_asks_only_every_few_steps_whether_to_stop():
     guard = open_guard()
     model = build("lstm", guard)
-    features = guard.to_device(FEATURES)
+    features = guard.to_device(VECTORS)
     model.params["b_vocab"][END] = -100.0
     counters.reset()
     model.sample(features, max_length=12)
@@ -311,36 +375,36 @@ def test_each_word_is_projected_once():
     assert set(read) <= set(said.reshape(-1).tolist()) | {model.start_word}
 
 
-@every_cell
-def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(cell_type):
+@every_kind
+def test_captions_of_many_lengths_are_decoded_together_as_one_by_one(kind):
     """On the CPU a caption that has ended leaves the batch."""
-    model = lively(cell_type, seed=0)
-    features = numpy.random.default_rng(5).standard_normal((40, D))
+    model = lively(kind, seed=0)
+    features = KINDS[kind].features(40, D, seed=5)
     together = model.sample(features, max_length=12)
     alone = numpy.concatenate([model.sample(row[None], max_length=12) for row in features])
     numpy.testing.assert_array_equal(together, alone)
     assert len(numpy.unique((together != NULL).sum(axis=1))) >= 3
 
 
-@every_cell
-def test_nothing_given_is_changed(cell_type, backend):
-    model = lively(cell_type, backend, dropout=0.3)
+@every_kind
+def test_nothing_given_is_changed(kind, backend):
+    model = lively(kind, backend, dropout=0.3)
     before = {name: value.copy() for name, value in on_host(model).items()}
-    features, captions = backend.to_device(FEATURES), backend.to_device(CAPTIONS)
+    features, captions = backend.to_device(FEATURES[kind]), backend.to_device(CAPTIONS)
     model.loss(features, captions)
     model.sample(features)
-    numpy.testing.assert_array_equal(to_host(features), FEATURES)
+    numpy.testing.assert_array_equal(to_host(features), FEATURES[kind])
     numpy.testing.assert_array_equal(to_host(captions), CAPTIONS)
     for name, value in on_host(model).items():
         numpy.testing.assert_array_equal(value, before[name])
 
 
-@every_cell
-def test_one_caption_of_one_word(cell_type, backend):
-    model = lively(cell_type, backend)
+@every_kind
+def test_one_caption_of_one_word(kind, backend):
+    model = lively(kind, backend)
     captions = numpy.array([[START, END]])
-    loss, gradients = model.loss(backend.to_device(FEATURES[:1]), backend.to_device(captions))
-    expected = oracle.loss(cell_type, on_host(model), FEATURES[:1], captions)
+    loss, gradients = model.loss(backend.to_device(FEATURES[kind][:1]), backend.to_device(captions))
+    expected = naive_loss(model, FEATURES[kind][:1], captions)
     assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert all(numpy.isfinite(to_host(value)).all() for value in gradients.values())
 
@@ -348,13 +412,13 @@ def test_one_caption_of_one_word(cell_type, backend):
 @pytest.mark.parametrize(
     ("features", "captions", "message"),
     [
-        (FEATURES, CAPTIONS[:, :1], r"captions \(N, T\+1\) with T > 0 .* got \(3, 1\)"),
-        (FEATURES, CAPTIONS[:, :0], r"captions \(N, T\+1\) with T > 0 .* got \(3, 0\)"),
-        (FEATURES, CAPTIONS[0], r"captions \(N, T\+1\) with T > 0 .* got \(5,\)"),
-        (FEATURES[:, :3], CAPTIONS, r"features \(N, D\), W_proj \(D, H\).* got features \(3, 3\)"),
-        (FEATURES[:2], CAPTIONS, r"got \(3, 5\) and \(2, 4\)"),
-        (FEATURES, CAPTIONS + 4, r"indices 4 to 9 do not all lie in 0\.\.5"),
-        (FEATURES, CAPTIONS.astype(float), "integer indices, got float64"),
+        (VECTORS, CAPTIONS[:, :1], r"captions \(N, T\+1\) with T > 0 .* got \(3, 1\)"),
+        (VECTORS, CAPTIONS[:, :0], r"captions \(N, T\+1\) with T > 0 .* got \(3, 0\)"),
+        (VECTORS, CAPTIONS[0], r"captions \(N, T\+1\) with T > 0 .* got \(5,\)"),
+        (VECTORS[:, :3], CAPTIONS, r"features \(N, D\), W_proj \(D, H\).* got features \(3, 3\)"),
+        (VECTORS[:2], CAPTIONS, r"got \(3, 5\) and \(2, 4\)"),
+        (VECTORS, CAPTIONS + 4, r"indices 4 to 9 do not all lie in 0\.\.5"),
+        (VECTORS, CAPTIONS.astype(float), "integer indices, got float64"),
     ],
 )
 def test_arguments_that_do_not_fit(features, captions, message):
@@ -362,13 +426,34 @@ def test_arguments_that_do_not_fit(features, captions, message):
         build("lstm").loss(features, captions)
 
 
+@pytest.mark.parametrize("shape", [(3, D), (3, 2, D + 1), (3, 1, 2, D)])
+def test_features_that_are_no_regions(shape):
+    model, features = build("attention lstm"), numpy.zeros(shape)
+    for call in (lambda: model.loss(features, CAPTIONS), lambda: model.sample(features)):
+        with pytest.raises(ShapeError, match=rf"features \(N, L, D\).*{re.escape(str(shape))}"):
+            call()
+
+
 def test_settings_that_are_refused():
     with pytest.raises(ConfigurationError, match="'elman' is unknown; expected rnn, lstm, gru"):
-        build("elman")
+        CaptioningRNN(WORDS, D, W, H, "elman")
     with pytest.raises(ConfigurationError, match="lacks <NULL>"):
         build("rnn", words={"<START>": 0, "cat": 1})
     with pytest.raises(ConfigurationError, match=r"dropout must be a number in \[0, 1\), got 1\.0"):
         build("rnn", dropout=1.0)
+    for options, message in (
+        ({"scoring": "cosine"}, "scoring 'cosine' is unknown; expected additive or dot"),
+        ({"doubly_stochastic": -0.1}, "doubly_stochastic must be finite and >= 0, got -0.1"),
+        ({"doubly_stochastic": numpy.inf}, "doubly_stochastic must be finite and >= 0, got inf"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            AttentionRNN(WORDS, D, W, H, **options)
+    for family in (CaptioningRNN, AttentionRNN):
+        with pytest.raises(TypeError, match="argument 'depth'"):
+            family(WORDS, D, W, H, depth=1)
+    with pytest.raises(TypeError, match="argument 'scoring'"):
+        CaptioningRNN(WORDS, D, W, H, scoring="dot")
+    assert AttentionRNN(WORDS, D, W, H, doubly_stochastic=0).doubly_stochastic == 0
     with pytest.raises(BackendError, match="nowhere"):
         build("rnn", backend="nowhere")
 
@@ -377,7 +462,7 @@ def test_the_null_word_may_have_any_index():
     words = {"cat": 0, "<NULL>": 1, "<START>": 2, "<END>": 3}
     model = build("rnn", words=words)
     model.params["b_vocab"] = numpy.array([0.0, 0.0, 0.0, 9.0])
-    assert model.sample(FEATURES, 3).tolist() == [[3, 1, 1]] * 3
-    loss, _ = model.loss(FEATURES, numpy.array([[2, 1, 1]] * 3))
+    assert model.sample(VECTORS, 3).tolist() == [[3, 1, 1]] * 3
+    loss, _ = model.loss(VECTORS, numpy.array([[2, 1, 1]] * 3))
     assert loss == 0.0
     assert model.idx_to_word[1] == "<NULL>"

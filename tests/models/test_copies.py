@@ -5,6 +5,7 @@ import pickle
 
 import numpy
 import pytest
+from kinds import KINDS
 from small_captioners import model_of, some_features
 from tiny import make_tiny
 
@@ -14,7 +15,6 @@ from xpcap.backend import CPU, Backend, namespace
 from xpcap.data.dataset import open_dataset
 from xpcap.errors import Stopped
 from xpcap.metrics import evaluate_captions
-from xpcap.models.recurrent import CELLS
 from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
 from xpcap.training.trainer import StepDiverged
@@ -23,9 +23,9 @@ WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.d
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_copy_is_the_same_captioner_with_its_own_parameters(cell, way, backend):
-    model, features = model_of(cell, backend), backend.to_device(some_features())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_is_the_same_captioner_with_its_own_parameters(kind, way, backend):
+    model, features = model_of(kind, backend), backend.to_device(some_features(kind=kind))
     words = backend.to_host(model.sample(features, 5))
     twin = WAYS[way](model)
     assert twin.backend == backend

@@ -66,7 +66,7 @@ def mgu(monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_new_cell_is_gradient_checked(backend, dropout):
     sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2}
-    pairs = captioner_gradients(backend, "mgu", dropout, **sizes, h=1e-5)
+    pairs = captioner_gradients(backend, CaptioningRNN, dropout, **sizes, cell_type="mgu", h=1e-5)
     assert "Wh" in pairs
     for name, (numerical, own) in pairs.items():
         assert abs(to_host(numerical)).max() > 1e-5, name

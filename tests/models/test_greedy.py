@@ -6,59 +6,67 @@ import weakref
 import numpy
 import oracle
 import pytest
+from kinds import KINDS
 
 from xpcap.backend import to_host
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
-from xpcap.models import CaptioningRNN, greedy
+from xpcap.models import greedy
 
 WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a", "cat", "sat"))}
 D, H = 5, 7
 
 
-def build(backend, seed=0, dtype=numpy.float32):
-    model = CaptioningRNN(WORDS, D, 4, H, "lstm", dtype, seed=0, backend=backend)
+@pytest.fixture(params=["lstm", "attention lstm"])
+def kind(request):
+    return request.param
+
+
+def build(backend, seed=0, dtype=numpy.float32, kind="lstm"):
+    model = KINDS[kind].build(WORDS, D, 4, H, dtype, seed=0, backend=backend)
     rng = numpy.random.default_rng(seed)
     for name, value in model.params.items():
         model.params[name] = backend.to_device(1.5 * rng.standard_normal(value.shape), dtype)
     return model
 
 
-def some_features(N, seed=0):
-    return numpy.random.default_rng(seed).standard_normal((N, D)).astype(numpy.float32)
+def some_features(model, N, seed=0):
+    kind = KINDS["attention lstm" if "W_grid" in model.params else "lstm"]
+    return kind.features(N, D, seed).astype(numpy.float32)
 
 
 def sampled(model, N=6, seed=0, max_length=9):
-    features = model.backend.to_device(some_features(N, seed), model.params["W_proj"].dtype)
+    features = some_features(model, N, seed)
+    features = model.backend.to_device(features, model.params["W_proj"].dtype)
     return to_host(model.sample(features, max_length))
 
 
 def agrees(model, N=6, seed=0, max_length=9):
     """Assert that captions are those of the naive model."""
     params = {name: to_host(value) for name, value in model.params.items()}
-    expected = oracle.sample("lstm", params, some_features(N, seed), max_length)
+    expected = oracle.sample("lstm", params, some_features(model, N, seed), max_length)
     for _ in range(3):  # as it is, captured and replayed
         numpy.testing.assert_array_equal(sampled(model, N, seed, max_length), expected)
     return expected
 
 
-def test_changed_parameters_are_seen(backend):
-    model = build(backend)
+def test_changed_parameters_are_seen(kind, backend):
+    model = build(backend, kind=kind)
     found = [agrees(model)]
-    for name, value in build(backend, seed=1).params.items():
+    for name, value in build(backend, 1, kind=kind).params.items():
         model.params[name][...] = value
     found.append(agrees(model))
-    model.params = build(backend, seed=2).params
+    model.params = build(backend, 2, kind=kind).params
     found.append(agrees(model))
-    model.params = build(backend, seed=3, dtype=numpy.float64).params
+    model.params = build(backend, 3, numpy.float64, kind).params
     found.append(agrees(model))
-    model.params["b_vocab"] = build(backend, seed=4, dtype=numpy.float64).params["b_vocab"]
+    model.params["b_vocab"] = build(backend, 4, numpy.float64, kind).params["b_vocab"]
     found.append(agrees(model))
     assert len({words.tobytes() for words in found}) == len(found)
 
 
-def test_batches_of_all_sizes_in_turn(backend):
-    model = build(backend)
+def test_batches_of_all_sizes_in_turn(kind, backend):
+    model = build(backend, kind=kind)
     for N in (6, 1, 6, 3, 6):
         for max_length in (9, 1, 0, 4):
             for seed in (0, 1):
@@ -66,12 +74,12 @@ def test_batches_of_all_sizes_in_turn(backend):
 
 
 @pytest.mark.parametrize(("N", "max_length"), [(6, 9), (1, 9), (6, 1), (1, 1)])
-def test_captions_are_not_overwritten_by_later_ones(backend, N, max_length):
-    model = build(backend)
-    features = backend.to_device(some_features(N))
+def test_captions_are_not_overwritten_by_later_ones(kind, backend, N, max_length):
+    model = build(backend, kind=kind)
+    features = backend.to_device(some_features(model, N))
     first = model.sample(features, max_length)
     before = to_host(first).copy()
-    model.params["b_vocab"][...] = -10.0 * model.params["b_vocab"]
+    model.params["b_vocab"][(before[0, 0] + 1) % len(WORDS)] = 1000.0
     other = to_host(model.sample(features, max_length))
     assert (other != before).any()
     numpy.testing.assert_array_equal(to_host(first), before)
@@ -87,8 +95,8 @@ def test_another_end_is_seen(backend):
     assert before[0, 2:].any()
 
 
-def test_a_model_with_decoders_is_freed_at_once(backend):
-    model = build(backend)
+def test_a_model_with_decoders_is_freed_at_once(kind, backend):
+    model = build(backend, kind=kind)
     for N in (3, 4):
         sampled(model, N)
         sampled(model, N)

@@ -3,18 +3,24 @@
 import numpy
 import oracle
 import pytest
+from kinds import KINDS, LOOKING
 from oracle import NULL
 
 from xpcap import CaptioningRNN
 from xpcap.backend import CPU, namespace, to_host
 from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
-from xpcap.models.inspection import gate_saturation, gradient_flow, word_gradients
+from xpcap.models.inspection import (
+    attention_maps,
+    gate_saturation,
+    gradient_flow,
+    word_gradients,
+)
 from xpcap.selfcheck.cases import scaled_difference
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
 D, W, H = 4, 3, 5
-every_cell = pytest.mark.parametrize("cell_type", ["rnn", "lstm", "gru"])
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 ONE_LONGEST = numpy.array([[1, 3, 5, 2, 0, 0], [1, 4, 2, 0, 0, 0], [1, 4, 4, 5, 2, 0]], numpy.int32)
 ONE_CAPTION = numpy.array([[1, 4, 3, 2]], numpy.int32)
@@ -27,39 +33,39 @@ every_shape = pytest.mark.parametrize(
 )
 
 
-def lively(cell_type, backend=CPU, scale=0.9, dtype=numpy.float64):
+def lively(kind="lstm", backend=CPU, scale=0.9, dtype=numpy.float64):
     """Build a captioner whose biases and word vectors are not nearly zero."""
-    model = CaptioningRNN(WORDS, D, W, H, cell_type, dtype, seed=0, backend=backend)
+    model = KINDS[kind].build(WORDS, D, W, H, dtype, seed=0, backend=backend)
     rng = numpy.random.default_rng(3)
     for name, value in model.params.items():
         model.params[name] = backend.to_device(scale * rng.standard_normal(value.shape), dtype)
     return model
 
 
-def images(captions):
-    return numpy.random.default_rng(5).standard_normal((len(captions), D))
+def images(captions, kind="lstm"):
+    return KINDS[kind].features(len(captions), D, seed=5)
 
 
-def log_probs_of(model, features, captions):
-    each = zip(features, captions, strict=True)
-    return numpy.stack([oracle.log_probs(model.cell_type, model.params, *one) for one in each])
+def log_prob(kind, params, image, caption):
+    """Return the log-probability of each word; there may be many images, on a first axis."""
+    vector = oracle.mean_region(image) if kind == "lstm on regions" else image
+    return oracle.log_probs(KINDS[kind].cell, params, vector, caption)
 
 
 def slopes(model, image, caption, t, of_cell=False):
     """Return dL/dh, or dL/dc of an LSTM, of the state after step t; -1 is before the first."""
-    cell, params, weights = model.cell_type, model.params, oracle.weights_of(model.params)
-    ax = oracle.inputs(params, caption[:-1])
-    first = oracle.initial(cell, params, image)
-    (h, *others), gates = [(first, None), *oracle.states(cell, ax, first, weights)][t + 1]
+    cell, params = model.cell_type, model.params
+    image = oracle.summary(params, image)
+    first = oracle.Step(oracle.initial(cell, params, image), None, None, None)
+    here = [first, *oracle.read(cell, params, image, caption[:-1])][t + 1]
+    h, *others = here.state
 
     def loss(moved):
-        state = (gates[2] * numpy.tanh(moved), moved) if of_cell else (moved, *others)
-        after = oracle.states(cell, ax[t + 1 :], state, weights)
-        hidden = numpy.stack([state[0], *(h for (h, *_), _ in after)], axis=-2)
-        if t < 0:
-            hidden = hidden[..., 1:, :]
+        state = (here.gates[2] * numpy.tanh(moved), moved) if of_cell else (moved, *others)
+        after = oracle.read(cell, params, image, caption[t + 1 : -1], state)
+        steps = [here._replace(state=state), *after] if t >= 0 else after
         words = caption[max(t, 0) + 1 :]
-        return -oracle.of_words(oracle.to_scores(params, hidden), words).sum(axis=-1)
+        return -oracle.of_words(oracle.scores_of(params, steps), words).sum(axis=-1)
 
     return oracle.gradient(loss, others[0] if of_cell else h)
 
@@ -80,35 +86,34 @@ def steps_of(captions):
 
 
 @every_shape
-@every_cell
-def test_word_gradients_are_the_slopes_of_log_probabilities(cell_type, captions, backend):
-    words, features = captions[:, 1:], images(captions)
+@every_kind
+def test_word_gradients_are_the_slopes_of_log_probabilities(kind, captions, backend):
+    words, features = captions[:, 1:], images(captions, kind)
     log_probs, gradients = word_gradients(
-        lively(cell_type, backend), backend.to_device(features), backend.to_device(words)
+        lively(kind, backend), backend.to_device(features), backend.to_device(words)
     )
     assert namespace(log_probs, gradients) is backend.xp
     assert log_probs.shape == words.shape
-    assert gradients.shape == (*words.shape, D)
-    model = lively(cell_type)
-    numpy.testing.assert_allclose(
-        to_host(log_probs), log_probs_of(model, features, captions), rtol=1e-12, atol=1e-12
-    )
+    assert gradients.shape == (*words.shape, *features.shape[1:])
+    params = lively(kind).params
+    expected = [log_prob(kind, params, *one) for one in zip(features, captions, strict=True)]
+    numpy.testing.assert_allclose(to_host(log_probs), expected, rtol=1e-12, atol=1e-12)
     for n, t in numpy.ndindex(words.shape):
 
-        def log_prob(image, n=n, t=t):
-            return oracle.log_probs(cell_type, model.params, image, captions[n])[..., t]
+        def of_word(image, n=n, t=t):
+            return log_prob(kind, params, image, captions[n])[..., t]
 
-        slope = oracle.gradient(log_prob, features[n])
+        slope = oracle.gradient(of_word, features[n])
         numpy.testing.assert_allclose(to_host(gradients)[n, t], slope, rtol=1e-10, atol=1e-12)
     absent = words == NULL
     assert not to_host(log_probs)[absent].any()
     assert not to_host(gradients)[absent].any()
 
 
-@every_cell
-def test_the_words_gradients_together_are_that_of_the_loss(cell_type, backend):
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_the_words_gradients_together_are_that_of_the_loss(kind, backend):
     """With x the features: dW_proj = xᵀ dh0 and dx = dh0 W_projᵀ, so xᵀ dx = dW_proj W_projᵀ."""
-    model, features = lively(cell_type, backend), images(ONE_LONGEST)
+    model, features = lively(kind, backend), images(ONE_LONGEST)
     x, captions = backend.to_device(features), backend.to_device(ONE_LONGEST)
     log_probs, gradients = word_gradients(model, x, captions[:, 1:])
     loss, parameters = model.loss(x, captions)
@@ -119,9 +124,9 @@ def test_the_words_gradients_together_are_that_of_the_loss(cell_type, backend):
     assert scaled_difference(found, expected) < 1e-12
 
 
-@every_cell
-def test_words_of_decoding_can_be_given_as_they_are(cell_type, backend):
-    model, features = lively(cell_type, backend), images(range(6))
+@every_kind
+def test_words_of_decoding_can_be_given_as_they_are(kind, backend):
+    model, features = lively(kind, backend), images(range(6), kind)
     beam = Beam(width=3, n_best=3, constraints=Constraints(max_length=7, banned=(NULL,)))
     decoded = beam_search(model, backend.to_device(features), beam)
     words = decoded.words.reshape(18, 8)
@@ -133,30 +138,31 @@ def test_words_of_decoding_can_be_given_as_they_are(cell_type, backend):
 
 
 @every_shape
-@every_cell
-def test_the_gradients_of_hidden_states_are_slopes_of_the_loss(cell_type, captions, backend):
-    features = images(captions)
+@every_kind
+def test_the_gradients_of_hidden_states_are_slopes_of_the_loss(kind, captions, backend):
+    features = images(captions, kind)
     flow = gradient_flow(
-        lively(cell_type, backend), backend.to_device(features), backend.to_device(captions)
+        lively(kind, backend), backend.to_device(features), backend.to_device(captions)
     )
     assert namespace(flow.captions, flow.hidden, flow.first) is backend.xp
-    counted, model = steps_of(captions), lively(cell_type)
+    counted, model = steps_of(captions), lively(kind)
     assert to_host(flow.captions).tolist() == [here.sum() for here in counted]
     expected = [mean_norm(model, features, captions, t, here) for t, here in enumerate(counted)]
     numpy.testing.assert_allclose(to_host(flow.hidden), expected, rtol=1e-10)
     first = mean_norm(model, features, captions, -1, numpy.ones(len(captions)))
     assert float(flow.first) == pytest.approx(first, rel=1e-10)
-    assert (flow.cell is not None) == (cell_type == "lstm")
+    assert (flow.cell is not None) == (model.cell_type == "lstm")
 
 
+@pytest.mark.parametrize("kind", ["lstm", "attention lstm"])
 @every_shape
-def test_the_gradients_of_cell_states_are_slopes_of_the_loss(captions, backend):
-    features = images(captions)
+def test_the_gradients_of_cell_states_are_slopes_of_the_loss(captions, kind, backend):
+    features = images(captions, kind)
     flow = gradient_flow(
-        lively("lstm", backend), backend.to_device(features), backend.to_device(captions)
+        lively(kind, backend), backend.to_device(features), backend.to_device(captions)
     )
     expected = [
-        mean_norm(lively("lstm"), features, captions, t, here, of_cell=True)
+        mean_norm(lively(kind), features, captions, t, here, of_cell=True)
         for t, here in enumerate(steps_of(captions))
     ]
     numpy.testing.assert_allclose(to_host(flow.cell), expected, rtol=1e-10)
@@ -178,22 +184,21 @@ NAMES = {
 
 
 @every_shape
-@every_cell
-def test_saturated_gates_are_those_of_the_textbook(cell_type, captions, backend):
-    features = images(captions)
+@every_kind
+def test_saturated_gates_are_those_of_the_textbook(kind, captions, backend):
+    features, cell = images(captions, kind), KINDS[kind].cell
     saturation = gate_saturation(
-        lively(cell_type, backend, scale=1.3),
+        lively(kind, backend, scale=1.3),
         backend.to_device(features),
         backend.to_device(captions),
     )
-    assert saturation.names == NAMES[cell_type]
-    p, counted = lively(cell_type, scale=1.3).params, steps_of(captions)
+    assert saturation.names == NAMES[cell]
+    p, counted = lively(kind, scale=1.3).params, steps_of(captions)
     units = [[[] for _ in counted] for _ in saturation.names]
     for n, image in enumerate(features):
-        ax, state = oracle.inputs(p, captions[n]), oracle.initial(cell_type, p, image)
-        steps = oracle.states(cell_type, ax, state, oracle.weights_of(p))
+        steps = oracle.read(cell, p, oracle.summary(p, image), captions[n])
         for t, here in enumerate(counted):
-            for of_gate, activations in zip(units, steps[t][1], strict=True):
+            for of_gate, activations in zip(units, steps[t].gates, strict=True):
                 of_gate[t] += activations.tolist() if here[n] else []
     judges = {
         "low": lambda a, tanh: a < (-0.9 if tanh else 0.1),
@@ -225,9 +230,9 @@ def results(model, features, captions):
     ]
 
 
-@every_cell
-def test_padding_changes_nothing(cell_type, backend):
-    model, features = lively(cell_type, backend), backend.to_device(images(ONE_LONGEST))
+@every_kind
+def test_padding_changes_nothing(kind, backend):
+    model, features = lively(kind, backend), backend.to_device(images(ONE_LONGEST, kind))
     tight, padded = (
         results(model, features, backend.to_device(captions))
         for captions in (ONE_LONGEST[:, :5], numpy.pad(ONE_LONGEST, ((0, 0), (0, 3))))
@@ -240,49 +245,50 @@ def test_padding_changes_nothing(cell_type, backend):
     assert not gradients[:, 4:].any()
 
 
-@every_cell
-def test_captions_without_a_word(cell_type, backend):
-    model, features = lively(cell_type, backend), backend.to_device(images(range(2)))
+@every_kind
+def test_captions_without_a_word(kind, backend):
+    model, features = lively(kind, backend), backend.to_device(images(range(2), kind))
     captions = backend.to_device(numpy.array([[1, 0, 0], [1, 0, 0]]))
     flow = gradient_flow(model, features, captions)
     assert flow.captions.shape == flow.hidden.shape == (0,)
     assert float(flow.first) == 0
-    assert gate_saturation(model, features, captions).low.shape == (len(NAMES[cell_type]), 0)
+    assert gate_saturation(model, features, captions).low.shape == (len(model.cell.gates), 0)
     log_probs, gradients = map(to_host, word_gradients(model, features, captions[:, 1:]))
     assert log_probs.tolist() == [[0, 0], [0, 0]]
-    assert gradients.shape == (2, 2, D)
+    assert gradients.shape == (2, 2, *features.shape[1:])
     assert not gradients.any()
 
 
-@every_cell
-def test_no_captions_at_all(cell_type, backend):
-    model, features = lively(cell_type, backend), backend.to_device(numpy.zeros((0, D)))
+@every_kind
+def test_no_captions_at_all(kind, backend):
+    model, features = lively(kind, backend), backend.to_device(images(range(0), kind))
     captions = backend.to_device(numpy.zeros((0, 4), int))
     assert gradient_flow(model, features, captions).hidden.shape == (0,)
-    assert word_gradients(model, features, captions)[1].shape == (0, 4, D)
+    gradients = word_gradients(model, features, captions)[1]
+    assert gradients.shape == (0, 4, *features.shape[1:])
 
 
-@every_cell
-def test_float32_parameters_give_what_float64_ones_give(cell_type, backend):
-    features = images(ONE_LONGEST)
+@every_kind
+def test_float32_parameters_give_what_float64_ones_give(kind, backend):
+    features = images(ONE_LONGEST, kind)
     captions = backend.to_device(ONE_LONGEST)
-    single = lively(cell_type, backend, dtype=numpy.float32)
-    double = lively(cell_type, backend)
+    single = lively(kind, backend, dtype=numpy.float32)
+    double = lively(kind, backend)
     for name, value in single.params.items():
         double.params[name] = value.astype(numpy.float64)
     of_single = results(single, backend.to_device(features, numpy.float32), captions)
     of_double = results(double, backend.to_device(features.astype(numpy.float32)), captions)
     for found, expected in zip(of_single, of_double, strict=True):
-        assert scaled_difference(found, expected) < 1e-5
+        assert scaled_difference(found, expected) < 3e-5
     assert {value.dtype for value in of_single[-2:]} == {numpy.dtype(numpy.float32)}
     assert {value.dtype for value in of_double[-2:]} == {numpy.dtype(numpy.float64)}
 
 
-@every_cell
-def test_nothing_that_is_given_is_changed(cell_type, backend):
-    model = lively(cell_type, backend)
+@every_kind
+def test_nothing_that_is_given_is_changed(kind, backend):
+    model = lively(kind, backend)
     given = {
-        "features": backend.to_device(images(ONE_LONGEST)),
+        "features": backend.to_device(images(ONE_LONGEST, kind)),
         "captions": backend.to_device(ONE_LONGEST),
         **model.params,
     }
@@ -306,6 +312,26 @@ def test_what_does_not_fit_is_refused(look):
         look(model, images(range(1)), numpy.array([[1, 6, 2]]))
     with pytest.raises(BackendError):
         look(model, images(range(1)).tolist(), ONE_CAPTION)
+
+
+@every_shape
+@pytest.mark.parametrize("kind", LOOKING)
+def test_maps_of_attention_are_the_weights_of_regions(kind, captions, backend):
+    features, model, params = images(captions, kind), lively(kind, backend), lively(kind).params
+    maps = attention_maps(model, backend.to_device(features), backend.to_device(captions[:, 1:]))
+    assert namespace(maps) is backend.xp
+    expected = numpy.zeros((*captions[:, 1:].shape, KINDS[kind].regions))
+    for n, image in enumerate(features):
+        steps = oracle.read(KINDS[kind].cell, params, image, captions[n, :-1])
+        for t, step in enumerate(steps):
+            if captions[n, t + 1] != NULL:
+                expected[n, t, oracle.regions_there(image)] = step.weights
+    numpy.testing.assert_allclose(to_host(maps), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_without_attention_there_are_no_maps():
+    with pytest.raises(ConfigurationError, match="'recurrent' has no attention"):
+        attention_maps(lively("lstm"), images(ONE_CAPTION), ONE_CAPTION[:, 1:])
 
 
 def test_without_start_there_are_no_word_gradients():

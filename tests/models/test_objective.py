@@ -1,17 +1,18 @@
 """The packed loss and its gradients against the naive model."""
 
 import functools
+import itertools
 
 import numpy
 import oracle
 import pytest
 from guard import counters, open_guard
+from kinds import KINDS, LOOKING, RECURRENT
 
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
 from xpcap.layers.recurrence import Packing
-from xpcap.models import CaptioningRNN
 from xpcap.models.objective import Objective, PackedBatch, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.step import TrainingStep
@@ -19,6 +20,9 @@ from xpcap.training.step import TrainingStep
 V, D, W, H, N, T = 23, 5, 6, 7, 9, 8
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, **{f"w{k}": k for k in range(3, V)}}
 RNG = numpy.random.default_rng(0)
+
+
+DOUBLY_STOCHASTIC = {"attention lstm": 0.7, "attention gru dot": 0.0, "attention rnn": 0.3}
 
 
 def captions_of(lengths, T=T):
@@ -49,8 +53,10 @@ BATCHES = {
 }
 
 
-def model_of(cell, dropout=0.0, backend="cpu", dtype=numpy.float64):
-    return CaptioningRNN(WORDS, D, W, H, cell, dtype, dropout=dropout, seed=3, backend=backend)
+def model_of(kind, dropout=0.0, backend="cpu", dtype=numpy.float64):
+    own = {"doubly_stochastic": DOUBLY_STOCHASTIC[kind]} if kind in LOOKING else {}
+    options = {"dropout": dropout, "seed": 3, "backend": backend, **own}
+    return KINDS[kind].build(WORDS, D, W, H, dtype, **options)
 
 
 def gradients_of(model):
@@ -59,18 +65,19 @@ def gradients_of(model):
 
 
 @functools.cache
-def naive(name, cell, dropout):
+def naive(name, kind, dropout):
     """Return features for a batch, and the naive model's loss and gradients at step 5.
 
     The first and the last caption are of the same image.
     """
-    captions, model = BATCHES[name], model_of(cell, dropout)
-    features = numpy.random.default_rng(1).standard_normal((len(captions), D))
+    captions, model = BATCHES[name], model_of(kind, dropout)
+    features = KINDS[kind].features(len(captions), D, seed=1)
     features[-1] = features[0]
     masks = oracle.dropout_masks(model, captions, 5) if dropout else None
 
     def loss(**moved):
-        return oracle.loss(cell, {**model.params, **moved}, features, captions, masks)
+        params, more = {**model.params, **moved}, DOUBLY_STOCHASTIC.get(kind, 0.0)
+        return oracle.loss(model.cell_type, params, features, captions, masks, more)
 
     gradients = {
         key: oracle.gradient(lambda moved, key=key: loss(**{key: moved}), value)
@@ -84,29 +91,38 @@ def assert_near(found, gradients):
         numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("name", BATCHES)
-def test_loss_and_gradients_are_those_of_the_naive_model(name, cell, dropout, backend):
-    features, loss, gradients = naive(name, cell, dropout)
-    where = model_of(cell, dropout, backend)
+@pytest.mark.parametrize(
+    ("name", "kind", "dropout"),
+    [
+        *itertools.product(BATCHES, RECURRENT, [0.0, 0.4]),
+        *((name, "attention lstm", 0.0) for name in BATCHES),
+        ("padding in the middle", "attention lstm", 0.4),
+        ("any lengths", "attention gru dot", 0.4),
+        ("all full", "attention gru dot", 0.0),
+        ("some without a word", "attention rnn", 0.4),
+        ("any lengths", "lstm on regions", 0.4),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_naive_model(name, kind, dropout, backend):
+    features, loss, gradients = naive(name, kind, dropout)
+    where = model_of(kind, dropout, backend)
     found = gradients_of(where)
     found_loss = Objective(where).loss(backend.to_device(features), BATCHES[name], 5, found)
     assert float(found_loss) == pytest.approx(loss, rel=1e-12, abs=1e-12)
     assert_near(found, gradients)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("kind", [*RECURRENT, "attention lstm"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("marked", [False, True])
-def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, marked, backend):
+def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(kind, dropout, marked, backend):
     """As on a device that finds its own batches: all places, time first, padding without weight.
 
     Words after which no target counts may be marked with -1: they have no gradient.
     """
     name = "padding in the middle"
-    (features, loss, gradients), captions = naive(name, cell, dropout), BATCHES[name]
-    where = model_of(cell, dropout, backend)
+    (features, loss, gradients), captions = naive(name, kind, dropout), BATCHES[name]
+    where = model_of(kind, dropout, backend)
     n = len(captions)
     at = backend.to_device
     words = captions[:, :-1].copy()
@@ -128,16 +144,16 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(cell, dropout, m
     assert_near(found, gradients)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_in_single_precision_it_rounds_no_worse_than_with_numpy(cell, elsewhere):
+@pytest.mark.parametrize("kind", [*RECURRENT, "attention lstm", "attention gru dot"])
+def test_in_single_precision_it_rounds_no_worse_than_with_numpy(kind, elsewhere):
     """The yardstick is how far NumPy's single precision is from its double precision."""
     captions = captions_of(RNG.integers(1, T + 1, size=60))
-    features = RNG.standard_normal((60, D)).astype(numpy.float32)
-    exact, single = model_of(cell), model_of(cell, dtype=numpy.float32)
+    features = KINDS[kind].features(60, D, seed=2).astype(numpy.float32)
+    exact, single = model_of(kind), model_of(kind, dtype=numpy.float32)
     exact.params = {name: value.astype(numpy.float64) for name, value in single.params.items()}
     _, true = exact.loss(features.astype(numpy.float64), captions)
     _, plain = single.loss(features, captions)
-    where = model_of(cell, backend=elsewhere, dtype=numpy.float32)
+    where = model_of(kind, backend=elsewhere, dtype=numpy.float32)
     found = gradients_of(where)
     Objective(where).loss(elsewhere.to_device(features), captions, 0, found)
     for name, value in true.items():
@@ -145,19 +161,23 @@ def test_in_single_precision_it_rounds_no_worse_than_with_numpy(cell, elsewhere)
         assert abs(to_host(found[name]) - value).max() <= limit, name
 
 
-def test_evaluate_has_no_dropout(backend):
-    features, expected, _ = naive("any lengths", "lstm", 0.0)
-    packed = Objective(model_of("lstm", 0.5, backend))
-    found = packed.evaluate(backend.to_device(features), BATCHES["any lengths"])
+@pytest.mark.parametrize("kind", ["lstm", "attention lstm"])
+def test_evaluate_has_no_dropout_and_no_penalty(kind, backend):
+    model, captions = model_of(kind, 0.5, backend), BATCHES["any lengths"]
+    features = KINDS[kind].features(len(captions), D, seed=1)
+    params = {name: to_host(value) for name, value in model.params.items()}
+    found = Objective(model).evaluate(backend.to_device(features), captions)
+    expected = oracle.loss(model.cell_type, params, features, captions)
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
-def test_nothing_is_left_of_the_batch_before(backend):
+@pytest.mark.parametrize("kind", ["gru", "attention lstm"])
+def test_nothing_is_left_of_the_batch_before(kind, backend):
     """Large and small batches in turn give what each gives in fresh memory."""
-    model = model_of("gru", 0.3, backend)
+    model = model_of(kind, 0.3, backend)
     packed = Objective(model)
     for step, captions in enumerate([*BATCHES.values(), *reversed(BATCHES.values())]):
-        features = backend.to_device(RNG.standard_normal((len(captions), D)))
+        features = backend.to_device(KINDS[kind].features(len(captions), D, seed=step))
         kept, fresh = gradients_of(model), gradients_of(model)
         packed.loss(features, captions, step, kept)
         Objective(model).loss(features, captions, step, fresh)
@@ -224,12 +244,21 @@ def test_words_beyond_the_parameters_are_refused():
         Objective(model).evaluate(numpy.zeros((N, D)), captions)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"])
-def test_a_step_waits_for_nothing(rule, dropout):
+@pytest.mark.parametrize(
+    ("rule", "dropout", "kind"),
+    [
+        *itertools.product(
+            ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"], [0.0, 0.4], ["lstm"]
+        ),
+        ("adam", 0.4, "attention lstm"),
+        ("sgd", 0.0, "attention gru dot"),
+    ],
+)
+def test_a_step_waits_for_nothing(rule, dropout, kind):
     guard = open_guard()
-    step = TrainingStep(model_of("lstm", dropout, guard, numpy.float32), Optimizer(rule), 5.0)
-    batch = Batch(BATCHES["any lengths"], RNG.standard_normal((N, D)).astype(numpy.float32))
+    step = TrainingStep(model_of(kind, dropout, guard, numpy.float32), Optimizer(rule), 5.0)
+    features = KINDS[kind].features(N, D, seed=1).astype(numpy.float32)
+    batch = Batch(BATCHES["any lengths"], features)
     step(batch, 0, 1.0)
     counters.reset()
     step(batch, 1, 1.0)

@@ -12,7 +12,7 @@ from xpcap.backend import to_host
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN
 from xpcap.optim import Optimizer
 from xpcap.training import Schedule, Trainer
 from xpcap.training.resident import ResidentStep
@@ -26,24 +26,33 @@ def dataset(tmp_path):
     return open_dataset(make_tiny(tmp_path / "tiny"))
 
 
-def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"family": AttentionRNN, "doubly_stochastic": 0.5, "dropout": 0.3},
+        {"family": AttentionRNN, "scoring": "dot", "cell": "gru", "rule": "sgd"},
+    ],
+    ids=["mean", "additive", "dot"],
+)
+def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatch, options):
     monkeypatch.setattr("xpcap.training.resident._BLOCK", 5 * 3 * 7 * 2)
     regions = open_dataset(
         make_tiny(tmp_path / "regions", regions=True), lazy=True, dtype="float16"
     )
-    losses, norms, *_, params = train(regions, "cpu", False)
-    found = train(regions, backend, True)
+    losses, norms, *_, params = train(regions, "cpu", False, **options)
+    found = train(regions, backend, True, **options)
     assert found[0] == pytest.approx(losses, rel=1e-10)
     assert found[1] == pytest.approx(norms, rel=1e-10)
     for name, value in params.items():
         numpy.testing.assert_allclose(found[3][name], value, rtol=1e-9, atol=1e-11)
 
 
-def train(dataset, backend, resident, *, cell="lstm", dropout=0.0, rule="adam", dtype="float64"):
+def train(dataset, backend, resident, *, family=CaptioningRNN, cell="lstm", rule="adam", **options):
     """Train two epochs; return losses, gradient norms and parameters."""
-    model = CaptioningRNN(
+    model = family(
         dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
-        dtype, seed=1, dropout=dropout, backend=backend,
+        "float64", seed=1, backend=backend, **options,
     )  # fmt: skip
     split, optimizer = dataset.splits["train"], Optimizer(rule, learning_rate=0.02)
     schedule = Schedule(epochs=2, cosine=True, clip_norm=1.0)
@@ -78,10 +87,12 @@ def test_they_are_the_same_steps(dataset, backend, cell, dropout, rule):
     assert len(losses) == 2 * -(-len(dataset.splits["train"]) // BATCH)
 
 
-def test_a_step_waits_for_nothing_and_takes_nothing_from_the_host(dataset):
+@pytest.mark.parametrize("family", [CaptioningRNN, AttentionRNN])
+def test_a_step_waits_for_nothing_and_takes_nothing_from_the_host(tmp_path, family):
     guard = open_guard()
+    dataset = open_dataset(make_tiny(tmp_path / "regions", regions=True))
     split = dataset.splits["train"]
-    model = CaptioningRNN(
+    model = family(
         dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, "gru", dropout=0.2, seed=0,
         backend=guard,
     )  # fmt: skip

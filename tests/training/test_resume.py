@@ -30,6 +30,11 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
+def regions(tmp_path):
+    return make_tiny(tmp_path / "regions", regions=True)
+
+
+@pytest.fixture
 def runs(tiny, tmp_path):
     """Train one run undisturbed, another with stops, and return both folders."""
 
@@ -75,6 +80,19 @@ def test_it_goes_on_from_any_moment(runs, cell, moment):
         numpy.testing.assert_array_equal(value, best[name])
     steps = read_history(run / "history.jsonl").step.tolist()
     assert steps == list(range(1, 2 * STEPS + 1))
+
+
+ATTENTION = {"model": "attention", "doubly_stochastic": 0.5, "dropout": 0.3}
+
+
+@pytest.mark.parametrize("options", [ATTENTION, {**ATTENTION, "cell": "gru", "scoring": "dot"}])
+def test_attention_goes_on(regions, tmp_path, options):
+    begin(regions, tmp_path / "whole", **options)
+    for name, stop in (("first", stopping(count=3)), ("last", stopping(count=2 * STEPS))):
+        with pytest.raises(Stopped):
+            begin(regions, tmp_path / name, watch=stop, **options)
+        resume(tmp_path / name)
+        same(tmp_path / name, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"])
@@ -128,11 +146,12 @@ def test_from_data_that_lie_on_the_device(runs, monkeypatch, moment, open_backen
     same(*runs(stopping(*moment), backend=open_backend(), dropout=0.3)[:2])
 
 
-def test_on_another_device_within_rounding(tiny, tmp_path, backend):
-    options = {"dropout": 0.3, "dtype": "float64"}
-    begin(tiny, tmp_path / "whole", CPU, **options)
+@pytest.mark.parametrize("model", ["recurrent", "attention"])
+def test_on_another_device_within_rounding(regions, tmp_path, model, backend):
+    options = {"dropout": 0.3, "dtype": "float64", "model": model}
+    begin(regions, tmp_path / "whole", CPU, **options)
     with pytest.raises(Stopped):
-        begin(tiny, tmp_path / "run", CPU, watch=stopping(count=3), **options)
+        begin(regions, tmp_path / "run", CPU, watch=stopping(count=3), **options)
     trainer, _ = resume(tmp_path / "run", backend)
     expected = open_run(tmp_path / "whole").model.params
     for name, value in trainer.model.params.items():

@@ -48,10 +48,19 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
     assert len(caption_dataset(opened, dataset, "val", 99)) == 12
 
 
-def test_a_run_on_regions(tmp_path, backend):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model": "attention", "doubly_stochastic": 0.1, "epochs": 15, "lr": 0.04},
+        {"model": "attention", "cell": "gru", "scoring": "dot", "epochs": 15, "lr": 0.04},
+    ],
+    ids=["recurrent", "additive", "dot"],
+)
+def test_a_run_on_regions(tmp_path, backend, options):
     """They are scaled without those that are absent; runs know their shape."""
     tiny = make_tiny(tmp_path / "tiny", regions=True)
-    _, dataset = run(tiny, tmp_path / "run", backend, epochs=30)
+    _, dataset = run(tiny, tmp_path / "run", backend, **{"epochs": 30, **options})
     opened = open_run(tmp_path / "run", backend)
     assert opened.feature_shape == (3, 7)
     assert opened.config["training"]["feature_scale"] == pytest.approx((1 / 7) ** 0.5)

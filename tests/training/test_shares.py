@@ -1,6 +1,7 @@
 """Training on several ranks, which are threads here, is training on one."""
 
 import copy
+import itertools
 import json
 import shutil
 import threading
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import h5py
 import numpy
 import pytest
+from kinds import KINDS, LOOKING, RECURRENT
 from mpi import ThreadRanks, together
 from tiny import make_tiny
 
@@ -75,16 +77,24 @@ def assert_same_history(run, other, tolerance=1e-12):
                 assert same[name] == pytest.approx(value, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("lengths", [[3, 7, 1, 5, 7, 2, 4, 6, 1], [4, 4], [0, 3, 7]])
-def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, cell, backend):
+LENGTHS = ([3, 7, 1, 5, 7, 2, 4, 6, 1], [4, 4], [0, 3, 7])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout", "lengths"),
+    [
+        *itertools.product(RECURRENT, [0.0, 0.4], LENGTHS),
+        *((kind, 0.4, lengths) for kind in LOOKING for lengths in LENGTHS[::2]),
+    ],
+)
+def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, kind, backend):
     """Against the plain loss of the whole minibatch; of four ranks some may have no caption."""
-    captions, features = captions_of(lengths), RNG.standard_normal((len(lengths), 3))
-    sizes = {"input_dim": 3, "wordvec_dim": 4, "hidden_dim": 5, "cell_type": cell}
-    made = {**sizes, "dtype": numpy.float64, "dropout": dropout, "seed": 0}
-    loss, gradients = CaptioningRNN(WORDS, **made, backend="cpu").loss(features, captions, 8)
-    packed = Objective(CaptioningRNN(WORDS, **made, backend=backend))
+    captions, features = captions_of(lengths), KINDS[kind].features(len(lengths), 3, seed=1)
+    made = {"dropout": dropout, "seed": 0}
+    made |= {"doubly_stochastic": 0.5} if kind in LOOKING else {}
+    here, there = (KINDS[kind].build(WORDS, 3, 4, 5, **made, backend=b) for b in (CPU, backend))
+    loss, gradients = here.loss(features, captions, 8)
+    packed = Objective(there)
     found_loss, sums = 0.0, {name: numpy.zeros(value.shape) for name, value in gradients.items()}
     order = RNG.permutation(len(lengths))
     for rank in range(4):
@@ -141,11 +151,18 @@ def test_ranks_train_as_one(tiny, tmp_path, ranks, options):
         numpy.testing.assert_allclose(shared.model.params[name], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("model", ["recurrent", "attention"])
-def test_ranks_share_features_of_regions(tmp_path, model):
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (2, {}),
+        (2, {"model": "attention", "doubly_stochastic": 0.5}),
+        (5, {"model": "attention", "scoring": "dot", "batch_size": 3, "epochs": 1}),
+    ],
+)
+def test_ranks_share_features_of_regions(tmp_path, ranks, options):
     data = make_tiny(tmp_path / "regions", regions=True)
-    alone, _ = train(data, tmp_path / "alone", model=model)
-    shared, _ = train(data, tmp_path / "shared", 2, model=model)
+    alone, _ = train(data, tmp_path / "alone", **options)
+    shared, _ = train(data, tmp_path / "shared", ranks, **options)
     assert_same_history(tmp_path / "alone", tmp_path / "shared")
     for name, value in alone.model.params.items():
         numpy.testing.assert_allclose(shared.model.params[name], value, rtol=1e-9, atol=1e-12)

@@ -29,6 +29,8 @@ def add_clock(model: CaptioningRNN, frequencies: numpy.ndarray) -> None:
         weights = model.params[name]
         if weights.shape[-1] == wide:
             weights[..., ::H] = biases if weights.ndim == 1 else 0
+    for name in {"Wz", "W_context"} & model.params.keys():  # what attention finds does not move it
+        model.params[name][:, ::H] = 0
     model.recurrent_weights()["Wh"][0, wide - H] = _GROWTH  # the last gate is a tanh
     W, b = (model.params[name] for name in model.head)
     W[0] = 0
@@ -43,13 +45,17 @@ def add_clock(model: CaptioningRNN, frequencies: numpy.ndarray) -> None:
 def set_clock(
     model: CaptioningRNN, features: numpy.ndarray, lengths: Sequence[int]
 ) -> numpy.ndarray:
-    """Change features `(N, D)` the least, so that `<END>` comes after `lengths` words."""
+    """Change features `(N, D)` the least, so that `<END>` comes after `lengths` words.
+
+    Of regions `(N, L, D)` all are changed in the same way.
+    """
     unit = numpy.zeros((1, model.sizes["hidden_dim"]), features.dtype)
     unit[0, 0] = 1
     (direction,) = unit @ model.params["W_proj"].T
     _, (h, *_) = model.start(features)
     missing = [_before(model.cell_type, length) for length in lengths] - h[:, 0]
     changes = numpy.outer(missing / (direction @ direction), direction)
+    changes = changes.reshape(len(features), *(1,) * (features.ndim - 2), -1)
     return numpy.asarray(features + changes, features.dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
@@ -17,7 +18,7 @@ from xpcap.benchmark.clock import add_clock, set_clock
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
 from xpcap.data.vocabulary import SPECIAL
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN
 
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
@@ -26,7 +27,10 @@ CAPTIONS, IMAGES = 2048, 512
 
 @dataclass(frozen=True)
 class Configuration:
-    """Sizes of a model and its batches: N captions of T + 1 words, D features, V words."""
+    """Sizes of a model and its batches: N captions of T + 1 words, D features, V words.
+
+    Images have one vector of features, or one for each of their `regions`.
+    """
 
     batch_size: int
     hidden: int
@@ -34,6 +38,7 @@ class Configuration:
     vocabulary: int
     wordvec: int = 256
     steps: int = 16
+    regions: int = 0
 
 
 CONFIGURATIONS = {
@@ -74,7 +79,8 @@ def _frequencies(vocabulary: int) -> numpy.ndarray:
 class Workload:
     """Model sizes, a data set, and the order of its batches.
 
-    `captions` are word indices `(count, T+1)` to use instead of generated ones.
+    `captions` are word indices `(count, T+1)` to use instead of generated ones. With `scoring`, of
+    `AttentionRNN`, the model looks at regions.
     """
 
     def __init__(
@@ -82,14 +88,17 @@ class Workload:
         configuration: Configuration,
         cell: str,
         captions: numpy.ndarray | None = None,
+        scoring: str | None = None,
     ) -> None:
         self.configuration = size = configuration
         self.cell = cell
+        self.scoring = scoring
         rng = numpy.random.default_rng(0)
         if captions is None:
             captions = draw_captions(CAPTIONS, size.vocabulary, size.steps, rng)
         captions = captions[: len(captions) // size.batch_size * size.batch_size]
-        features = rng.standard_normal((IMAGES, size.features), dtype=numpy.float32)
+        shape = (size.regions, size.features) if size.regions else (size.features,)
+        features = rng.standard_normal((IMAGES, *shape), dtype=numpy.float32)
         images = rng.integers(IMAGES, size=len(captions))
         self.split = Split(captions, images, features, [""] * IMAGES)
         self._order: numpy.ndarray = rng.permutation(len(captions))
@@ -127,10 +136,12 @@ class Workload:
         """Return a new model to train, the same every time."""
         size = self.configuration
         words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
-        model = CaptioningRNN(
+        family = CaptioningRNN if self.scoring is None else AttentionRNN
+        options: dict[str, Any] = {} if self.scoring is None else {"scoring": self.scoring}
+        model = family(
             {word: index for index, word in enumerate(words)},
             size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
-            seed=1, backend="cpu",
+            seed=1, backend="cpu", **options,
         )  # fmt: skip
         return _moved(model, backend, dtype)
 

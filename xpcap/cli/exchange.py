@@ -52,7 +52,8 @@ def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path
 
     FILE is a PyTorch state dict in safetensors, of one nn.Embedding, one nn.LSTM, nn.GRU or nn.RNN,
     and two nn.Linear (from the features to the first hidden state, and to the words), with any
-    names; or the course's dict of parameters, in an .npz file.
+    names, or one of a captioner with attention, with the names that `xpcap export` gives; or the
+    course's dict of parameters, in an .npz file.
     """
     from xpcap.exchange import import_run
 

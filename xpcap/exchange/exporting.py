@@ -10,6 +10,7 @@ from xpcap.exchange.contents import Contents
 from xpcap.exchange.course import write_npz
 from xpcap.exchange.parameters import GATES
 from xpcap.exchange.tensors import write_safetensors
+from xpcap.exchange.torch_layout import CONVERTERS
 from xpcap.runs import Run, banned_tokens
 
 FORMATS = {"torch": ".safetensors", "npz": ".npz", "onnx": ".onnx"}
@@ -31,11 +32,11 @@ def export_run(run: Run, to: str, path: Path) -> None:
         return write_npz(path, params)
     model = run.config["model"]
     family, cell = model.get("family", "recurrent"), model.get("cell_type")
-    if family != "recurrent" or cell not in GATES:
-        what = f"the cell '{cell}'" if family == "recurrent" else f"the family '{family}'"
+    if family not in CONVERTERS or cell not in GATES:
+        what = f"the cell '{cell}'" if family in CONVERTERS else f"the family '{family}'"
         raise ConfigurationError(
-            f"{what} has no conversion to {to}; expected a recurrent model with {', '.join(GATES)},"
-            " or the format npz"
+            f"{what} has no conversion to {to}; expected a model of {' or '.join(CONVERTERS)} with"
+            f" {', '.join(GATES)}, or the format npz"
         )
     config = {"model": model, "data": run.config["data"]}
     contents = Contents(params, run.vocabulary, config, run.transform)

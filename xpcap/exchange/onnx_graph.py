@@ -1,4 +1,4 @@
-"""A recurrent captioner as one ONNX graph: features in, whole captions out.
+"""A captioner as one ONNX graph: features in, whole captions out.
 
 The step of each cell is written in elementary operators, in our order of gates. ONNX's `Loop` over
 words ends when all captions have.
@@ -6,9 +6,9 @@ words ends when all captions have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 import onnx
@@ -27,11 +27,81 @@ _FLOATS, _INTEGERS, _BOOLEANS = TensorProto.FLOAT, TensorProto.INT64, TensorProt
 Operation: TypeAlias = tuple[Any, ...]
 """An operator, its inputs, its outputs, and optionally its attributes."""
 
-_PRODUCTS: list[Operation] = [
+_PRESENT: list[Operation] = [
+    ("Abs", "features", "sizes_of_numbers"),
+    ("ReduceMax", "sizes_of_numbers", "largest", {"axes": [2], "keepdims": 0}),
+    ("Greater", "largest zero", "present"),
+    ("Cast", "present", "is_present", {"to": _FLOATS}),
+    ("Unsqueeze", "is_present axis_2", "is_present_column"),
+]
+_MEAN: list[Operation] = [
+    ("ReduceSum", "is_present axis_1", "count_present", {"keepdims": 1}),
+    ("Max", "count_present one", "at_least_one"),
+    ("ReduceSum", "given axis_1", "sum_of_regions", {"keepdims": 0}),
+    ("Div", "sum_of_regions at_least_one", "vector"),
+]
+
+_READ: list[Operation] = [
     ("Gather", "W_embed word", "x"),
     ("Gemm", "x Wx b", "ax"),
     ("MatMul", "h Wh", "ah"),
 ]
+_SCORINGS: dict[str, list[Operation]] = {
+    "additive": [
+        ("Unsqueeze", "query axis_1", "query_of_all"),
+        ("Add", "grid query_of_all", "before_tanh"),
+        ("Tanh", "before_tanh", "compared"),
+        ("MatMul", "compared w_score", "region_scores"),
+    ],
+    "dot": [
+        ("Unsqueeze", "query axis_2", "query_column"),
+        ("MatMul", "grid query_column", "dot_column"),
+        ("Squeeze", "dot_column axis_2", "dots"),
+        ("Div", "dots root_of_width", "region_scores"),
+    ],
+}
+
+
+def _look(scoring: str) -> list[Operation]:
+    """Return how a step looks and reads; see `xpcap.models.attention`."""
+    return [
+        ("Gemm", "h W_query b_query", "query"),
+        *_SCORINGS[scoring],
+        ("Where", "present region_scores lowest", "scores_of_present"),
+        ("Softmax", "scores_of_present", "shares", {"axis": 1}),
+        ("Mul", "shares is_present", "alpha"),  # all 0 where no region is present
+        ("Unsqueeze", "alpha axis_1", "alpha_row"),
+        ("MatMul", "alpha_row grid", "seen_row"),
+        ("Squeeze", "seen_row axis_1", "seen"),
+        ("Gemm", "h W_gate b_gate", "before_gate"),
+        ("Sigmoid", "before_gate", "beta"),
+        ("Mul", "beta seen", "looked_at"),
+        ("Gather", "W_embed word", "x"),
+        ("Gemm", "x Wx b", "ax_of_word"),
+        ("MatMul", "looked_at Wz", "ax_of_image"),
+        ("Add", "ax_of_word ax_of_image", "ax"),
+        ("MatMul", "h Wh", "ah"),
+    ]
+
+
+class _Graph(NamedTuple):
+    """What a family computes: of `given` before the loop, to `ax` and `ah`, and to `hidden`."""
+
+    start: list[Operation]
+    read: list[Operation]
+    hidden: list[Operation]
+
+
+_GRAPHS: dict[str, Callable[[Mapping[str, Any]], _Graph]] = {
+    "recurrent": lambda sizes: _Graph([], _READ, [("Identity", "next_h", "hidden")]),
+    "attention": lambda sizes: _Graph(
+        [("MatMul", "given W_grid", "unbiased_grid"), ("Add", "unbiased_grid b_grid", "grid")],
+        _look(sizes["scoring"]),
+        [("MatMul", "looked_at W_context", "of_image"), ("Add", "next_h of_image", "hidden")],
+    ),
+}
+"""By family, from a model's sizes."""
+
 _CELLS: dict[str, list[Operation]] = {
     "rnn": [("Add", "ax ah", "a"), ("Tanh", "a", "next_h")],
     "lstm": [
@@ -64,7 +134,7 @@ _CELLS: dict[str, list[Operation]] = {
     ],
 }
 _CHOICE: list[Operation] = [
-    ("Gemm", "next_h W_vocab b_vocab", "scores"),
+    ("Gemm", "hidden W_vocab b_vocab", "scores"),
     ("Add", "scores mask", "allowed"),
     ("ArgMax", "allowed", "best", {"axis": 1, "keepdims": 0}),
     ("LogSoftmax", "scores", "log_softmax", {"axis": 1}),
@@ -93,27 +163,37 @@ def greedy_graph(
 ) -> onnx.ModelProto:
     """Build a float32 graph that captions greedily: always the most probable next word.
 
-    Its input is `features (N, D)` as the extractor computes them; the graph includes the transform
-    of `contents`. Its outputs are `words (N, T)` int64, where T is the length of the longest
-    caption, `<NULL>` after `<END>`; and `log_probs (N, T)` in nats, 0 after `<END>`. Its metadata
-    have the text `description`. Captions have at most `max_length` words, with `<END>`, and none of
-    the `banned` ones. A captioner that is larger than ONNX allows raises a `DataError`.
+    Its input is `features (N, D)` or, of regions, `(N, L, D)` as the extractor computes them, for
+    any L; the graph includes the transform of `contents`. Its outputs are `words (N, T)` int64,
+    where T is the length of the longest caption, `<NULL>` after `<END>`; and `log_probs (N, T)` in
+    nats, 0 after `<END>`. Its metadata have the text `description`. Captions have at most
+    `max_length` words, with `<END>`, and none of the `banned` ones. A captioner that is larger than
+    ONNX allows raises a `DataError`.
     """
-    cell, index = contents.config["model"]["cell_type"], contents.vocabulary.word_to_idx
+    sizes, index = contents.config["model"], contents.vocabulary.word_to_idx
+    cell, family = sizes["cell_type"], sizes.get("family", "recurrent")
+    of_family = _GRAPHS[family](sizes)
     D, H = contents.params["W_proj"].shape
+    regions = family == "attention" or len(contents.config["data"].get("shape", [D])) == 2
     mask = numpy.zeros(len(index))
     mask[list(banned)] = -numpy.inf
-    constants = {**contents.params, "mask": mask, "zero": numpy.zeros(())}
-    operations: list[Operation] = []
+    constants = {
+        **contents.params, "mask": mask, "zero": numpy.zeros(()), "one": numpy.ones(()),
+        "lowest": numpy.array(-1e30), "root_of_width": numpy.sqrt(H),
+    }  # fmt: skip
+    turned = "given_of_all" if regions else "given"
+    operations: list[Operation] = [("Identity", "features", "given")]
     if contents.transform is not None:
         pca = contents.transform
         D = len(pca.mean)
         rounded = pca.mean.astype(numpy.float32)  # as PCA.transform does
-        constants |= {"mean": rounded, "components": pca.components}
+        constants |= {"mean": rounded, "components": pca.components.T}
         constants["remainder"] = (rounded - pca.mean) @ pca.components.T
         operations = [
             ("Sub", "features mean", "centred"),
-            ("Gemm", "centred components remainder", "reduced", {"transB": 1}),
+            ("MatMul", "centred components", "turned"),
+            ("Add", "turned remainder", turned),
+            *([("Mul", "given_of_all is_present_column", "given")] if regions else []),
         ]
     size = sum(4 * value.size for value in constants.values())
     if size >= _LARGEST:
@@ -121,10 +201,16 @@ def greedy_graph(
     constants = {name: value.astype(numpy.float32) for name, value in constants.items()}
     constants |= {"end": numpy.array(index[END]), "null": numpy.array(index[NULL])}
     constants |= {"max_length": numpy.array(max_length), "true": numpy.array(True)}
+    constants |= {"axis_1": numpy.array([1]), "axis_2": numpy.array([2])}
     states = ["h", "c"] if cell == "lstm" else ["h"]
     carried = ["word", "active", *states]
-    operations += [
-        ("Gemm", f"{'reduced' if operations else 'features'} W_proj b_proj", "first_h"),
+    step = [*of_family.read, *_CELLS[cell], *of_family.hidden, *_CHOICE]
+    operations = [
+        *(_PRESENT if regions else []),
+        *operations,
+        *(_MEAN if regions else [("Identity", "given", "vector")]),
+        *of_family.start,
+        ("Gemm", "vector W_proj b_proj", "first_h"),
         ("Shape", "features", "count", {"start": 0, "end": 1}),
         ("ConstantOfShape", "count", "first_word", _filled(index[START])),
         ("ConstantOfShape", "count", "first_active", _filled(True)),
@@ -134,17 +220,18 @@ def greedy_graph(
             "Loop",
             " ".join(["max_length", "true", *(f"first_{name}" for name in carried)]),
             " ".join([*(f"last_{name}" for name in carried), "words_by_step", "log_probs_by_step"]),
-            {"body": _step(cell, H, states)},
+            {"body": _body(step, H, states)},
         ),
         ("Transpose", "words_by_step", "words", {"perm": [1, 0]}),
         ("Transpose", "log_probs_by_step", "log_probs", {"perm": [1, 0]}),
     ]
+    read = {name for _, inputs, *_ in [*operations, *step] for name in inputs.split()}
     graph = helper.make_graph(
         _nodes(operations),
         "captioner",
-        _values(["features"], _FLOATS, "N", D),
+        _values(["features"], _FLOATS, "N", *(["L"] if regions else []), D),
         [*_values(["words"], _INTEGERS, "N", "T"), *_values(["log_probs"], _FLOATS, "N", "T")],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in read],
     )
     model = helper.make_model(
         graph,
@@ -157,10 +244,10 @@ def greedy_graph(
     return model
 
 
-def _step(cell: str, H: int, states: Sequence[str]) -> onnx.GraphProto:
+def _body(step: Sequence[Operation], H: int, states: Sequence[str]) -> onnx.GraphProto:
     """Build the body of the loop: one word of each caption."""
     return helper.make_graph(
-        _nodes([*_PRODUCTS, *_CELLS[cell], *_CHOICE]),
+        _nodes(step),
         "step",
         [
             *_values(["t"], _INTEGERS),

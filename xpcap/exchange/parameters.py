@@ -1,10 +1,10 @@
-"""Parameters of recurrent captioners from other programs: their sizes, and whether they fit."""
+"""Parameters of captioners from other programs: their family and sizes, and whether they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -16,22 +16,51 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 NAMES = ("W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab")
 
-_SHOWN = 12  # arrays of a file, in a message
+_SHOWN = 20  # arrays of a file, in a message
+
+
+class _Family(NamedTuple):
+    more: dict[str, str]  # parameters beyond NAMES: their layouts, of G gates
+    optional: dict[str, str]  # further ones, and what has them
+    sizes: Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments beyond those of CaptioningRNN
+
+
+_FAMILIES = {
+    "attention": _Family(
+        {
+            "W_grid": "D H", "b_grid": "H", "W_query": "H H", "b_query": "H", "W_gate": "H O",
+            "b_gate": "O", "Wz": "H GH", "W_context": "H H",
+        },
+        {"bn": "a GRU", "w_score": "additive attention"},
+        lambda params: {
+            "family": "attention", "scoring": "additive" if "w_score" in params else "dot",
+        },
+    ),
+    "recurrent": _Family({}, {"bn": "a GRU"}, lambda params: {}),
+}  # fmt: skip
+
+
+def family_of(params: Mapping[str, Any]) -> str:
+    """Return the family that has one of these parameters beyond `NAMES`, else `"recurrent"`."""
+    own = (name for name, family in _FAMILIES.items() if not family.more.keys().isdisjoint(params))
+    return next(own, "recurrent")
 
 
 def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Check the names, dtypes and shapes of parameters, and derive the captioner's sizes.
 
     `params` are arrays, or their headers (`shape`, `dtype`), under the names of
-    `CaptioningRNN.params`; `source` names them in messages. Returns V, and `input_dim`,
-    `wordvec_dim`, `hidden_dim` and `cell_type` of `CaptioningRNN`. Raises `DataError` if a name is
-    missing or unknown, or an array is empty or not floating; `ShapeError` if shapes do not fit
-    together.
+    `CaptionModel.params`; `source` names them in messages. Returns V, and `input_dim`,
+    `wordvec_dim`, `hidden_dim` and `cell_type`, with `family` and `scoring` of an `AttentionRNN`.
+    Raises `DataError` if a name is missing or unknown, or an array is empty or not floating;
+    `ShapeError` if shapes do not fit together.
     """
-    gru = "bn" in params
-    if set(params) != {*NAMES, *(["bn"] if gru else [])}:
+    family = _FAMILIES[family_of(params)]
+    needed = [*NAMES, *family.more]
+    if not set(needed) <= set(params) <= {*needed, *family.optional}:
+        optional = ", ".join(f"{name} for {what}" for name, what in family.optional.items())
         raise DataError(
-            f"{source} holds {shown(params)}; expected {', '.join(NAMES)}, and bn for a GRU"
+            f"{source} holds {shown(params)}; expected {', '.join(needed)}, and {optional}"
         )
     for name, value in params.items():
         if value.dtype.kind != "f" or not all(size > 0 for size in value.shape):
@@ -40,7 +69,7 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
                 " floating numbers"
             )
     gates = prod(params["b"].shape) / prod(params["b_proj"].shape)
-    cell = "gru" if gru else {1: "rnn", 4: "lstm"}.get(gates)
+    cell = "gru" if "bn" in params else {1: "rnn", 4: "lstm"}.get(gates)
     if cell is None:
         raise DataError(
             f"{source} holds {shown(params)}: a cell of {gates:g} gates; expected the weights of"
@@ -50,12 +79,13 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
     layouts = {
         "b_proj": "H", "W_proj": "D H", "W_embed": "V W",
         "Wx": f"W {wide}", "Wh": f"H {wide}", "b": wide, "bn": "H",
-        "W_vocab": "H V", "b_vocab": "V",
+        "W_vocab": "H V", "b_vocab": "V", "w_score": "H",
+        **{name: layout.replace("GH", wide) for name, layout in family.more.items()},
     }  # fmt: skip
     arrays = {name: (params[name], layout) for name, layout in layouts.items() if name in params}
     found = check_shapes(source, **arrays)
     sizes = {"input_dim": found["D"], "wordvec_dim": found["W"], "hidden_dim": found["H"]}
-    return found["V"], {**sizes, "cell_type": cell}
+    return found["V"], {**family.sizes(params), **sizes, "cell_type": cell}
 
 
 def unified(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:

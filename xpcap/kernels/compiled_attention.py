@@ -123,7 +123,10 @@ def _dot_product_attention_gradient(
     dscores = numpy.empty(L, F)
     scale = F(1 / math.sqrt(query.shape[1]))
     for r in range(R):
-        dscores[:] = F(0) if dweights is None else dweights[r]
+        if dweights is None:
+            dscores[:] = F(0)
+        else:
+            dscores[:] = dweights[r]
         _score_gradient(dcontext[r], dscores, values[r], weights[r], dvalues[r])
         dquery[r] = F(0)
         for l in range(L):  # noqa: E741
@@ -148,7 +151,10 @@ def _additive_attention_gradient(
     R, L = weights.shape
     dscores = numpy.empty(L, F)
     for r in range(R):
-        dscores[:] = F(0) if dweights is None else dweights[r]
+        if dweights is None:
+            dscores[:] = F(0)
+        else:
+            dscores[:] = dweights[r]
         _score_gradient(dcontext[r], dscores, values[r], weights[r], dvalues[r])
         q, dq, dwr = query[r], dquery[r], dw[r]
         dq[:], dwr[:] = F(0), F(0)

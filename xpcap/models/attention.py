@@ -81,7 +81,7 @@ class AttentionRNN(CaptioningRNN):
         super().__init__(
             word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type, dtype,
             dropout=dropout, seed=seed, backend=backend, scoring=scoring,
-            doubly_stochastic=doubly_stochastic,
+            doubly_stochastic=float(doubly_stochastic),
         )  # fmt: skip
         check_number("doubly_stochastic", doubly_stochastic, "[0, inf)")
         self.scoring = scoring
@@ -190,10 +190,11 @@ class AttentionRNN(CaptioningRNN):
         xp = namespace(features, W_proj)
         features = features.astype(W_proj.dtype, copy=False)
         space = Workspace(fastest(xp), W_proj.dtype)
+        grid = self._project_grid(features, space)
         mean, present = mean_region(features, space)
         h0, _ = affine_forward(mean, W_proj, self.params["b_proj"])
         zeros = (xp.zeros_like(h0) for _ in self.cell.states[1:])
-        context = _Context(Projected(self.params), self._project_grid(features, space), present)
+        context = _Context(Projected(self.params), grid, present)
         return context, (h0, *zeros, xp.arange(len(h0)))
 
     def advance(

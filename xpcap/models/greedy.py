@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Hashable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -105,7 +105,9 @@ class _Decoder:
 
     def __call__(self, model: CaptionModel, features: Array) -> Array:
         """Caption images; features `(N, ...)` give words `(N, max_length)`."""
-        for part, first in zip(self._state, model.start(features)[1], strict=True):
+        context, state = model.start(features)
+        ours = *_of_images(self._context), *self._state
+        for part, first in zip(ours, (*_of_images(context), *state), strict=True):
             part[...] = first
         self._captions[...] = model.null
         self._words[...] = model.start_word
@@ -135,6 +137,12 @@ class _Decoder:
         self._now[...] += 1
 
 
+def _of_images(context: Any) -> list[Array]:
+    """Return what of a context belongs to the images; see `CaptionModel.start`."""
+    parts = context if isinstance(context, tuple) else ()
+    return [part for part in parts if hasattr(part, "shape")]
+
+
 class _Decoders(NamedTuple):
     """The decoders of one model, last used last, and the parameters that they read."""
 
@@ -147,7 +155,7 @@ _lock = threading.Lock()  # a decoder's memory holds one batch at a time
 
 
 def _decoder(model: CaptionModel, features: Array, max_length: int) -> _Decoder:
-    """Return a model's decoder for as many captions as there are features, perhaps a new one.
+    """Return a model's decoder for features of this shape, perhaps a new one.
 
     Parameters that were changed in place are seen, as a graph reads them from where they are; where
     a parameter is another array now, all of the model's decoders are made anew.
@@ -155,7 +163,7 @@ def _decoder(model: CaptionModel, features: Array, max_length: int) -> _Decoder:
     known = _decoders.get(model)
     if known is None or not _same_arrays(known.params, model.params):
         known = _decoders[model] = _Decoders(dict(model.params), {})
-    key = len(features), max_length, model.end, current_precision()
+    key = *features.shape, max_length, model.end, current_precision()
     decoder = known.by_key.pop(key, None) or _Decoder(model, features, max_length)
     known.by_key[key] = decoder
     if len(known.by_key) > _KEPT:

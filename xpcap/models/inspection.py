@@ -185,7 +185,8 @@ def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
         xp, (N, T) = namespace(weights), words.shape
         found = xp.zeros((N, T, weights.shape[1]), dtype=weights.dtype)
         for t, rows in enumerate(batch.packing.rows):
-            found[batch.images[: rows.stop - rows.start], t] = weights[rows]
+            counted = batch.counted()[rows, None]
+            found[batch.images[: len(counted)], t] = weights[rows] * counted
         return found
 
 

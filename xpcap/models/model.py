@@ -100,7 +100,13 @@ class CaptionModel(abc.ABC):
         **sizes: Any,
     ) -> None:
         check_number("dropout", dropout, "[0, 1)")
-        check_counts(**{n: size for n, size in sizes.items() if isinstance(size, numbers.Number)})
+        check_counts(
+            **{
+                name: size
+                for name, size in sizes.items()
+                if isinstance(size, numbers.Number) and name not in self.options
+            }
+        )
         check_counts(0, math.inf, **given(seed=seed))
         if not isinstance(word_to_idx, Mapping):
             raise ConfigurationError(
@@ -167,7 +173,8 @@ class CaptionModel(abc.ABC):
         """Begin captions of N images.
 
         Returns what belongs to the images and to decoding as a whole, the context; and the state
-        before the first word, N rows.
+        before the first word, N rows. If the context is a tuple, arrays in it belong to the images;
+        what depends on the parameters alone is another object.
         """
 
     @abc.abstractmethod

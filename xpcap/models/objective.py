@@ -286,16 +286,16 @@ class Objective:
 
     def _gather(self, features: Array, images: Array) -> Array:
         """Return the features of each caption in the workspace's dtype."""
-        space, (count, *shape) = self._space, features.shape
-        table = features.reshape(count, math.prod(shape))
-        found = space.empty("features", len(images), table.shape[1])
+        space, (count, *of_image), M = self._space, features.shape, len(images)
+        width = math.prod(of_image)
+        rows, found = features.reshape(count, width), space.empty("features", M, width)
         if features.dtype == found.dtype:
-            take_rows(self.xp, table, images, found)
+            take_rows(self.xp, rows, images, found)
         else:
-            gathered = space.empty("gathered", *found.shape, dtype=features.dtype)
-            take_rows(self.xp, table, images, gathered)
+            gathered = space.empty("gathered", M, width, dtype=features.dtype)
+            take_rows(self.xp, rows, images, gathered)
             found[...] = gathered.astype(found.dtype)
-        return found.reshape(len(images), *shape)
+        return found.reshape(M, *of_image)
 
     def _dropping(
         self, name: str, batch: PackedBatch, stream: int | Array

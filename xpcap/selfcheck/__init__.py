@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy
 
 from xpcap.backend import CPU, Backend
-from xpcap.models.recurrent import CELLS
 from xpcap.selfcheck.cases import (
+    CAPTIONERS,
     LAYERS,
     SMALL,
     SMALL_SEED,
@@ -52,14 +52,14 @@ def _layer_gradients(backend: Backend) -> Iterator[Check]:
 
 def _captioner_gradients(backend: Backend) -> Iterator[Check]:
     """Check whole captioners, relative to the largest gradient, as some elements are tiny."""
-    for cell_type in CELLS:
+    for captioner, (family, options) in CAPTIONERS.items():
         for dropout in (0.0, 0.25):
             pairs = captioner_gradients(
-                backend, cell_type, dropout,
-                N=2, T=4, input_dim=2, wordvec_dim=3, hidden_dim=2, h=1e-5,
+                backend, family, dropout,
+                N=2, T=4, input_dim=2, wordvec_dim=3, hidden_dim=2, h=1e-5, **options,
             )  # fmt: skip
             for name, (numerical, own) in pairs.items():
-                what = f"gradient captioner {cell_type} dropout={dropout} d{name}"
+                what = f"gradient captioner {captioner} dropout={dropout} d{name}"
                 yield Check(what, scaled_difference(own, numerical), GRADIENT_LIMIT)
 
 

@@ -11,7 +11,9 @@ import numpy
 from xpcap import layers
 from xpcap.backend import Array, Backend, namespace, to_host
 from xpcap.gradcheck import eval_numerical_gradient, gradcheck
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, CaptionModel
+from xpcap.models.attention import SCORINGS
+from xpcap.models.recurrent import CELLS
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -143,21 +145,33 @@ def as_tuple(gradients: Any) -> tuple[Any, ...]:
 
 
 def captioner_gradients(
-    backend: Backend, cell_type: str, dropout: float, *, N: int, T: int, h: float, **sizes: int
+    backend: Backend,
+    family: Callable[..., CaptionModel],
+    dropout: float,
+    *,
+    N: int,
+    T: int,
+    h: float,
+    regions: int = 0,
+    **sizes: Any,
 ) -> dict[str, tuple[Array, Array]]:
     """Return the numerical gradient of each parameter of a captioner, and the captioner's own.
 
     `N` captions have `T` words with `<START>`; `h` is the step of the differences, and `sizes` are
-    those of `CaptioningRNN`.
+    arguments of `family`. Images are vectors, or so many `regions`, of which the first image lacks
+    the last one.
     """
     rng = numpy.random.default_rng(0)
     words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
-    options = {"dtype": numpy.float64, "dropout": dropout, "seed": 0, "backend": backend}
-    model = CaptioningRNN(words, cell_type=cell_type, **sizes, **options)  # type: ignore[arg-type]
+    model = family(words, **sizes, dtype=numpy.float64, dropout=dropout, seed=0, backend=backend)
     for name, value in model.params.items():
         spread = math.sqrt(value.shape[0]) if value.ndim == 2 else 1.0
         model.params[name] = backend.to_device(rng.standard_normal(value.shape) / spread)
-    features = backend.to_device(rng.standard_normal((N, sizes["input_dim"])))
+    shape = (N, regions, sizes["input_dim"]) if regions else (N, sizes["input_dim"])
+    images = rng.standard_normal(shape)
+    if regions:
+        images[0, -1] = 0
+    features = backend.to_device(images)
     captions = backend.to_device(rng.integers(len(words), size=(N, T)))
     _, gradients = model.loss(features, captions)
 
@@ -204,3 +218,15 @@ LAYERS = (
     _layer("relu", x="N T D"),
     _layer("dropout", x="N T D", rate=0.25, seed=7, stream=3),
 )  # fmt: skip
+
+CAPTIONERS: dict[str, tuple[type[CaptionModel], dict[str, Any]]] = {
+    **{cell: (CaptioningRNN, {"cell_type": cell}) for cell in CELLS},
+    **{
+        f"attention {scoring}": (
+            AttentionRNN,
+            {"cell_type": "lstm", "scoring": scoring, "doubly_stochastic": 0.5, "regions": 3},
+        )
+        for scoring in SCORINGS
+    },
+}
+"""Families, and arguments of `captioner_gradients` that choose a captioner."""

@@ -20,11 +20,18 @@ from xpcap.kernels.batches import next_batch
 from xpcap.kernels.cuda.launch import Source, cuda_version, open_source, row_stride
 from xpcap.kernels.updates import adam_update, loss_and_norm, square_sum
 from xpcap.layers.affine import column_sum
+from xpcap.layers.attention import (
+    additive_attention,
+    additive_attention_gradient,
+    dot_product_attention,
+    dot_product_attention_gradient,
+)
 from xpcap.layers.embedding import add_rows, take_rows
 from xpcap.layers.gru import gru_cell, gru_cell_gradient
 from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.lstm import lstm_cell, lstm_cell_gradient
 from xpcap.layers.random import keep_mask
+from xpcap.layers.regions import mean_of_present, present_regions
 from xpcap.layers.rnn import rnn_cell, rnn_cell_gradient
 from xpcap.operations import Operation
 
@@ -63,6 +70,65 @@ def _rnn_cell_gradient(
 ) -> None:
     blocks = (_parts(da.size, 256),)
     source.launch("rnn_cell_gradient", blocks, 256, int64(da.size), above, back, h, da)
+
+
+def _blocks_of_queries(query: Array, values: Array) -> tuple[Any, ...]:
+    """Return blocks, threads and the sizes L, A and D: a block computes a query."""
+    (R, A), (_, L, D) = query.shape, values.shape
+    return (R,), 512, int32(L), int32(A), int32(D)
+
+
+_MASKED = {"bool": "present", "INDEX": "image"}
+
+
+@cuda_version(dot_product_attention, REAL="query keys values weights context", **_MASKED)
+def _dot_product_attention(
+    source: Source, xp: Namespace, query: Array, keys: Array, values: Array, *others: Array
+) -> None:
+    sizes = _blocks_of_queries(query, values)
+    source.launch("dot_product_attention", *sizes, query, keys, values, *others)
+
+
+@cuda_version(additive_attention, REAL="query keys values w weights context", **_MASKED)
+def _additive_attention(
+    source: Source, xp: Namespace, query: Array, keys: Array, values: Array, *others: Array
+) -> None:
+    sizes = _blocks_of_queries(query, values)
+    source.launch("additive_attention", *sizes, query, keys, values, *others)
+
+
+def _launch_gradient(made: Operation[Any, None]) -> None:
+    """Let a block compute the gradient of a query, with memory for that of its scores."""
+    kernel, names = made.reference.__name__, list(inspect.signature(made.reference).parameters)[1:]
+    query, values = names.index("query"), names.index("values")
+
+    @cuda_version(made, REAL=" ".join(names))
+    def run(source: Source, xp: Namespace, *arrays: Array) -> None:
+        (R, _), (_, L, _) = arrays[query].shape, arrays[values].shape
+        dscores = xp.empty((R, L), dtype=arrays[query].dtype)
+        sizes = _blocks_of_queries(arrays[query], arrays[values])
+        source.launch(kernel, *sizes, *arrays, dscores)
+
+
+_launch_gradient(dot_product_attention_gradient)
+_launch_gradient(additive_attention_gradient)
+
+
+@cuda_version(present_regions, REAL="regions", bool="out")
+def _present_regions(source: Source, xp: Namespace, regions: Array, out: Array) -> None:
+    D = regions.shape[2]
+    source.launch(
+        "present_regions", (_parts(out.size, 8),), 256, int64(out.size), int32(D), regions, out
+    )
+
+
+@cuda_version(mean_of_present, REAL="regions out", bool="present")
+def _mean_of_present(
+    source: Source, xp: Namespace, regions: Array, present: Array, out: Array
+) -> None:
+    N, L, D = regions.shape
+    blocks = (N, _parts(D, 128))
+    source.launch("mean_of_present", blocks, 128, int32(L), int32(D), regions, present, out)
 
 
 @cuda_version(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ _TYPES: dict[str, dict[Any, str]] = {
 }
 """What a macro of the sources may stand for, by dtype, or by Python type."""
 
+_NULL = numpy.uint64(0)
+_INCLUDED = re.compile(r'^#include "(.*)"$', re.MULTILINE)
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -50,12 +54,14 @@ class Source:
     ) -> None:
         """Launch the kernel `name` on a grid, unless that is empty.
 
-        Arguments are arrays and NumPy scalars, which have the C types of the kernel's parameters;
-        `shared` is the bytes of shared memory whose size the source leaves open.
+        Arguments are arrays, None for a null pointer, and NumPy scalars, which have the C types of
+        the kernel's parameters; `shared` is the bytes of shared memory whose size the source leaves
+        open.
         """
         if all(blocks):
             function = _function(self, self.xp.cuda.runtime.getDevice(), name, shared)
-            function(blocks, (threads,), arguments, shared_mem=shared)
+            given = tuple(_NULL if argument is None else argument for argument in arguments)
+            function(blocks, (threads,), given, shared_mem=shared)
 
 
 @functools.cache
@@ -67,8 +73,15 @@ def open_source(
 
 
 def read_source(name: str) -> str:
-    """Return the text of a source, beginning with what all have in common."""
-    return "".join((_FOLDER / file).read_text("utf-8") for file in ("common.h", f"{name}.cu"))
+    """Return the text of a source, beginning with what all have in common, with what it includes.
+
+    CuPy keeps compiled kernels by their text, so that this has to be the whole of it.
+    """
+
+    def text(file: str) -> str:
+        return (_FOLDER / file).read_text("utf-8")
+
+    return text("common.h") + _INCLUDED.sub(lambda found: text(found[1]), text(f"{name}.cu"))
 
 
 @functools.cache
@@ -95,8 +108,9 @@ def cuda_version(
 
     The source is the file of the operation's name. `types` names all arrays of the kernel: for a
     macro of the source, or a dtype's name, the parameters that share this type, which is what the
-    macro stands for. Rows of the matrices `padded` may lie further apart than they are long. Where
-    a dtype is not one that the macro knows, or another array is not contiguous, the reference runs.
+    macro stands for; one that is None has any type. Rows of the matrices `padded` may lie further
+    apart than they are long. Where a dtype is not one that the macro knows, or another array is not
+    contiguous, the reference runs.
     """
     file, signature = made.reference.__name__, inspect.signature(made.reference)
     names = list(signature.parameters)[1:]
@@ -108,14 +122,16 @@ def cuda_version(
         """Return the source for arguments of these types, or None where it cannot take them."""
         meanings: dict[str, Any] = {}
         for (macro, _), kind in zip(typed, kinds, strict=True):
+            if kind is type(None):
+                continue
             known = kind in _TYPES[macro] if macro in _TYPES else kind == numpy.dtype(macro)
             if not known or meanings.setdefault(macro, kind) != kind:
                 return None
-        options = [
-            f"-D{macro}={_TYPES[macro][kind]}"
-            for macro, kind in meanings.items()
-            if macro in _TYPES
-        ]
+        options = []
+        for macro in types:
+            if macro in _TYPES:
+                kind = meanings.get(macro, next(iter(_TYPES[macro])))
+                options.append(f"-D{macro}={_TYPES[macro][kind]}")
         return open_source(xp, file, tuple(options))
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
