@@ -106,10 +106,10 @@ def test_few_decoders_are_kept_on_cupy(gpu):
     for N in range(1, 12):
         sampled(model, N)
     kept = greedy._decoders[model].by_key
-    assert [shape[0] for shape, *_ in kept] == [8, 9, 10, 11]
+    assert [N for N, *_ in kept] == [8, 9, 10, 11]
     sampled(model, 8)
     sampled(model, 12)
-    assert [shape[0] for shape, *_ in kept] == [10, 11, 8, 12]
+    assert [N for N, *_ in kept] == [10, 11, 8, 12]
 
 
 def test_a_batch_of_the_same_size_is_captured_once_on_cupy(gpu, monkeypatch):

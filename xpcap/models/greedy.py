@@ -163,7 +163,7 @@ def _decoder(model: CaptionModel, features: Array, max_length: int) -> _Decoder:
     known = _decoders.get(model)
     if known is None or not _same_arrays(known.params, model.params):
         known = _decoders[model] = _Decoders(dict(model.params), {})
-    key = features.shape, max_length, model.end, current_precision()
+    key = *features.shape, max_length, model.end, current_precision()
     decoder = known.by_key.pop(key, None) or _Decoder(model, features, max_length)
     known.by_key[key] = decoder
     if len(known.by_key) > _KEPT:
