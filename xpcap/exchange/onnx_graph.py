@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import xpcap
+from xpcap.data.pca import PCA
 from xpcap.data.vocabulary import END, NULL, START
 from xpcap.errors import DataError
 from xpcap.exchange.contents import TEXT, Contents, description
@@ -181,20 +182,11 @@ def greedy_graph(
         **contents.params, "mask": mask, "zero": numpy.zeros(()), "one": numpy.ones(()),
         "lowest": numpy.array(-1e30), "root_of_width": numpy.sqrt(H),
     }  # fmt: skip
-    turned = "given_of_all" if regions else "given"
     operations: list[Operation] = [("Identity", "features", "given")]
     if contents.transform is not None:
-        pca = contents.transform
-        D = len(pca.mean)
-        rounded = pca.mean.astype(numpy.float32)  # as PCA.transform does
-        constants |= {"mean": rounded, "components": pca.components.T}
-        constants["remainder"] = (rounded - pca.mean) @ pca.components.T
-        operations = [
-            ("Sub", "features mean", "centred"),
-            ("MatMul", "centred components", "turned"),
-            ("Add", "turned remainder", turned),
-            *([("Mul", "given_of_all is_present_column", "given")] if regions else []),
-        ]
+        operations, more = _transformed(contents.transform, regions)
+        constants |= more
+        D = len(contents.transform.mean)
     size = sum(4 * value.size for value in constants.values())
     if size >= _LARGEST:
         raise DataError(f"the captioner has {size} bytes; expected less than {_LARGEST} for ONNX")
@@ -242,6 +234,23 @@ def greedy_graph(
     )
     helper.set_model_props(model, {TEXT: description(contents)})
     return model
+
+
+def _transformed(transform: PCA, regions: bool) -> tuple[list[Operation], dict[str, numpy.ndarray]]:
+    """Return how `given` is computed of `features`, and the constants for it."""
+    rounded = transform.mean.astype(numpy.float32)  # as PCA.transform does
+    components = transform.components.T
+    constants = {
+        "mean": rounded, "components": components,
+        "remainder": (rounded - transform.mean) @ components,
+    }  # fmt: skip
+    absent_stay: list[Operation] = [("Mul", "turned is_present_column", "given")]
+    return [
+        ("Sub", "features mean", "centred"),
+        ("MatMul", "centred components", "unshifted"),
+        ("Add", "unshifted remainder", "turned" if regions else "given"),
+        *(absent_stay if regions else []),
+    ], constants
 
 
 def _body(step: Sequence[Operation], H: int, states: Sequence[str]) -> onnx.GraphProto:
