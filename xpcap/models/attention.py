@@ -11,6 +11,8 @@ Michigan's EECS 498 course: the regions are projected once, and looked at as pro
     x_t = W_embed[word_t]
     h_t = cell(x_t Wx + z_t Wz + b, h_{t-1} Wh)
     scores_t = (h_t + z_t W_context) W_vocab + b_vocab
+
+Dropout also leaves out elements of p, the same ones of all regions of an image.
 """
 
 from __future__ import annotations
@@ -130,6 +132,7 @@ class AttentionRNN(CaptioningRNN):
         self._check(features)
         mean, present = mean_region(features, space)
         grid = self._project_grid(features, space)
+        batch.drop_images(grid)
         looking = Looking(self.params, grid, present, batch.packing, space)
         h0 = self._first_state(mean, space)
         ax, b, vectors = self._read_words(batch, space)
@@ -167,6 +170,7 @@ class AttentionRNN(CaptioningRNN):
         self._read_words_backward(dax, vectors, batch, gradients, space)
         self._first_state_backward(dh0, mean, gradients, space)
         D, H = params["W_grid"].shape
+        batch.drop_images(looking.dgrid)
         dgrid = looking.dgrid.reshape(-1, H)
         product(xp, features.reshape(-1, D).T, dgrid, gradients["W_grid"])
         column_sum(xp, dgrid, gradients["b_grid"])

@@ -33,6 +33,8 @@ from xpcap.workspace import Workspace, round_up, row_multiple
 if TYPE_CHECKING:
     from xpcap.models.model import CaptionModel
 
+_OF_IMAGES = 2**40  # added to the stream of words: the stream of the images' dropout masks
+
 Streams = tuple["int | Array", "int | Array"]
 """Numbers of the dropout masks of word vectors and of hidden states."""
 
@@ -52,7 +54,11 @@ class PackedBatch(NamedTuple):
     all_places: int | None = None  # N T of the whole minibatch, if this is a share of one
     drop: Callable[[Array], None] = lambda vectors: None
     """Applies dropout to word vectors `(M, W)`, or to their gradient, in place."""
+    drop_images: Callable[[Array], None] = lambda regions: None
+    """The same for regions `(N, L, H)`: all of an image lose the same elements."""
     share: Array | None = None  # (N,): what each caption counts; None: as its words do
+    order: Array | None = None  # (N,): each caption's place in the minibatch; None: its own
+    whole: int | None = None  # captions of the minibatch, if this is a share of one
 
     def of_captions(self) -> Array:
         """Return what each caption `(N,)` counts in the loss, 0 if it has no word to predict."""
@@ -102,6 +108,8 @@ def pack_captions(
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
         share=to_device((lengths[order] > 0).astype(dtype) / max(whole, 1)),
+        order=to_device(order if share is None else share.places[order]),
+        whole=whole,
     )
 
 
@@ -235,7 +243,11 @@ class Objective:
         images = self._gather(features, batch.images)
         kept = None
         if streams is not None:
-            batch = batch._replace(distinct=None, drop=self._dropping("words", batch, streams[0]))
+            batch = batch._replace(
+                distinct=None,
+                drop=self._dropping("words", batch, streams[0]),
+                drop_images=self._dropping_images(batch, streams[0]),
+            )
         hidden, cache = model.forward(images, batch, space)
         if streams is not None:
             kept = self._draw("kept hidden", batch, H, streams[1])
@@ -307,6 +319,24 @@ class Objective:
             if not kept:
                 kept.append(self._draw(f"kept {name}", batch, values.shape[1], stream))
             self._drop(values, kept[0])
+
+        return drop
+
+    def _dropping_images(self, batch: PackedBatch, stream: int | Array) -> Callable[[Array], None]:
+        """Return a function that applies the same mask to the regions of images at each call."""
+        kept: list[Array] = []
+
+        def drop(regions: Array) -> None:
+            (N, _, width), space = regions.shape, self._space
+            if not kept:
+                drawn = space.empty("images kept", batch.whole or N, width, dtype=bool)
+                which = dropout.threshold(self.model.dropout), self.model.seed
+                keep_mask(space.xp, *which, stream + _OF_IMAGES, drawn.reshape(-1))
+                mask = space.empty("mask of images", N, width)
+                mask[...] = drawn if batch.order is None else drawn[batch.order]
+                mask *= dropout.scale(self.model.dropout)
+                kept.append(mask)
+            regions *= kept[0][:, None, :]
 
         return drop
 
