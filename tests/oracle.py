@@ -151,13 +151,16 @@ class Step(NamedTuple):
         return h if self.found is None else h + times(self.found, params["W_context"])
 
 
-def read(cell, params, image, words, state=None, mask=1.0):
-    """Return the step after each word, from the first state on or another one."""
+def read(cell, params, image, words, state=None, mask=1.0, of_regions=1.0):
+    """Return the step after each word, from the first state on or another one.
+
+    `mask` scales the word vectors `(T, W)`, `of_regions` each projected region `(H,)`.
+    """
     ax, weights_of_cell = inputs(params, words, mask), weights_of(params)
     state, grid, steps = state or initial(cell, params, image), [], []
     if looks(params):
         regions = (image[..., number, :] for number in regions_there(image))
-        grid = [times(a, params["W_grid"]) + params["b_grid"] for a in regions]
+        grid = [of_regions * (times(a, params["W_grid"]) + params["b_grid"]) for a in regions]
     for t in range(len(words)):
         ax_t, found, weights = ax[..., t, :], None, None
         if looks(params):
@@ -177,18 +180,19 @@ def scores_of(params, steps, mask=1.0):
     return to_scores(params, numpy.stack([step.output(params) for step in steps], axis=-2) * mask)
 
 
-def log_probs(cell, params, image, caption, masks=(1.0, 1.0)):
+def log_probs(cell, params, image, caption, masks=(1.0, 1.0, 1.0)):
     """Return the log-probability of each word `(T,)` after the first, 0 for `<NULL>`.
 
-    `masks` scale the word vectors `(T, W)` and the hidden states `(T, H)` that give scores.
+    `masks` scale the word vectors `(T, W)`, the hidden states `(T, H)` that give scores, and the
+    projected regions `(H,)`.
     """
-    steps = read(cell, params, image, caption[:-1], mask=masks[0])
+    steps = read(cell, params, image, caption[:-1], None, masks[0], masks[2])
     return of_words(scores_of(params, steps, masks[1]), caption[1:])
 
 
-def lacking(cell, params, image, caption, mask=1.0):
+def lacking(cell, params, image, caption, masks):
     """Return the sum over regions of (1 - sum of their weights)^2, over words to be predicted."""
-    steps = read(cell, params, image, caption[:-1], mask=mask)
+    steps = read(cell, params, image, caption[:-1], None, masks[0], masks[2])
     counted = [s.weights for s, word in zip(steps, caption[1:], strict=True) if word != NULL]
     return sum((1 - sum(of_region)) ** 2 for of_region in zip(*counted, strict=True))
 
@@ -200,24 +204,25 @@ def of_words(scores, words):
 
 def loss(cell, params, features, captions, masks=None, doubly_stochastic=0.0):
     """Return the loss of a captioner; `masks` of `log_probs` are for all captions."""
-    of_caption = [(1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
+    of_caption = [(1.0, 1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
     total = 0.0
     for image, caption, own in zip(features, captions, of_caption, strict=True):
         image = summary(params, image)
         total = total - log_probs(cell, params, image, caption, own).sum(axis=-1)
         if doubly_stochastic:
-            total = total + doubly_stochastic * lacking(cell, params, image, caption, own[0])
+            total = total + doubly_stochastic * lacking(cell, params, image, caption, own)
     return total / len(captions)
 
 
 def dropout_masks(model, captions, step):
-    """Return the masks of a training step: those of the streams 2 step and 2 step + 1."""
-    masks = []
-    for k, width in enumerate((model.params["W_embed"].shape[1], len(model.params["W_vocab"]))):
-        ones = numpy.ones((len(captions), captions.shape[1] - 1, width))
-        _, cache = dropout_forward(ones, model.dropout, model.seed, 2 * step + k)
-        masks.append(cache.mask)
-    return masks
+    """Return the masks of a training step: of the streams 2 step, 2 step + 1 and 2 step + 2^40."""
+    (N, columns), H = captions.shape, len(model.params["W_vocab"])
+    words = (N, columns - 1, model.params["W_embed"].shape[1])
+    streams = {2 * step: words, 2 * step + 1: (N, columns - 1, H), 2 * step + 2**40: (N, H)}
+    return [
+        dropout_forward(numpy.ones(shape), model.dropout, model.seed, stream)[1].mask
+        for stream, shape in streams.items()
+    ]
 
 
 def sample(cell, params, features, max_length):

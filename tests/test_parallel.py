@@ -100,7 +100,8 @@ def test_the_built_in_scenes_are_drawn_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xpcap.data.scenes.build.cache_folder", lambda: tmp_path)
 
-    def draw(folder, progress):
+    def draw(folder, output, progress):
+        assert output is None
         folder.mkdir(parents=True)
         drawn.append(folder)
 

@@ -91,6 +91,7 @@ def test_evaluate_inspect_and_curves(call, run):
 
 
 def test_data_info(call, data):
+    (data / layout.REFERENCES).unlink()  # which has other words
     result = harmless(call("data", "info", data), f"data: {ESCAPED}", f"features    {ESCAPED}")
     assert result.exit_code == 0, result.output
     with h5py.File(data / layout.CAPTIONS, "a") as file:

@@ -541,7 +541,7 @@ def ended(call, tiny):
             ["--hidden", 16],
             r"--hidden cannot be changed .*\(it was 8\); these can: --epochs",
         ),
-        (["--lr", 0], "--lr must be a finite positive number, got 0.0"),
+        (["--lr", 0], r"--lr must be a number in \(0, inf\), got 0\.0"),
         (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
         (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
         (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),

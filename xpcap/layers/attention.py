@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_shapes
+from xpcap.layers._checks import check_floating, check_gradients, check_shapes
 from xpcap.layers.loss import softmax
 from xpcap.operations import operation
 from xpcap.subnormals import power
@@ -249,6 +249,7 @@ def _forward(
         arrays["mask"] = (mask, "N L")
     xp = namespace(*(array for array, _ in arrays.values()))
     size = check_shapes(function, **arrays)
+    check_floating(function, **{n: array for n, (array, _) in arrays.items() if n != "mask"})
     if mask is not None and mask.dtype.kind != "b":
         raise ShapeError(f"{function}: expected booleans in mask, got {mask.dtype}")
     weights, context = (xp.empty((size["N"], size[k]), dtype=values.dtype) for k in "LD")
@@ -264,15 +265,14 @@ def _backward(
 ) -> tuple[Array, ...]:
     query, keys, values, w, weights = cache
     xp = namespace(dcontext, weights)
-    arrays = {"dcontext": (dcontext, "N D"), "values": (values, "N L D")}
+    above = {"dcontext": (dcontext, (len(values), values.shape[2]))}
     if dweights is not None:
-        arrays["dweights"] = (dweights, "N L")
-    check_shapes(function, **arrays)
+        above["dweights"] = (dweights, weights.shape)
+    check_gradients(function, **above)
     found = xp.empty_like(query), xp.zeros_like(keys), xp.zeros_like(values)
-    above = dcontext, dweights
     if w is None:
-        dot_product_attention_gradient(xp, *above, query, keys, values, weights, *found)
+        dot_product_attention_gradient(xp, dcontext, dweights, query, keys, values, weights, *found)
         return found
     dw = xp.empty_like(query)
-    additive_attention_gradient(xp, *above, query, keys, values, w, weights, *found, dw)
+    additive_attention_gradient(xp, dcontext, dweights, query, keys, values, w, weights, *found, dw)
     return *found, dw
