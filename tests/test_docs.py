@@ -106,7 +106,11 @@ def modules():
             yield module.name
 
 
-NEEDS = {"xpcap.kernels.compiled": "numba", "xpcap.exchange.onnx_graph": "onnx"}
+NEEDS = {
+    "xpcap.kernels.compiled": "numba",
+    "xpcap.kernels.compiled_attention": "numba",
+    "xpcap.exchange.onnx_graph": "onnx",
+}
 
 
 @pytest.mark.parametrize("name", list(modules()))
