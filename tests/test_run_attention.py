@@ -71,11 +71,17 @@ def test_a_run_without_attention_and_other_features_are_refused(features):
 
 @pytest.mark.parametrize(
     ("extractor", "regions", "side"),
-    [("filter-bank", 64, 8), ("onnx", 49, 7), ("onnx", 50, None), (None, 49, None)],
+    [
+        ({"name": "filter-bank", "output": "grid"}, 64, 8),
+        ({"name": "filter-bank", "output": "grid"}, 50, None),
+        ({"name": "onnx", "weights": "a.onnx", "output": "maps", "grid": [7, 7]}, 49, 7),
+        ({"name": "onnx", "weights": "a.onnx", "output": "maps", "grid": [4, 9]}, 36, None),
+        ({"name": "onnx", "weights": "a.onnx", "output": "grid"}, 36, None),  # 36 objects
+        (None, 49, None),
+    ],
 )
-def test_regions_are_a_grid_if_xpcap_has_taken_a_square_number_of_them(extractor, regions, side):
-    data = {"extractor": extractor and {"name": extractor}}
-    assert grid_side(data, regions) == side
+def test_regions_are_a_square_grid_if_their_extractor_says_so(extractor, regions, side):
+    assert grid_side({"extractor": extractor}, regions) == side
 
 
 @pytest.mark.parametrize("size", [(300, 600), (1000, 400), (256, 256)])

@@ -251,7 +251,9 @@ def test_attention_to_images_of_a_split(caption, made, looking, tmp_path):
 def test_attention_that_cannot_be_drawn_is_one_line_before_any_work(
     caption, looking, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("xpcap.runs.captions.caption_images", lambda *_: pytest.fail("work"))
+    for work in ("caption_images", "caption_dataset"):
+        monkeypatch.setattr(f"xpcap.runs.captions.{work}", lambda *_: pytest.fail("work"))
+    one_line(caption(looking, "--attention", "a.png/x"), r"cannot write a\.png/x: .* no")
     one_line(caption("run", "b", "--attention", "maps"), "family 'recurrent' has no attention")
     one_line(
         caption(looking, "a.png", "--attention", "."), r"a\.png exists; expected another folder"

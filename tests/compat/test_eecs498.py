@@ -174,5 +174,42 @@ def test_what_does_not_fit_is_refused():
         model_of("gru")
     with pytest.raises(ShapeError, match=r"feature map \(N, H, height, width\)"):
         eecs498.dot_product_attention(draw(N, H), draw(N, H, 16))
-    with pytest.raises(ShapeError):
-        model_of("attn").loss(draw(N, 7, 4, 4), CAPTIONS)
+    with pytest.raises(ConfigurationError, match=r"no <START>; expected <NULL>, <START> and <END>"):
+        eecs498.CaptioningRNN({"<NULL>": 0, "<END>": 1})
+    with pytest.raises(ConfigurationError, match="max_length must be at least 1"):
+        model_of("attn").sample(draw(N, 6, 4, 4), 0)
+
+
+LONG = {**SEQUENCE, "A": MAPS, "Wattn": ATTENTION["Wattn"]}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: eecs498.lstm_step_forward(**STEP, attn=draw(N, H)), "attn and Wattn, .* no Wattn"),
+        (lambda: eecs498.lstm_step_backward(draw(N, H), draw(N, H), **STEP, Wattn=draw(H, 4 * H)),
+         "lstm_step_backward: .* got no attn"),
+        (lambda: eecs498.lstm_step_forward(**STEP, attn=draw(N, H), Wattn=draw(H, 4)),
+         r"Wattn \(H, 4H\); got .*Wattn \(5, 4\)"),
+        (lambda: eecs498.dot_product_attention_backward(draw(N, H), draw(N, 16), draw(N, H), MAPS),
+         r"dattn_weights \(2, 4, 4\)"),
+        (lambda: eecs498.attention_forward(**{**LONG, "x": draw(N, 0, D)}), "T of at least 1"),
+        (lambda: eecs498.attention_forward(**{**LONG, "x": draw(N + 1, T, D)}), r"x \(N, T, D\)"),
+        (lambda: eecs498.attention_forward(**{**LONG, "x": draw(N, D)}), r"x \(N, T, D\)"),
+        (lambda: eecs498.attention_backward(draw(N, T - 1, H), **LONG), r"expected dh \(2, 3, 5\)"),
+        (lambda: model_of("attn").loss(draw(N, 7, 4, 4), CAPTIONS), r"x \(2, 16, 7\)"),
+        (lambda: model_of("attn").loss(draw(N, 6, 4, 4), CAPTIONS[0]), r"captions \(N, T\)"),
+        (lambda: model_of("attn").loss(draw(N, 6, 4, 4), CAPTIONS[:, :1]), "T of at least 1"),
+        (lambda: model_of("attn").sample(draw(N, 7, 4, 4)), r"x \(2, 16, 7\)"),
+        (lambda: model_of("lstm").sample(draw(N, 7)), r"x \(2, 7\)"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ShapeError, match=message):
+        call()
+
+
+def test_a_batch_may_be_empty():
+    for cell in CELLS:
+        captions = model_of(cell).sample(draw(0, 6, 4, 4), 2)
+        assert (captions[0] if cell == "attn" else captions).shape == (0, 2)

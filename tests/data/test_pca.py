@@ -230,6 +230,16 @@ def test_directions_in_which_nothing_varies_are_refused() -> None:
         PCA.fit(numpy.ones((20, 12), numpy.float32), 1)
 
 
+def test_absent_regions_are_not_counted() -> None:
+    features = numpy.zeros((4, 5, 12), numpy.float32)
+    features[:3, 0] = some_features(3, 12)
+    with pytest.raises(DataError, match="the 3 x 12 features vary in 2 directions; expected 1 to"):
+        PCA.fit(features, 3)
+    features[2] = 0
+    with pytest.raises(DataError, match="2 x 12 features vary in 1 direction; expected 1$"):
+        PCA.fit(features, 3)
+
+
 def test_of_a_single_image_there_are_no_components() -> None:
     with pytest.raises(DataError, match="of 1 x 12 features; expected two images or more"):
         PCA.fit(some_features(1, 12), 1)

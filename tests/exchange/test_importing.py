@@ -31,7 +31,7 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import CheckpointError, ConfigurationError, DataError, XpcapError
 from xpcap.exchange import FORMATS, export_run, import_run, to_torch
 from xpcap.exchange.contents import Contents, write_run
-from xpcap.models import CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN
 from xpcap.runs import open_run
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -137,6 +137,18 @@ def test_attention_of_another_program_is_imported(cell, scoring, tmp_path):
     expected = torch_attention_scores(cell, state, features, captions)
     found = scores_of(run.model, features, captions)
     numpy.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert len(run.caption(features)) == len(features)
+    with pytest.raises(DataError, match=r"expected \(N, L, "):
+        run.caption(features[:, 0])
+
+
+def test_attention_is_not_imported_with_plain_vectors(tiny, tmp_path):
+    vocabulary = words_of(tiny)
+    model = AttentionRNN(vocabulary.word_to_idx, D, 4, 6, "gru", seed=0, backend="cpu")
+    numpy.savez(tmp_path / "a.npz", **model.params)
+    with pytest.raises(ConfigurationError, match="looks at regions, but .*tiny has one vector"):
+        import_run(tmp_path / "a.npz", tmp_path / "out", tiny)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from PIL import Image
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.models import AttentionRNN, CaptioningRNN
-from xpcap.report.attention_figure import attention_figure, figure_paths
+from xpcap.report.attention_figure import attention_figure, figure_paths, not_in_font
 from xpcap.runs import Run
-from xpcap.runs.attention import Area, Attention
+from xpcap.runs.attention import Area, Attention, grid_area
 
 WORDS = Vocabulary([*SPECIAL, "red"])
 LEFT = numpy.zeros((1, 9))
@@ -58,9 +58,23 @@ def test_tiles_stand_in_rows_with_their_words_below():
         assert not numpy.any(between)  # long words are written smaller
 
 
+@pytest.mark.parametrize("size", [(1000, 2), (2, 1000)])
+def test_a_cropped_sliver_has_a_figure(size):
+    """The part that the network saw is less than a pixel wide."""
+    area = grid_area({"extractor": {"preprocessing": {"size": 224, "shorter_side": 256}}}, size)
+    words = ["red", "w" * 5000]
+    figure = attention_figure(Image.new("RGB", size), Attention(words, numpy.ones((2, 4))), area)
+    assert figure.size[0] > 3 * 112
+
+
+def test_characters_that_the_font_lacks():
+    assert not_in_font(["a ring", "caf\u65e5", "\u65e5"]) == "\u65e5"
+
+
 def run_of(family=AttentionRNN, shape=(9, 5), extractor="filter-bank"):
     model = family(WORDS.word_to_idx, 5, 6, 8, "gru", seed=3)
-    data = {"shape": list(shape), "extractor": extractor and {"name": extractor}}
+    described = {"name": extractor, "output": "grid"}
+    data = {"shape": list(shape), "extractor": extractor and described}
     return Run(Path("run"), {"data": data}, WORDS, model)
 
 

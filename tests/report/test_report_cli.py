@@ -325,7 +325,7 @@ def test_a_heat_map_is_as_strong_as_its_levels_and_can_be_switched(browser, look
         strong = numpy.abs(strengths) > 0.5
         bluish = pixels[strong, 2] > pixels[strong, 0]
         assert bluish.tolist() == (numpy.array(strengths)[strong] < 0).tolist()
-        told = browser.run("document.querySelector('#captions .told').textContent")
+        told = browser.run("document.querySelector('#captions .described').textContent")
         assert ("of the attention" in told) == (kind == "attention")
         assert (
             browser.run("document.querySelector('#captions .legend.shown').textContent")
@@ -389,7 +389,7 @@ def test_a_page_with_heat_maps_is_not_clipped(browser, looked, width):
         "document.querySelectorAll('.card').forEach((card) => card.querySelector('.word').click())"
     )
     assert browser.run("document.documentElement.scrollWidth") == width
-    wide = "[...document.querySelectorAll('.card, .maps, .legend, .told')]"
+    wide = "[...document.querySelectorAll('.card, .maps, .legend, .described')]"
     assert browser.run(f"{wide}.filter(part => part.scrollWidth > part.clientWidth).length") == 0
     covered = """[...document.querySelectorAll('.mapped')].every((picture) => {
         const place = (name) => picture.querySelector(name).getBoundingClientRect();
@@ -420,7 +420,7 @@ def test_a_chosen_word_shows_its_probability(browser, page):
     browser.open(page)
     browser.run("document.querySelector('.word').click()")
     assert browser.run("document.querySelector('.word').getAttribute('aria-pressed')") == "true"
-    said = browser.run("document.querySelector('.told').textContent")
+    said = browser.run("document.querySelector('.described').textContent")
     assert re.fullmatch(r"\w+: probability [01]\.\d\d", said)
     browser.run("document.querySelector('.word').click()")
-    assert browser.run("document.querySelector('.told').textContent") == ""
+    assert browser.run("document.querySelector('.described').textContent") == ""

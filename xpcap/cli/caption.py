@@ -87,7 +87,7 @@ def caption(
     """
     from xpcap.data.image_files import SUFFIXES, find_images
     from xpcap.report.attention_figure import figure_paths
-    from xpcap.runs.captions import caption_dataset, caption_images
+    from xpcap.runs.captions import caption_dataset, caption_images, evenly_spaced
     from xpcap.runs.dataset import open_data
 
     if Path(arguments[0]).suffix.lower() in SUFFIXES:
@@ -98,10 +98,11 @@ def caption(
     run = common.open_runs([Path(name) for name in runs], device)
     decoder = search_of(run, options, n_best)
     dataset, looking = None, attention is not None
+    figures: list[Path] = []
     if given or images:
         files = [*find_images(given), *(path for name in images for path in find_images([name]))]
         if attention is not None:
-            figure_paths(run, attention, files)  # errors, before any work
+            figures = figure_paths(run, attention, files)
         with stages() as progress:
             captioned = caption_images(run, files, weights, decoder, skip_broken, progress, looking)
         for entry in captioned:
@@ -109,9 +110,13 @@ def caption(
                 common.print_message(f"left out: {entry['error']}")
     else:
         dataset = open_data(run, data)
+        if attention is not None:
+            addresses = dataset.split(split).urls
+            rows = evenly_spaced(dataset, split, count)
+            figures = figure_paths(run, attention, [addresses[row] for row in rows])
         captioned = caption_dataset(run, dataset, split, count, decoder, looking)
-    if attention is not None:
-        _draw_attention(attention, run, dataset, captioned)
+    if looking:
+        _draw_attention(figures, run, dataset, captioned)
     if out is not None:
         _write(out, run, runs, dataset, captioned, n_best > 1)
     elif as_json:
@@ -180,14 +185,18 @@ def _write_html(
 
 
 def _draw_attention(
-    folder: Path, run: Run, dataset: Dataset | None, captioned: Sequence[dict[str, Any]]
+    paths: Sequence[Path], run: Run, dataset: Dataset | None, captioned: Sequence[dict[str, Any]]
 ) -> None:
     """Write the figures, and take the weights out of what is printed."""
     from xpcap.distributed import by_first
-    from xpcap.report.attention_figure import figure_paths, write_figures
+    from xpcap.report.attention_figure import not_in_font, write_figures
 
     def write() -> None:
-        paths = figure_paths(run, folder, [entry["image"] for entry in captioned])
+        shown = [entry["captions"][0]["caption"] for entry in captioned if entry["captions"]]
+        if lacking := not_in_font(shown):
+            common.print_message(
+                f"the font of the figures lacks {' '.join(lacking)}: drawn as boxes"
+            )
         with stages() as progress:
             write_figures(run, paths, captioned, _opener(dataset), progress)
 

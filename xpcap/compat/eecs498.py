@@ -27,7 +27,8 @@ from xpcap.layers import (
     word_embedding_backward,
     word_embedding_forward,
 )
-from xpcap.layers._checks import check_indices
+from xpcap.layers._checks import check_gradients, check_indices, check_shapes
+from xpcap.options import check_counts
 
 __all__ = [
     "CaptioningRNN",
@@ -74,11 +75,17 @@ class AttentionGradients(NamedTuple):
     db: Array
 
 
-def _joined(x: Array, Wx: Array, attn: Array | None, Wattn: Array | None) -> tuple[Array, Array]:
+def _joined(
+    function: str, x: Array, Wx: Array, attn: Array | None, Wattn: Array | None
+) -> tuple[Array, Array]:
     """Return x Wx + attn Wattn as one product of wider factors."""
-    if attn is None or Wattn is None:
+    if attn is None and Wattn is None:
         return x, Wx
+    if attn is None or Wattn is None:
+        missing = "attn" if attn is None else "Wattn"
+        raise ShapeError(f"{function}: expected attn and Wattn, or neither; got no {missing}")
     xp = namespace(x, Wx, attn, Wattn)
+    check_shapes(function, x=(x, "N D"), attn=(attn, "N H"), Wx=(Wx, "D 4H"), Wattn=(Wattn, "H 4H"))
     return xp.concatenate([x, attn], axis=1), xp.concatenate([Wx, Wattn])
 
 
@@ -91,7 +98,7 @@ def lstm_step_forward(
     `x (N, D)`, states and `attn (N, H)`, `Wx (D, 4H)`, `Wh` and `Wattn (H, 4H)`, `b (4H,)`; returns
     the next states `(N, H)`. Raises `ShapeError` if shapes do not fit together.
     """
-    wide, W = _joined(x, Wx, attn, Wattn)
+    wide, W = _joined("lstm_step_forward", x, Wx, attn, Wattn)
     next_h, next_c, _ = layers.lstm_step_forward(wide, prev_h, prev_c, W, Wh, b)
     return next_h, next_c
 
@@ -102,7 +109,7 @@ def lstm_step_backward(
     attn: Array | None = None, Wattn: Array | None = None,
 ) -> StepGradients:  # fmt: skip
     """Gradients of `lstm_step_forward`."""
-    wide, W = _joined(x, Wx, attn, Wattn)
+    wide, W = _joined("lstm_step_backward", x, Wx, attn, Wattn)
     *_, cache = layers.lstm_step_forward(wide, prev_h, prev_c, W, Wh, b)
     dwide, dprev_h, dprev_c, dW, dWh, db = layers.lstm_step_backward(dnext_h, dnext_c, cache)
     D = x.shape[1]
@@ -124,7 +131,7 @@ def _regions(A: Array) -> Array:
     """Return maps `(N, H, height, width)` as regions `(N, L, H)`, row by row."""
     if A.ndim != 4:
         raise ShapeError(f"expected a feature map (N, H, height, width), got {A.shape}")
-    return A.reshape(*A.shape[:2], -1).transpose(0, 2, 1)
+    return A.reshape(*A.shape[:2], math.prod(A.shape[2:])).transpose(0, 2, 1)
 
 
 def dot_product_attention(prev_h: Array, A: Array) -> tuple[Array, Array]:
@@ -143,7 +150,11 @@ def dot_product_attention_backward(
     """Gradients of `dot_product_attention`: `dprev_h`, `dA`; `dattn_weights` may be None."""
     regions = _regions(A)
     *_, cache = layers.dot_product_attention_forward(prev_h, regions, regions)
-    above = None if dattn_weights is None else dattn_weights.reshape(len(A), -1)
+    above = None
+    if dattn_weights is not None:
+        maps = len(A), *A.shape[2:]
+        check_gradients("dot_product_attention_backward", dattn_weights=(dattn_weights, maps))
+        above = dattn_weights.reshape(len(A), regions.shape[1])
     dprev_h, dkeys, dvalues = layers.dot_product_attention_backward(dattn, above, cache)
     return dprev_h, (dkeys + dvalues).transpose(0, 2, 1).reshape(A.shape)
 
@@ -160,6 +171,10 @@ def _attention_states(
     x: Array, A: Array, Wx: Array, Wh: Array, Wattn: Array, b: Array
 ) -> tuple[Array, list[tuple[Array, Array, Array]]]:
     """Return every h, and for each step the states before it and what attention gave."""
+    check_shapes(
+        "attention_forward", A=(A, "N H h w"), x=(x, "N T D"),
+        Wx=(Wx, "D 4H"), Wh=(Wh, "H 4H"), Wattn=(Wattn, "H 4H"), b=(b, "4H"),
+    )  # fmt: skip
     h = c = A.mean(axis=(2, 3))
     found, before = [], []
     for t in range(x.shape[1]):
@@ -175,7 +190,8 @@ def attention_backward(
 ) -> AttentionGradients:
     """Gradients of `attention_forward`: the steps undone from last to first."""
     xp = namespace(dh, x, A)
-    _, before = _attention_states(x, A, Wx, Wh, Wattn, b)
+    h, before = _attention_states(x, A, Wx, Wh, Wattn, b)
+    check_gradients("attention_backward", dh=(dh, h.shape))
     dx, dA, dWx, dWh, dWattn, db = map(xp.zeros_like, (x, A, Wx, Wh, Wattn, b))
     back_h, back_c = xp.zeros_like(dh[:, 0]), xp.zeros_like(dh[:, 0])
     for t, (h, c, attn) in reversed(list(enumerate(before))):
@@ -226,6 +242,11 @@ class CaptioningRNN:
     dtype, seed
         Of the initial parameters.
 
+    Raises
+    ------
+    ConfigurationError
+        If the cell is unknown, or a special word has no index.
+
     Attributes
     ----------
     params
@@ -250,6 +271,10 @@ class CaptioningRNN:
                 f"cell '{cell_type}' is unknown; expected rnn, lstm, attn or attention"
             )
         self.cell_type = "attn" if cell_type == "attention" else cell_type
+        if missing := [word for word in (NULL, START, END) if word not in word_to_idx]:
+            raise ConfigurationError(
+                f"word_to_idx has no {', '.join(missing)}; expected {NULL}, {START} and {END}"
+            )
         self.start, self.end, self.null = (word_to_idx[word] for word in (START, END, NULL))
         self.ignore_index = self.null if ignore_index is None else ignore_index
         rng, V, H = numpy.random.default_rng(seed), len(word_to_idx), hidden_dim
@@ -276,11 +301,11 @@ class CaptioningRNN:
         """
         p = self.params
         namespace(features, captions, *p.values())
+        check_shapes("loss", captions=(captions, "N T"))
         check_indices(namespace(captions), "loss", captions, len(p["b_vocab"]))
         x, of_words = word_embedding_forward(captions[:, :-1], p["W_embed"])
         attends = self.cell_type == "attn"
-        project = layers.temporal_affine_forward if attends else layers.affine_forward
-        projected, of_image = project(self._image(features), p["W_proj"], p["b_proj"])
+        projected, of_image = self._projected(features)
         h, of_cell = self._run(x, projected, features)
         scores, of_scores = layers.temporal_affine_forward(h, p["W_vocab"], p["b_vocab"])
         loss, dscores = _softmax_loss(scores, captions[:, 1:], self.ignore_index)
@@ -301,11 +326,14 @@ class CaptioningRNN:
     def sample(self, features: Array, max_length: int = 15) -> Any:
         """Caption images greedily: words `(N, max_length)`, `<NULL>` after `<END>`.
 
-        With attention its weights `(N, max_length, height, width)` are returned as well.
+        With attention its weights `(N, max_length, height, width)` are returned as well. Raises
+        `ShapeError` if shapes do not fit together, `ConfigurationError` if `max_length` is not at
+        least 1.
         """
+        check_counts(max_length=max_length)
         p, xp = self.params, namespace(features)
         captions = xp.full((len(features), max_length), self.null)
-        projected = self._image(features) @ p["W_proj"] + p["b_proj"]
+        projected, _ = self._projected(features)
         maps = self._map(projected, features) if self.cell_type == "attn" else None
         h = projected if maps is None else maps.mean(axis=(2, 3))
         c = xp.zeros_like(h) if maps is None else h
@@ -321,7 +349,7 @@ class CaptioningRNN:
                 h, _ = rnn_step_forward(x, h, p["Wx"], p["Wh"], p["b"])
             else:
                 h, c = lstm_step_forward(x, h, c, p["Wx"], p["Wh"], p["b"], *attention)
-            words = (h @ p["W_vocab"] + p["b_vocab"]).argmax(axis=1)
+            words = layers.affine_forward(h, p["W_vocab"], p["b_vocab"])[0].argmax(axis=1)
             captions[:, t] = xp.where(ended, self.null, words)
             ended |= words == self.end
         return captions if maps is None else (captions, xp.stack(looked, axis=1))
@@ -329,11 +357,13 @@ class CaptioningRNN:
     def _weights(self) -> list[Array]:
         return [self.params[name] for name in ("Wx", "Wh", "Wattn", "b")]
 
-    def _image(self, features: Array) -> Array:
-        """Return what is projected: regions `(N, L, D)` for attention, else vectors `(N, D)`."""
+    def _projected(self, features: Array) -> tuple[Array, Any]:
+        """Project regions `(N, L, D)` for attention, else vectors `(N, D)`; also the cache."""
+        W, b = self.params["W_proj"], self.params["b_proj"]
         if self.cell_type == "attn":
-            return _regions(features)
-        return features if features.ndim == 2 else _regions(features).mean(axis=1)
+            return layers.temporal_affine_forward(_regions(features), W, b)
+        vectors = features if features.ndim == 2 else _regions(features).mean(axis=1)
+        return layers.affine_forward(vectors, W, b)
 
     def _map(self, projected: Array, features: Array) -> Array:
         """Return projected regions `(N, L, H)` as a map `(N, H, height, width)`."""

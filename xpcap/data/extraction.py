@@ -40,7 +40,7 @@ class Extracted(NamedTuple):
 
     They are in the dtype in which features of their shape are stored.
 
-    `opened (N,)` tells for each of all images which of the two it is.
+    `opened (N,)` says of each image whether it can be opened.
     """
 
     features: numpy.ndarray

@@ -42,8 +42,9 @@ from xpcap.errors import DataError
 from xpcap.files import explained, new_file
 from xpcap.options import check_counts
 
-Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
-"""Mean `(D,)`, all variances, descending, and the first directions `(K, D)`, of any length."""
+Found: TypeAlias = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, int]
+"""Mean `(D,)`, all variances, descending, the first directions `(K, D)`, of any length, and the
+number of vectors, without those of absent regions."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,15 @@ def fit_components(
     find = _from_gram_matrix if few else _from_covariance
     # non-finite features are found in the result
     with backend.activate(), numpy.errstate(over="ignore", invalid="ignore"):
-        mean, variances, directions = find(features, min(dim, most), backend, progress)
+        mean, variances, directions, count = find(features, min(dim, most), backend, progress)
     exact = numpy.finfo(numpy.float64).eps * count
     rounded = numpy.finfo(numpy.float32).eps * numpy.sqrt(width)  # the norm of random errors
+    most = min(count - 1, width)
     varying = int((variances[:most] > variances[0] * (exact if few else rounded)).sum())
     if dim > varying:
         expected = f"in {varying} directions; expected 1 to {varying}" if varying else "not at all"
+        if varying == 1:
+            expected = "in 1 direction; expected 1"
         raise DataError(
             f"cannot make {dim} principal components: the {count} x {width} features vary"
             f" {expected}"
@@ -201,7 +205,7 @@ def _from_covariance(features: Features, dim: int, backend: Backend, progress: P
     mean = sums / max(1, count)
     squares -= count * xp.outer(mean, mean)
     variances, directions = _eigenpairs(squares / max(1, count - 1), dim, xp, progress)
-    return to_host(shift.astype(xp.float64) + mean), variances, to_host(directions)
+    return to_host(shift.astype(xp.float64) + mean), variances, to_host(directions), count
 
 
 def _from_gram_matrix(features: Features, dim: int, backend: Backend, progress: Progress) -> Found:
@@ -212,7 +216,7 @@ def _from_gram_matrix(features: Features, dim: int, backend: Backend, progress: 
     rows = rows - mean
     gram = rows @ rows.T / (count - 1)
     variances, vectors = _eigenpairs(gram, dim, backend.xp, progress)
-    return to_host(mean), variances, to_host(vectors @ rows)
+    return to_host(mean), variances, to_host(vectors @ rows), count
 
 
 def _eigenpairs(

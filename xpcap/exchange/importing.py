@@ -20,7 +20,7 @@ from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import check_plain, explained, new_folder
 from xpcap.runs import Run, check_new_run, open_run
-from xpcap.runs.dataset import open_data
+from xpcap.runs.dataset import check_regions, open_data
 
 _ZIP = b"PK"  # the first bytes of an .npz file
 
@@ -137,7 +137,7 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
 def _check_features(run: Run, data: Path | None) -> None:
     """Check that the features of the data folder and of new images fit the model."""
     if data is not None:
-        open_data(run)
+        check_regions(type(run.model), open_data(run))
     transform, dim = run.transform, run.config["model"]["input_dim"]
     if transform is not None and len(transform.components) != dim:
         raise DataError(

@@ -32,7 +32,7 @@ _PRESENT: list[Operation] = [
     ("Abs", "features", "sizes_of_numbers"),
     ("ReduceMax", "sizes_of_numbers", "largest", {"axes": [2], "keepdims": 0}),
     ("Greater", "largest zero", "present"),
-    ("Cast", "present", "is_present", {"to": _FLOATS}),
+    ("Where", "present one zero", "is_present"),
     ("Unsqueeze", "is_present axis_2", "is_present_column"),
 ]
 _MEAN: list[Operation] = [
@@ -76,10 +76,10 @@ def _look(scoring: str) -> list[Operation]:
         ("Squeeze", "seen_row axis_1", "seen"),
         ("Gemm", "h W_gate b_gate", "before_gate"),
         ("Sigmoid", "before_gate", "beta"),
-        ("Mul", "beta seen", "looked_at"),
+        ("Mul", "beta seen", "context"),
         ("Gather", "W_embed word", "x"),
         ("Gemm", "x Wx b", "ax_of_word"),
-        ("MatMul", "looked_at Wz", "ax_of_image"),
+        ("MatMul", "context Wz", "ax_of_image"),
         ("Add", "ax_of_word ax_of_image", "ax"),
         ("MatMul", "h Wh", "ah"),
     ]
@@ -98,7 +98,7 @@ _GRAPHS: dict[str, Callable[[Mapping[str, Any]], _Graph]] = {
     "attention": lambda sizes: _Graph(
         [("MatMul", "given W_grid", "unbiased_grid"), ("Add", "unbiased_grid b_grid", "grid")],
         _look(sizes["scoring"]),
-        [("MatMul", "looked_at W_context", "of_image"), ("Add", "next_h of_image", "hidden")],
+        [("MatMul", "context W_context", "of_image"), ("Add", "next_h of_image", "hidden")],
     ),
 }
 """By family, from a model's sizes."""
@@ -244,12 +244,12 @@ def _transformed(transform: PCA, regions: bool) -> tuple[list[Operation], dict[s
         "mean": rounded, "components": components,
         "remainder": (rounded - transform.mean) @ components,
     }  # fmt: skip
-    absent_stay: list[Operation] = [("Mul", "turned is_present_column", "given")]
+    zeros_for_absent: list[Operation] = [("Mul", "projected is_present_column", "given")]
     return [
         ("Sub", "features mean", "centred"),
         ("MatMul", "centred components", "unshifted"),
-        ("Add", "unshifted remainder", "turned" if regions else "given"),
-        *(absent_stay if regions else []),
+        ("Add", "unshifted remainder", "projected" if regions else "given"),
+        *(zeros_for_absent if regions else []),
     ], constants
 
 

@@ -194,7 +194,7 @@ def dot_product_attention_forward(
     query, keys, values
         `(N, A)`, `(N, L, A)` and `(N, L, D)`.
     mask
-        Booleans `(N, L)`: which regions are there; None if all are.
+        Booleans `(N, L)`: which regions are present; None if all are.
 
     Returns
     -------

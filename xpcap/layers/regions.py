@@ -11,13 +11,13 @@ from xpcap.operations import operation
 
 @operation
 def present_regions(xp: Namespace, regions: Array, out: Array) -> None:
-    """Write which of the `regions (N, L, D)` are there, booleans `(N, L)`."""
+    """Write which of the `regions (N, L, D)` are present, booleans `(N, L)`."""
     out[...] = (regions != 0).any(axis=2)
 
 
 @operation
 def mean_of_present(xp: Namespace, regions: Array, present: Array, out: Array) -> None:
-    """Write the mean of those of the `regions (N, L, D)` that are there, `(N, D)`; else 0."""
+    """Write the mean of the present ones of `regions (N, L, D)`, `(N, D)`; 0 if there are none."""
     count = xp.maximum(present.sum(axis=1), 1).astype(out.dtype)
     out[...] = regions.sum(axis=1) / count[:, None]  # those that are absent add 0
 

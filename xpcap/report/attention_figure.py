@@ -1,9 +1,9 @@
-"""The attention of a caption as one picture: the image under the heat map of each word."""
+"""The attention of a caption as one image: the captioned one under the heat map of each word."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,20 @@ def write_figures(
             image = open_image(entry["image"])
             words = [found["word"] for found in entry["captions"][0]["words"]]
             area = grid_area(run.config["data"], image.size)
-            figure = attention_figure(image, Attention(words, entry["attention"]), area)
+            attention = Attention(words, numpy.array(entry["attention"]))
+            figure = attention_figure(image, attention, area)
             with new_file(path) as temporary:
                 figure.save(temporary, "PNG")
         progress("attention", done, len(paths))
+
+
+def not_in_font(words: Iterable[str]) -> str:
+    """Return the characters of words, sorted, that a figure shows as boxes: its font lacks them."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(_TEXT)
+    box = bytes(font.getmask("\U0010ffff"))  # no character
+    return "".join(sorted(c for c in set().union(*words) if bytes(font.getmask(c)) == box))
 
 
 def attention_figure(image: Any, attention: Attention, area: Area) -> Any:
@@ -116,7 +126,7 @@ def attention_figure(image: Any, attention: Attention, area: Area) -> Any:
         figure.paste(tile, (left + (width - tile.width) // 2, top))
         fitting = font
         if draw.textlength(word, font) > width:
-            fitting = ImageFont.load_default(_TEXT * width // draw.textlength(word, font))
+            fitting = ImageFont.load_default(max(1, _TEXT * width // draw.textlength(word, font)))
         draw.text((left + width / 2, top + tile.height + 4), word, _INK, fitting, anchor="ma")
     _draw_legend(figure, draw, figure.height - _LINE, ImageFont.load_default(13))
     return figure
@@ -130,7 +140,8 @@ def _heated(image: Any, weights: numpy.ndarray, area: Area) -> Any:
         round(share * size) for share, size in zip(area, 2 * image.size, strict=True)
     )
     strength = Image.fromarray((weights / (weights.max() or 1.0)).astype(numpy.float32))
-    heat = strength.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    size = max(1, right - left), max(1, bottom - top)
+    heat = strength.resize(size, Image.Resampling.BILINEAR)
     opacity = Image.new("L", image.size)
     opacity.paste(heat.point(lambda value: 255 * _STRONGEST * value).convert("L"), (left, top))
     grey = image.convert("L").point(lambda value: _DIMMED * value).convert("RGB")

@@ -46,7 +46,7 @@ function paint(card, caption, levels) {
   const boxes = picture.querySelectorAll(".boxes rect");
   const kind = caption && kindOf(caption);
   picture.classList.toggle("mapped", Boolean(levels));
-  if (levels && !boxes.length && picture.querySelector("img")) drawRegions(picture, caption, kind, levels);
+  if (levels && !boxes.length) drawRegions(picture, caption, kind, levels);
   boxes.forEach((box, k) => {
     const value = levels ? strength(levels[k]) : 0;
     box.style.fill = value === 0 ? "" : kind === "attention" ? "var(--glow)" : `var(${value > 0 ? "--for" : "--against"})`;
@@ -57,13 +57,14 @@ function paint(card, caption, levels) {
 // Choose a word of a card, or none.
 function choose(card, word) {
   card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", String(other === word)));
-  card.querySelectorAll(".told").forEach((line) => { line.textContent = ""; });
+  card.querySelectorAll(".described").forEach((line) => { line.textContent = ""; });
   card.querySelectorAll(".legend").forEach((legend) => legend.classList.remove("shown"));
   const caption = word && word.closest(".run-caption");
   const kind = caption && kindOf(caption);
-  const told = kind && word.dataset[`${kind}Text`];
-  const levels = kind && word.dataset[kind];
-  if (word) caption.querySelector(".told").textContent = word.dataset.text + (told ? `; ${told}` : "");
+  const description = kind && word.dataset[`${kind}Text`];
+  const drawable = card.querySelector(".picture img, .picture .boxes rect");
+  const levels = kind && drawable && word.dataset[kind];
+  if (word) caption.querySelector(".described").textContent = word.dataset.text + (description ? `; ${description}` : "");
   if (levels) {
     const legend = caption.querySelector(".legend");
     const [low, high] = legend.querySelectorAll("span");

@@ -1,4 +1,4 @@
-"""How values of the regions of an image, one for each word, are told and shown.
+"""How values of the regions of an image, one for each word, are described and shown.
 
 Regions are the cells of a square grid, objects with boxes, or vectors of unknown places.
 """

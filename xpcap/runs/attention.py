@@ -69,11 +69,14 @@ def weights_of(
 def grid_side(data: Mapping[str, Any], regions: int) -> int | None:
     """Return S if the regions of a run's features are S x S cells of the image, else None.
 
-    `data` describes the run's data. Only xpcap's own extractors take regions row by row; other
-    features, such as those of objects, have none or unknown places.
+    `data` describes the run's data. Regions have known places if xpcap's own extractors compute
+    them with the output `"grid"`, or an ONNX file whose output are maps; others, such as objects,
+    may be anywhere.
     """
-    side = math.isqrt(regions)
-    return side if data.get("extractor") and side * side == regions else None
+    extractor, side = data.get("extractor") or {}, math.isqrt(regions)
+    if "weights" in extractor:  # an ONNX file, in which outputs have any name
+        return side if extractor.get("grid") == [side, side] else None
+    return side if extractor.get("output") == "grid" and side * side == regions else None
 
 
 def grid_area(data: Mapping[str, Any], size: tuple[int, int]) -> Area:

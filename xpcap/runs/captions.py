@@ -35,12 +35,10 @@ def caption_dataset(
     list of dict
         For each image `image` (its address), `caption`, `references` and `captions`: all found,
         best first, with `caption`, its `log_prob` in nats and its `words`, each a `word` with a
-        `log_prob`; the last word is `<END>`. If asked for, also `attention`: the weights
-        `(T, L)` of the best caption's words, see `Attention`.
+        `log_prob`; the last word is `<END>`. If asked for, also `attention`: for each of the
+        best caption's words a list of the weights of the regions, see `Attention`.
     """
-    part = dataset.split(split)
-    images = part.features.shape[0]
-    rows = numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
+    part, rows = dataset.split(split), evenly_spaced(dataset, split, count)
     features = part.features[rows]
     decoded = run.decode(features, how)
     references = dataset.references(split)
@@ -56,6 +54,12 @@ def caption_dataset(
     if attention:
         _add_attention(run, entries, features, decoded)
     return entries
+
+
+def evenly_spaced(dataset: Dataset, split: str, count: int) -> numpy.ndarray:
+    """Return the rows of the images of a split that `caption_dataset` takes."""
+    images = dataset.split(split).features.shape[0]
+    return numpy.unique(numpy.linspace(0, images - 1, min(count, images)).astype(int))
 
 
 def caption_images(
@@ -97,7 +101,7 @@ def _add_attention(
     """Add to each entry the weights of its best caption's words."""
     maps = weights_of((run.model, *run.partners), features, decoded.words[:, 0])
     for entry, weights in zip(entries, maps, strict=True):
-        entry["attention"] = weights[: len(entry["captions"][0]["words"])]
+        entry["attention"] = weights[: len(entry["captions"][0]["words"])].tolist()
 
 
 def write_json(path: Path, captioned: Sequence[dict[str, Any]]) -> None:

@@ -11,8 +11,9 @@ import numpy
 from xpcap.data.dataset import Dataset, Split, open_dataset
 from xpcap.data.pca import read_transform
 from xpcap.distributed import check_alike
-from xpcap.errors import DataError
+from xpcap.errors import ConfigurationError, DataError
 from xpcap.files import explained
+from xpcap.models import CaptionModel
 from xpcap.runs.run import Run, extractor_of
 
 _COMPARED = 100  # images
@@ -62,6 +63,16 @@ def check_data(run: Run, dataset: Dataset) -> None:
     transform = run.transform
     if transform is not None and not transform.equals(read_transform(folder)):
         raise DataError(f"{folder} has other principal components than {run.folder}")
+
+
+def check_regions(family: type[CaptionModel], dataset: Dataset) -> None:
+    """Raise `ConfigurationError` if a model family needs regions that a data set does not have."""
+    if family.needs_regions and len(dataset.feature_shape) == 1:
+        raise ConfigurationError(
+            f"model '{family.family}' looks at regions, but {dataset.folder} has one vector for"
+            " each image; expected features of regions, as xpcap data prepare --output grid makes"
+            " them"
+        )
 
 
 def check_unchanged(run: Run, dataset: Dataset) -> None:

@@ -209,8 +209,12 @@ class Run:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Features per image that the run was trained on: `(D,)`, or `(L, D)` of L regions."""
-        shape = self.config.get("data", {}).get("shape") or [0]
+        """Features per image that the run was trained on: `(D,)`, or `(L, D)` of L regions.
+
+        L is 0 if an imported run does not say how many there were.
+        """
+        unknown = [0, 0] if self.model.needs_regions else [0]
+        shape = self.config.get("data", {}).get("shape") or unknown
         return (*shape[:-1], self.model.sizes["input_dim"])
 
     def _checked(self, features: Any) -> Any:
@@ -281,6 +285,10 @@ def _input(run: Run) -> dict[str, Any]:
 
 
 def extractor_of(description: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the extractor of a data set's or run's description, without its file's location."""
+    """Return the extractor of a data set's or run's description, without its file's location.
+
+    The rows and columns of its grid, which follow from the rest, are left out too.
+    """
     extractor = description.get("extractor")
-    return extractor and {key: value for key, value in extractor.items() if key != "weights"}
+    left_out = "weights", "grid"  # older versions did not record the grid
+    return extractor and {key: value for key, value in extractor.items() if key not in left_out}

@@ -17,7 +17,7 @@ class AttentionEntropy:
 
     It is `attention_entropy`, the mean over words in nats: 0 if the model looks at one region, log
     L if at all L alike; and `attention_entropy_share`, its share of that log L, where L counts the
-    regions that are there.
+    regions that are present.
 
     Parameters
     ----------

@@ -20,11 +20,17 @@ from xpcap.data.pca import read_transform
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
-from xpcap.models import CaptionModel
+from xpcap.models import FAMILIES, CaptionModel
 from xpcap.models.inspection import Attends
 from xpcap.optim import Optimizer, find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
-from xpcap.runs.dataset import check_data, check_unchanged, data_folder, fingerprints
+from xpcap.runs.dataset import (
+    check_data,
+    check_regions,
+    check_unchanged,
+    data_folder,
+    fingerprints,
+)
 from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, not_a_run
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
@@ -102,11 +108,7 @@ def train_run(
         threads=options.threads or threads.number(),
     )
     config = configuration(dataset, options, _feature_scale(_some_of(train)))
-    if options.needs_regions and len(dataset.feature_shape) == 1:
-        raise ConfigurationError(
-            f"model '{options.model}' looks at regions, but {data} has one vector for each image;"
-            " expected features of regions, as xpcap data prepare --output grid makes them"
-        )
+    check_regions(FAMILIES[options.model], dataset)
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:

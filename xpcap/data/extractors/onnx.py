@@ -15,7 +15,7 @@ from xpcap.errors import DataError, first_line, import_extra
 from xpcap.files import explained
 
 _TYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that is there
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that is available
 _CHUNK = 2**20
 
 
@@ -55,10 +55,11 @@ class OnnxExtractor:
         batch = self._input.shape[0]
         self._batch = batch if isinstance(batch, int) else None
         size = preprocessing.size
+        self._cells: dict[str, list[int]] = {}
         self.shape: tuple[int, ...] = self(numpy.zeros((1, 3, size, size), numpy.float32)).shape[1:]
 
     def describe(self) -> dict[str, Any]:
-        """Return all that `open_onnx` needs, ready for JSON."""
+        """Return all that `open_onnx` needs, ready for JSON; of maps, `grid`: rows and columns."""
         return {
             "name": self.name,
             "version": self.version,
@@ -66,6 +67,7 @@ class OnnxExtractor:
             "sha256": self.sha256,
             "output": self.output,
             "preprocessing": vars(self.preprocessing),
+            **self._cells,
         }
 
     def prepare(self, image: Any) -> numpy.ndarray:
@@ -92,7 +94,9 @@ class OnnxExtractor:
             )
         if found.ndim == 4:
             channels = 3 if self._channels_last else 1
-            found = numpy.moveaxis(found, channels, 3).reshape(N, -1, shape[channels])
+            found = numpy.moveaxis(found, channels, 3)
+            self._cells = {"grid": list(found.shape[1:3])}
+            found = found.reshape(N, -1, shape[channels])
         if found.ndim == 3 and found.shape[1] == 1:
             found = found[:, 0]
         return numpy.asarray(found[:count], numpy.float32, order="C")
@@ -178,7 +182,7 @@ def _data_of(path: Path) -> Path:
 
 def _open_session(weights: Path, graph: bytes | None) -> Any:
     onnxruntime = import_extra("onnxruntime", f"{weights} needs", "onnx")
-    there = onnxruntime.get_available_providers()
+    available = onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads.number()
     options.log_severity_level = 4  # errors are raised
@@ -186,7 +190,7 @@ def _open_session(weights: Path, graph: bytes | None) -> Any:
         graph = _read(weights, options)
     try:
         return onnxruntime.InferenceSession(
-            graph, options, providers=[name for name in _PROVIDERS if name in there]
+            graph, options, providers=[name for name in _PROVIDERS if name in available]
         )
     except Exception as error:  # onnxruntime has many exception types
         raise DataError(f"{weights} cannot be opened as ONNX: {first_line(error)}") from error
