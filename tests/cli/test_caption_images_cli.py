@@ -14,7 +14,8 @@ from PIL import Image
 
 from xpcap.cli import main
 from xpcap.runs import open_run
-from xpcap.runs.captions import write_csv
+from xpcap.runs.captions import caption_dataset, write_csv, write_json
+from xpcap.runs.dataset import open_data
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,25 @@ def test_attention_to_images_of_a_split(caption, made, looking, tmp_path):
     result = caption(*words, "--attention", "maps")
     assert result.stdout == "a.csv\n", result.output
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["19.png", "9.png"]
+
+
+def test_attention_is_written_as_lists(looking, tmp_path):
+    run = open_run(Path(looking), "cpu")
+    captioned = caption_dataset(run, open_data(run), "val", 2, attention=True)
+    write_json(tmp_path / "a.json", captioned)
+    written = json.loads((tmp_path / "a.json").read_text())
+    for entry in written:
+        assert [len(weights) for weights in entry["attention"]] == (
+            [64] * len(entry["captions"][0]["words"])
+        )
+    assert written == captioned
+
+
+def test_characters_that_figures_lack_are_said_once(caption, looking, monkeypatch):
+    monkeypatch.setattr("xpcap.report.attention_figure.not_in_font", lambda _: "ñ日")
+    result = caption(looking, "a.png", "a.png", "--attention", "maps")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("the font of the figures lacks ñ 日: drawn as boxes") == 1
 
 
 def test_attention_that_cannot_be_drawn_is_one_line_before_any_work(

@@ -18,6 +18,7 @@ from xpcap.data.extractors import (
     open_extractor,
 )
 from xpcap.errors import ConfigurationError, DataError
+from xpcap.runs.run import extractor_of
 
 RNG = numpy.random.default_rng(0)
 SMALL = Preprocessing(size=8, shorter_side=8, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
@@ -174,7 +175,13 @@ def test_maps_are_features_of_regions_row_by_row(tmp_path, channels_last, batch)
     assert found.dtype == numpy.float32
     numpy.testing.assert_array_equal(found[:, 4 * 5 + 2], images[:, :, 5, 2])
     assert extractor(images[:0]).shape == (0, 32, 3)
-    assert open_extractor(extractor.describe()).shape == (32, 3)
+    described = extractor.describe()
+    assert described.pop("grid") == [8, 4]
+    assert open_extractor(described).shape == (32, 3)  # of an older version
+    assert open_extractor(described).describe()["grid"] == [8, 4]
+    assert extractor_of({"extractor": described}) == extractor_of(
+        {"extractor": extractor.describe()}
+    )
 
 
 @pytest.mark.parametrize(("regions", "expected"), [(64, (64, 3)), (1, (192,))])
@@ -189,6 +196,7 @@ def test_outputs_of_three_axes_are_features_of_regions(tmp_path, regions, expect
     )
     extractor = OnnxExtractor(path, SMALL)
     assert extractor.shape == expected
+    assert "grid" not in extractor.describe()
     images = RNG.standard_normal((2, 3, 8, 8), dtype=numpy.float32)
     numpy.testing.assert_array_equal(extractor(images), images.reshape(2, *expected))
 

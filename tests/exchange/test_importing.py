@@ -146,7 +146,7 @@ def test_attention_is_not_imported_with_plain_vectors(tiny, tmp_path):
     vocabulary = words_of(tiny)
     model = AttentionRNN(vocabulary.word_to_idx, D, 4, 6, "gru", seed=0, backend="cpu")
     numpy.savez(tmp_path / "a.npz", **model.params)
-    with pytest.raises(ConfigurationError, match="looks at regions, but .*tiny has one vector"):
+    with pytest.raises(ConfigurationError, match=r"looks at regions, but .*tiny has one vector"):
         import_run(tmp_path / "a.npz", tmp_path / "out", tiny)
     assert not (tmp_path / "out").exists()
 

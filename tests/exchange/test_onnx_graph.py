@@ -45,6 +45,12 @@ def padded(words, length):
     return numpy.pad(words, ((0, 0), (0, length - words.shape[1])))
 
 
+def test_a_graph_of_attention_is_opened_without_a_warning(capfd):
+    graph = greedy_graph(contents(captioner("lstm", family="attention")), 3)
+    runtime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
+
+
 @every_cell
 def test_graph_generates_the_captions_of_the_model(cell):
     """Captions of which some end before the last word and some do not."""

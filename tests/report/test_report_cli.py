@@ -338,6 +338,9 @@ def test_a_heat_map_is_as_strong_as_its_levels_and_can_be_switched(browser, look
     assert browser.run("document.querySelector('#captions canvas').clientWidth") > 200
     browser.run("document.querySelector('#captions .word').click()")
     assert browser.run(shown) == "none"
+    browser.run("document.querySelector('#captions .picture img').remove()")
+    browser.run("document.querySelector('#captions .word').click()")
+    assert not browser.run("document.querySelectorAll('#captions .legend.shown').length")
     assert not [text for text in browser.complaints if "willReadFrequently" not in text]
 
 

@@ -1,8 +1,8 @@
 """Attention compiled for the CPU by numba: one pass over the regions of an image at a time.
 
 See `xpcap.kernels.compiled`. NumPy's versions write arrays `(R, L, A)` several times; here a
-region's numbers are used while they are in the cache. Milliseconds per time step of 128 captions, 49
-regions and 512 units on one thread, NumPy's first:
+region's numbers are used while they are in the cache. Milliseconds per time step of 128 captions,
+49 regions and 512 units on one thread, NumPy's first:
 
                  forward       gradient
     dot-product  1.0 to 0.8    6.8 to 1.6
