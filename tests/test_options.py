@@ -71,6 +71,13 @@ def test_what_is_no_number_of_the_option_is_refused_everywhere(make, name, value
         make(**{name: value})
 
 
+def test_options_of_another_model_are_refused():
+    for options in ({"scoring": "dot"}, {"doubly_stochastic": 1.0}):
+        assert run_options(model="attention", **options)
+        with pytest.raises(ConfigurationError, match="goes with model attention alone"):
+            run_options(**options)
+
+
 @pytest.mark.parametrize("value", ["1", True, [1], 1j, numpy.array(1), math.nan, -1, 0.5], ids=repr)
 def test_options_that_may_be_none_are_checked_too(value):
     for name in ("patience", "max_train", "batch_size", "threads"):

@@ -17,7 +17,7 @@ from xpcap.gradcheck import eval_numerical_gradient
 from xpcap.layers.activations import sigmoid
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.recurrence import Cell, split_gates
-from xpcap.models import FAMILIES, CaptioningRNN, CaptionModel
+from xpcap.models import FAMILIES, AttentionRNN, CaptioningRNN, CaptionModel
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
@@ -70,6 +70,23 @@ def test_a_new_cell_is_gradient_checked(backend, dropout):
     assert "Wh" in pairs
     for name, (numerical, own) in pairs.items():
         assert abs(to_host(numerical)).max() > 1e-5, name
+        assert scaled_difference(own, numerical) < 1e-7, name
+
+
+def test_a_new_cell_may_keep_what_it_likes(monkeypatch):
+    """Its names are its own, also where attention has arrays of the same name."""
+
+    def cell(xp, gates, ah, prev_h, z, h):
+        mgu_cell(xp, gates, ah, prev_h, z, h)
+
+    def gradient(xp, above, back, gates, prev_h, z, dax, dah):
+        mgu_cell_gradient(xp, above, back, gates, prev_h, z, dax, dah)
+
+    keeps = replace(MGU, forward=Operation(cell), backward=Operation(gradient), kept=("z",))
+    monkeypatch.setitem(CELLS, "keeps z", keeps)
+    sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 3, "regions": 2}
+    pairs = captioner_gradients(CPU, AttentionRNN, 0.0, cell_type="keeps z", **sizes, h=1e-5)
+    for name, (numerical, own) in pairs.items():
         assert scaled_difference(own, numerical) < 1e-7, name
 
 

@@ -86,6 +86,10 @@ def naive(name, kind, dropout):
     return features, loss(), gradients
 
 
+def with_penalty(objective, loss):
+    return float(loss if objective.penalty is None else loss + objective.penalty.sum())
+
+
 def assert_near(found, gradients):
     for key, gradient in gradients.items():
         numpy.testing.assert_allclose(to_host(found[key]), gradient, rtol=1e-10, atol=1e-12)
@@ -107,8 +111,9 @@ def test_loss_and_gradients_are_those_of_the_naive_model(name, kind, dropout, ba
     features, loss, gradients = naive(name, kind, dropout)
     where = model_of(kind, dropout, backend)
     found = gradients_of(where)
-    found_loss = Objective(where).loss(backend.to_device(features), BATCHES[name], 5, found)
-    assert float(found_loss) == pytest.approx(loss, rel=1e-12, abs=1e-12)
+    objective = Objective(where)
+    found_loss = objective.loss(backend.to_device(features), BATCHES[name], 5, found)
+    assert with_penalty(objective, found_loss) == pytest.approx(loss, rel=1e-12, abs=1e-12)
     assert_near(found, gradients)
 
 
@@ -139,8 +144,9 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(kind, dropout, m
     )
     found = gradients_of(where)
     streams = (10, 11) if dropout else None
-    losses = Objective(where).compute(at(features[:-1]), batch, streams, found)
-    assert float(losses.sum()) == pytest.approx(loss, rel=1e-12)
+    objective = Objective(where)
+    losses = objective.compute(at(features[:-1]), batch, streams, found)
+    assert with_penalty(objective, losses.sum()) == pytest.approx(loss, rel=1e-12)
     assert_near(found, gradients)
 
 

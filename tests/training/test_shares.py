@@ -105,6 +105,8 @@ def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, kind, backend
             share = Share(places, len(lengths), int((captions[:, 1:] != 0).sum()))
             mine = backend.to_device(features[places])
             found_loss += float(packed.loss(mine, captions[places], 8, found, share))
+            if packed.penalty is not None:
+                found_loss += float(packed.penalty.sum())
             for name, value in found.items():
                 sums[name] += to_host(value)
     assert found_loss == pytest.approx(float(loss), rel=1e-12)

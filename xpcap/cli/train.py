@@ -42,11 +42,15 @@ SHOWN = 8
 @choice(
     "--model",
     "recurrent|attention",
-    "Captioner: a recurrent network, or one that looks at regions of the image, too.",
+    "Captioner: a recurrent network, or one with attention to regions of the image.",
 )
 @option("--cell", "lstm", "Recurrent cell.", metavar="rnn|lstm|gru")
-@choice("--scoring", "additive|dot", "How attention compares regions with a state.")
-@option("--doubly-stochastic", 0.0, "Weight of a loss for regions that get no attention.")
+@choice("--scoring", "additive|dot", "Score of attention: additive, or scaled dot product.")
+@option(
+    "--doubly-stochastic",
+    0.0,
+    "With attention: weight of the penalty that each region's attention adds up to 1.",
+)
 @option("--hidden", 512, "Hidden state size.", type=Positive)
 @option("--wordvec", 256, "Word vector size.", type=Positive)
 @option("--dropout", 0.0, "Dropout rate, in [0, 1).")

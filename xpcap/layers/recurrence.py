@@ -236,7 +236,7 @@ def unroll(
     """
     (N, H), total = start[0].shape, packing.total
     h, prev_h = _hidden_states(start[0], packing, space)
-    more = {name: packing.empty(space, name, H) for name in cell.kept}
+    more = {name: packing.empty(space, f"{name} of the cell", H) for name in cell.kept}
     for k, name in enumerate(cell.states[1:], 1):
         states = space.empty(f"{name} of all steps", N + total, H, most=N + packing.capacity)
         states[:N] = start[k] if k < len(start) else 0

@@ -1,7 +1,7 @@
-"""The captioner that looks: for each word a mean of image regions, weighted by attention.
+"""The captioner with attention: for each word another mean of the regions of the image.
 
 Xu et al., "Show, attend and tell" (ICML 2015), soft attention, in a form close to that of
-Michigan's EECS 498 course: the regions are projected once, and looked at as projected.
+Michigan's EECS 498 course: the regions are projected once, to keys and values at the same time.
 
     p_l = a_l W_grid + b_grid                               regions a_l of the image
     h_0 = mean_l(a_l) W_proj + b_proj
@@ -80,12 +80,12 @@ class AttentionRNN(CaptioningRNN):
         seed: int | None = None,
         backend: Backend | str | None = None,
     ) -> None:
+        check_number("doubly_stochastic", doubly_stochastic, "[0, inf)")
         super().__init__(
             word_to_idx, input_dim, wordvec_dim, hidden_dim, cell_type, dtype,
             dropout=dropout, seed=seed, backend=backend, scoring=scoring,
             doubly_stochastic=float(doubly_stochastic),
         )  # fmt: skip
-        check_number("doubly_stochastic", doubly_stochastic, "[0, inf)")
         self.scoring = scoring
         self.doubly_stochastic = doubly_stochastic
 
@@ -133,15 +133,15 @@ class AttentionRNN(CaptioningRNN):
         mean, present = mean_region(features, space)
         grid = self._project_grid(features, space)
         batch.drop_images(grid)
-        looking = Looking(self.params, grid, present, batch.packing, space)
+        attended = AttentionInput(self.params, grid, present, batch.packing, space)
         h0 = self._first_state(mean, space)
         ax, b, vectors = self._read_words(batch, space)
         weights = self.recurrent_weights()
-        run = unroll(self.cell, ax, b, (h0,), weights, batch.packing, space, looking)
+        run = unroll(self.cell, ax, b, (h0,), weights, batch.packing, space, attended)
         hidden = batch.packing.empty(space, "hidden", run.h.shape[1])
-        product(space.xp, looking.z, self.params["W_context"], hidden)
+        product(space.xp, attended.z, self.params["W_context"], hidden)
         hidden += run.h
-        return hidden, _Cache(features, mean, present, vectors, run, batch, space, looking)
+        return hidden, _Cache(features, mean, present, vectors, run, batch, space, attended)
 
     def penalty(self, cache: Any) -> Array | None:
         """Return the doubly stochastic penalty of each caption; see `CaptionModel.penalty`."""
@@ -158,20 +158,20 @@ class AttentionRNN(CaptioningRNN):
         dfeatures: Array | None = None,
     ) -> None:
         """Backpropagate through time; see `CaptionModel.backward`."""
-        features, mean, present, vectors, run, batch, space, looking = cache
+        features, mean, present, vectors, run, batch, space, attended = cache
         params, xp, weights = self.params, space.xp, self.recurrent_weights()
-        product(xp, looking.z.T, dhidden, gradients["W_context"])
-        looking.from_above(dhidden)
+        product(xp, attended.z.T, dhidden, gradients["W_context"])
+        attended.from_above(dhidden)
         dax, dah, dh0 = unroll_backward(
-            self.cell, dhidden, run, weights, batch.packing, space, looking
+            self.cell, dhidden, run, weights, batch.packing, space, attended
         )
         weight_gradients(self.cell, run, dah, gradients, xp)
-        looking.parameter_gradients(dax, run.prev_h, gradients)
+        attended.parameter_gradients(dax, run.prev_h, gradients)
         self._read_words_backward(dax, vectors, batch, gradients, space)
         self._first_state_backward(dh0, mean, gradients, space)
         D, H = params["W_grid"].shape
-        batch.drop_images(looking.dgrid)
-        dgrid = looking.dgrid.reshape(-1, H)
+        batch.drop_images(attended.dgrid)
+        dgrid = attended.dgrid.reshape(-1, H)
         product(xp, features.reshape(-1, D).T, dgrid, gradients["W_grid"])
         column_sum(xp, dgrid, gradients["b_grid"])
         if dfeatures is not None:
@@ -204,11 +204,11 @@ class AttentionRNN(CaptioningRNN):
     def advance(
         self, words: Array, parents: Array | None, state: State, context: Any
     ) -> tuple[Array, State]:
-        """Look, and take one step of the cell; see `CaptionModel.advance`."""
+        """Attend to the regions, and take one step of the cell; see `CaptionModel.advance`."""
         xp = namespace(words, *state)
         fast, params = fastest(xp), self.params
         if parents is not None:
-            if is_host(xp):  # who share a parent look at the same
+            if is_host(xp):  # hypotheses of one parent attend to the same
                 some, parents = numpy.unique(parents, return_inverse=True)
             else:
                 some, parents = parents, None
@@ -216,22 +216,21 @@ class AttentionRNN(CaptioningRNN):
         *before, image = state
         space = Workspace(fast, before[0].dtype)
         R, H = before[0].shape
-        weights, seen, query = (space.empty(n, R, w) for n, w in _widths(context.grid, H))
-        gate = look(
-            fast, params, before[0], context.grid, context.present, image, query, weights, seen
+        weights = space.empty("weights", R, context.grid.shape[1])
+        query, z = space.empty("query", R, H), space.empty("z", R, H)
+        z *= attend(
+            fast, params, before[0], context.grid, context.present, image, query, weights, z
         )
-        seen *= gate
         ah = space.empty("ah", R, params["Wh"].shape[1])
         product(fast, before[0], params["Wh"], ah)
         az = space.empty("az", R, params["Wz"].shape[1])
-        product(fast, seen, params["Wz"], az)
+        product(fast, z, params["Wz"], az)
         more = space.empty("more", R, H)
-        product(fast, seen, params["W_context"], more)
+        product(fast, z, params["W_context"], more)
         ax, which = context.words(words)
         ax = (ax if which is None else ax[which]) + (az if parents is None else az[parents])
         after = tuple(xp.empty((len(words), H), dtype=part.dtype) for part in before)
-        weights_ = self.recurrent_weights()
-        self.cell.advance(fast, ax, ah, before, weights_, None, parents, after)
+        self.cell.advance(fast, ax, ah, before, self.recurrent_weights(), None, parents, after)
         if parents is not None:
             more, image = more[parents], image[parents]
         return after[0] + more, (*after, image)
@@ -245,7 +244,7 @@ class AttentionRNN(CaptioningRNN):
     def _project_grid(self, features: Array, space: Workspace) -> Array:
         """Return p of each region, `(N, L, H)`."""
         W_grid = self.params["W_grid"]
-        size = check_shapes("loss", features=(features, "N L D"), W_grid=(W_grid, "D H"))
+        size = check_shapes("attention", features=(features, "N L D"), W_grid=(W_grid, "D H"))
         grid = space.empty("grid", size["N"], size["L"], size["H"])
         product(space.xp, features.reshape(-1, size["D"]), W_grid, grid.reshape(-1, size["H"]))
         grid += self.params["b_grid"]
@@ -268,14 +267,10 @@ class _Cache(NamedTuple):
     run: Unrolled
     batch: PackedBatch
     space: Workspace
-    more_input: Looking
+    more_input: AttentionInput
 
 
-def _widths(grid: Array, H: int) -> tuple[tuple[str, int], ...]:
-    return ("weights", grid.shape[1]), ("seen", H), ("query", H)
-
-
-def look(
+def attend(
     xp: Namespace,
     params: Mapping[str, Array],
     prev_h: Array,
@@ -284,19 +279,21 @@ def look(
     image: Array | None,
     query: Array,
     weights: Array,
-    seen: Array,
+    context: Array,
 ) -> Array:
     """Write q and sum alpha p `(n, H)` and alpha `(n, L)`; return the gate `(n, 1)`."""
     product(xp, prev_h, params["W_query"], query)
     query += params["b_query"]
     if "w_score" in params:
-        additive_attention(xp, query, grid, grid, params["w_score"], present, image, weights, seen)
+        additive_attention(
+            xp, query, grid, grid, params["w_score"], present, image, weights, context
+        )
     else:
-        dot_product_attention(xp, query, grid, grid, present, image, weights, seen)
+        dot_product_attention(xp, query, grid, grid, present, image, weights, context)
     return sigmoid(xp, (prev_h * params["W_gate"][:, 0]).sum(axis=1) + params["b_gate"])[:, None]
 
 
-class Looking:
+class AttentionInput:
     """What attention finds, as an input of each step: z_t, a `StateInput`.
 
     Arrays have a row for each word read: `weights (M, L)` are alpha, `z (M, H)`.
@@ -315,7 +312,7 @@ class Looking:
         H = grid.shape[2]
         self.weights = packing.empty(space, "attention", grid.shape[1])
         self._query = packing.empty(space, "query", H)
-        self._seen = packing.empty(space, "seen", H)
+        self._context = packing.empty(space, "context", H)
         self._gate = packing.empty(space, "gate", 1)
         self.z = packing.empty(space, "z", H)
         self._packing = packing
@@ -324,11 +321,11 @@ class Looking:
     def forward(self, rows: slice, prev_h: Array, gates: Array) -> None:
         """Add z_t Wz to the gates; see `StateInput.forward`."""
         xp, params = self._space.xp, self._params
-        self._gate[rows] = look(
+        self._gate[rows] = attend(
             xp, params, prev_h, self.grid, self.present, None,
-            self._query[rows], self.weights[rows], self._seen[rows],
+            self._query[rows], self.weights[rows], self._context[rows],
         )  # fmt: skip
-        self.z[rows] = self._gate[rows] * self._seen[rows]
+        self.z[rows] = self._gate[rows] * self._context[rows]
         az = self._space.empty("az", *gates.shape, most=self._packing.captions)
         product(xp, self.z[rows], params["Wz"], az)
         gates += az
@@ -366,8 +363,8 @@ class Looking:
         product(xp, dax, params["Wz"].T, through)
         dz = through
         dz += self._dz[rows]
-        gate, seen, dquery = self._gate[rows], self._seen[rows], self._dquery[rows]
-        dgate = (dz * seen).sum(axis=1, keepdims=True) * gate * (1 - gate)
+        gate, context, dquery = self._gate[rows], self._context[rows], self._dquery[rows]
+        dgate = (dz * context).sum(axis=1, keepdims=True) * gate * (1 - gate)
         self._dgate[rows] = dgate
         dz *= gate
         dweights = None if self._dweights is None else self._dweights[rows]

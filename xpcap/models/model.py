@@ -57,7 +57,8 @@ class CaptionModel(abc.ABC):
     dtype
         Of the initial parameters.
     dropout
-        The share of word vectors' and of hidden states' elements that `loss` drops, in [0, 1).
+        The share of word vectors' and of hidden states' elements that `loss` drops, in [0, 1);
+        with attention, of projected regions' too.
     seed
         Of the initial parameters and of dropout; None takes it from NumPy's global generator.
     backend
@@ -272,6 +273,8 @@ class CaptionModel(abc.ABC):
     ) -> tuple[Array, dict[str, Array]]:
         """Cross entropy of captions given their images' features, and its gradients.
 
+        A model with a `penalty` adds it.
+
         Parameters
         ----------
         features
@@ -299,10 +302,14 @@ class CaptionModel(abc.ABC):
         with self.backend.activate():
             xp = namespace(features, captions, *self.params.values())
             gradients = {name: xp.empty_like(value) for name, value in self.params.items()}
-            return Objective(self).loss(features, captions, int(step), gradients), gradients
+            objective = Objective(self)
+            loss = objective.loss(features, captions, int(step), gradients)
+            if objective.penalty is not None:
+                loss = loss + objective.penalty.sum()
+            return loss, gradients
 
     def evaluate(self, features: Array, captions: Array) -> Array:
-        """Return the same loss without gradients and without dropout, as for held-out captions."""
+        """Return the cross entropy without gradients and dropout, as for held-out captions."""
         with self.backend.activate():
             namespace(features, captions, *self.params.values())
             return Objective(self).evaluate(features, captions)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _OF_IMAGES = 2**40  # added to the stream of words: the stream of the images' dropout masks
 
 Streams = tuple["int | Array", "int | Array"]
-"""Numbers of the dropout masks of word vectors and of hidden states."""
+"""Numbers of the dropout masks of word vectors, and of hidden states."""
 
 
 class PackedBatch(NamedTuple):
@@ -146,6 +146,7 @@ class Objective:
     def __init__(self, model: CaptionModel) -> None:
         self.model = model
         self.xp = fastest(model.backend.xp)
+        self.penalty: Array | None = None
         self._space = Workspace(self.xp, numpy.float32)
 
     def loss(
@@ -156,10 +157,11 @@ class Objective:
         gradients: dict[str, Array],
         share: Share | None = None,
     ) -> Array:
-        """Compute what `CaptionModel.loss` computes, and write `gradients` by name.
+        """Compute cross entropy as `CaptionModel.loss` does, and write `gradients` by name.
 
-        Captions are packed on the host and best come from it. If they are a `share` of a minibatch,
-        loss and gradients are its part of those of the whole.
+        The gradients are those of the whole loss, with the `penalty`. Captions are packed on the
+        host and best come from it. If they are a `share` of a minibatch, loss and gradients are its
+        part of those of the whole.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
         batch = _some(self._pack(features, captions, share))
@@ -204,15 +206,11 @@ class Objective:
         """Compute the losses of a packed batch on the device, and write the gradients by name.
 
         Captions have the features of `batch.images`; `streams` are of the dropout masks, None drops
-        nothing. Returns the loss of each target word `(S,)`, and behind them the penalty of each
-        caption `(N,)` if the model has any; the next call writes there again.
+        nothing. Returns the loss of each target word `(S,)`; the next call writes there again.
+        `penalty` becomes what each caption adds to it, `(N,)`, or None.
         """
         losses, forward = self._forward(features, batch, streams)
-        penalty = self.model.penalty(forward.cache)
-        if penalty is not None:
-            S = len(losses)
-            losses = self._losses(batch, S + len(penalty))
-            losses[S:] = penalty
+        self.penalty = self.model.penalty(forward.cache)
         self._backward(batch, forward, gradients)
         return losses
 
@@ -261,14 +259,9 @@ class Objective:
         stored = round_up(V, row_multiple(model.backend.xp))
         scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
         product(xp, hidden, W, scores)
-        losses = self._losses(batch, S)
+        losses = space.empty("losses", S, most=packing.capacity)
         softmax_cross_entropy(xp, scores, b, batch.targets, batch.weight, losses)
         return losses, _Forward(cache, kept, hidden, scores)
-
-    def _losses(self, batch: PackedBatch, count: int) -> Array:
-        """Return memory for the losses of words and the penalties of captions, always the same."""
-        packing = batch.packing
-        return self._space.empty("losses", count, most=packing.capacity + packing.captions)
 
     def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:
         model, space, xp = self.model, self._space, self.xp

@@ -81,6 +81,11 @@ class RunOptions:
                 )
         if issubclass(FAMILIES[self.model], CaptioningRNN):
             check_cell(self.cell)
+        for name in {name for family in FAMILIES.values() for name in family.options}:
+            default = type(self).__dataclass_fields__[name].default
+            if name not in FAMILIES[self.model].options and getattr(self, name) != default:
+                owners = [key for key, family in FAMILIES.items() if name in family.options]
+                raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
         check_number("dropout", self.dropout, "[0, 1)")
         check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
         find_rule(self.rule)
