@@ -69,6 +69,8 @@ def _chunked(arrays, filters, libver):
     file = io.BytesIO()
     with h5py.File(file, "w", libver=libver) as opened:
         for key, array in arrays.items():
+            if "scaleoffset" in filters and array.dtype == numpy.float16:
+                array = array.astype(numpy.float32)  # HDF5 scales no half precision
             opened.create_dataset(key, data=array, chunks=_halves(array), **filters)
     return file.getvalue()
 
