@@ -69,10 +69,15 @@ def _chunked(arrays, filters, libver):
     file = io.BytesIO()
     with h5py.File(file, "w", libver=libver) as opened:
         for key, array in arrays.items():
-            if "scaleoffset" in filters and array.dtype == numpy.float16:
-                array = array.astype(numpy.float32)  # HDF5 scales no half precision
-            opened.create_dataset(key, data=array, chunks=_halves(array), **filters)
+            dtype = _stored(array, filters)
+            opened.create_dataset(key, None, dtype, array, chunks=_halves(array), **filters)
     return file.getvalue()
+
+
+def _stored(array, filters):
+    """Return the dtype, but float32 where HDF5 would have to scale half precision."""
+    half = "scaleoffset" in filters and array.dtype == numpy.float16
+    return numpy.dtype(numpy.float32) if half else array.dtype
 
 
 def _halves(array):
@@ -82,7 +87,9 @@ def _halves(array):
 def _shaped(shape, filters):
     chunks = tuple(min(max(size, 1), 64) for size in shape)
     options = {"chunks": chunks, **filters} if shape and 0 not in shape and filters else {}
-    return lambda file, key, array: file.create_dataset(key, shape, array.dtype, **options)
+    return lambda file, key, array: file.create_dataset(
+        key, shape, _stored(array, options), **options
+    )
 
 
 def _of_dtype(dtype):
@@ -105,7 +112,8 @@ def _with_number(number):
 
 def _with_chunk(filters, content):
     def put(file, key, array):
-        made = file.create_dataset(key, array.shape, array.dtype, chunks=_halves(array), **filters)
+        dtype = _stored(array, filters)
+        made = file.create_dataset(key, array.shape, dtype, chunks=_halves(array), **filters)
         made.id.write_direct_chunk((0,) * array.ndim, content)
 
     return put
