@@ -188,7 +188,8 @@ def test_options_of_training_are_checked_before_a_folder_is_made(place, options,
 
 def test_training_takes_every_option_of_the_command(place):
     own_names = {"data", "out", "resume", "device", "tensorboard", "as_json"}
-    options = main.commands["train"].make_context("train", []).params
+    with main.commands["train"].make_context("train", []) as context:  # which sets the threads
+        options = context.params
     given = {name: value for name, value in options.items() if name not in own_names}
     changed = {**given, "epochs": 1, "hidden": 4, "wordvec": 4}
     run = xpcap.train("mydata", out="every", device="cpu", verbose=False, **changed)
