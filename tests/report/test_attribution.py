@@ -88,7 +88,8 @@ def test_attributions_of_a_grid_are_slopes_along_its_cells(
     monkeypatch.setattr("xpcap.report.attribution.open_extractor", lambda _: network)
     cells = network.grid(numpy.stack([network.prepare(image) for image in images]))
     model = CaptioningRNN(WORDS.word_to_idx, 2 if reduced else 3, 6, 8, "lstm", float, seed=3)
-    config = {"kind": "pca" if reduced else "fc7", "extractor": {"name": "quarters"}}
+    extractor = {"name": "quarters", "output": "pooled" if pooled else "grid"}
+    config = {"kind": "pca" if reduced else "fc7", "extractor": extractor}
     run = Run(tmp_path, {"data": config}, WORDS, model)
     pca.write(tmp_path / TRANSFORM)
 
