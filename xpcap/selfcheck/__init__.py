@@ -56,7 +56,7 @@ def _captioner_gradients(backend: Backend) -> Iterator[Check]:
         for dropout in (0.0, 0.25):
             pairs = captioner_gradients(
                 backend, family, dropout,
-                N=2, T=4, input_dim=2, wordvec_dim=3, hidden_dim=2, h=1e-5, **options,
+                N=2, T=4, input_dim=2, wordvec_dim=3, hidden_dim=3, h=1e-5, **options,
             )  # fmt: skip
             for name, (numerical, own) in pairs.items():
                 what = f"gradient captioner {captioner} dropout={dropout} d{name}"
