@@ -73,7 +73,7 @@ def _mistake(cell: Any) -> str:
                 return f"{what} does not write {left[0]} in place, as {left[0]}[...] = ..."
     except KeyError as error:
         return f"{what} takes {error}; expected names among {', '.join(arrays)}"
-    except Exception as error:  # in the lines of whoever wrote the cell
+    except Exception as error:  # in lines that are not ours
         return f"{what} fails: {type(error).__name__}: {first_line(error)}"
     return ""
 
