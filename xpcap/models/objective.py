@@ -52,9 +52,12 @@ class PackedBatch(NamedTuple):
     which: Array | None = None  # (M,): which of them each row reads
     scored: Array | None = None  # (S,): the rows that have a target; None if all have
     all_places: int | None = None  # N T of the whole minibatch, if this is a share of one
-    drop: Callable[[Array], None] = lambda vectors: None
-    """Applies dropout to word vectors `(M, W)`, or to their gradient, in place."""
-    drop_images: Callable[[Array], None] = lambda regions: None
+    drop: Callable[..., None] = lambda values, number=0, order=None: None
+    """Applies the dropout mask of a number to values `(M, W)`, or to their gradient, in place.
+
+    With `order (M,)`, their rows are these rows of the batch.
+    """
+    drop_images: Callable[..., None] = lambda regions, number=0: None
     """The same for regions `(N, L, H)`: all of an image lose the same elements."""
     share: Array | None = None  # (N,): what each caption counts; None: as its words do
     order: Array | None = None  # (N,): each caption's place in the minibatch; None: its own
@@ -243,7 +246,7 @@ class Objective:
         if streams is not None:
             batch = batch._replace(
                 distinct=None,
-                drop=self._dropping("words", batch, streams[0]),
+                drop=self._dropping(batch, streams[0]),
                 drop_images=self._dropping_images(batch, streams[0]),
             )
         hidden, cache = model.forward(images, batch, space)
@@ -302,34 +305,35 @@ class Objective:
             found[...] = gathered.astype(found.dtype)
         return found.reshape(M, *of_image)
 
-    def _dropping(
-        self, name: str, batch: PackedBatch, stream: int | Array
-    ) -> Callable[[Array], None]:
-        """Return a function that applies the same dropout mask at each call."""
-        kept: list[Array] = []
+    def _dropping(self, batch: PackedBatch, stream: int | Array) -> Callable[..., None]:
+        """Return a function that applies the same dropout mask at each call with a number."""
+        kept: dict[int, Array] = {}
 
-        def drop(values: Array) -> None:
-            if not kept:
-                kept.append(self._draw(f"kept {name}", batch, values.shape[1], stream))
-            self._drop(values, kept[0])
+        def drop(values: Array, number: int = 0, order: Array | None = None) -> None:
+            if number not in kept:
+                which = stream + number * 2 * _OF_IMAGES
+                mask = self._draw(f"kept {number}", batch, values.shape[1], which)
+                kept[number] = mask if order is None else mask[order]
+            self._drop(values, kept[number])
 
         return drop
 
-    def _dropping_images(self, batch: PackedBatch, stream: int | Array) -> Callable[[Array], None]:
+    def _dropping_images(self, batch: PackedBatch, stream: int | Array) -> Callable[..., None]:
         """Return a function that applies the same mask to the regions of images at each call."""
-        kept: list[Array] = []
+        kept: dict[int, Array] = {}
 
-        def drop(regions: Array) -> None:
+        def drop(regions: Array, number: int = 0) -> None:
             (N, _, width), space = regions.shape, self._space
-            if not kept:
+            if number not in kept:
                 drawn = space.empty("images kept", batch.whole or N, width, dtype=bool)
                 which = dropout.threshold(self.model.dropout), self.model.seed
-                keep_mask(space.xp, *which, stream + _OF_IMAGES, drawn.reshape(-1))
-                mask = space.empty("mask of images", N, width)
+                of_images = stream + (2 * number + 1) * _OF_IMAGES
+                keep_mask(space.xp, *which, of_images, drawn.reshape(-1))
+                mask = space.empty(f"mask of images {number}", N, width)
                 mask[...] = drawn if batch.order is None else drawn[batch.order]
                 mask *= dropout.scale(self.model.dropout)
-                kept.append(mask)
-            regions *= kept[0][:, None, :]
+                kept[number] = mask
+            regions *= kept[number][:, None, :]
 
         return drop
 

@@ -1,0 +1,459 @@
+"""The Transformer captioner: words look at the words before them, and at the regions of the image.
+
+Vaswani et al., "Attention is all you need" (2017), its decoder, with the norm in front of each
+layer (Xiong et al., "On layer normalization in the Transformer architecture", ICML 2020):
+
+    p_l = a_l W_proj + b_proj                                   regions a_l of the image
+    p = p + self(norm(p)); p = p + feed(norm(p))                in each encoder layer, if any
+    p = norm(p)
+    x_t = sqrt(H) W_embed[word_t] + position_t
+    x = x + self(norm(x)); x = x + cross(norm(x), p); x = x + feed(norm(x))         in each layer
+    scores_t = norm(x_t) W_vocab + b_vocab
+
+`self` and `cross` are multi-head attention, `feed` the feed-forward layer of 4 H units. Dropout is
+of x_t, of p_l and of what each layer adds, as there, but not of attention's weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy
+
+from xpcap.backend import Array, Backend, Namespace, namespace
+from xpcap.errors import ConfigurationError
+from xpcap.kernels import fastest
+from xpcap.layers._checks import check_numbers, check_shapes
+from xpcap.layers.affine import column_sum, product
+from xpcap.layers.embedding import add_rows, take_rows
+from xpcap.layers.feed_forward import FeedForward
+from xpcap.layers.multi_head import CrossAttention, SelfAttention, check_heads
+from xpcap.layers.normalization import layer_norm, layer_norm_gradient
+from xpcap.layers.positions import sinusoids
+from xpcap.layers.regions import present_regions
+from xpcap.layers.sequences import Sequences
+from xpcap.models.model import CaptionModel, State
+from xpcap.models.objective import PackedBatch
+from xpcap.options import check_counts
+from xpcap.workspace import Workspace
+
+POSITIONS = ("sinusoidal", "learned")
+
+Drop = Callable[[Array, int], None]
+"""Applies the dropout mask of a number to rows, or to their gradient, in place."""
+
+
+class Transformer(CaptionModel):
+    """A captioner that is a Transformer decoder.
+
+    Features are `(N, L, D)`, L regions of which those that are all zero are absent, or `(N, D)`,
+    the same as one region.
+
+    Parameters
+    ----------
+    word_to_idx, dtype, dropout, seed, backend
+        As for `CaptionModel`, with its errors.
+    input_dim, hidden_dim
+        D and H: sizes of the image features, and of all vectors of words and regions.
+    layers, encoder_layers
+        The number of layers of words, and of layers in which regions look at each other.
+    heads
+        Of each attention; a divisor of H.
+    positions
+        `"sinusoidal"`, or `"learned"` vectors.
+    max_length
+        The most words of a caption, `<END>` included.
+    """
+
+    family = "transformer"
+    options = ("layers", "heads", "encoder_layers", "positions", "max_length")
+
+    def __init__(
+        self,
+        word_to_idx: Mapping[str, int],
+        input_dim: int = 512,
+        hidden_dim: int = 512,
+        dtype: Any = numpy.float32,
+        *,
+        layers: int = 3,
+        heads: int = 8,
+        encoder_layers: int = 0,
+        positions: str = "sinusoidal",
+        max_length: int = 64,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        backend: Backend | str | None = None,
+    ) -> None:
+        super().__init__(
+            word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
+            input_dim=input_dim, hidden_dim=hidden_dim, layers=layers, heads=heads,
+            encoder_layers=encoder_layers, positions=positions, max_length=max_length,
+        )  # fmt: skip
+        self._sinusoids = self.backend.to_device(sinusoids(max_length, hidden_dim), self.dtype)
+
+    @classmethod
+    def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all parameters; those of a layer begin with its name and a dot."""
+        D, H, heads = sizes["input_dim"], sizes["hidden_dim"], sizes["heads"]
+        check_counts(
+            input_dim=D, hidden_dim=H, layers=sizes["layers"], max_length=sizes["max_length"]
+        )
+        check_counts(0, encoder_layers=sizes["encoder_layers"])
+        check_heads("Transformer", heads, H)
+        if sizes["positions"] not in POSITIONS:
+            raise ConfigurationError(
+                f"positions '{sizes['positions']}' are unknown; expected {' or '.join(POSITIONS)}"
+            )
+        norm = {"w_norm": (H,), "b_norm": (H,)}
+        out = {"W_out": (H, H), "b_out": (H,)}
+        own = {**norm, "W_qkv": (H, 3 * H), "b_qkv": (3 * H,), **out}
+        cross = {
+            **norm, "W_query": (H, H), "b_query": (H,), "W_key": (H, H), "W_value": (H, H),
+            "b_value": (H,), **out,
+        }  # fmt: skip
+        feed = {**norm, "W_in": (H, 4 * H), "b_in": (4 * H,), "W_out": (4 * H, H), "b_out": (H,)}
+        parts = {
+            f"encoder.{k}": {"self": own, "feed": feed} for k in range(sizes["encoder_layers"])
+        }
+        parts |= {
+            f"layer.{k}": {"self": own, "cross": cross, "feed": feed}
+            for k in range(sizes["layers"])
+        }
+        learned = sizes["positions"] == "learned"
+        return {
+            "W_embed": (words, H),
+            **({"W_position": (sizes["max_length"], H)} if learned else {}),
+            "W_proj": (D, H),
+            "b_proj": (H,),
+            "regions.w_norm": (H,),
+            "regions.b_norm": (H,),
+            **{
+                f"{number}.{layer}.{name}": shape
+                for number, layers in parts.items()
+                for layer, shapes in layers.items()
+                for name, shape in shapes.items()
+            },
+            **norm,
+            "W_vocab": (H, words),
+            "b_vocab": (words,),
+        }
+
+    def initial(
+        self, shapes: Mapping[str, tuple[int, ...]], rng: numpy.random.Generator
+    ) -> dict[str, numpy.ndarray]:
+        """Draw initial parameters.
+
+        Word vectors and learned positions are N(0, 1) / sqrt(H), gains 1, and the weights of layers
+        uniform with variance 2 / (fan_in + fan_out) (X. Glorot and Y. Bengio, 2010), each of query,
+        key and value by itself. What layers add is scaled by 1 / sqrt(their number), as in GPT-2
+        (Radford et al. 2019). All else is as for `CaptionModel`.
+        """
+        found = super().initial(shapes, rng)
+        H, added = shapes["W_proj"][1], sum(name.endswith(".W_out") for name in shapes)
+        for name, shape in shapes.items():
+            if name.endswith("w_norm"):
+                found[name] = numpy.ones(shape)
+            elif name in ("W_embed", "W_position"):
+                found[name] = rng.standard_normal(shape) / math.sqrt(H)
+            elif len(shape) == 2 and "." in name:
+                inputs, outputs = shape[0], H if name.endswith("W_qkv") else shape[1]
+                found[name] = rng.uniform(-1, 1, shape) * math.sqrt(6 / (inputs + outputs))
+                if name.endswith(".W_out"):
+                    found[name] /= math.sqrt(added)
+        return found
+
+    def scale_features(self, scale: float) -> None:
+        """Divide `W_proj` by the root mean square of the features."""
+        with self.backend.activate():
+            self.params["W_proj"] /= scale
+
+    def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
+        """Read packed captions; see `CaptionModel.forward`."""
+        rows, xp, H = Sequences.of(batch.packing), space.xp, self.sizes["hidden_dim"]
+        order = rows.packed_rows(xp, batch.packing)
+        encoded = _Regions(self, features, space, batch.drop_images)
+        x, normalized, hidden = (
+            rows.empty(space, name, H) for name in ("x", "normalized", "hidden")
+        )
+        words, positions = batch.words[order], self._positions()
+        self._read(words, x, xp)
+        for part, _, T in rows.groups:
+            x[part].reshape(-1, T, H)[...] += positions[:T]
+        drop = functools.partial(batch.drop, order=order)
+        drop(x, 0)
+        layers = self._layers(encoded.regions, encoded.present, rows, space)
+        for number, layer in enumerate(layers, 1):
+            layer.forward(x, drop, number)
+        last = _Norm(self.params, rows, space, "last")
+        last.forward(x, normalized)
+        hidden[order] = normalized
+        return hidden, _Cache(encoded, layers, last, rows, order, words, drop, space)
+
+    def backward(
+        self,
+        dhidden: Array,
+        cache: Any,
+        gradients: Mapping[str, Array],
+        dfeatures: Array | None = None,
+    ) -> None:
+        """Backpropagate through all layers; see `CaptionModel.backward`."""
+        encoded, layers, last, rows, order, words, drop, space = cache
+        xp, H = space.xp, dhidden.shape[1]
+        dnormalized, dx = (rows.empty(space, name, H) for name in ("normalized", "dx"))
+        take_rows(xp, dhidden, order, dnormalized)
+        dx[...] = 0
+        last.backward(dnormalized, dx, gradients)
+        dregions = space.zeros("dregions", *encoded.regions.shape)
+        for number, layer in reversed([*enumerate(layers, 1)]):
+            layer.backward(dx, drop, number, gradients, dregions)
+        encoded.backward(dregions, gradients, dfeatures)
+        drop(dx, 0)
+        dx *= math.sqrt(H)
+        add_rows(xp, words, dx, gradients["W_embed"])
+        if "W_position" in gradients:
+            gradients["W_position"][...] = 0
+            for part, _, T in rows.groups:
+                gradients["W_position"][:T] += dx[part].reshape(-1, T, H).sum(axis=0)
+
+    def start(self, features: Array) -> tuple[Any, State]:
+        """Return the regions, and the state before the first word; see `CaptionModel.start`.
+
+        The state has the keys and the values of each layer, `(N, max_length, H)`, and `(N,)` the
+        image that a caption belongs to, and the number of words read.
+        """
+        check_numbers("start", features=features)
+        W_proj = self.params["W_proj"]
+        xp = namespace(features, W_proj)
+        features = features.astype(W_proj.dtype, copy=False)
+        encoded = _Regions(self, features, Workspace(fastest(xp), W_proj.dtype), _keep)
+        shape = len(features), self.sizes["max_length"], W_proj.shape[1]
+        stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
+        image = xp.arange(len(features))
+        return _Context(encoded.regions, encoded.present), (*stored, image, xp.zeros_like(image))
+
+    def advance(
+        self, words: Array, parents: Array | None, state: State, context: Any
+    ) -> tuple[Array, State]:
+        """Read one more word of each caption; see `CaptionModel.advance`.
+
+        Without `parents` its keys and values are stored in `state` itself, behind those before.
+        """
+        xp = namespace(words, *state)
+        if parents is not None:
+            state = tuple(part[parents] for part in state)
+        *stored, image, position = state
+        fast, R, H = fastest(xp), len(words), stored[0].shape[2]
+        space, rows = Workspace(fast, stored[0].dtype), Sequences.even(R, 1)
+        x, out = space.empty("x", R, H), space.empty("normalized", R, H)
+        self._read(words, x, fast)
+        x += self._positions()[position]
+        caches = zip(stored[::2], stored[1::2], strict=True)
+        for layer in self._layers(context.regions[image], context.present[image], rows, space):
+            if isinstance(layer.layer, SelfAttention):
+                layer.advance(x, *next(caches), position)
+            else:
+                layer.forward(x, _keep)
+        _Norm(self.params, rows, space, "last").forward(x, out)
+        return out, (*stored, image, position + 1)
+
+    def _read(self, words: Array, x: Array, xp: Namespace) -> None:
+        """Write the scaled vectors of words `(M, H)`."""
+        take_rows(xp, self.params["W_embed"], words, x)
+        x *= math.sqrt(x.shape[1])
+
+    def _positions(self) -> Array:
+        """Return the vectors of all positions, `(max_length, H)`."""
+        learned = self.params.get("W_position")
+        return self._sinusoids if learned is None else learned * math.sqrt(learned.shape[1])
+
+    def _layers(
+        self, regions: Array, present: Array, rows: Sequences, space: Workspace
+    ) -> list[_Residual]:
+        """Return the layers that words pass through."""
+        heads = self.sizes["heads"]
+        kinds = {
+            "self": (SelfAttention, heads),
+            "cross": (CrossAttention, heads, regions, present),
+            "feed": (FeedForward,),
+        }
+        return _stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
+
+
+class _Context(NamedTuple):
+    """What decoding needs of the images: regions `(N, L, H)`, and which there are."""
+
+    regions: Array
+    present: Array
+
+
+class _Cache(NamedTuple):
+    encoded: _Regions
+    layers: list[_Residual]
+    last: _Norm
+    rows: Sequences
+    order: Array
+    words: Array
+    drop: Drop
+    space: Workspace
+
+
+def _keep(values: Array, number: int) -> None:
+    """Drop nothing."""
+
+
+def _own(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
+    """Return the arrays of one layer, by their names in it."""
+    return {
+        key[len(name) + 1 :]: value for key, value in arrays.items() if key.startswith(name + ".")
+    }
+
+
+class _Norm:
+    """A layer norm with parameters `w_norm` and `b_norm`, and what its backward pass needs."""
+
+    def __init__(
+        self, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
+    ) -> None:
+        self._w, self._b, self._space = params["w_norm"], params["b_norm"], space
+        self._n = rows.empty(space, f"{name} n", len(self._w))
+        self._scale = rows.empty(space, f"{name} scale", 1)
+
+    def forward(self, x: Array, out: Array) -> None:
+        layer_norm(self._space.xp, x, self._w, self._b, self._n, self._scale, out)
+
+    def again(self, out: Array) -> None:
+        """Write the output of `forward` once more."""
+        self._space.xp.multiply(self._n, self._w, out=out)
+        out += self._b
+
+    def backward(self, dout: Array, dx: Array, gradients: Mapping[str, Array]) -> None:
+        """Add the gradient of the input to `dx`, and write those of the parameters."""
+        dw, db = gradients["w_norm"], gradients["b_norm"]
+        layer_norm_gradient(self._space.xp, dout, self._w, self._n, self._scale, dx, dw, db)
+
+
+class _Residual:
+    """x + drop(layer(norm(x))), in place.
+
+    The normalized input is not kept, as its backward pass has it again from the norm.
+    """
+
+    def __init__(
+        self, layer: Any, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
+    ) -> None:
+        self.layer, self._name = layer, name
+        self._rows, self._space = rows, space
+        self._norm = _Norm(params, rows, space, name)
+
+    def forward(self, x: Array, drop: Drop, number: int = 0) -> None:
+        self._add(x, self.layer.forward, drop, number)
+
+    def advance(self, x: Array, *state: Array) -> None:
+        """Do what `forward` does in decoding, for a layer with a state."""
+        self._add(x, lambda normalized, out: self.layer.advance(normalized, *state, out), _keep, 0)
+
+    def _add(
+        self, x: Array, layer: Callable[[Array, Array], None], drop: Drop, number: int
+    ) -> None:
+        normalized, out = self._scratch(x.shape[1])
+        self._norm.forward(x, normalized)
+        layer(normalized, out)
+        drop(out, number)
+        x += out
+
+    def backward(
+        self,
+        dx: Array,
+        drop: Drop,
+        number: int,
+        gradients: Mapping[str, Array],
+        *more: Array,
+    ) -> None:
+        """Change the gradient of the output to that of the input, and write the parameters'."""
+        normalized, dout = self._scratch(dx.shape[1])
+        dnormalized = self._rows.empty(self._space, "dnormalized", dx.shape[1])
+        own = _own(gradients, self._name)
+        dout[...] = dx
+        drop(dout, number)
+        self._norm.again(normalized)
+        more = more if isinstance(self.layer, CrossAttention) else ()
+        self.layer.backward(dout, normalized, dnormalized, own, *more)
+        self._norm.backward(dnormalized, dx, own)
+
+    def _scratch(self, width: int) -> Iterator[Array]:
+        return (self._rows.empty(self._space, name, width) for name in ("normalized", "out"))
+
+
+def _stack(
+    prefix: str,
+    count: int,
+    kinds: Mapping[str, tuple[Any, ...]],
+    params: Mapping[str, Array],
+    rows: Sequences,
+    space: Workspace,
+) -> list[_Residual]:
+    """Return `count` times the layers of these kinds, a class and what else it takes."""
+    found = []
+    for k in range(count):
+        for key, (kind, *more) in kinds.items():
+            name = f"{prefix}.{k}.{key}"
+            own = _own(params, name)
+            found.append(_Residual(kind(own, rows, space, name, *more), own, rows, space, name))
+    return found
+
+
+class _Regions:
+    """The regions of images, projected, encoded and normalized: `regions (N, L, H)`."""
+
+    def __init__(self, model: Transformer, features: Array, space: Workspace, drop: Drop) -> None:
+        if features.ndim == 2:
+            features = features[:, None]
+        size = check_shapes(
+            "loss", features=(features, "N L D"), W_proj=(model.params["W_proj"], "D H")
+        )
+        N, L, D, H = size.values()
+        xp, params = space.xp, model.params
+        self._features, self._params, self._space, self._drop = features, params, space, drop
+        self._rows = Sequences.even(N, L)
+        self.present = space.empty("present", N, L, dtype=bool)
+        present_regions(xp, features, self.present)
+        p, regions = space.empty("p", N, L, H), space.empty("regions", N, L, H)
+        x = p.reshape(-1, H)
+        product(xp, features.reshape(-1, D), params["W_proj"], x)
+        x += params["b_proj"]
+        drop(p, 0)
+        kinds = {
+            "self": (SelfAttention, model.sizes["heads"], self.present),
+            "feed": (FeedForward,),
+        }
+        count = model.sizes["encoder_layers"]
+        self._layers = _stack("encoder", count, kinds, params, self._rows, space)
+        for number, layer in enumerate(self._layers, 1):
+            layer.forward(x, self._dropping, number)
+        self._norm = _Norm(_own(params, "regions"), self._rows, space, "norm of regions")
+        self._norm.forward(x, regions.reshape(-1, H))
+        self.regions = regions
+
+    def backward(
+        self, dregions: Array, gradients: Mapping[str, Array], dfeatures: Array | None
+    ) -> None:
+        """Write the gradients of the parameters, and of the features if asked for."""
+        xp, (N, L, H) = self._space.xp, dregions.shape
+        D, W_proj = self._features.shape[2], self._params["W_proj"]
+        dp = self._space.zeros("dp", N, L, H)
+        dx = dp.reshape(-1, H)
+        self._norm.backward(dregions.reshape(-1, H), dx, _own(gradients, "regions"))
+        for number, layer in reversed([*enumerate(self._layers, 1)]):
+            layer.backward(dx, self._dropping, number, gradients)
+        self._drop(dp, 0)
+        product(xp, self._features.reshape(-1, D).T, dx, gradients["W_proj"])
+        column_sum(xp, dx, gradients["b_proj"])
+        if dfeatures is not None:
+            product(xp, dx, W_proj.T, dfeatures.reshape(-1, D))
+
+    def _dropping(self, rows: Array, number: int) -> None:
+        """Drop elements of rows `(N L, H)`."""
+        self._drop(rows.reshape(*self.present.shape, -1), number)
