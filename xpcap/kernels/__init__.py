@@ -35,8 +35,8 @@ def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
     importlib.import_module("xpcap.kernels.in_place")
     if compiled:
         try:
-            importlib.import_module("xpcap.kernels.compiled")
-            importlib.import_module("xpcap.kernels.compiled_attention")
+            for name in ("compiled", "compiled_attention", "compiled_transformer"):
+                importlib.import_module(f"xpcap.kernels.{name}")
         except ImportError:
             compiled = False
     return Accelerated(xp, ("numba", "numpy") if compiled else ("numpy",))

@@ -5,7 +5,7 @@
 D. Hendrycks and K. Gimpel, "Gaussian error linear units" (2016), in their form with tanh, which
 GPT-2 has and PyTorch calls `approximate="tanh"`:
 
-    gelu(a) = a (1 + tanh u) / 2,   u = sqrt(2 / pi) (a + 0.044715 a^3)
+    gelu(a) = a (1 + tanh u) / 2,   u = sqrt(2 / pi) a (1 + 0.044715 a^2)
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 @operation
 def gelu(xp: Namespace, a: Array, out: Array) -> None:
     """Write the GELU of `a (R, F)`."""
-    out[...] = 0.5 * a * (1 + xp.tanh(SLOPE * (a + CUBIC * a**3)))
+    out[...] = 0.5 * a * (1 + xp.tanh(SLOPE * a * (1 + CUBIC * a * a)))
 
 
 @operation
 def gelu_gradient(xp: Namespace, dout: Array, a: Array, out: Array, da: Array) -> None:
     """Write gelu(a) once more, and the gradient of `a (R, F)`; `da` may be `dout`."""
-    t = xp.tanh(SLOPE * (a + CUBIC * a**3))
+    t = xp.tanh(SLOPE * a * (1 + CUBIC * a * a))
     out[...] = 0.5 * a * (1 + t)
-    du = SLOPE * (1 + 3 * CUBIC * a**2)  # of u by a
-    da[...] = dout * 0.5 * (1 + t + a * (1 - t**2) * du)
+    du = SLOPE * (1 + 3 * CUBIC * a * a)  # of u by a
+    da[...] = dout * 0.5 * (1 + t + a * (1 - t * t) * du)
 
 
 class FeedForward:

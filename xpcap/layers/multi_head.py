@@ -48,8 +48,8 @@ def stacked_product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
 def masked_softmax(xp: Namespace, scores: Array, scale: float, mask: Array | None) -> None:
     """Replace scores `(G, A, T, L)` by the softmax over L of scale times what the mask leaves.
 
-    It is 0 where `mask`, booleans that broadcast, is False; without a mask, nowhere. A row of which
-    nothing is left becomes 0.
+    It is 0 where `mask`, booleans `(G, 1, T, L)` in which G and T may be 1, is False; without a mask,
+    nowhere. A row of which nothing is left becomes 0.
     """
     zero, one = scores.dtype.type(0), scores.dtype.type(1)
     scores *= scores.dtype.type(scale)
@@ -195,7 +195,7 @@ class SelfAttention:
             strict=True,
         ):
             if self._present is None:
-                mask = xp.arange(T)[:, None] >= xp.arange(T)
+                mask = (xp.arange(T)[:, None] >= xp.arange(T))[None, None]
             else:
                 mask = self._present[sequences][:, None, None, :]
             yield [*parts, mask]
