@@ -41,8 +41,8 @@ SHOWN = 8
 @choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
 @choice(
     "--model",
-    "recurrent|attention",
-    "Captioner: a recurrent network, or one with attention to regions of the image.",
+    "recurrent|attention|transformer",
+    "Captioner: a recurrent network, one with attention to regions of the image, or a Transformer.",
 )
 @option("--cell", "lstm", "Recurrent cell.", metavar="rnn|lstm|gru")
 @choice("--scoring", "additive|dot", "Score of attention: additive, or scaled dot product.")
@@ -51,6 +51,15 @@ SHOWN = 8
     0.0,
     "With attention: weight of the penalty that each region's attention adds up to 1.",
 )
+@option("--layers", 3, "Number of layers of a Transformer.", type=Positive)
+@option("--heads", 8, "Number of heads of a Transformer's attention.", type=Positive)
+@option(
+    "--encoder-layers",
+    0,
+    "Number of a Transformer's layers in which regions look at each other.",
+    type=NonNegative,
+)
+@choice("--positions", "sinusoidal|learned", "Vectors of a Transformer's positions.")
 @option("--hidden", 512, "Hidden state size.", type=Positive)
 @option("--wordvec", 256, "Word vector size.", type=Positive)
 @option("--dropout", 0.0, "Dropout rate, in [0, 1).")

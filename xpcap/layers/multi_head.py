@@ -48,8 +48,8 @@ def stacked_product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
 def masked_softmax(xp: Namespace, scores: Array, scale: float, mask: Array | None) -> None:
     """Replace scores `(G, A, T, L)` by the softmax over L of scale times what the mask leaves.
 
-    It is 0 where `mask`, booleans `(G, 1, T, L)` in which G and T may be 1, is False; without a mask,
-    nowhere. A row of which nothing is left becomes 0.
+    It is 0 where the mask is False, booleans `(G, 1, T, L)` in which G and T may be 1; without a
+    mask, nowhere. A row of which nothing is left becomes 0.
     """
     zero, one = scores.dtype.type(0), scores.dtype.type(1)
     scores *= scores.dtype.type(scale)

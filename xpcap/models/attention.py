@@ -62,7 +62,7 @@ class AttentionRNN(CaptioningRNN):
     """
 
     family = "attention"
-    options = ("scoring", "doubly_stochastic")
+    options = (*CaptioningRNN.options, "scoring", "doubly_stochastic")
     needs_regions = True
 
     def __init__(

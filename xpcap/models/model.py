@@ -84,7 +84,7 @@ class CaptionModel(abc.ABC):
 
     family: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    """Those of its arguments that no other family has."""
+    """Those of its arguments that not all families have."""
     needs_regions: ClassVar[bool] = False
     """Whether features must be regions `(N, L, D)`."""
     head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy
 
@@ -104,6 +104,7 @@ class CaptioningRNN(Inspectable):
     """
 
     family = "recurrent"
+    options: ClassVar[tuple[str, ...]] = ("wordvec_dim", "cell_type")
 
     def __init__(
         self,

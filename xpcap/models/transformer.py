@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpcap.backend import Array, Backend, Namespace, namespace
-from xpcap.errors import ConfigurationError
+from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
 from xpcap.layers.affine import column_sum, product
@@ -173,6 +173,11 @@ class Transformer(CaptionModel):
     def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
         """Read packed captions; see `CaptionModel.forward`."""
         rows, xp, H = Sequences.of(batch.packing), space.xp, self.sizes["hidden_dim"]
+        if len(batch.packing.rows) > self.sizes["max_length"]:
+            raise ShapeError(
+                f"captions of {len(batch.packing.rows)} words; expected at most max_length ="
+                f" {self.sizes['max_length']}"
+            )
         order = rows.packed_rows(xp, batch.packing)
         encoded = _Regions(self, features, space, batch.drop_images)
         x, normalized, hidden = (
@@ -258,6 +263,15 @@ class Transformer(CaptionModel):
                 layer.forward(x, _keep)
         _Norm(self.params, rows, space, "last").forward(x, out)
         return out, (*stored, image, position + 1)
+
+    def attention(self, cache: Any) -> Array:
+        """Return the weights of the last layer, the mean of its heads; see `inspection.Attends`."""
+        cross = cache.layers[-2].layer
+        means = [weights.mean(axis=1) for weights in cross.weights()]
+        rows = [mean.reshape(-1, mean.shape[2]) for mean in means]
+        found = cache.space.empty("attention", cache.rows.total, rows[0].shape[1])
+        found[cache.order] = cache.space.xp.concatenate(rows)
+        return found
 
     def _read(self, words: Array, x: Array, xp: Namespace) -> None:
         """Write the scaled vectors of words `(M, H)`."""

@@ -15,6 +15,7 @@ from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
+from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import find_rule
 from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
@@ -29,12 +30,24 @@ _MODEL = {
     "cell": "cell_type",
     "scoring": "scoring",
     "doubly_stochastic": "doubly_stochastic",
+    "layers": "layers",
+    "heads": "heads",
+    "encoder_layers": "encoder_layers",
+    "positions": "positions",
     "dropout": "dropout",
     "dtype": "dtype",
 }
 
 CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan", "on_nan_limit")
 """Options of `run_options` that may be given when a run is resumed."""
+
+
+def _of_others(family: str) -> list[str]:
+    """Return the options of models that other families have, and this one has not."""
+    others = {name for other in FAMILIES.values() for name in other.options}
+    return [
+        ours for ours, theirs in _MODEL.items() if theirs in others - {*FAMILIES[family].options}
+    ]
 
 
 CHOICES: dict[str, Iterable[str]] = {
@@ -44,6 +57,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "precision": PRECISIONS,
     "model": FAMILIES,
     "scoring": SCORINGS,
+    "positions": POSITIONS,
 }
 
 
@@ -63,6 +77,10 @@ class RunOptions:
     dtype: str = "float32"
     scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
     doubly_stochastic: float = 0.0
+    layers: int = 3  # this and the next three: see `Transformer`; of this family alone
+    heads: int = 8
+    encoder_layers: int = 0
+    positions: str = "sinusoidal"
     batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
@@ -81,16 +99,20 @@ class RunOptions:
                 )
         if issubclass(FAMILIES[self.model], CaptioningRNN):
             check_cell(self.cell)
-        for name in {name for family in FAMILIES.values() for name in family.options}:
-            default = type(self).__dataclass_fields__[name].default
-            if name not in FAMILIES[self.model].options and getattr(self, name) != default:
-                owners = [key for key, family in FAMILIES.items() if name in family.options]
+        for name in _of_others(self.model):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                owners = [key for key, family in FAMILIES.items() if _MODEL[name] in family.options]
                 raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
         check_number("dropout", self.dropout, "[0, 1)")
         check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
         find_rule(self.rule)
         check_number("lr", self.lr, "(0, inf)")
-        check_counts(hidden=self.hidden, wordvec=self.wordvec)
+        check_counts(hidden=self.hidden, wordvec=self.wordvec, layers=self.layers, heads=self.heads)
+        check_counts(0, encoder_layers=self.encoder_layers)
+        if self.model == Transformer.family and self.hidden % self.heads:
+            raise ConfigurationError(
+                f"heads {self.heads} do not divide hidden {self.hidden}; expected a divisor"
+            )
         check_counts(
             **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
@@ -104,7 +126,8 @@ class RunOptions:
     @property
     def label(self) -> str:
         """The model in a run's name, such as `lstm` or `attention-lstm`."""
-        return self.cell if self.model == CaptioningRNN.family else f"{self.model}-{self.cell}"
+        cell = self.cell if "cell_type" in FAMILIES[self.model].options else None
+        return "-".join(given for given in (self.model, cell) if given not in (None, "recurrent"))
 
 
 def run_options(
@@ -200,9 +223,10 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
-    for name in {name for family in FAMILIES.values() for name in family.options}:
-        if name not in FAMILIES[options.model].options:
-            del model[name]
+    for name in _of_others(options.model):
+        del model[_MODEL[name]]
+    if "max_length" in FAMILIES[options.model].options:
+        model["max_length"] = dataset.max_words + 1  # with `<END>`
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
         "data": {

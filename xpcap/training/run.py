@@ -293,7 +293,7 @@ def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: 
         for name, split in measured.items()
     }
     trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
-    if isinstance(model, Attends):
+    if isinstance(model, Attends) and len(dataset.feature_shape) == 2:
         some = _some_of(val)
         looking = _batches(some, min(size, len(some)), None, ranks)
         AttentionEntropy(looking, ranks).follow(trainer)
