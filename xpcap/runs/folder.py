@@ -1,6 +1,6 @@
 """The folder of a training run.
 
-best.safetensors    checkpoint of the epoch with the lowest validation loss
+best.safetensors    checkpoint of the best epoch
 last.safetensors    most recent checkpoint, from which training resumes
 history.jsonl       one object per step, and one per epoch with the validation losses
 pca.h5              where features are reduced: the transform, for new images

@@ -20,6 +20,7 @@ from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
+from xpcap.training.selection import SELECTIONS
 from xpcap.training.trainer import Schedule
 
 _MODEL = {
@@ -43,6 +44,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "dtype": ("float32", "float64"),
     "precision": PRECISIONS,
     "model": FAMILIES,
+    "select": SELECTIONS,
     "scoring": SCORINGS,
 }
 
@@ -67,6 +69,7 @@ class RunOptions:
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
     precision: str = "float32"  # of matrix products, see `TrainingStep`
+    select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)

@@ -41,6 +41,7 @@ from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
 from xpcap.training.resident import ResidentStep
 from xpcap.training.saving import Saver
+from xpcap.training.selection import LOSS, CaptionMetric
 from xpcap.training.staging import StagedBatches
 from xpcap.training.step import TrainingStep
 from xpcap.training.tensorboard import EventFile, check_events
@@ -118,7 +119,8 @@ def train_run(
     if isinstance(model, ScalesFeatures):
         model.scale_features(config["training"]["feature_scale"])
     _check_alike(context, config, dataset)
-    trainer = _trainer(model, dataset, options, ranks)
+    run = Run(out, config, dataset.vocabulary, model, ranks=ranks)
+    trainer = _trainer(run, dataset, options)
     initial = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
@@ -181,14 +183,14 @@ def resume_run(
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
         model = build_model(path, last).to(backend)
-        run = Run(folder, last.config, last.vocabulary, model)
+        run = Run(folder, last.config, last.vocabulary, model, ranks=ranks)
         dataset = _open(data_folder(run, data), options, ranks)
         check_data(run, dataset)
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
-        trainer = _trainer(run.model, dataset, options, ranks)
+        trainer = _trainer(run, dataset, options)
         _restore(folder, trainer, last.state, options.rule)
         _warn_of_jump(context, trainer, before, options)
         initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
@@ -282,7 +284,8 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
     return dataset
 
 
-def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
+def _trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
+    model, ranks = run.model, run.ranks
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
     optimizer = Optimizer(options.rule, learning_rate=options.lr)
@@ -292,7 +295,8 @@ def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: 
         name: _batches(split, min(size, len(split)), None, ranks)
         for name, split in measured.items()
     }
-    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
+    metric = None if options.select == LOSS else CaptionMetric(options.select, run, dataset)
+    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step, metric)
     if isinstance(model, Attends):
         some = _some_of(val)
         looking = _batches(some, min(size, len(some)), None, ranks)
