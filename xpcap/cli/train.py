@@ -106,7 +106,13 @@ SHOWN = 8
     metavar="STEPS|MINUTESm",
     help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
-@option("--keep", 0, "Number of earlier checkpoints to keep.", type=NonNegative)
+@option(
+    "--keep",
+    0,
+    "Number of checkpoints to keep, of the last epochs and of --save-every; xpcap average averages"
+    " them.",
+    type=NonNegative,
+)
 @choice(
     "--on-nan",
     "stop|skip|rollback",
