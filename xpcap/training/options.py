@@ -65,7 +65,7 @@ class RunOptions:
     dtype: str = "float32"
     scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
     doubly_stochastic: float = 0.0
-    batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
+    batch_size: int | None = None  # captions per step; None: see `default_batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
     precision: str = "float32"  # of matrix products, see `TrainingStep`
