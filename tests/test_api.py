@@ -19,7 +19,7 @@ from xpcap.data.dataset import open_dataset
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
-from xpcap.training.run import default_batch_size
+from xpcap.training.assembly import default_batch_size
 
 SMALL = {"hidden": 12, "wordvec": 8, "epochs": 2, "lr": 0.02, "device": "cpu"}
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}

@@ -24,7 +24,7 @@ from xpcap.runs.checkpoint import (
 
 WORDS = ["<NULL>", "<START>", "<END>", "<UNK>", "chat", "été", "犬", "a.b"]
 SHAPES = {"W": (3, 4), "b": (4,), "blocks.0.Wh": (2, 1, 2)}
-PROGRESS = TrainingProgress(7, 2, 1.25, 1, 0.5, 3, 812)
+PROGRESS = TrainingProgress(7, 2, 1.25, 1, 0.5, 3, 812, 0.75)
 CONFIG = {"model": {"hidden_dim": 4}, "data": {"name": "x"}, "training": {"patience": None}}
 OPTIMIZER = {"t": 7, "learning_rate": 1 / 3, "beta1": 0.9}
 
@@ -97,7 +97,7 @@ def test_it_is_in_safetensors_format_as_its_module_says(tmp_path):
     assert text["vocabulary"] == WORDS
     assert text["progress"] == {
         "step": 7, "epoch": 2, "best_loss": 1.25, "best_epoch": 1, "rate_scale": 0.5,
-        "recoveries": 3, "history": 812,
+        "recoveries": 3, "history": 812, "best_value": 0.75,
     }  # fmt: skip
 
 

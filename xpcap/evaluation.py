@@ -51,11 +51,13 @@ def evaluate_run(
     split: str,
     how: Beam | Sampling,
     metrics: Sequence[str] | str = DEFAULT,
+    most: int | None = None,
 ) -> Evaluation:
     """Caption the images of a split that have references, and compute the metrics.
 
     The best caption of each image counts. Metrics are names of `METRICS`, case-
-    insensitive, also as one text with commas.
+    insensitive, also as one text with commas. Of more than `most` images, that many evenly spaced
+    ones are captioned.
     """
     if isinstance(metrics, str):
         metrics = [name.strip() for name in metrics.split(",")]
@@ -63,9 +65,9 @@ def evaluate_run(
     names = list(dict.fromkeys(by_lower.get(name.lower(), name) for name in metrics))
     check_names(names, METRICS)
     part, references = dataset.split(split), dataset.references(split)
-    rows = [row for row, sentences in enumerate(references) if sentences]
-    if not rows:
-        raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
+    rows = with_references(dataset, split)
+    if most is not None and len(rows) > most:
+        rows = [rows[k] for k in numpy.linspace(0, len(rows) - 1, most).astype(int)]
     whole = len(rows) == part.features.shape[0]  # stay in their file
     captions = run.caption(part.features if whole else part.features[numpy.array(rows)], how)
     known = [[plain(sentence) for sentence in references[row]] for row in rows]
@@ -97,6 +99,14 @@ def evaluate_run(
         for k, (row, caption) in enumerate(zip(rows, captions, strict=True))
     ]
     return Evaluation(images, Scores({name: corpus[name] for name in names}, by_image))
+
+
+def with_references(dataset: Dataset, split: str) -> list[int]:
+    """Return the rows of a split's images that have references; if none has, raise `DataError`."""
+    rows = [row for row, sentences in enumerate(dataset.references(split)) if sentences]
+    if not rows:
+        raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
+    return rows
 
 
 def _number(value: float) -> float | None:

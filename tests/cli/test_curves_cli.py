@@ -189,6 +189,31 @@ def test_as_json(call, tmp_path, monkeypatch):
     assert [run["best_epoch"] for run in both] == [2, None]
 
 
+def test_a_metric_that_selects_has_its_own_chart(call, tmp_path, plotext):
+    values = [(10, 0.5), (20, 0.75), (30, 0.625), (40, None)]
+    for name, metric in (("run", "CIDEr-D"), ("other", "BLEU-4")):
+        history = write_run(tmp_path / name) / "history.jsonl"
+        text = history.read_text()
+        for step, value in values:
+            figures = f'"val_loss": {VALIDATION[step]}'
+            text = text.replace(figures, f'{figures}, "val_{metric}": {json.dumps(value)}')
+        history.write_text(text)
+    rows = call("curves", "run").stdout.splitlines()
+    assert "★ best epoch 2 of 4: loss 2.0000, perplexity 7.39" in rows
+    chart = rows[next(k for k, row in enumerate(rows) if row.strip() == "CIDEr-D") :]
+    first, second, third = (row for _, row in places(chart, "●"))
+    assert second < third < first
+    assert chart[-1] == "● run: best epoch 2, CIDEr-D 0.7500"
+    write_run(tmp_path / "plain")
+    shown = call("curves", "plain", "run", "other").stdout
+    assert "▲ run: best epoch 2, CIDEr-D 0.7500\n" in shown
+    assert "■ other: best epoch 2, BLEU-4 0.7500\n" in shown
+    assert "plain: best epoch 3 of 4" in shown
+    (found,) = json.loads(call("curves", "run", "--json").stdout)
+    assert found["epochs"]["val_CIDEr-D"] == [0.5, 0.75, 0.625, None]
+    assert found["best_epoch"] == 2
+
+
 def test_bad_arguments_are_one_line(call, tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     one_line(call("curves"), "Missing argument 'RUN...'")

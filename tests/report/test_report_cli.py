@@ -263,7 +263,7 @@ def looked(tmp_path_factory):
     prepared = ["--extractor", "filter-bank", "--output", "grid", "--out", folder / "grid"]
     for words in (
         ["data", "prepare", folder / "captions.json", *prepared],
-        ["train", "--model", "attention", "--out", folder / "looks", *small],
+        ["train", "--model", "attention", "--out", folder / "looks", "--select", "CIDEr-D", *small],
         ["train", "--out", folder / "pooled", *small],
         ["report", folder / "looks", folder / "pooled"],
     ):
@@ -288,6 +288,12 @@ def test_page_of_attention(looked):
     assert "input" in plots  # gates
     assert "lstm, hidden 8, word vectors 4, attention: additive" in text
     assert "No heat maps" not in text
+
+
+def test_page_shows_the_metric_that_selects(looked):
+    plots = " ".join(Page(looked.read_text()).texts["figcaption"])
+    selects = r"CIDEr-D of greedy validation captions, which selects the best epoch: looks after ep"
+    assert re.search(selects + r"och [12], \d\.\d{3}\.", plots)
 
 
 def test_regions_of_unknown_places_are_said_to_be_so(call, tmp_path):

@@ -11,8 +11,8 @@ from guard import counters, open_guard
 from runs import STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
+import xpcap.training.assembly
 import xpcap.training.history
-import xpcap.training.run
 from xpcap.backend import Backend, to_host
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
@@ -383,7 +383,7 @@ def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     if place == "host":
         monkeypatch.setattr(Backend, "free_memory", lambda self: 0)
     else:
-        monkeypatch.setattr(xpcap.training.run, "_place", resident_place)
+        monkeypatch.setattr(xpcap.training.assembly, "_place", resident_place)
 
         def spoil(trainer):
             image(NAN)(trainer)
@@ -392,7 +392,7 @@ def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     warned, run = [], tmp_path / "run"
     # the images of the training split are measured after each epoch too, but not this one
     monkeypatch.setattr(
-        xpcap.training.run, "_some_of", lambda split: type(split)(
+        xpcap.training.assembly, "_some_of", lambda split: type(split)(
             *(part[split.image_idxs != IMAGE] for part in (split.captions, split.image_idxs)),
             split.features, split.urls,
         ),

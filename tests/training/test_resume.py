@@ -12,7 +12,7 @@ from guard import open_guard
 from runs import NEVER, STEPS, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
-import xpcap.training.run
+import xpcap.training.assembly
 from xpcap.backend import CPU, to_host
 from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
@@ -142,7 +142,7 @@ def test_from_data_that_lie_on_the_device(runs, monkeypatch, moment, open_backen
         batches = EpochBatches(split, size, options.seed, with_features=False)
         return batches, ResidentStep(model, optimizer, split, size, options.schedule.clip_norm)
 
-    monkeypatch.setattr(xpcap.training.run, "_place", place)
+    monkeypatch.setattr(xpcap.training.assembly, "_place", place)
     same(*runs(stopping(*moment), backend=open_backend(), dropout=0.3)[:2])
 
 

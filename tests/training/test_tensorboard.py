@@ -28,6 +28,7 @@ TAGS = {
     "train_perplexity": "perplexity/train",
     "val_loss": "loss/val",
     "val_perplexity": "perplexity/val",
+    "val_CIDEr-D": "captions/CIDEr-D",
 }
 
 
@@ -108,11 +109,11 @@ def test_the_checksum_of_this_test_is_that_of_the_rfc():
 
 def test_events_are_those_of_the_history(tiny, tmp_path, event_pb2):
     for name in ("a", "b"):
-        run(tiny, tmp_path / "runs" / name, tmp_path / "logs")
+        run(tiny, tmp_path / "runs" / name, tmp_path / "logs", select="CIDEr-D")
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["a", "b"]
     found = scalars(tmp_path / "logs" / "a", event_pb2)
     assert sorted(found) == sorted(expected(tmp_path / "runs" / "a"))
-    assert len(found) == 15 * 3 + 3 * 4
+    assert len(found) == 15 * 3 + 3 * 5
     assert sorted(step for step, tag, _ in found if tag == "perplexity/val") == [5, 10, 15]
 
 

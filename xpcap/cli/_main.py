@@ -16,6 +16,7 @@ import click
 import xpcap
 from xpcap import distributed
 from xpcap.cli._options import echo, refuse_ranks, with_options
+from xpcap.cli.average import average
 from xpcap.cli.bench import bench
 from xpcap.cli.caption import caption
 from xpcap.cli.curves import curves
@@ -97,8 +98,8 @@ def _end(message: str, status: int) -> NoReturn:
 @click.group(
     cls=Commands,
     commands=[
-        train, curves, caption, evaluate, report, inspect, export, import_, data, selfcheck, bench,
-        info,
+        train, curves, average, caption, evaluate, report, inspect, export, import_, data,
+        selfcheck, bench, info,
     ],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ POINTS = 60  # of the training curve, at most
 def curves(runs: tuple[Path, ...], as_json: bool) -> None:
     """Plot the losses of a RUN over its steps, or the validation losses of several.
 
-    The training loss is averaged over groups of steps, to at most 60 points. A run may still be
+    The training loss is averaged over groups of steps, to at most 60 points. A metric that selects
+    the best epoch, see xpcap train --select, has a chart of its own below. A run may still be
     training; its last steps, up to 50, are not written yet.
     """
     histories = [_read(run) for run in runs]
@@ -36,8 +37,11 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
         return
     from xpcap.cli._chart import Screen, draw
 
+    screen = Screen.of_standard_output()
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
-    echo(draw(series, "nats per word", Screen.of_standard_output()))
+    echo(draw(series, "nats per word", screen))
+    for metric in dict.fromkeys(name for found in histories for name in found.metrics):
+        echo("\n" + draw(_of_metric(metric, runs, histories), metric, screen))
 
 
 def _read(run: Path) -> Curves:
@@ -70,6 +74,7 @@ def _columns(run: Path, found: Curves) -> dict[str, Any]:
     epochs = {"step": found.epoch_step, "epoch": found.epoch_number}
     epochs |= {f"{split}_loss": values for split, values in found.losses.items()}
     epochs |= {f"{split}_perplexity": values for split, values in found.perplexities.items()}
+    epochs |= {f"val_{name}": values for name, values in found.metrics.items()}
     for name in ("attention_entropy", "attention_entropy_share"):
         if numpy.isfinite(values := getattr(found, name)).any():
             epochs[name] = values
@@ -92,11 +97,12 @@ def _losses(run: Path, found: Curves) -> list[Series]:
         means = f", means of {size} steps" if size > 1 else ""
         label = f"training loss{means}: {loss[0]:.4g} to {loss[-1]:.4g}"
         series.append(Series(label, step, loss, GREY))
-    step, loss = _validation(found)
+    step, loss = _finite(found, found.val_loss)
     if len(step):
         series.append(Series("validation loss", step, loss, COLOURS[0], MARKS[0]))
-        best = slice(k := int(loss.argmin()), k + 1)
-        series.append(Series(_best(found), step[best], loss[best], RED, BEST))
+        best = step == found.epoch_step[found.best]
+        if best.any():
+            series.append(Series(_best(found), step[best], loss[best], RED, BEST))
     if not series:
         raise DataError(f"{run} has no finite loss yet")
     return series
@@ -104,15 +110,14 @@ def _losses(run: Path, found: Curves) -> list[Series]:
 
 def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]:
     """Return the validation curves of several runs."""
-    from xpcap.cli._chart import COLOURS, MARKS, Series
+    from xpcap.cli._chart import Series
     from xpcap.errors import DataError
 
-    looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKS), strict=False)
     series = []
-    for run, found, (colour, mark) in zip(runs, histories, looks, strict=False):
-        step, loss = _validation(found)
+    for run, found, look in zip(runs, histories, _looks(), strict=False):
+        step, loss = _finite(found, found.val_loss)
         if len(step):
-            series.append(Series(f"{run}: {_best(found)}", step, loss, colour, mark))
+            series.append(Series(f"{run}: {_best(found)}", step, loss, *look))
         else:
             print_message(f"{run} has no epoch yet")
     if not series:
@@ -120,11 +125,34 @@ def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]
     return series
 
 
-def _validation(found: Curves) -> tuple[numpy.ndarray, numpy.ndarray]:
+def _of_metric(metric: str, runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]:
+    """Return the curves of the runs whose best epochs a metric selects."""
+    from xpcap.cli._chart import Series
+
+    series = []
+    for run, found, look in zip(runs, histories, _looks(), strict=False):
+        if metric in found.metrics:
+            step, value = _finite(found, found.metrics[metric])
+            label = (
+                f"{run}: best epoch {found.epoch_number[found.best]}, {metric} {value.max():.4f}"
+            )
+            series.append(Series(label, step, value, *look))
+    return series
+
+
+def _looks() -> Iterator[tuple[int, str]]:
+    """Yield a colour and a mark for each run."""
+    from xpcap.cli._chart import COLOURS, MARKS
+
+    return zip(itertools.cycle(COLOURS), itertools.cycle(MARKS), strict=False)
+
+
+def _finite(found: Curves, values: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return the steps and values of the epochs of which the value is finite."""
     import numpy
 
-    known = numpy.isfinite(found.val_loss)
-    return found.epoch_step[known], found.val_loss[known]
+    known = numpy.isfinite(values)
+    return found.epoch_step[known], values[known]
 
 
 def _best(found: Curves) -> str:

@@ -79,7 +79,17 @@ SHOWN = 8
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
-@click.option("--patience", type=int, help="Stop after N epochs without a better validation loss.")
+@option(
+    "--select",
+    "loss",
+    "What the best epoch has: the lowest validation loss, or the highest value of this metric of"
+    " greedy captions of at most 1,000 validation images, which take a few seconds after each epoch"
+    " on a CPU.",
+    metavar="loss|BLEU-1|BLEU-2|BLEU-3|BLEU-4|ROUGE-L|CIDEr|CIDEr-D",
+)
+@click.option(
+    "--patience", type=int, help="Stop after N epochs without a better one; see --select."
+)
 @click.option("--max-train", type=int, help="Train on a random subset of N captions.")
 @choice("--dtype", "float32|float64", "Floating-point type of the parameters.")
 @choice(
@@ -105,7 +115,13 @@ SHOWN = 8
     metavar="STEPS|MINUTESm",
     help="Write a checkpoint every N steps or minutes too, such as 500 or 10m.",
 )
-@option("--keep", 0, "Number of earlier checkpoints to keep.", type=NonNegative)
+@option(
+    "--keep",
+    0,
+    "Number of checkpoints to keep, of the last epochs and of --save-every; xpcap average averages"
+    " them.",
+    type=NonNegative,
+)
 @choice(
     "--on-nan",
     "stop|skip|rollback",
@@ -177,6 +193,7 @@ def train(
     run = Run(out, config, dataset.vocabulary, trainer.model)
     captions = [] if had_ended else caption_dataset(run, dataset, "val", SHOWN)
     loss, perplexity = trainer.best_loss, perplexity_of(trainer.best_loss)
+    metric, value = trainer.metric, trainer.best_value
     if as_json:
         common.print_json(
             {
@@ -185,6 +202,7 @@ def train(
                 "steps": trainer.step,
                 "val_loss": loss,
                 "val_perplexity": perplexity,
+                **({} if metric is None else {metric.figure: value}),
                 "captions": captions,
             }
         )
@@ -192,6 +210,7 @@ def train(
         common.print_captions(captions)
         common.print_result(
             f"validation loss {loss:.4f} nats per word, perplexity {perplexity:.2f}"
+            f"{'' if metric is None else f', {metric.name} {value:.4f}'}"
             f" (epoch {trainer.best_epoch}); run: {out}"
         )
         print_message(f"next: {_next_command(out, dataset)}")

@@ -25,6 +25,7 @@ from xpcap.metrics.sentences import Score, check_list, check_pairs
 __all__ = [
     "DEFAULT",
     "METRICS",
+    "QUALITY",
     "DocumentFrequencies",
     "Score",
     "Scores",
@@ -43,7 +44,10 @@ __all__ = [
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 
-DEFAULT = (*BLEU, "ROUGE-L", "CIDEr", "CIDEr-D", "distinct-1", "distinct-2")
+QUALITY = (*BLEU, "ROUGE-L", "CIDEr", "CIDEr-D")
+"""The metrics that measure agreement with the references, without Java; higher is better."""
+
+DEFAULT = (*QUALITY, "distinct-1", "distinct-2")
 """The metrics that need nothing but captions and references."""
 
 METRICS = {

@@ -76,6 +76,9 @@ def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
             training.append(_by_step(runs, "grad_norm", "gradient norm", text, scale="log"))
         if any(numpy.isfinite(run.curves.attention_entropy).any() for run in runs):
             training.append(_entropies(runs))
+        training += [
+            _metric(runs, name) for name in dict.fromkeys(n for r in runs for n in r.curves.metrics)
+        ]
         flows = [(k, run.name, run.flow) for k, run in enumerate(runs) if run.flow]
         inside = [_gradients(flows)] if flows else []
         for k, run in enumerate(runs):
@@ -119,25 +122,50 @@ def _by_step(
 
 
 def _entropies(runs: Sequence[RunPart]) -> Plot:
-    figure, axes = _axes("step", "nats", height=2.0)
     ends = []
-    for k, run in enumerate(runs):
-        curves = run.curves
-        known = numpy.isfinite(curves.attention_entropy)
+    for run in runs:
+        entropy, share = run.curves.attention_entropy, run.curves.attention_entropy_share
+        known = numpy.isfinite(entropy)
         if known.any():
-            entropy, share = curves.attention_entropy[known], curves.attention_entropy_share[known]
+            ends.append(
+                f"{run.name} {entropy[known][-1]:.2f} nats, {share[known][-1]:.0%} of the most"
+                " possible"
+            )
+    text = (
+        "Entropy of attention on validation captions, the mean over words: 0 if the model looks at"
+        f" one region, log L if at all L alike. At the end: {'; '.join(ends)}."
+    )
+    return _by_epoch(runs, [run.curves.attention_entropy for run in runs], "nats", text)
+
+
+def _metric(runs: Sequence[RunPart], name: str) -> Plot:
+    """Plot the metric that selects the best epoch of one of the runs, or of both."""
+    values = [run.curves.metrics.get(name) for run in runs]
+    bests = [
+        f"{run.name} after epoch {run.curves.epoch_number[run.curves.best]}, {numpy.nanmax(of):.3f}"
+        for run, of in zip(runs, values, strict=True)
+        if of is not None
+    ]
+    text = (
+        f"{name} of greedy validation captions, which selects the best epoch: {'; '.join(bests)}."
+    )
+    return _by_epoch(runs, values, name, text)
+
+
+def _by_epoch(
+    runs: Sequence[RunPart], values: Sequence[numpy.ndarray | None], label: str, text: str
+) -> Plot:
+    """Plot values of each epoch `(E,)` from 0 on; None is a run without them."""
+    figure, axes = _axes("step", label, height=2.0)
+    for k, (run, of_run) in enumerate(zip(runs, values, strict=True)):
+        if of_run is not None and (known := numpy.isfinite(of_run)).any():
             axes.plot(
-                curves.epoch_step[known], entropy,
+                run.curves.epoch_step[known], of_run[known],
                 marker="o", color=_SERIES[k], markersize=3, linestyle=_DASHES[k], label=run.name,
             )  # fmt: skip
-            ends.append(f"{run.name} {entropy[-1]:.2f} nats, {share[-1]:.0%} of the most possible")
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     _legend(figure)
-    return _plot(
-        figure,
-        "Entropy of attention on validation captions, the mean over words: 0 if the model looks at"
-        f" one region, log L if at all L alike. At the end: {'; '.join(ends)}.",
-    )
+    return _plot(figure, text)
 
 
 def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:

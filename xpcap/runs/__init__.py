@@ -1,5 +1,6 @@
 """Training runs on disk: the run folder, its checkpoints, and captioning with them."""
 
+from xpcap.runs.averaging import average_checkpoints
 from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, is_run
 from xpcap.runs.opening import open_run
 from xpcap.runs.run import BATCH, Run, ensemble
@@ -11,6 +12,7 @@ __all__ = [
     "HISTORY",
     "LAST",
     "Run",
+    "average_checkpoints",
     "banned_tokens",
     "check_new_run",
     "create_run",

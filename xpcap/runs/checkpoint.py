@@ -43,6 +43,7 @@ from xpcap.files import check_plain, explained, new_file
 FORMAT = 2
 _TEXT = "xpcap"
 _DTYPES = ("F32", "F64")
+_OF_BEST = ("best_loss", "best_value")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class TrainingProgress:
 
     step: int = 0  # completed ones, also those of an unfinished epoch
     epoch: int = 0  # completed ones
-    best_loss: float | None = None  # the lowest validation loss, in nats per word
+    best_loss: float | None = None  # validation loss of the best epoch, in nats per word
     best_epoch: int = 0
     rate_scale: float = 1.0  # factor of the learning rate after recoveries from divergence
     recoveries: int = 0
     history: int = 0  # length in bytes of `history.jsonl` up to this step
+    best_value: float | None = None  # of the metric by which the best epoch is selected, if any
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,11 @@ def _parse(text: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Chec
 
 def _progress(found: Mapping[str, Any]) -> TrainingProgress:
     known = {one.name for one in fields(TrainingProgress)}
-    if found.keys() != known:
+    if not known - {"best_value"} <= found.keys() <= known:  # older runs have none
         raise CheckpointError(f"progress: expected {', '.join(sorted(known))}")
     for name, value in found.items():
-        kinds = (int, float) if name in ("best_loss", "rate_scale") else (int,)
-        if name == "best_loss" and value is None:
+        kinds = (int, float) if name in (*_OF_BEST, "rate_scale") else (int,)
+        if name in _OF_BEST and value is None:
             continue
         if type(value) not in kinds or not 0 <= value < 2**53:
             raise CheckpointError(f"progress: expected '{name}' to be a number from 0 on")

@@ -1,10 +1,11 @@
 """The folder of a training run.
 
-best.safetensors    checkpoint of the epoch with the lowest validation loss
+best.safetensors    checkpoint of the best epoch
 last.safetensors    most recent checkpoint, from which training resumes
 history.jsonl       one object per step, and one per epoch with the validation losses
 pca.h5              where features are reduced: the transform, for new images
 step-N.safetensors  earlier checkpoints, if they are kept
+average.safetensors their mean, see `average_checkpoints`
 diverged.json       diagnosis of the step at which training diverged, if it stopped there
 """
 
@@ -21,6 +22,7 @@ from xpcap.files import explained, lock, new_folder, not_through_links, remove_p
 from xpcap.runs.checkpoint import Checkpoint, write_checkpoint
 
 BEST, LAST, EARLIER = "best.safetensors", "last.safetensors", "step-*.safetensors"
+AVERAGE = "average.safetensors"
 HISTORY, TRANSFORM, REPORT = "history.jsonl", "pca.h5", "diverged.json"
 _LOCK = ".lock"
 _ATTEMPTS = 100

@@ -14,6 +14,7 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
+from xpcap.metrics import QUALITY
 from xpcap.training.trainer import Priority, StepResult, Trainer, perplexity_of
 
 FLUSH_EVERY = 50
@@ -29,8 +30,8 @@ class History:
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats per word and norm of the
     gradient before clipping, null if not finite. An epoch is `{"step", "epoch"}` and
     `{split}_loss`, `{split}_perplexity` for each split measured; of a model with attention also
-    those of `AttentionEntropy`. Losses and norms stay on the device until lines are written, and
-    are read together.
+    those of `AttentionEntropy`, and `val_{metric}` if a `CaptionMetric` selects the best epoch.
+    Losses and norms stay on the device until lines are written, and are read together.
 
     Parameters
     ----------
@@ -144,6 +145,7 @@ class Curves:
     epoch_number: numpy.ndarray  # (E,) integers
     losses: Mapping[str, numpy.ndarray]  # by split, (E,), nats per word
     perplexities: Mapping[str, numpy.ndarray]  # by split, (E,): e to that power
+    metrics: Mapping[str, numpy.ndarray]  # by name, (E,): one, if it selects the best epoch
     attention_entropy: numpy.ndarray  # (E,), nats per word
     attention_entropy_share: numpy.ndarray  # (E,), of the largest entropy possible
 
@@ -154,9 +156,9 @@ class Curves:
 
     @property
     def best(self) -> int | None:
-        """The index of the epoch with the lowest validation loss, or None."""
-        known = numpy.isfinite(self.val_loss)
-        return int(numpy.nanargmin(self.val_loss)) if known.any() else None
+        """The index of the epoch with the highest metric, or else the lowest loss; or None."""
+        score = next(iter(self.metrics.values()), -self.val_loss)
+        return int(numpy.nanargmax(score)) if numpy.isfinite(score).any() else None
 
     def smoothed(self, name: str, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
         """Average the finite values of a column over groups of steps.
@@ -208,6 +210,11 @@ def read_history(path: Path) -> Curves:
         epoch_number=_integers(epochs, "epoch"),
         losses=_by_split(epochs, "_loss"),
         perplexities=_by_split(epochs, "_perplexity"),
+        metrics={
+            name: values
+            for name in QUALITY
+            if numpy.isfinite(values := _floats(epochs, f"val_{name}")).any()
+        },
         attention_entropy=_floats(epochs, "attention_entropy"),
         attention_entropy_share=_floats(epochs, "attention_entropy_share"),
     )

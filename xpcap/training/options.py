@@ -21,6 +21,7 @@ from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
+from xpcap.training.selection import SELECTIONS
 from xpcap.training.trainer import Schedule
 
 _MODEL = {
@@ -56,6 +57,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "dtype": ("float32", "float64"),
     "precision": PRECISIONS,
     "model": FAMILIES,
+    "select": SELECTIONS,
     "scoring": SCORINGS,
     "positions": POSITIONS,
 }
@@ -81,10 +83,11 @@ class RunOptions:
     heads: int = 8
     encoder_layers: int = 0
     positions: str = "sinusoidal"
-    batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
+    batch_size: int | None = None  # captions per step; None: see `default_batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
     precision: str = "float32"  # of matrix products, see `TrainingStep`
+    select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy
 
 from xpcap import threads
 from xpcap.backend import Backend
-from xpcap.data.dataset import Dataset, Split, open_dataset
-from xpcap.data.features import LazyFeatures, row_blocks
-from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
+from xpcap.data.dataset import Dataset, open_dataset
 from xpcap.data.pca import read_transform
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
 from xpcap.files import explained
-from xpcap.models import FAMILIES, CaptionModel
-from xpcap.models.inspection import Attends
-from xpcap.optim import Optimizer, find_rule
+from xpcap.models import FAMILIES
+from xpcap.optim import find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import (
     check_data,
@@ -35,27 +31,13 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
-from xpcap.training.attention import AttentionEntropy
+from xpcap.training.assembly import ScalesFeatures, default_batch_size, feature_scale, make_trainer
 from xpcap.training.history import History
 from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
-from xpcap.training.resident import ResidentStep
 from xpcap.training.saving import Saver
-from xpcap.training.staging import StagedBatches
-from xpcap.training.step import TrainingStep
 from xpcap.training.tensorboard import EventFile, check_events
 from xpcap.training.trainer import StepDiverged, Trainer
-
-LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 16, 75
-EVALUATED_TRAINING_CAPTIONS = 1000
-
-
-@runtime_checkable
-class ScalesFeatures(Protocol):
-    """A model that adapts its initial parameters to the scale of the features."""
-
-    def scale_features(self, scale: float) -> None:
-        """Take features as if they were divided by their root mean square, `scale`."""
 
 
 def ignore_warning(message: str) -> None:
@@ -70,11 +52,6 @@ class RunContext:
     watch: Callable[[Trainer], None] | None = None  # called before the first step, adds callbacks
     warn: Callable[[str], None] = ignore_warning  # called with problems that do not end training
     ranks: Ranks = field(default_factory=Alone)  # the processes that train together
-
-
-def default_batch_size(captions: int) -> int:
-    """Return 128 captions, or fewer, at least 16, so that an epoch has 75 steps; at most all."""
-    return min(captions, LARGEST_BATCH, max(SMALLEST_BATCH, captions // STEPS))
 
 
 def train_run(
@@ -107,7 +84,7 @@ def train_run(
         batch_size=options.batch_size or default_batch_size(len(train)),
         threads=options.threads or threads.number(),
     )
-    config = configuration(dataset, options, _feature_scale(_some_of(train)))
+    config = configuration(dataset, options, feature_scale(train))
     check_regions(FAMILIES[options.model], dataset)
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
@@ -118,7 +95,8 @@ def train_run(
     if isinstance(model, ScalesFeatures):
         model.scale_features(config["training"]["feature_scale"])
     _check_alike(context, config, dataset)
-    trainer = _trainer(model, dataset, options, ranks)
+    run = Run(out, config, dataset.vocabulary, model, ranks=ranks)
+    trainer = make_trainer(run, dataset, options)
     initial = Checkpoint(config, dataset.vocabulary, trainer.state(), written_by(backend.name))
     reduced = dataset.kind == "pca" and "extractor" in dataset.description
     if not ranks.rank:
@@ -181,14 +159,14 @@ def resume_run(
         if not (options.threads and threads.automatic()):
             options = replace(options, threads=threads.number())
         model = build_model(path, last).to(backend)
-        run = Run(folder, last.config, last.vocabulary, model)
+        run = Run(folder, last.config, last.vocabulary, model, ranks=ranks)
         dataset = _open(data_folder(run, data), options, ranks)
         check_data(run, dataset)
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
-        trainer = _trainer(run.model, dataset, options, ranks)
+        trainer = make_trainer(run, dataset, options)
         _restore(folder, trainer, last.state, options.rule)
         _warn_of_jump(context, trainer, before, options)
         initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
@@ -282,24 +260,6 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
     return dataset
 
 
-def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
-    train, val = dataset.splits["train"], dataset.splits["val"]
-    size = options.batch_size or len(train)
-    optimizer = Optimizer(options.rule, learning_rate=options.lr)
-    batches, step = _place(train, model, optimizer, options, size, ranks)
-    measured = {"train": _some_of(train), "val": val}
-    validation = {
-        name: _batches(split, min(size, len(split)), None, ranks)
-        for name, split in measured.items()
-    }
-    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step)
-    if isinstance(model, Attends) and len(dataset.feature_shape) == 2:
-        some = _some_of(val)
-        looking = _batches(some, min(size, len(some)), None, ranks)
-        AttentionEntropy(looking, ranks).follow(trainer)
-    return trainer
-
-
 def _train(
     folder: Path,
     trainer: Trainer,
@@ -350,60 +310,3 @@ def _run(trainer: Trainer, recovery: Recovery, history: History) -> None:
             except DivergedError:
                 history.drop(error.step)
                 raise
-
-
-def _place(
-    split: Split,
-    model: CaptionModel,
-    optimizer: Optimizer,
-    options: RunOptions,
-    size: int,
-    ranks: Ranks,
-) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Place the training data: on a GPU if they fit in half its free memory, else on the host.
-
-    Of several ranks, each gets its share of every batch from the host.
-    """
-    backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
-    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
-    if backend.device is None:
-        return _batches(split, size, seed, ranks), step
-    bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
-    if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
-        return StagedBatches(_batches(split, size, seed, ranks), backend), step
-    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
-    return EpochBatches(split, size, seed, with_features=False), resident
-
-
-def _some_of(split: Split) -> Split:
-    """Take evenly spaced captions, to be measured after each epoch."""
-    count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
-    rows = numpy.linspace(0, len(split) - 1, count).astype(int)
-    return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)
-
-
-def _feature_scale(split: Split) -> float:
-    """Return the root mean square of captions' features, or 1 if they are all zero.
-
-    Regions that are absent do not count.
-    """
-    images, captions = numpy.unique(split.image_idxs, return_counts=True)
-    squares, numbers = 0.0, 0
-    for block in row_blocks(split.features):
-        rows = slice(*numpy.searchsorted(images, (block.start, block.stop)))
-        if rows.stop > rows.start:
-            features = split.features[images[rows]]
-            count = numpy.full(len(features), features[0].size)
-            if features.ndim == 3:
-                count = features.any(axis=2).sum(axis=1) * features.shape[2]
-            features = features.reshape(len(features), -1)
-            of_image = numpy.einsum("nd,nd->n", features, features, dtype=numpy.float64)
-            squares += captions[rows] @ of_image
-            numbers += captions[rows] @ count
-    return math.sqrt(squares / max(1, numbers)) or 1.0
-
-
-def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:
-    """Make batches; a thread prefetches features that are in a file."""
-    kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
-    return kind(split, size, seed, rank=ranks.rank, ranks=ranks.size)

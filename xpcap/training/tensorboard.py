@@ -18,6 +18,7 @@ from typing import Any
 
 from xpcap.errors import import_extra
 from xpcap.files import append, check_new_folder, check_writable, explained
+from xpcap.metrics import QUALITY
 
 _TAGS = {
     "loss": "loss/step",
@@ -29,6 +30,7 @@ _TAGS = {
     "val_perplexity": "perplexity/val",
     "attention_entropy": "attention/entropy",
     "attention_entropy_share": "attention/entropy_share",
+    **{f"val_{name}": f"captions/{name}" for name in QUALITY},
 }
 
 
@@ -48,9 +50,10 @@ class EventFile:
 
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
     `loss/val`, `perplexity/train` and `perplexity/val`, at its last step; of models with attention
-    `attention/entropy` and `attention/entropy_share` too. Losses are in nats per word. Null values
-    are left out. The file begins after `step`: TensorBoard drops later steps of other files in the
-    folder, which is created if missing.
+    `attention/entropy` and `attention/entropy_share` too; and of a metric that selects the best
+    epoch `captions/NAME`. Losses are in nats per word. Null values are left out. The file begins
+    after `step`: TensorBoard drops later steps of other files in the folder, which is created if
+    missing.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:

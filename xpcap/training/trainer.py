@@ -27,6 +27,7 @@ from xpcap.models.objective import Objective
 from xpcap.optim import Optimizer, cosine
 from xpcap.options import check_counts, check_number, given
 from xpcap.runs.checkpoint import TrainingProgress, TrainingState
+from xpcap.training.selection import CaptionMetric
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import Batches, TrainingStep
 
@@ -71,11 +72,13 @@ def perplexity_of(loss: float) -> float:
 
 
 def epoch_line(trainer: Trainer) -> str:
-    """Return the losses after an epoch as a line of text."""
+    """Return the losses after an epoch, and the metric that selects, as a line of text."""
     losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
+    metric = trainer.metric
+    selected = "" if metric is None else f", {metric.name} {trainer.figures[metric.figure]:.4f}"
     return (
         f"epoch {trainer.epoch}/{trainer.schedule.epochs}: nats per word: {losses};"
-        f" val perplexity {perplexity_of(trainer.losses['val']):.2f}"
+        f" val perplexity {perplexity_of(trainer.losses['val']):.2f}{selected}"
     )
 
 
@@ -130,7 +133,7 @@ class Schedule:
     lr_decay: float = 1.0  # factor of the learning rate per epoch
     cosine: bool = False  # also anneal it to zero, on half a cosine over all steps
     clip_norm: float | None = None  # the largest global norm of the gradient
-    patience: int | None = None  # stop after so many epochs without a lower validation loss
+    patience: int | None = None  # stop after so many epochs without a better one
     start: int = 0  # the step from which decay and cosine are counted
 
     def __post_init__(self) -> None:
@@ -186,10 +189,11 @@ class Trainer:
     optimizer, schedule
         The update rule and its state; epochs and learning rates.
     validation
-        By name (`"train"`, `"val"`), batches to measure after each epoch. The best epoch is that
-        with the lowest loss of `"val"`.
+        By name (`"train"`, `"val"`), batches to measure after each epoch.
     training_step
         Takes the steps; None is a `TrainingStep` of model, optimizer and schedule.
+    metric
+        The best epoch is that with its highest value; if None, with the lowest loss of `"val"`.
 
     Attributes
     ----------
@@ -198,9 +202,10 @@ class Trainer:
     batch, learning_rate, result
         Of the last step; its `StepResult` can be read later, together with others.
     losses, figures
-        Of the last epoch, by name: losses in nats per word; what callbacks of `"epoch"` measure.
-    best_loss, best_epoch, best_params
-        The lowest validation loss so far, its epoch and parameters.
+        Of the last epoch, by name: losses in nats per word; the metric, and what callbacks of
+        `"epoch"` measure.
+    best_epoch, best_params, best_loss, best_value
+        The best epoch so far, its parameters, validation loss, and value of the metric.
     rate_scale, recoveries
         Factor of all learning rates after recoveries from divergence, and their number.
     """
@@ -213,18 +218,21 @@ class Trainer:
         schedule: Schedule,
         validation: Mapping[str, Batches] | None = None,
         training_step: TrainingStep | None = None,
+        metric: CaptionMetric | None = None,
     ) -> None:
         self.model = model
         self.batches = batches
         self.optimizer = optimizer
         self.schedule = schedule
         self.validation = validation or {}
+        self.metric = metric
         self.step = self.epoch = 0
         self.result: StepResult | None = None
         self.batch: Batch | None = None
         self.losses: dict[str, float] = {}
         self.figures: dict[str, float] = {}
         self.best_loss = math.inf
+        self.best_value: float | None = None
         self.best_epoch = 0
         self.best_params = self._copies()
         self.rate_scale = 1.0
@@ -249,7 +257,7 @@ class Trainer:
         callbacks.sort(key=lambda entry: -entry[0])
 
     def run(self) -> None:
-        """Train to the last epoch, or until `patience` epochs have brought no lower loss.
+        """Train to the last epoch, or until `patience` epochs have brought no better one.
 
         A loss measured after an epoch that is not finite, or explodes, raises `StepDiverged`.
         """
@@ -269,6 +277,7 @@ class Trainer:
             step=self.step,
             epoch=self.epoch,
             best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
+            best_value=self.best_value,
             best_epoch=self.best_epoch,
             rate_scale=self.rate_scale,
             recoveries=self.recoveries,
@@ -280,17 +289,18 @@ class Trainer:
         progress = state.progress
         self.training_step.restore(state.parameters, state.memory, state.optimizer)
         self.step, self.epoch = progress.step, progress.epoch
-        self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
-        self.best_epoch = progress.best_epoch
+        self._restore_best(progress)
         self.rate_scale, self.recoveries = progress.rate_scale, progress.recoveries
 
     def restore_best(self, state: TrainingState) -> None:
-        """Set the best epoch's parameters and loss."""
+        """Set the best epoch's parameters, loss and value of the metric."""
         to_device = self.model.backend.to_device
         self.best_params = {name: to_device(value) for name, value in state.parameters.items()}
-        self.best_epoch = state.progress.best_epoch
-        if state.progress.best_loss is not None:
-            self.best_loss = state.progress.best_loss
+        self._restore_best(state.progress)
+
+    def _restore_best(self, progress: TrainingProgress) -> None:
+        self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        self.best_value, self.best_epoch = progress.best_value, progress.best_epoch
 
     def replay(self, step: int) -> None:
         """Take steps of this epoch again, without callbacks, until `step` of them are completed."""
@@ -340,8 +350,14 @@ class Trainer:
             reason = divergence(loss, len(self.model.word_to_idx))
             if reason is not None:
                 raise StepDiverged(self.step, f"the {name} loss after epoch {self.epoch} {reason}")
-        if "val" in losses and losses["val"] < self.best_loss:
-            self.best_loss = losses["val"]
+        if self.metric is None:
+            better = losses.get("val", math.inf) < self.best_loss
+        else:
+            value = self.figures[self.metric.figure] = self.metric()
+            better = self.best_value is None or value > self.best_value
+            self.best_value = value if better else self.best_value
+        if better:
+            self.best_loss = losses.get("val", math.inf)
             self.best_epoch = self.epoch
             self.best_params = self._copies()
 

@@ -1,0 +1,119 @@
+"""The trainer of a run: its batches and step, and what is measured after each epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import numpy
+
+from xpcap.data.dataset import Dataset, Split
+from xpcap.data.features import LazyFeatures, row_blocks
+from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
+from xpcap.distributed import Ranks
+from xpcap.models import CaptionModel
+from xpcap.models.inspection import Attends
+from xpcap.optim import Optimizer
+from xpcap.runs.run import Run
+from xpcap.training.attention import AttentionEntropy
+from xpcap.training.options import RunOptions
+from xpcap.training.resident import ResidentStep
+from xpcap.training.selection import LOSS, CaptionMetric
+from xpcap.training.staging import StagedBatches
+from xpcap.training.step import TrainingStep
+from xpcap.training.trainer import Trainer
+
+LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 16, 75
+EVALUATED_TRAINING_CAPTIONS = 1000
+
+
+@runtime_checkable
+class ScalesFeatures(Protocol):
+    """A model that adapts its initial parameters to the scale of the features."""
+
+    def scale_features(self, scale: float) -> None:
+        """Take features as if they were divided by their root mean square, `scale`."""
+
+
+def default_batch_size(captions: int) -> int:
+    """Return 128 captions, or fewer, at least 16, so that an epoch has 75 steps; at most all."""
+    return min(captions, LARGEST_BATCH, max(SMALLEST_BATCH, captions // STEPS))
+
+
+def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
+    """Make the trainer of a run's model; with `run.ranks` it shares each batch."""
+    model, ranks = run.model, run.ranks
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    size = options.batch_size or len(train)
+    optimizer = Optimizer(options.rule, learning_rate=options.lr)
+    batches, step = _place(train, model, optimizer, options, size, ranks)
+    measured = {"train": _some_of(train), "val": val}
+    validation = {
+        name: _batches(split, min(size, len(split)), None, ranks)
+        for name, split in measured.items()
+    }
+    metric = None if options.select == LOSS else CaptionMetric(options.select, run, dataset)
+    trainer = Trainer(model, batches, optimizer, options.schedule, validation, step, metric)
+    if isinstance(model, Attends) and len(dataset.feature_shape) == 2:
+        some = _some_of(val)
+        looking = _batches(some, min(size, len(some)), None, ranks)
+        AttentionEntropy(looking, ranks).follow(trainer)
+    return trainer
+
+
+def _place(
+    split: Split,
+    model: CaptionModel,
+    optimizer: Optimizer,
+    options: RunOptions,
+    size: int,
+    ranks: Ranks,
+) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
+    """Place the training data: on a GPU if they fit in half its free memory, else on the host.
+
+    Of several ranks, each gets its share of every batch from the host.
+    """
+    backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
+    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
+    if backend.device is None:
+        return _batches(split, size, seed, ranks), step
+    bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
+    if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
+        return StagedBatches(_batches(split, size, seed, ranks), backend), step
+    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
+    return EpochBatches(split, size, seed, with_features=False), resident
+
+
+def _some_of(split: Split) -> Split:
+    """Take evenly spaced captions, to be measured after each epoch."""
+    count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
+    rows = numpy.linspace(0, len(split) - 1, count).astype(int)
+    return Split(split.captions[rows], split.image_idxs[rows], split.features, split.urls)
+
+
+def feature_scale(train: Split) -> float:
+    """Return the root mean square of some captions' features, or 1 if they are all zero.
+
+    Regions that are absent do not count.
+    """
+    split = _some_of(train)
+    images, captions = numpy.unique(split.image_idxs, return_counts=True)
+    squares, numbers = 0.0, 0
+    for block in row_blocks(split.features):
+        rows = slice(*numpy.searchsorted(images, (block.start, block.stop)))
+        if rows.stop > rows.start:
+            features = split.features[images[rows]]
+            count = numpy.full(len(features), features[0].size)
+            if features.ndim == 3:
+                count = features.any(axis=2).sum(axis=1) * features.shape[2]
+            features = features.reshape(len(features), -1)
+            of_image = numpy.einsum("nd,nd->n", features, features, dtype=numpy.float64)
+            squares += captions[rows] @ of_image
+            numbers += captions[rows] @ count
+    return math.sqrt(squares / max(1, numbers)) or 1.0
+
+
+def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:
+    """Make batches; a thread prefetches features that are in a file."""
+    kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
+    return kind(split, size, seed, rank=ranks.rank, ranks=ranks.size)
