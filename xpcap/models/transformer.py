@@ -92,7 +92,6 @@ class Transformer(CaptionModel):
             input_dim=input_dim, hidden_dim=hidden_dim, layers=layers, heads=heads,
             encoder_layers=encoder_layers, positions=positions, max_length=max_length,
         )  # fmt: skip
-        self._sinusoids = self.backend.to_device(sinusoids(max_length, hidden_dim), self.dtype)
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
@@ -280,8 +279,10 @@ class Transformer(CaptionModel):
 
     def _positions(self) -> Array:
         """Return the vectors of all positions, `(max_length, H)`."""
-        learned = self.params.get("W_position")
-        return self._sinusoids if learned is None else learned * math.sqrt(learned.shape[1])
+        (_, H), W_embed = self.params["W_embed"].shape, self.params["W_embed"]
+        if "W_position" in self.params:
+            return self.params["W_position"] * math.sqrt(H)
+        return sinusoids(namespace(W_embed), self.sizes["max_length"], H).astype(W_embed.dtype)
 
     def _layers(
         self, regions: Array, present: Array, rows: Sequences, space: Workspace
