@@ -76,6 +76,7 @@ def test_train_as_json(call, tiny):
         (["--batch-size", "100"], r"batch size 100 is not in 1\.\.48"),
         (["--max-train", "1000"], r"max-train 1000 is not in 1\.\.48"),
         (["--dropout", "1"], "--dropout must be a number in"),
+        (["--label-smoothing", "1"], r"--label-smoothing must be a number in \[0, 1\), got 1"),
         (["--features", "pca"], "has no pca features .*train2014_vgg16_fc7_pca.h5"),
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--device", "tpu"], "device 'tpu' is unknown; expected auto, cpu, gpu or gpu:K"),

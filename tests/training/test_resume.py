@@ -106,6 +106,12 @@ def test_every_update_rule_remembers(runs, rule, dtype):
     assert {value.dtype.name for value in state.parameters.values()} == {dtype}
 
 
+def test_label_smoothing_is_that_of_the_run(runs):
+    run, whole, trainer = runs(stopping(count=3), label_smoothing=0.3)
+    same(run, whole)
+    assert trainer.training_step.packed.label_smoothing == 0.3
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 @pytest.mark.parametrize("cosine", [False, True])
 def test_with_every_schedule(runs, clip_norm, cosine):
@@ -556,6 +562,7 @@ def ended(call, tiny):
         (["--seed", 1], r"--seed cannot be changed .*--save-every, --keep, --on-nan,.*--device"),
         (["--wordvec", 5], r"--wordvec cannot be changed"),
         (["--dropout", 0.5], r"--dropout cannot be changed"),
+        (["--label-smoothing", 0.1], r"--label-smoothing cannot be changed .*\(it was 0.0\)"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),
         (["--save-every", "0"], "save-every must be at least 1"),

@@ -69,6 +69,11 @@ SHOWN = 8
 )
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
+@option(
+    "--label-smoothing",
+    0.0,
+    "Label smoothing of the training loss: the share of each target that goes to all words evenly.",
+)
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
 @click.option("--patience", type=int, help="Stop after N epochs without a better validation loss.")
 @click.option("--max-train", type=int, help="Train on a random subset of N captions.")

@@ -66,6 +66,7 @@ class RunOptions:
     batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
+    label_smoothing: float = 0.0  # of the training loss, see `softmax_cross_entropy`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
@@ -88,6 +89,7 @@ class RunOptions:
                 raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
         check_number("dropout", self.dropout, "[0, 1)")
         check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
         find_rule(self.rule)
         check_number("lr", self.lr, "(0, inf)")
         check_counts(hidden=self.hidden, wordvec=self.wordvec)

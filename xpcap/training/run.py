@@ -365,13 +365,14 @@ def _place(
     Of several ranks, each gets its share of every batch from the host.
     """
     backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
-    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
+    smoothing = options.label_smoothing
+    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks, smoothing)
     if backend.device is None:
         return _batches(split, size, seed, ranks), step
     bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
     if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
         return StagedBatches(_batches(split, size, seed, ranks), backend), step
-    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
+    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision, smoothing)
     return EpochBatches(split, size, seed, with_features=False), resident
 
 

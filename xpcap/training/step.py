@@ -50,6 +50,8 @@ class TrainingStep:
         Parameters, moments, states and all sums are float32.
     ranks
         The processes that share each batch; None is this one alone.
+    label_smoothing
+        Of the training loss, see `softmax_cross_entropy`; `measuring` has none.
 
     Attributes
     ----------
@@ -69,6 +71,7 @@ class TrainingStep:
         clip_norm: float | None = None,
         precision: str = "float32",
         ranks: Ranks | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         check_precision(precision, model.backend.device is not None, dtype)
@@ -79,7 +82,7 @@ class TrainingStep:
         self.ranks = ranks or Alone()
         self.figures: Array = None
         self.gradients: dict[str, Array] = {}
-        self.packed = self.measuring = SharedLoss(model)
+        self.packed = self.measuring = SharedLoss(model, label_smoothing)
         shapes = {name: value.shape for name, value in model.params.items()}
         self._layout = FlatLayout(shapes, row_multiple(model.backend.xp))
         self._parameters: Array = None
