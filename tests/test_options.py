@@ -53,7 +53,7 @@ def test_counts_have_a_largest_value():
 PLACES = [
     (run_options, "epochs lr_decay clip keep on_nan_limit hidden wordvec dropout lr seed"),
     (run_options, "label_smoothing"),
-    (Schedule, "epochs lr_decay"),
+    (Schedule, "epochs lr_decay warmup"),
     (Saving, "keep"),
     (OnNaN, "limit"),
     (Beam, "width n_best alpha groups diversity"),

@@ -65,6 +65,10 @@ def test_train_as_json(call, tiny):
         (["--lr", "0"], "--lr must be a number in"),
         (["--lr-decay", "0"], "--lr-decay must be a number in"),
         (["--lr-decay", "1e308"], r"--lr-decay 1e\+308, once per epoch, overflows"),
+        (
+            ["--warmup", "10"],
+            "warm-up of 10 steps is not shorter than the run, 10 .*--warmup STEPS",
+        ),
         (["--clip", "-1"], r"--clip must be a number in \(0, 1e30\], got -1.0"),
         (["--clip", "1e308"], "--clip must be a number in"),
         (["--save-every", "nanm"], "--save-every must be a number in"),

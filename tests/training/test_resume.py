@@ -17,6 +17,7 @@ from xpcap.backend import CPU, to_host
 from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
+from xpcap.optim import cosine
 from xpcap.runs import open_run
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.training.history import read_history
@@ -113,9 +114,10 @@ def test_label_smoothing_is_that_of_the_run(runs):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
-@pytest.mark.parametrize("cosine", [False, True])
-def test_with_every_schedule(runs, clip_norm, cosine):
-    same(*runs(stopping(count=8), clip_norm=clip_norm, cosine=cosine)[:2])
+@pytest.mark.parametrize(("cosine", "warmup"), [(False, 0), (True, 3), (True, 9)])
+def test_with_every_schedule(runs, clip_norm, cosine, warmup):
+    schedule = {"clip_norm": clip_norm, "cosine": cosine, "warmup": warmup}
+    same(*runs(stopping(count=8), **schedule)[:2])
 
 
 def test_it_may_be_stopped_again_and_again(runs):
@@ -193,6 +195,16 @@ def restarted(rate, epochs):
         return replace(options, lr=rate, schedule=replace(options.schedule, epochs=epochs))
 
     return change
+
+
+def test_more_epochs_during_warm_up_change_no_rate(tiny, tmp_path):
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", warmup=4, watch=stopping(count=4))
+    warned = []
+    resume(tmp_path / "run", change=more(3), warn=warned)
+    assert warned == []
+    assert rates(tmp_path / "run")[:5] == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
+    assert rates(tmp_path / "run")[10] == pytest.approx(0.02 * cosine(6 / 11))
 
 
 def test_more_epochs_of_a_cosine_are_remarked_with_both_rates(tiny, tmp_path):
@@ -550,6 +562,7 @@ def ended(call, tiny):
         (["--lr", 0], r"--lr must be a number in \(0, inf\), got 0\.0"),
         (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
         (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
+        (["--warmup", 3], r"--warmup cannot be changed .*\(it was 0\)"),
         (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),
         (["--batch-size", 5], r"--batch-size cannot be changed .*\(it was 10\)"),
         (["--feature-dtype", "float16"], r"--feature-dtype cannot be changed"),

@@ -101,7 +101,9 @@ def option_name(parameter: str) -> str:
     return f"--{parameter.replace('_', '-')}"
 
 
-_NAMES = "data|epochs|images|lazy|max_words|patience|replace|skip_broken|splits|vocab|weights"
+_NAMES = (
+    "data|epochs|images|lazy|max_words|patience|replace|skip_broken|splits|vocab|warmup|weights"
+)
 _IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")
 
 

@@ -70,6 +70,13 @@ SHOWN = 8
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @option(
+    "--warmup",
+    0,
+    "Number of steps in which the learning rate first rises linearly to its initial value.",
+    type=NonNegative,
+    metavar="STEPS",
+)
+@option(
     "--label-smoothing",
     0.0,
     "Label smoothing of the training loss: the share of each target that goes to all words evenly.",

@@ -114,6 +114,7 @@ def run_options(
     epochs: int = 6,
     lr_decay: float = 1.0,
     schedule: str = "cosine",
+    warmup: int = 0,
     clip: float = 5.0,
     patience: int | None = None,
     save_every: int | str | None = None,
@@ -124,20 +125,21 @@ def run_options(
 ) -> RunOptions:
     """Return the options of a run, by the names of the command `xpcap train`.
 
-    `schedule` is `"cosine"` or `"constant"`, `clip` the largest norm of the gradient or 0,
-    `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one of `"stop"`,
-    `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and invalid values
-    raise `ConfigurationError`, whose message begins with the name.
+    `schedule` is `"cosine"` or `"constant"`, `warmup` a number of steps, `clip` the largest norm of
+    the gradient or 0, `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one
+    of `"stop"`, `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and
+    invalid values raise `ConfigurationError`, whose message begins with the name.
     """
     named = {
-        "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "clip": clip, "keep": keep,
-        "on_nan": on_nan, "on_nan_limit": on_nan_limit,
+        "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "warmup": warmup,
+        "clip": clip, "keep": keep, "on_nan": on_nan, "on_nan_limit": on_nan_limit,
     }  # fmt: skip
     _check({**named, **others})
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
+    cosine = schedule == "cosine"
     return RunOptions(
-        schedule=Schedule(epochs, lr_decay, schedule == "cosine", clip or None, patience),
+        schedule=Schedule(epochs, lr_decay, cosine, clip or None, patience, warmup=warmup),
         saving=Saving(*_saved_every(save_every), keep),
         on_nan=OnNaN(on_nan, on_nan_limit),
         **others,
@@ -169,6 +171,7 @@ def _named(options: RunOptions) -> dict[str, Any]:
         "epochs": schedule.epochs,
         "lr_decay": schedule.lr_decay,
         "schedule": "cosine" if schedule.cosine else "constant",
+        "warmup": schedule.warmup,
         "clip": schedule.clip_norm or 0.0,
         "patience": schedule.patience,
         "save_every": saving.steps if saving.minutes is None else f"{saving.minutes:g}m",
