@@ -63,6 +63,8 @@ def test_train_as_json(call, tiny):
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
         (["--lr", "nan"], r"--lr must be a number in \(0, inf\), got nan"),
         (["--lr", "0"], "--lr must be a number in"),
+        (["--weight-decay", "0.01"], "--weight-decay goes with --rule adamw, not adam$"),
+        (["--rule", "adamw", "--weight-decay", "-1"], "--weight-decay must be a number in"),
         (["--lr-decay", "0"], "--lr-decay must be a number in"),
         (["--lr-decay", "1e308"], r"--lr-decay 1e\+308, once per epoch, overflows"),
         (

@@ -80,7 +80,7 @@ def train(
     return [float(v) for v in losses], [float(v) for v in norms], rates, params
 
 
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_they_are_the_same_steps(dataset, backend, cell, dropout, rule):

@@ -107,10 +107,12 @@ def test_every_update_rule_remembers(runs, rule, dtype):
     assert {value.dtype.name for value in state.parameters.values()} == {dtype}
 
 
-def test_label_smoothing_is_that_of_the_run(runs):
-    run, whole, trainer = runs(stopping(count=3), label_smoothing=0.3)
+def test_label_smoothing_and_weight_decay_are_those_of_the_run(runs):
+    options = {"rule": "adamw", "weight_decay": 0.2, "label_smoothing": 0.3}
+    run, whole, trainer = runs(stopping(count=3), **options)
     same(run, whole)
     assert trainer.training_step.packed.label_smoothing == 0.3
+    assert trainer.optimizer.config["weight_decay"] == 0.2
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
@@ -575,6 +577,7 @@ def ended(call, tiny):
         (["--seed", 1], r"--seed cannot be changed .*--save-every, --keep, --on-nan,.*--device"),
         (["--wordvec", 5], r"--wordvec cannot be changed"),
         (["--dropout", 0.5], r"--dropout cannot be changed"),
+        (["--weight-decay", 0.1], r"--weight-decay cannot be changed .*\(it was None\)"),
         (["--label-smoothing", 0.1], r"--label-smoothing cannot be changed .*\(it was 0.0\)"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),

@@ -67,6 +67,12 @@ SHOWN = 8
     1e-3,
     "Initial learning rate; given anew with --resume, that from which the schedule starts again.",
 )
+@click.option(
+    "--weight-decay",
+    type=float,
+    help="Weight decay of the rule adamw; biases, norms and embeddings have none.",
+    show_default="0.01 with --rule adamw",
+)
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
 @option(

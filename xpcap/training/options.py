@@ -15,7 +15,7 @@ from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
-from xpcap.optim import find_rule
+from xpcap.optim import INTERVALS, find_rule
 from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
@@ -66,6 +66,7 @@ class RunOptions:
     batch_size: int | None = None  # captions per step; None: see `training.run.batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
+    weight_decay: float | None = None  # with rule adamw alone; None: the rule's own
     label_smoothing: float = 0.0  # of the training loss, see `softmax_cross_entropy`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     schedule: Schedule = field(default_factory=Schedule)
@@ -92,6 +93,10 @@ class RunOptions:
         check_number("label_smoothing", self.label_smoothing, "[0, 1)")
         find_rule(self.rule)
         check_number("lr", self.lr, "(0, inf)")
+        if self.weight_decay is not None:
+            if self.rule != "adamw":
+                raise ConfigurationError(f"weight_decay goes with rule adamw, not {self.rule}")
+            check_number("weight_decay", self.weight_decay, INTERVALS["weight_decay"])
         check_counts(hidden=self.hidden, wordvec=self.wordvec)
         check_counts(
             **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)

@@ -116,7 +116,8 @@ class ResidentStep(TrainingStep):
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
         losses = self.packed.compute(self._features, self._batch, streams, self.gradients)
         loss_and_norm(xp, losses, self._gradients, self.clip_norm, self._totals, now.settings)
-        self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
+        settings, decayed = now.settings, self._decayed
+        self.optimizer.apply(xp, self._parameters, self._gradients, settings, decayed)
 
 
 _BLOCK = 2**26  # bytes of features that are on the host at a time

@@ -23,6 +23,7 @@ from xpcap.files import explained
 from xpcap.models import FAMILIES, CaptionModel
 from xpcap.models.inspection import Attends
 from xpcap.optim import Optimizer, find_rule
+from xpcap.options import given
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
 from xpcap.runs.dataset import (
     check_data,
@@ -286,7 +287,8 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
 def _trainer(model: CaptionModel, dataset: Dataset, options: RunOptions, ranks: Ranks) -> Trainer:
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
-    optimizer = Optimizer(options.rule, learning_rate=options.lr)
+    settings = given(learning_rate=options.lr, weight_decay=options.weight_decay)
+    optimizer = Optimizer(options.rule, **settings)
     batches, step = _place(train, model, optimizer, options, size, ranks)
     measured = {"train": _some_of(train), "val": val}
     validation = {

@@ -37,7 +37,7 @@ class TrainingStep:
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
     that replace them are copied into it. On a GPU the rows of matrices are padded to multiples of 8
-    elements.
+    elements. Weight decay applies to the parameters that the model `decays`, which lie first.
 
     Parameters
     ----------
@@ -84,7 +84,10 @@ class TrainingStep:
         self.gradients: dict[str, Array] = {}
         self.packed = self.measuring = SharedLoss(model, label_smoothing)
         shapes = {name: value.shape for name, value in model.params.items()}
-        self._layout = FlatLayout(shapes, row_multiple(model.backend.xp))
+        decayed = {name: shape for name, shape in shapes.items() if model.decays(name)}
+        multiple = row_multiple(model.backend.xp)
+        self._layout = FlatLayout({**decayed, **shapes}, multiple)
+        self._decayed = FlatLayout(decayed, multiple).size  # elements at the beginning
         self._parameters: Array = None
         self._gradients: Array = None
         self._views: dict[str, Array] = {}
@@ -116,7 +119,9 @@ class TrainingStep:
             scale: Any = 1.0
             if self.clip_norm is not None:
                 scale = clip_scale(xp, self.figures[1], self.clip_norm)
-            self.optimizer.update(xp, self._parameters, self._gradients, factor, scale)
+            self.optimizer.update(
+                xp, self._parameters, self._gradients, factor, scale, self._decayed
+            )
 
     def _loss(self, batch: Batch, step: int) -> Array:
         if not len(batch.captions):  # the batch has fewer captions than there are ranks
