@@ -180,14 +180,16 @@ def scores_of(params, steps, mask=1.0):
     return to_scores(params, numpy.stack([step.output(params) for step in steps], axis=-2) * mask)
 
 
-def log_probs(cell, params, image, caption, masks=(1.0, 1.0, 1.0)):
+def log_probs(cell, params, image, caption, masks=(1.0, 1.0, 1.0), smoothing=0.0):
     """Return the log-probability of each word `(T,)` after the first, 0 for `<NULL>`.
 
     `masks` scale the word vectors `(T, W)`, the hidden states `(T, H)` that give scores, and the
-    projected regions `(H,)`.
+    projected regions `(H,)`; a share `smoothing` is that of all words, on average.
     """
     steps = read(cell, params, image, caption[:-1], None, masks[0], masks[2])
-    return of_words(scores_of(params, steps, masks[1]), caption[1:])
+    scores, words = scores_of(params, steps, masks[1]), caption[1:]
+    of_all = log_softmax(scores).mean(axis=-1) * (words != NULL)
+    return (1 - smoothing) * of_words(scores, words) + smoothing * of_all
 
 
 def lacking(cell, params, image, caption, masks):
@@ -202,13 +204,13 @@ def of_words(scores, words):
     return log_softmax(scores)[..., range(len(words)), words] * (words != NULL)
 
 
-def loss(cell, params, features, captions, masks=None, doubly_stochastic=0.0):
+def loss(cell, params, features, captions, masks=None, doubly_stochastic=0.0, smoothing=0.0):
     """Return the loss of a captioner; `masks` of `log_probs` are for all captions."""
     of_caption = [(1.0, 1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
     total = 0.0
     for image, caption, own in zip(features, captions, of_caption, strict=True):
         image = summary(params, image)
-        total = total - log_probs(cell, params, image, caption, own).sum(axis=-1)
+        total = total - log_probs(cell, params, image, caption, own, smoothing).sum(axis=-1)
         if doubly_stochastic:
             total = total + doubly_stochastic * lacking(cell, params, image, caption, own)
     return total / len(captions)

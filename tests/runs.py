@@ -19,9 +19,11 @@ class Killed(BaseException):
 
 
 def begin(data, out, backend=CPU, *, epochs=2, patience=None, clip_norm=5.0, cosine=True,
-          watch=None, warn=None, **options):  # fmt: skip
+          warmup=0, watch=None, warn=None, **options):  # fmt: skip
     """Train a new run; `warn` collects warnings."""
-    schedule = Schedule(epochs, cosine=cosine, clip_norm=clip_norm, patience=patience)
+    schedule = Schedule(
+        epochs, cosine=cosine, clip_norm=clip_norm, patience=patience, warmup=warmup
+    )
     chosen = RunOptions(schedule=schedule, **{**SMALL, **options})
     return train_run(data, out, chosen, backend, _context(watch, warn))
 

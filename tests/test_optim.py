@@ -20,6 +20,7 @@ from xpcap.optim import (
     sgd,
     sgd_momentum,
 )
+from xpcap.threads import use_threads
 
 STEPS = 5
 RNG = numpy.random.default_rng(0)
@@ -173,6 +174,22 @@ def test_the_optimizer_equals_plain_loops_in_place(name, backend):
         optimizer.update(backend.xp, w, backend.to_device(gradient.reshape(-1)))
     for k, start in enumerate(W.reshape(-1)):
         expected = plain(start, [gradient.reshape(-1)[k] for gradient in GRADIENTS], *numbers)
+        assert to_host(w)[k] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("decayed", [0, 5, 6, 9, 12])
+def test_weight_decay_of_the_first_parameters_alone(decayed, backend, monkeypatch):
+    """Wherever threads share them."""
+    monkeypatch.setattr("xpcap.optim.SPAN", 3)
+    optimizer = Optimizer("adamw", weight_decay=0.2)
+    w = backend.to_device(W.reshape(-1).copy())
+    with use_threads(2):
+        for gradient in GRADIENTS:
+            on_device = backend.to_device(gradient.reshape(-1))
+            optimizer.update(backend.xp, w, on_device, decayed=decayed)
+    for k, start in enumerate(W.reshape(-1)):
+        gradients = [gradient.reshape(-1)[k] for gradient in GRADIENTS]
+        expected = plain_adam(start, gradients, 1e-3, 0.9, 0.999, 1e-8, 0.2 * (k < decayed))
         assert to_host(w)[k] == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 

@@ -52,7 +52,8 @@ def test_counts_have_a_largest_value():
 
 PLACES = [
     (run_options, "epochs lr_decay clip keep on_nan_limit hidden wordvec dropout lr seed"),
-    (Schedule, "epochs lr_decay"),
+    (run_options, "label_smoothing"),
+    (Schedule, "epochs lr_decay warmup"),
     (Saving, "keep"),
     (OnNaN, "limit"),
     (Beam, "width n_best alpha groups diversity"),

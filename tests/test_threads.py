@@ -20,6 +20,7 @@ from xpcap import CaptioningRNN, threads
 from xpcap.backend import CPU
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import ConfigurationError, ShapeError
+from xpcap.models.objective import Objective
 from xpcap.runs import open_run
 from xpcap.threads import available, use_threads
 from xpcap.training.options import RunOptions
@@ -348,10 +349,11 @@ def test_gradients_of_any_memory_order_are_summed():
     model = CaptioningRNN({"<NULL>": 0, "<START>": 1, "<END>": 2}, 3, 4, 5, "gru", seed=0)
     rng = numpy.random.default_rng(0)
     features, captions = rng.random((40, 3)), rng.integers(3, size=(40, 6))
-    _, expected = model.loss(features, captions)
+    expected = {name: numpy.empty_like(value) for name, value in model.params.items()}
+    Objective(model, 0.1).loss(features, captions, 0, expected)
     found = {name: numpy.empty_like(value, order="F") for name, value in model.params.items()}
     with use_threads(2):
-        SharedLoss(model).loss(features, captions, 0, found)
+        SharedLoss(model, 0.1).loss(features, captions, 0, found)
     for name, value in expected.items():
         numpy.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
 

@@ -101,18 +101,35 @@ def _check_settings(rule: Rule, settings: Mapping[str, Any], *others: str) -> No
             check_number(name, value, INTERVALS[name])
 
 
-def _apply(rule: Rule, xp: Namespace, w: Array, dw: Array, config: Config, settings: Array) -> None:
-    """Update `w (P,)` and the state in `config` in place."""
+def _apply(
+    rule: Rule,
+    xp: Namespace,
+    w: Array,
+    dw: Array,
+    config: Config,
+    settings: Array,
+    decayed: int | None = None,
+) -> None:
+    """Update `w (P,)` and the state in `config` in place; see `Optimizer.apply`."""
     keywords = {key: config[key] for key in rule.defaults if key != "learning_rate"}
     memory = [config[name] for name in rule.memory]
+    if decayed is None or not keywords.get("weight_decay"):
+        decayed = len(w)
 
-    def update(part: slice) -> None:
-        rule.update(xp, w[part], dw[part], *(m[part] for m in memory), settings, **keywords)
+    def update_part(first: int, last: int, **others: float) -> None:
+        if first < last:
+            arrays = (array[first:last] for array in (w, dw, *memory))
+            rule.update(xp, *arrays, settings, **{**keywords, **others})
+
+    def update(span: slice) -> None:
+        middle = min(max(span.start, decayed), span.stop)
+        update_part(span.start, middle)
+        update_part(middle, span.stop, weight_decay=0.0)
 
     if is_host(namespace(w)):
         threads.run([partial(update, part) for part in threads.spans(len(w), SPAN)])
     else:
-        update(slice(None))
+        update(slice(0, len(w)))
 
 
 def take_step(rule: Rule, w: Array, dw: Array, config: Config | None) -> tuple[Array, Config]:
@@ -224,17 +241,24 @@ class Optimizer:
         return {name: value for name, value in self.config.items() if name not in self.memory}
 
     def update(
-        self, xp: Namespace, w: Array, dw: Array, factor: float = 1.0, scale: Any = 1.0
+        self,
+        xp: Namespace,
+        w: Array,
+        dw: Array,
+        factor: float = 1.0,
+        scale: Any = 1.0,
+        decayed: int | None = None,
     ) -> None:
         """Take one step: change the parameters `w (P,)` in place, by their gradients `dw (P,)`.
 
         The schedule's `factor` is for the learning rate; clipping's `scale`, a number or a 0-d
-        array, for the gradients. The namespace `xp` chooses the kernel.
+        array, for the gradients. Weight decay is for the first `decayed` parameters, or all if that
+        is None. The namespace `xp` chooses the kernel.
         """
         self.count(factor)
         settings = xp.asarray(numpy.array(self.settings(self.config["t"], factor), w.dtype))
         settings[0] = scale
-        self.apply(xp, w, dw, settings)
+        self.apply(xp, w, dw, settings, decayed)
 
     def settings(self, t: int, factor: float) -> list[float]:
         """Return the numbers of step `t >= 1`: scale 1, rate, and Adam's bias corrections."""
@@ -245,7 +269,9 @@ class Optimizer:
         self.config["t"] += 1
         self.config["learning_rate"] = self.learning_rate * float(factor)
 
-    def apply(self, xp: Namespace, w: Array, dw: Array, settings: Array) -> None:
+    def apply(
+        self, xp: Namespace, w: Array, dw: Array, settings: Array, decayed: int | None = None
+    ) -> None:
         """Update the parameters as `update` does, with its `settings` on the device.
 
         Their first number is the factor of clipping.
@@ -253,7 +279,7 @@ class Optimizer:
         for name in self._rule.memory:
             if name not in self.config:
                 self.config[name] = xp.zeros_like(w)
-        _apply(self._rule, xp, w, dw, self.config, settings)
+        _apply(self._rule, xp, w, dw, self.config, settings, decayed)
 
 
 def clip_by_global_norm(

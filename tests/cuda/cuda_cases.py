@@ -39,13 +39,13 @@ def cell_arguments(name, N, H):
     }[name]()  # fmt: skip
 
 
-def softmax_arguments(M, V, silent=()):
+def softmax_arguments(M, V, silent=(), smoothing=0.0):
     rng = numpy.random.default_rng(M + V)
     scores, scale = 3 * rng.standard_normal((M, V)), rng.random(M)
     scores[list(silent)], scale[list(silent)] = numpy.nan, 0
     return {
         "scores": scores, "bias": rng.standard_normal(V), "targets": rng.integers(V, size=M),
-        "scale": scale, "losses": numpy.full(M, numpy.nan),
+        "scale": scale, "losses": numpy.full(M, numpy.nan), "smoothing": smoothing,
     }  # fmt: skip
 
 
@@ -162,8 +162,9 @@ CASES = [
     ("softmax_cross_entropy", softmax_arguments(1, 1)),
     ("softmax_cross_entropy", softmax_arguments(5, 1004, silent=[0, 3])),
     ("softmax_cross_entropy", softmax_arguments(3, 257, silent=[1])),
-    ("softmax_cross_entropy", softmax_arguments(40, 11)),
+    ("softmax_cross_entropy", softmax_arguments(40, 11, smoothing=0.9)),
     ("softmax_cross_entropy", softmax_arguments(2, 10_000)),
+    ("softmax_cross_entropy", softmax_arguments(3, 10_000, silent=[2], smoothing=0.1)),
     ("softmax_cross_entropy", softmax_arguments(0, 7)),
     *(
         ("take_rows", take_rows_arguments(*sizes))
@@ -225,7 +226,7 @@ CASES = [
 
 TYPICAL = {
     **{name: cell_arguments(name, 3, 129) for name in CELLS},
-    "softmax_cross_entropy": softmax_arguments(5, 1004),
+    "softmax_cross_entropy": softmax_arguments(5, 1004, smoothing=0.1),
     "take_rows": take_rows_arguments(11, 5, 300),
     "add_rows": add_rows_arguments(9, 5, 600),
     "column_sum": column_sum_arguments(700, 20),

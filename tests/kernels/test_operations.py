@@ -137,6 +137,7 @@ ARGUMENTS = {
         "targets": RNG.integers(V, size=M),
         "scale": (RNG.random(M) < 0.7) * RNG.random(M),
         "losses": unwritten(M),
+        "smoothing": 0.1,
     },
     "product": {"a": normal(N, H), "b": normal(H, V), "out": unwritten(N, V)},
     "take_rows": {
@@ -221,6 +222,7 @@ BACK = (
     {"dcontext": normal(3, H), "values": ATTENTION["keys"], "dvalues": GRADIENTS["dkeys"]},
 )
 OTHERWISE = {
+    "softmax_cross_entropy": ({"smoothing": 0.0},),
     "dot_product_attention": LOOKS,
     "additive_attention": LOOKS,
     "dot_product_attention_gradient": BACK,

@@ -19,6 +19,20 @@ def test_softmax(shape, xp):
     numpy.testing.assert_allclose(found, numpy.exp(oracle.log_softmax(scores)), rtol=1e-13)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_label_smoothing_equals_that_of_pytorch(smoothing, xp):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    values, targets = 3 * RNG.standard_normal((6, 40)), RNG.integers(40, size=6)
+    theirs = torch.tensor(values, requires_grad=True)
+    loss = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
+    expected = loss(theirs, torch.tensor(targets))
+    expected.backward()
+    scores, losses, bias = xp.asarray(values), xp.asarray(numpy.empty(6)), xp.zeros(40)
+    softmax_cross_entropy(xp, scores, bias, xp.asarray(targets), xp.ones(6), losses, smoothing)
+    assert float(losses.sum()) == pytest.approx(expected.item(), rel=1e-13)
+    numpy.testing.assert_allclose(to_host(scores), theirs.grad.numpy(), rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
 def test_powers_are_zero_from_a_bound_on(xp, dtype):
     """Of words 2^-80 times as likely as the likeliest, or 2^-918 times in double precision."""

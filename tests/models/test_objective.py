@@ -65,7 +65,7 @@ def gradients_of(model):
 
 
 @functools.cache
-def naive(name, kind, dropout):
+def naive(name, kind, dropout, smoothing=0.0):
     """Return features for a batch, and the naive model's loss and gradients at step 5.
 
     The first and the last caption are of the same image.
@@ -77,7 +77,7 @@ def naive(name, kind, dropout):
 
     def loss(**moved):
         params, more = {**model.params, **moved}, DOUBLY_STOCHASTIC.get(kind, 0.0)
-        return oracle.loss(model.cell_type, params, features, captions, masks, more)
+        return oracle.loss(model.cell_type, params, features, captions, masks, more, smoothing)
 
     gradients = {
         key: oracle.gradient(lambda moved, key=key: loss(**{key: moved}), value)
@@ -115,6 +115,22 @@ def test_loss_and_gradients_are_those_of_the_naive_model(name, kind, dropout, ba
     found_loss = objective.loss(backend.to_device(features), BATCHES[name], 5, found)
     assert with_penalty(objective, found_loss) == pytest.approx(loss, rel=1e-12, abs=1e-12)
     assert_near(found, gradients)
+
+
+@pytest.mark.parametrize("name", ["padding in the middle", "any lengths"])
+@pytest.mark.parametrize(("kind", "dropout"), [("gru", 0.4), ("attention lstm", 0.0)])
+def test_label_smoothing_is_that_of_the_naive_model(name, kind, dropout, backend):
+    """In the loss of which there are gradients; what is only evaluated has none."""
+    (features, loss, gradients), captions = naive(name, kind, dropout, 0.2), BATCHES[name]
+    where, features = model_of(kind, dropout, backend), backend.to_device(features)
+    found, objective = gradients_of(where), Objective(where, 0.2)
+    found_loss = objective.loss(features, captions, 5, found)
+    assert with_penalty(objective, found_loss) == pytest.approx(loss, rel=1e-12)
+    assert_near(found, gradients)
+    without = Objective(where)
+    assert objective.evaluate(features, captions) == without.evaluate(features, captions)
+    numpy.testing.assert_array_equal(*(to_host(one.words(features, captions)[1])
+                                       for one in (objective, without)))  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*RECURRENT, "attention lstm"])

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import numpy
 import pytest
@@ -30,11 +31,14 @@ def dataset(tmp_path):
     "options",
     [
         {},
-        {"family": AttentionRNN, "doubly_stochastic": 0.5, "dropout": 0.3},
+        {
+            "family": AttentionRNN, "doubly_stochastic": 0.5, "dropout": 0.3,
+            "label_smoothing": 0.1,
+        },
         {"family": AttentionRNN, "scoring": "dot", "cell": "gru", "rule": "sgd"},
     ],
     ids=["mean", "additive", "dot"],
-)
+)  # fmt: skip
 def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatch, options):
     monkeypatch.setattr("xpcap.training.resident._BLOCK", 5 * 3 * 7 * 2)
     regions = open_dataset(
@@ -48,7 +52,10 @@ def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatc
         numpy.testing.assert_allclose(found[3][name], value, rtol=1e-9, atol=1e-11)
 
 
-def train(dataset, backend, resident, *, family=CaptioningRNN, cell="lstm", rule="adam", **options):
+def train(
+    dataset, backend, resident, *, family=CaptioningRNN, cell="lstm", rule="adam",
+    label_smoothing=0.0, **options,
+):  # fmt: skip
     """Train two epochs; return losses, gradient norms and parameters."""
     model = family(
         dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
@@ -56,13 +63,14 @@ def train(dataset, backend, resident, *, family=CaptioningRNN, cell="lstm", rule
     )  # fmt: skip
     split, optimizer = dataset.splits["train"], Optimizer(rule, learning_rate=0.02)
     schedule = Schedule(epochs=2, cosine=True, clip_norm=1.0)
+    make = partial(ResidentStep, split=split, batch_size=BATCH) if resident else TrainingStep
     trainer = Trainer(
         model,
         EpochBatches(split, BATCH, seed=0, with_features=not resident),
         optimizer,
         schedule,
         {"val": EpochBatches(dataset.splits["val"], BATCH)},
-        ResidentStep(model, optimizer, split, BATCH, 1.0) if resident else None,
+        make(model, optimizer, clip_norm=1.0, label_smoothing=label_smoothing),
     )
     seen = []
     trainer.on("step", lambda t: seen.append((*t.training_step.figures, t.learning_rate)))
@@ -72,7 +80,7 @@ def train(dataset, backend, resident, *, family=CaptioningRNN, cell="lstm", rule
     return [float(v) for v in losses], [float(v) for v in norms], rates, params
 
 
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_they_are_the_same_steps(dataset, backend, cell, dropout, rule):

@@ -17,6 +17,7 @@ from xpcap.backend import CPU, to_host
 from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import CheckpointError, DataError, Stopped
+from xpcap.optim import cosine
 from xpcap.runs import open_run
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 from xpcap.training.history import read_history
@@ -106,10 +107,19 @@ def test_every_update_rule_remembers(runs, rule, dtype):
     assert {value.dtype.name for value in state.parameters.values()} == {dtype}
 
 
+def test_label_smoothing_and_weight_decay_are_those_of_the_run(runs):
+    options = {"rule": "adamw", "weight_decay": 0.2, "label_smoothing": 0.3}
+    run, whole, trainer = runs(stopping(count=3), **options)
+    same(run, whole)
+    assert trainer.training_step.packed.label_smoothing == 0.3
+    assert trainer.optimizer.config["weight_decay"] == 0.2
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
-@pytest.mark.parametrize("cosine", [False, True])
-def test_with_every_schedule(runs, clip_norm, cosine):
-    same(*runs(stopping(count=8), clip_norm=clip_norm, cosine=cosine)[:2])
+@pytest.mark.parametrize(("cosine", "warmup"), [(False, 0), (True, 3), (True, 9)])
+def test_with_every_schedule(runs, clip_norm, cosine, warmup):
+    schedule = {"clip_norm": clip_norm, "cosine": cosine, "warmup": warmup}
+    same(*runs(stopping(count=8), **schedule)[:2])
 
 
 def test_it_may_be_stopped_again_and_again(runs):
@@ -187,6 +197,16 @@ def restarted(rate, epochs):
         return replace(options, lr=rate, schedule=replace(options.schedule, epochs=epochs))
 
     return change
+
+
+def test_more_epochs_during_warm_up_change_no_rate(tiny, tmp_path):
+    with pytest.raises(Stopped):
+        begin(tiny, tmp_path / "run", warmup=4, watch=stopping(count=4))
+    warned = []
+    resume(tmp_path / "run", change=more(3), warn=warned)
+    assert warned == []
+    assert rates(tmp_path / "run")[:5] == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
+    assert rates(tmp_path / "run")[10] == pytest.approx(0.02 * cosine(6 / 11))
 
 
 def test_more_epochs_of_a_cosine_are_remarked_with_both_rates(tiny, tmp_path):
@@ -544,6 +564,7 @@ def ended(call, tiny):
         (["--lr", 0], r"--lr must be a number in \(0, inf\), got 0\.0"),
         (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
         (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
+        (["--warmup", 3], r"--warmup cannot be changed .*\(it was 0\)"),
         (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),
         (["--batch-size", 5], r"--batch-size cannot be changed .*\(it was 10\)"),
         (["--feature-dtype", "float16"], r"--feature-dtype cannot be changed"),
@@ -556,6 +577,8 @@ def ended(call, tiny):
         (["--seed", 1], r"--seed cannot be changed .*--save-every, --keep, --on-nan,.*--device"),
         (["--wordvec", 5], r"--wordvec cannot be changed"),
         (["--dropout", 0.5], r"--dropout cannot be changed"),
+        (["--weight-decay", 0.1], r"--weight-decay cannot be changed .*\(it was None\)"),
+        (["--label-smoothing", 0.1], r"--label-smoothing cannot be changed .*\(it was 0.0\)"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),
         (["--save-every", "0"], "save-every must be at least 1"),

@@ -387,7 +387,7 @@ def test_thread_ranks_are_ranks():
     assert together(3, work) == [([3, 3], True, False, [0, 1, 2])] * 3
 
 
-@pytest.mark.parametrize("rule", ["adam", "sgd"])
+@pytest.mark.parametrize("rule", ["adamw", "sgd"])
 def test_ranks_have_the_loss_norm_and_moments_of_one_before_and_after_a_restore(rule):
     captions, features = captions_of([3, 7, 1, 5, 7]), RNG.standard_normal((5, 3))
 
@@ -407,7 +407,7 @@ def test_ranks_have_the_loss_norm_and_moments_of_one_before_and_after_a_restore(
         return *copy.deepcopy(step.state()), float(step.loss), float(step.gradient_norm)
 
     parameters, memory, loss, norm = together(1, work)[0]
-    assert list(memory) == (["m", "v"] if rule == "adam" else [])
+    assert list(memory) == (["m", "v"] if rule == "adamw" else [])
     for found in together(3, work):
         assert found[2:] == pytest.approx((loss, norm), rel=1e-12)
         for name, value in parameters.items():

@@ -4,12 +4,14 @@ import tracemalloc
 
 import numpy
 import pytest
+from kinds import KINDS
 
-from xpcap.backend import CPU
+from xpcap.backend import CPU, to_host
 from xpcap.benchmark.workload import Configuration, Workload
+from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
 from xpcap.models import CaptioningRNN
-from xpcap.optim import Optimizer
+from xpcap.optim import Optimizer, adamw
 from xpcap.training.step import TrainingStep
 
 SIZE = Configuration(batch_size=64, hidden=128, features=512, vocabulary=1004, wordvec=64)
@@ -92,6 +94,21 @@ def test_compiled_steps_round_no_worse(cell, monkeypatch):
         plain = abs(ends["numpy"][name] - true).max()
         ours = abs(ends["compiled"][name] - true).max()
         assert ours <= 2 * plain + 1e-6 * abs(true).max(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_decay_leaves_biases_and_embeddings_alone(kind, backend):
+    words = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
+    model = KINDS[kind].build(words, 3, 4, 5, seed=0, backend=backend)
+    before = {name: value.copy() for name, value in model.params.items()}
+    step = TrainingStep(model, Optimizer("adamw", learning_rate=0.1, weight_decay=0.5))
+    step(Batch(numpy.array([[1, 3, 2]] * 4), KINDS[kind].features(4, 3, seed=1)), 0, 1.0)
+    for name, value in before.items():
+        decays = value.ndim == 2 and name not in ("W_embed", "W_position")
+        config = {"learning_rate": 0.1, "weight_decay": 0.5 if decays else 0.0}
+        expected, _ = adamw(value, step.gradients[name], config)
+        found = to_host(model.params[name])
+        numpy.testing.assert_allclose(found, to_host(expected), rtol=1e-12, err_msg=name)
 
 
 def test_the_workspace_is_the_models_dtype():

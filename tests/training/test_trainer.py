@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -63,6 +64,30 @@ def test_the_loop_is_the_one_written_out(dataset):
     assert rates == pytest.approx(expected_rates)
     for name, value in params.items():
         numpy.testing.assert_allclose(trainer.model.params[name], value, rtol=1e-9, atol=1e-11)
+
+
+def test_warm_up_comes_before_the_schedule():
+    """A schedule that starts again, from another rate, does so without it."""
+
+    def half(progress):
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    schedule = Schedule(epochs=3, cosine=True, warmup=4)
+    factors = [schedule.factor(step, 4) for step in range(12)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, *(half(k / 8) for k in range(8))])
+    decaying = Schedule(epochs=3, lr_decay=0.5, warmup=2)
+    assert [decaying.factor(step, 4) for step in range(12)] == [
+        0.5,
+        *[1] * 5,
+        *[0.5] * 4,
+        0.25,
+        0.25,
+    ]
+    for start in (2, 4):
+        assert replace(schedule, start=start).factor(2, 4) == 0.75
+        assert replace(schedule, start=start).factor(4, 4) == 1
+    assert replace(schedule, start=6).factor(6, 4) == 1
+    assert replace(schedule, start=6).factor(9, 4) == pytest.approx(half(3 / 6))
 
 
 def test_it_learns_and_keeps_the_best_epoch(dataset):

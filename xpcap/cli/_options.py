@@ -103,7 +103,7 @@ def option_name(parameter: str) -> str:
 
 _NAMES = (
     "data|epochs|images|keep|lazy|max_words|out|patience|replace|save_every|skip_broken|splits|vocab"
-    "|weights"
+    "|warmup|weights"
 )
 _IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")
 

@@ -76,8 +76,26 @@ SHOWN = 8
     1e-3,
     "Initial learning rate; given anew with --resume, that from which the schedule starts again.",
 )
+@click.option(
+    "--weight-decay",
+    type=float,
+    help="Weight decay of the rule adamw; biases, norms and embeddings have none.",
+    show_default="0.01 with --rule adamw",
+)
 @option("--lr-decay", 1.0, "Learning-rate decay factor per epoch.")
 @choice("--schedule", "cosine|constant", "Learning-rate schedule; cosine anneals to zero.")
+@option(
+    "--warmup",
+    0,
+    "Number of steps in which the learning rate first rises linearly to its initial value.",
+    type=NonNegative,
+    metavar="STEPS",
+)
+@option(
+    "--label-smoothing",
+    0.0,
+    "Label smoothing of the training loss: the share of each target that goes to all words evenly.",
+)
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
 @option(
     "--select",

@@ -441,10 +441,16 @@ def _gru_recurrence_gradient(
 
 @_compiled(softmax_cross_entropy)
 def _softmax_cross_entropy(
-    scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+    scores: Array,
+    bias: Array,
+    targets: Array,
+    scale: Array,
+    losses: Array,
+    smoothing: float = 0.0,
 ) -> None:
     """2.7 to 1.3 ms."""
     M, V = scores.shape
+    rest, share = F(1 - smoothing), F(smoothing / V)
     lanes = numpy.empty(16, F)
     for m in range(M):
         row, weight = scores[m], scale[m]
@@ -462,16 +468,21 @@ def _softmax_cross_entropy(
         for j in range(V // 16 * 16, V):
             row[j] += bias[j]
             top = max(top, row[j])
-        of_target = row[targets[m]] - top
+        expected = rest * (row[targets[m]] - top)
+        if share > 0:
+            sum_of_scores = F(0)
+            for j in range(V):
+                sum_of_scores += row[j] - top
+            expected += share * sum_of_scores
         total = F(0)
         for j in range(V):
             row[j] = _power(row[j] - top)
             total += row[j]
-        losses[m] = weight * (numpy.log(total) - of_target)
-        factor = weight / total
+        losses[m] = weight * (numpy.log(total) - expected)
+        factor, shift = weight / total, weight * share
         for j in range(V):
-            row[j] *= factor
-        row[targets[m]] -= weight
+            row[j] = row[j] * factor - shift
+        row[targets[m]] -= weight * rest
 
 
 @numba.njit(fastmath={"reassoc", "nnan", "nsz"})

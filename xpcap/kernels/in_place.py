@@ -208,7 +208,13 @@ def _log_normalizer_in_blocks(xp: Namespace, scores: Array) -> Array:
 
 @softmax_cross_entropy.version("numpy")
 def _softmax_cross_entropy_in_blocks(
-    xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+    xp: Namespace,
+    scores: Array,
+    bias: Array,
+    targets: Array,
+    scale: Array,
+    losses: Array,
+    smoothing: float = 0.0,
 ) -> None:
     """The reference, on as many rows at a time as stay in a core's cache."""
     height = max(1, _BLOCK // scores.shape[1])
@@ -219,14 +225,18 @@ def _softmax_cross_entropy_in_blocks(
         places = numpy.arange(len(part))
         part += bias
         part -= part.max(axis=1, keepdims=True)
-        of_target = part[places, target]
+        expected = part[places, target]
+        if smoothing:
+            expected = (1 - smoothing) * expected + smoothing * part.mean(axis=1)
         if part.min() < least:
             part[part < least] = -numpy.inf  # whose power is 0
         numpy.exp(part, out=part)
         total = part.sum(axis=1)
-        numpy.multiply(weight, numpy.log(total) - of_target, out=losses[rows])
+        numpy.multiply(weight, numpy.log(total) - expected, out=losses[rows])
         part *= (weight / total)[:, None]
-        part[places, target] -= weight
+        if smoothing:
+            part -= (smoothing / part.shape[1] * weight)[:, None]
+        part[places, target] -= (1 - smoothing) * weight
         silent = weight == 0
         if silent.any():
             part[silent] = 0

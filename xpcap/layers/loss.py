@@ -32,24 +32,37 @@ def log_normalizer(xp: Namespace, scores: Array) -> Array:
 
 @operation
 def softmax_cross_entropy(
-    xp: Namespace, scores: Array, bias: Array, targets: Array, scale: Array, losses: Array
+    xp: Namespace,
+    scores: Array,
+    bias: Array,
+    targets: Array,
+    scale: Array,
+    losses: Array,
+    smoothing: float = 0.0,
 ) -> None:
     """Cross entropy of each row of `scores (M, V)`, and its gradient in their place.
 
-    With s = scores + bias and a weight for each row, `scale (M,)`, `losses (M,)` become scale
-    (log(sum e^s) - s[target]), in nats, and the gradient is scale (softmax(s) - onehot(target)).
-    Both are 0 in a row of scale 0, whatever its scores.
+    With s = scores + bias, a weight for each row, `scale (M,)`, and the target distribution q,
+    `losses (M,)` become scale (log(sum e^s) - sum q s), in nats, and the gradient is
+    scale (softmax(s) - q). Both are 0 in a row of scale 0, whatever its scores.
+
+    q is (1 - smoothing) onehot(target) + smoothing / V: label smoothing (Szegedy et al. 2016,
+    "Rethinking the Inception Architecture for Computer Vision", section 7), by default none.
     """
     rows = xp.arange(scores.shape[0])
     scores += bias
     scores -= scores.max(axis=1, keepdims=True)
-    of_target = scores[rows, targets]
+    expected = scores[rows, targets]  # of the scores, under q
+    if smoothing:
+        expected = (1 - smoothing) * expected + smoothing * scores.mean(axis=1)
     scores[...] = power(xp, scores)
     total = scores.sum(axis=1)
     zero = scores.dtype.type(0)
-    losses[...] = xp.where(scale == 0, zero, scale * (xp.log(total) - of_target))
+    losses[...] = xp.where(scale == 0, zero, scale * (xp.log(total) - expected))
     scores *= (scale / total)[:, None]
-    scores[rows, targets] -= scale
+    if smoothing:
+        scores -= (smoothing / scores.shape[1] * scale)[:, None]
+    scores[rows, targets] -= (1 - smoothing) * scale
     scores[...] = xp.where((scale == 0)[:, None], zero, scores)
 
 

@@ -89,6 +89,8 @@ class CaptionModel(abc.ABC):
     """Whether features must be regions `(N, L, D)`."""
     head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")
     """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
+    embeddings: ClassVar[tuple[str, ...]] = ("W_embed",)
+    """Parameters whose rows are vectors of words, positions and the like; they do not decay."""
 
     def __init__(
         self,
@@ -198,6 +200,10 @@ class CaptionModel(abc.ABC):
             else numpy.zeros(shape)
             for name, shape in shapes.items()
         }
+
+    def decays(self, name: str) -> bool:
+        """Return whether weight decay applies to a parameter: to matrices but for embeddings."""
+        return self.params[name].ndim == 2 and name not in self.embeddings
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={size!r}" for name, size in self.sizes.items())

@@ -144,10 +144,13 @@ class Objective:
     """Loss and gradients of a model, in memory that is kept from call to call.
 
     The model's parameters are read at each call; it stays on its device. `xp` chooses the kernels.
+    Where gradients are computed, `label_smoothing`, in [0, 1), is that of the loss; `evaluate` and
+    `words` have none.
     """
 
-    def __init__(self, model: CaptionModel) -> None:
+    def __init__(self, model: CaptionModel, label_smoothing: float = 0.0) -> None:
         self.model = model
+        self.label_smoothing = label_smoothing
         self.xp = fastest(model.backend.xp)
         self.penalty: Array | None = None
         self._space = Workspace(self.xp, numpy.float32)
@@ -171,9 +174,9 @@ class Objective:
         return self.compute(features, batch, streams, gradients).sum()
 
     def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
-        """Return the loss without gradients and without dropout."""
+        """Return the loss without gradients, dropout and label smoothing."""
         batch = _some(self._pack(features, captions, share))
-        return self._forward(features, batch, None)[0].sum()
+        return self._forward(features, batch, None, 0.0)[0].sum()
 
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
         """Pack captions and run the model over them without dropout; see `CaptionModel.forward`."""
@@ -196,7 +199,7 @@ class Objective:
         targets[rows], weight[rows] = batch.targets, batch.weight > 0
         W, b = (self.model.params[name] for name in self.model.head)
         scores, losses = hidden @ W, xp.empty(M, hidden.dtype)
-        softmax_cross_entropy(xp, scores, b, targets, weight, losses)
+        softmax_cross_entropy(xp, scores, b, targets, weight, losses, 0.0)
         return batch, losses, scores @ W.T, cache
 
     def compute(
@@ -212,7 +215,7 @@ class Objective:
         nothing. Returns the loss of each target word `(S,)`; the next call writes there again.
         `penalty` becomes what each caption adds to it, `(N,)`, or None.
         """
-        losses, forward = self._forward(features, batch, streams)
+        losses, forward = self._forward(features, batch, streams, self.label_smoothing)
         self.penalty = self.model.penalty(forward.cache)
         self._backward(batch, forward, gradients)
         return losses
@@ -234,7 +237,7 @@ class Objective:
         return pack_captions(captions, model.null, dtype, model.backend.to_device, share)
 
     def _forward(
-        self, features: Array, batch: PackedBatch, streams: Streams | None
+        self, features: Array, batch: PackedBatch, streams: Streams | None, smoothing: float
     ) -> tuple[Array, _Forward]:
         model, packing = self.model, batch.packing
         namespace(features, *model.params.values())
@@ -263,7 +266,7 @@ class Objective:
         scores = space.empty("scores", S, stored, most=packing.capacity)[:, :V]
         product(xp, hidden, W, scores)
         losses = space.empty("losses", S, most=packing.capacity)
-        softmax_cross_entropy(xp, scores, b, batch.targets, batch.weight, losses)
+        softmax_cross_entropy(xp, scores, b, batch.targets, batch.weight, losses, smoothing)
         return losses, _Forward(cache, kept, hidden, scores)
 
     def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:

@@ -69,6 +69,7 @@ class Transformer(CaptionModel):
     """
 
     family = "transformer"
+    embeddings = ("W_embed", "W_position")
     options = ("layers", "heads", "encoder_layers", "positions", "max_length")
 
     def __init__(

@@ -14,6 +14,7 @@ from xpcap.distributed import Ranks
 from xpcap.models import CaptionModel
 from xpcap.models.inspection import Attends
 from xpcap.optim import Optimizer
+from xpcap.options import given
 from xpcap.runs.run import Run
 from xpcap.training.attention import AttentionEntropy
 from xpcap.training.options import RunOptions
@@ -45,7 +46,8 @@ def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
     model, ranks = run.model, run.ranks
     train, val = dataset.splits["train"], dataset.splits["val"]
     size = options.batch_size or len(train)
-    optimizer = Optimizer(options.rule, learning_rate=options.lr)
+    settings = given(learning_rate=options.lr, weight_decay=options.weight_decay)
+    optimizer = Optimizer(options.rule, **settings)
     batches, step = _place(train, model, optimizer, options, size, ranks)
     measured = {"train": _some_of(train), "val": val}
     validation = {
@@ -74,13 +76,14 @@ def _place(
     Of several ranks, each gets its share of every batch from the host.
     """
     backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
-    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks)
+    smoothing = options.label_smoothing
+    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks, smoothing)
     if backend.device is None:
         return _batches(split, size, seed, ranks), step
     bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
     if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
         return StagedBatches(_batches(split, size, seed, ranks), backend), step
-    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision)
+    resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision, smoothing)
     return EpochBatches(split, size, seed, with_features=False), resident
 
 

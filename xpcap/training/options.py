@@ -16,7 +16,7 @@ from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.models.transformer import POSITIONS, Transformer
-from xpcap.optim import find_rule
+from xpcap.optim import INTERVALS, find_rule
 from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
 from xpcap.training.recovery import OnNaN
@@ -86,6 +86,8 @@ class RunOptions:
     batch_size: int | None = None  # captions per step; None: see `default_batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
+    weight_decay: float | None = None  # with rule adamw alone; None: the rule's own
+    label_smoothing: float = 0.0  # of the training loss, see `softmax_cross_entropy`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
     schedule: Schedule = field(default_factory=Schedule)
@@ -108,8 +110,13 @@ class RunOptions:
                 raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
         check_number("dropout", self.dropout, "[0, 1)")
         check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
         find_rule(self.rule)
         check_number("lr", self.lr, "(0, inf)")
+        if self.weight_decay is not None:
+            if self.rule != "adamw":
+                raise ConfigurationError(f"weight_decay goes with rule adamw, not {self.rule}")
+            check_number("weight_decay", self.weight_decay, INTERVALS["weight_decay"])
         check_counts(hidden=self.hidden, wordvec=self.wordvec, layers=self.layers, heads=self.heads)
         check_counts(0, encoder_layers=self.encoder_layers)
         if self.model == Transformer.family and self.hidden % self.heads:
@@ -138,6 +145,7 @@ def run_options(
     epochs: int = 6,
     lr_decay: float = 1.0,
     schedule: str = "cosine",
+    warmup: int = 0,
     clip: float = 5.0,
     patience: int | None = None,
     save_every: int | str | None = None,
@@ -148,20 +156,21 @@ def run_options(
 ) -> RunOptions:
     """Return the options of a run, by the names of the command `xpcap train`.
 
-    `schedule` is `"cosine"` or `"constant"`, `clip` the largest norm of the gradient or 0,
-    `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one of `"stop"`,
-    `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and invalid values
-    raise `ConfigurationError`, whose message begins with the name.
+    `schedule` is `"cosine"` or `"constant"`, `warmup` a number of steps, `clip` the largest norm of
+    the gradient or 0, `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one
+    of `"stop"`, `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and
+    invalid values raise `ConfigurationError`, whose message begins with the name.
     """
     named = {
-        "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "clip": clip, "keep": keep,
-        "on_nan": on_nan, "on_nan_limit": on_nan_limit,
+        "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "warmup": warmup,
+        "clip": clip, "keep": keep, "on_nan": on_nan, "on_nan_limit": on_nan_limit,
     }  # fmt: skip
     _check({**named, **others})
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
+    cosine = schedule == "cosine"
     return RunOptions(
-        schedule=Schedule(epochs, lr_decay, schedule == "cosine", clip or None, patience),
+        schedule=Schedule(epochs, lr_decay, cosine, clip or None, patience, warmup=warmup),
         saving=Saving(*_saved_every(save_every), keep),
         on_nan=OnNaN(on_nan, on_nan_limit),
         **others,
@@ -193,6 +202,7 @@ def _named(options: RunOptions) -> dict[str, Any]:
         "epochs": schedule.epochs,
         "lr_decay": schedule.lr_decay,
         "schedule": "cosine" if schedule.cosine else "constant",
+        "warmup": schedule.warmup,
         "clip": schedule.clip_norm or 0.0,
         "patience": schedule.patience,
         "save_every": saving.steps if saving.minutes is None else f"{saving.minutes:g}m",

@@ -32,9 +32,9 @@ from xpcap.training.step import TrainingStep
 class ResidentStep(TrainingStep):
     """A `TrainingStep` whose epochs use a split that is on the device.
 
-    Dropout, clipping and the settings of the update rule, other than its learning rate, are those
-    of the first step; a changed learning rate counts from the next epoch on. Batches have N =
-    `batch_size` captions; the other arguments are those of `TrainingStep`.
+    Dropout, label smoothing, clipping and the settings of the update rule, other than its learning
+    rate, are those of the first step; a changed learning rate counts from the next epoch on.
+    Batches have N = `batch_size` captions; the other arguments are those of `TrainingStep`.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class ResidentStep(TrainingStep):
         batch_size: int,
         clip_norm: float | None = None,
         precision: str = "float32",
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer, clip_norm, precision)
+        super().__init__(model, optimizer, clip_norm, precision, label_smoothing=label_smoothing)
         backend, xp = model.backend, self.packed.xp
         N, T = batch_size, split.captions.shape[1] - 1
         dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
@@ -115,7 +116,8 @@ class ResidentStep(TrainingStep):
         streams = (now.streams[:1], now.streams[1:]) if self.model.dropout else None
         losses = self.packed.compute(self._features, self._batch, streams, self.gradients)
         loss_and_norm(xp, losses, self._gradients, self.clip_norm, self._totals, now.settings)
-        self.optimizer.apply(xp, self._parameters, self._gradients, now.settings)
+        settings, decayed = now.settings, self._decayed
+        self.optimizer.apply(xp, self._parameters, self._gradients, settings, decayed)
 
 
 _BLOCK = 2**26  # bytes of features that are on the host at a time

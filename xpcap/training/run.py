@@ -126,7 +126,8 @@ def resume_run(
     change
         Called with the options of the run, returns new ones, which may differ in `schedule.epochs`,
         `schedule.patience`, `lr`, `lazy`, `saving` and `on_nan`. None leaves them all. Another `lr`
-        is the learning rate from here on, and the schedule is counted from here.
+        is the learning rate from here on, and the schedule is counted from here; warm-up is not
+        repeated.
     data
         The data folder, if it has moved.
 
@@ -186,7 +187,7 @@ def _warn_of_jump(
 ) -> None:
     """Warn if another number of epochs changes the learning rate, as that of a cosine."""
     epochs = options.schedule.epochs
-    remain = 0 < trainer.step < epochs * len(trainer.batches)
+    remain = options.schedule.warmup < trainer.step < epochs * len(trainer.batches)
     if epochs == before.schedule.epochs or not options.schedule.cosine or not remain:
         return
     if options.lr == before.lr:

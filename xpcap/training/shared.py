@@ -21,8 +21,8 @@ from xpcap.models.objective import Objective
 class SharedLoss(Objective):
     """An `Objective` that all threads compute together."""
 
-    def __init__(self, model: CaptionModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: CaptionModel, label_smoothing: float = 0.0) -> None:
+        super().__init__(model, label_smoothing)
         self._others: list[Objective] = []
         self._gradients: list[dict[str, Array]] = []
 
@@ -63,7 +63,8 @@ class SharedLoss(Objective):
         count = len(threads.spans(len(captions))) if shared else 1
         if count == 1:
             return [batch]
-        self._others += [Objective(self.model) for _ in range(count - 1 - len(self._others))]
+        while len(self._others) < count - 1:
+            self._others.append(Objective(self.model, self.label_smoothing))
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
         return [
             Batch(captions[rows], features[rows], share=whole._replace(places=whole.places[rows]))

@@ -37,7 +37,7 @@ class TrainingStep:
 
     From the first step on, `model.params` are views of one array `(P,)`, changed in place; arrays
     that replace them are copied into it. On a GPU the rows of matrices are padded to multiples of 8
-    elements.
+    elements. Weight decay applies to the parameters that the model `decays`, which lie first.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ class TrainingStep:
         Parameters, moments, states and all sums are float32.
     ranks
         The processes that share each batch; None is this one alone.
+    label_smoothing
+        Of the training loss, see `softmax_cross_entropy`; `measuring` has none.
 
     Attributes
     ----------
@@ -69,6 +71,7 @@ class TrainingStep:
         clip_norm: float | None = None,
         precision: str = "float32",
         ranks: Ranks | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         check_precision(precision, model.backend.device is not None, dtype)
@@ -79,9 +82,12 @@ class TrainingStep:
         self.ranks = ranks or Alone()
         self.figures: Array = None
         self.gradients: dict[str, Array] = {}
-        self.packed = self.measuring = SharedLoss(model)
+        self.packed = self.measuring = SharedLoss(model, label_smoothing)
         shapes = {name: value.shape for name, value in model.params.items()}
-        self._layout = FlatLayout(shapes, row_multiple(model.backend.xp))
+        decayed = {name: shape for name, shape in shapes.items() if model.decays(name)}
+        multiple = row_multiple(model.backend.xp)
+        self._layout = FlatLayout({**decayed, **shapes}, multiple)
+        self._decayed = FlatLayout(decayed, multiple).size  # elements at the beginning
         self._parameters: Array = None
         self._gradients: Array = None
         self._views: dict[str, Array] = {}
@@ -113,7 +119,9 @@ class TrainingStep:
             scale: Any = 1.0
             if self.clip_norm is not None:
                 scale = clip_scale(xp, self.figures[1], self.clip_norm)
-            self.optimizer.update(xp, self._parameters, self._gradients, factor, scale)
+            self.optimizer.update(
+                xp, self._parameters, self._gradients, factor, scale, self._decayed
+            )
 
     def _loss(self, batch: Batch, step: int) -> Array:
         if not len(batch.captions):  # the batch has fewer captions than there are ranks

@@ -134,7 +134,8 @@ class Schedule:
     cosine: bool = False  # also anneal it to zero, on half a cosine over all steps
     clip_norm: float | None = None  # the largest global norm of the gradient
     patience: int | None = None  # stop after so many epochs without a better one
-    start: int = 0  # the step from which decay and cosine are counted
+    start: int = 0  # the step from which decay and cosine are counted, if warm-up is over
+    warmup: int = 0  # steps in which the learning rate rises linearly, at the beginning of training
 
     def __post_init__(self) -> None:
         check_counts(epochs=self.epochs, **given(patience=self.patience))
@@ -146,11 +147,17 @@ class Schedule:
             )
         if self.clip_norm is not None:
             check_number("clip", self.clip_norm, "(0, 1e30]")
-        check_counts(0, start=self.start)
+        check_counts(0, start=self.start, warmup=self.warmup)
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """Return the factor of the learning rate in a step, counted from 0."""
-        taken, total = step - self.start, self.epochs * steps_per_epoch - self.start
+        """Return the factor of the learning rate in a step, counted from 0.
+
+        The last step of warm-up has the factor 1, as the first after it.
+        """
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        start = max(self.start, self.warmup)
+        taken, total = step - start, self.epochs * steps_per_epoch - start
         factor = self.lr_decay ** (taken // steps_per_epoch)
         return factor * cosine(taken / total) if self.cosine else factor
 
@@ -220,6 +227,12 @@ class Trainer:
         training_step: TrainingStep | None = None,
         metric: CaptionMetric | None = None,
     ) -> None:
+        steps = schedule.epochs * len(batches)
+        if 0 < steps <= schedule.warmup:
+            raise ConfigurationError(
+                f"a warm-up of {schedule.warmup} steps is not shorter than the run, {steps} steps;"
+                " expected fewer, warmup=STEPS, or a longer run, epochs=N"
+            )
         self.model = model
         self.batches = batches
         self.optimizer = optimizer

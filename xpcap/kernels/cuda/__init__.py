@@ -134,10 +134,19 @@ def _mean_of_present(
 @cuda_version(
     softmax_cross_entropy, REAL="scores bias scale losses", INDEX="targets", padded="scores"
 )
-def _softmax_cross_entropy(source: Source, xp: Namespace, scores: Array, *others: Array) -> None:
+def _softmax_cross_entropy(
+    source: Source,
+    xp: Namespace,
+    scores: Array,
+    bias: Array,
+    targets: Array,
+    scale: Array,
+    losses: Array,
+    smoothing: float = 0.0,
+) -> None:
     M, V = scores.shape
-    numbers = (int32(V), row_stride(scores))
-    source.launch("softmax_cross_entropy", (M,), 256, *numbers, scores, *others)
+    arrays = (int32(V), row_stride(scores), scores, bias, targets, scale, losses)
+    source.launch("softmax_cross_entropy", (M,), 256, *arrays, scores.dtype.type(smoothing))
 
 
 @cuda_version(take_rows, ELEMENT="table out", INDEX="indices", padded="table")

@@ -4,7 +4,8 @@
 // Launch: M blocks of 256 threads, one block a row.
 //
 // Two passes over a row, of which the second finds it in a cache: the largest score together with the
-// sum of the exponentials, and the gradient. A target outside 0..V-1 makes the loss NaN.
+// sum of the exponentials, and the gradient together with the sum of the scores. A target outside
+// 0..V-1 makes the loss NaN.
 
 #define WARPS 8  // of 32 threads
 #define LOADS 4  // in flight
@@ -22,13 +23,13 @@ __device__ void combine(REAL &top, REAL &total, REAL other_top, REAL other_total
 
 extern "C" __global__ void softmax_cross_entropy(
     int V, long long stride, REAL *scores, const REAL *bias, const INDEX *targets,
-    const REAL *scale, REAL *losses)
+    const REAL *scale, REAL *losses, REAL smoothing)
 {
     __shared__ REAL tops[WARPS], totals[WARPS];
     long long m = blockIdx.x;
     int thread = threadIdx.x, warp = thread / 32;
     INDEX target = targets[m];
-    REAL weight = scale[m], of_target = nan("");
+    REAL weight = scale[m], expected = nan("");
     REAL *row = scores + m * stride;
 
     if (weight == 0) {
@@ -68,14 +69,19 @@ extern "C" __global__ void softmax_cross_entropy(
     for (int w = 1; w < WARPS; ++w)
         combine(top, total, tops[w], totals[w]);
     if (thread == 0 && target >= 0 && target < V)
-        of_target = row[target] + bias[target] - top;
+        expected = (1 - smoothing) * (row[target] + bias[target] - top);
     __syncthreads();  // read before it is changed
 
-    if (thread == 0)
-        losses[m] = weight * (log(total) - of_target);
-    REAL factor = weight / total;
+    REAL factor = weight / total, shift = weight * smoothing / V, of_target = weight * (1 - smoothing);
+    REAL sum = 0;
     for (int j = thread; j < V; j += blockDim.x) {
-        REAL share = factor * power(row[j] + bias[j] - top);
-        row[j] = j == target ? share - weight : share;
+        REAL score = row[j] + bias[j] - top;
+        REAL share = factor * power(score) - shift;
+        row[j] = j == target ? share - of_target : share;
+        sum += score;
     }
+    if (smoothing != 0)
+        expected += smoothing / V * (REAL)sum_of_block<32 * WARPS>(sum);
+    if (thread == 0)
+        losses[m] = weight * (log(total) - expected);
 }
