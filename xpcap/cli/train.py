@@ -177,7 +177,7 @@ def train(
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
-        folder = _data_folder(data, ranks, chosen.needs_regions)
+        folder = _data_folder(data, ranks, chosen.attends)
         name = f"{folder.resolve().name}-{chosen.label}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()

@@ -181,7 +181,7 @@ class AttentionRNN(CaptioningRNN):
     def attention(self, cache: Any) -> Array:
         """Return the weight of each region for each word read; see `inspection.Attends`."""
         found: Array = cache.more_input.weights
-        return found
+        return found[None, None]
 
     def start(self, features: Array) -> tuple[Any, State]:
         """Return projected words and regions, and the first states; see `CaptionModel.start`.

@@ -35,7 +35,8 @@ from xpcap.layers.normalization import layer_norm, layer_norm_gradient
 from xpcap.layers.positions import sinusoids
 from xpcap.layers.regions import present_regions
 from xpcap.layers.sequences import Sequences
-from xpcap.models.model import CaptionModel, State
+from xpcap.models.inspection import Layered
+from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
 from xpcap.options import check_counts
 from xpcap.workspace import Workspace
@@ -46,7 +47,7 @@ Drop = Callable[[Array, int], None]
 """Applies the dropout mask of a number to rows, or to their gradient, in place."""
 
 
-class Transformer(CaptionModel):
+class Transformer(Layered):
     """A captioner that is a Transformer decoder.
 
     Features are `(N, L, D)`, L regions of which those that are all zero are absent, or `(N, D)`,
@@ -203,8 +204,13 @@ class Transformer(CaptionModel):
         cache: Any,
         gradients: Mapping[str, Array],
         dfeatures: Array | None = None,
+        look: Callable[[str, Array], None] | None = None,
     ) -> None:
-        """Backpropagate through all layers; see `CaptionModel.backward`."""
+        """Backpropagate through all layers; see `CaptionModel.backward`.
+
+        `look` is called for each layer of words, the last one first, with the beginning of its
+        parameters' names and the gradient of its output x `(M, H)`, of the words read.
+        """
         encoded, layers, last, rows, order, words, drop, space = cache
         xp, H = space.xp, dhidden.shape[1]
         dnormalized, dx = (rows.empty(space, name, H) for name in ("normalized", "dx"))
@@ -213,6 +219,8 @@ class Transformer(CaptionModel):
         last.backward(dnormalized, dx, gradients)
         dregions = space.zeros("dregions", *encoded.regions.shape)
         for number, layer in reversed([*enumerate(layers, 1)]):
+            if look is not None:
+                look(layer.name, dx[xp.argsort(order)])
             layer.backward(dx, drop, number, gradients, dregions)
         encoded.backward(dregions, gradients, dfeatures)
         drop(dx, 0)
@@ -265,12 +273,27 @@ class Transformer(CaptionModel):
         return out, (*stored, image, position + 1)
 
     def attention(self, cache: Any) -> Array:
-        """Return the weights of the last layer, the mean of its heads; see `inspection.Attends`."""
-        cross = cache.layers[-2].layer
-        means = [weights.mean(axis=1) for weights in cross.weights()]
-        rows = [mean.reshape(-1, mean.shape[2]) for mean in means]
-        found = cache.space.empty("attention", cache.rows.total, rows[0].shape[1])
-        found[cache.order] = cache.space.xp.concatenate(rows)
+        """Return the weights of regions for each word read; see `inspection.Attends`."""
+        xp, shape = cache.space.xp, (self.sizes["layers"], self.sizes["heads"])
+        regions = cache.encoded.regions
+        found = xp.zeros((*shape, cache.rows.total, regions.shape[1]), dtype=regions.dtype)
+        for of_layer, layer in zip(found, cache.layers[1::3], strict=True):
+            groups = zip(cache.rows.groups, layer.layer.weights(), strict=True)
+            for (rows, _, _), weights in groups:
+                of_layer[:, cache.order[rows]] = weights.swapaxes(0, 1).reshape(
+                    shape[1], -1, weights.shape[3]
+                )
+        return found
+
+    def self_attention(self, cache: Any) -> Array:
+        """Return the weights of words read for words read; see `inspection.Layered`."""
+        groups, shape = cache.rows.groups, (self.sizes["layers"], self.sizes["heads"])
+        count, longest = (groups[-1].sequences.stop, groups[0].length) if groups else (0, 0)
+        x = cache.encoded.regions
+        found = cache.space.xp.zeros((*shape, count, longest, longest), dtype=x.dtype)
+        for of_layer, layer in zip(found, cache.layers[::3], strict=True):
+            for (_, captions, T), weights in zip(groups, layer.layer.weights(), strict=True):
+                of_layer[:, captions, :T, :T] = weights.swapaxes(0, 1)
         return found
 
     def _read(self, words: Array, x: Array, xp: Namespace) -> None:
@@ -360,7 +383,7 @@ class _Residual:
     def __init__(
         self, layer: Any, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
     ) -> None:
-        self.layer, self._name = layer, name
+        self.layer, self.name = layer, name
         self._rows, self._space = rows, space
         self._norm = _Norm(params, rows, space, name)
 
@@ -391,7 +414,7 @@ class _Residual:
         """Change the gradient of the output to that of the input, and write the parameters'."""
         normalized, dout = self._scratch(dx.shape[1])
         dnormalized = self._rows.empty(self._space, "dnormalized", dx.shape[1])
-        own = _own(gradients, self._name)
+        own = _own(gradients, self.name)
         dout[...] = dx
         drop(dout, number)
         self._norm.again(normalized)

@@ -14,6 +14,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
+from xpcap.models.inspection import Attends
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import INTERVALS, find_rule
@@ -129,9 +130,9 @@ class RunOptions:
         check_counts(0, math.inf, seed=self.seed)
 
     @property
-    def needs_regions(self) -> bool:
-        """Whether the model needs features of regions."""
-        return FAMILIES[self.model].needs_regions
+    def attends(self) -> bool:
+        """Whether the model attends to regions, so that the built-in scenes are those of a grid."""
+        return issubclass(FAMILIES[self.model], Attends)
 
     @property
     def label(self) -> str:
