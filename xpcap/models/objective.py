@@ -162,20 +162,27 @@ class Objective:
         step: int,
         gradients: dict[str, Array],
         share: Share | None = None,
+        images: numpy.ndarray | None = None,
     ) -> Array:
         """Compute cross entropy as `CaptionModel.loss` does, and write `gradients` by name.
 
         The gradients are those of the whole loss, with the `penalty`. Captions are packed on the
         host and best come from it. If they are a `share` of a minibatch, loss and gradients are its
-        part of those of the whole.
+        part of those of the whole. `images (N,)` are the captions' rows of features, if not 0..N-1.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        batch = _some(self._pack(features, captions, share))
+        batch = _some(self._pack(features, captions, share, images))
         return self.compute(features, batch, streams, gradients).sum()
 
-    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
+    def evaluate(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None = None,
+        images: numpy.ndarray | None = None,
+    ) -> Array:
         """Return the loss without gradients, dropout and label smoothing."""
-        batch = _some(self._pack(features, captions, share))
+        batch = _some(self._pack(features, captions, share, images))
         return self._forward(features, batch, None, 0.0)[0].sum()
 
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
@@ -220,10 +227,17 @@ class Objective:
         self._backward(batch, forward, gradients)
         return losses
 
-    def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedBatch:
+    def _pack(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None = None,
+        images: numpy.ndarray | None = None,
+    ) -> PackedBatch:
         """Pack captions; those that are on a device stay there, padding and all."""
         model, dtype = self.model, self._dtype()
-        if captions.ndim != 2 or captions.shape[1] < 2 or features.shape[:1] != captions.shape[:1]:
+        fits = images is not None or features.shape[:1] == captions.shape[:1]
+        if captions.ndim != 2 or captions.shape[1] < 2 or not fits:
             raise ShapeError(
                 "expected captions (N, T+1) with T > 0 and features (N, ...), got"
                 f" {tuple(captions.shape)} and {tuple(features.shape)}"
@@ -234,7 +248,8 @@ class Objective:
         check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
             return keep_padding(captions, model.null, dtype)
-        return pack_captions(captions, model.null, dtype, model.backend.to_device, share)
+        batch = pack_captions(captions, model.null, dtype, model.backend.to_device, share)
+        return batch if images is None else batch._replace(images=images[batch.images])
 
     def _forward(
         self, features: Array, batch: PackedBatch, streams: Streams | None, smoothing: float
