@@ -204,7 +204,7 @@ class Objective:
         rows = xp.arange(M) if batch.scored is None else batch.scored
         targets, weight = xp.zeros(M, batch.targets.dtype), xp.zeros(M, hidden.dtype)
         targets[rows], weight[rows] = batch.targets, batch.weight > 0
-        W, b = (self.model.params[name] for name in self.model.head)
+        W, b = self.model.vocabulary_layer(self.model.params)
         scores, losses = hidden @ W, xp.empty(M, hidden.dtype)
         softmax_cross_entropy(xp, scores, b, targets, weight, losses, 0.0)
         return batch, losses, scores @ W.T, cache
@@ -242,8 +242,8 @@ class Objective:
                 "expected captions (N, T+1) with T > 0 and features (N, ...), got"
                 f" {tuple(captions.shape)} and {tuple(features.shape)}"
             )
-        W, b = (model.params[name] for name in model.head)
-        check_shapes("loss", **{model.head[0]: (W, "H V"), model.head[1]: (b, "V")})
+        W, b = model.vocabulary_layer(model.params)
+        check_shapes("loss", W_vocab=(W, "H V"), b_vocab=(b, "V"))
         check_numbers("loss", features=features)
         check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
@@ -257,7 +257,7 @@ class Objective:
         model, packing = self.model, batch.packing
         namespace(features, *model.params.values())
         space, xp = self._workspace(), self.xp
-        W, b = (model.params[name] for name in model.head)
+        W, b = model.vocabulary_layer(model.params)
         S, (H, V) = len(batch.targets), W.shape
         images = self._gather(features, batch.images)
         kept = None
@@ -287,8 +287,11 @@ class Objective:
     def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:
         model, space, xp = self.model, self._space, self.xp
         cache, kept, hidden, dscores = forward
-        W, (dW, db) = model.params[model.head[0]], (gradients[name] for name in model.head)
-        product(xp, hidden.T, dscores, dW)
+        (W, _), (dW, db) = map(model.vocabulary_layer, (model.params, gradients))
+        if dW.strides[0] < dW.strides[1]:  # the transpose of an array
+            product(xp, dscores.T, hidden, dW.T)
+        else:
+            product(xp, hidden.T, dscores, dW)
         column_sum(xp, dscores, db)
         dhidden = batch.packing.empty(space, "dhidden", hidden.shape[1])
         if batch.scored is None:
