@@ -32,7 +32,7 @@ def add_clock(model: CaptioningRNN, frequencies: numpy.ndarray) -> None:
     for name in {"Wz", "W_context"} & model.params.keys():  # what attention finds does not move it
         model.params[name][:, ::H] = 0
     model.recurrent_weights()["Wh"][0, wide - H] = _GROWTH  # the last gate is a tanh
-    W, b = (model.params[name] for name in model.head)
+    W, b = model.vocabulary_layer(model.params)
     W[0] = 0
     W[0, model.end] = _WEIGHT
     known = numpy.maximum(frequencies, frequencies[frequencies > 0].min())

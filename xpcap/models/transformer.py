@@ -8,7 +8,7 @@ layer (Xiong et al., "On layer normalization in the Transformer architecture", I
     p = norm(p)
     x_t = sqrt(H) W_embed[word_t] + position_t
     x = x + self(norm(x)); x = x + cross(norm(x), p); x = x + feed(norm(x))         in each layer
-    scores_t = norm(x_t) W_vocab + b_vocab
+    scores_t = norm(x_t) W_vocab + b_vocab                      W_vocab may be W_embed^T
 
 `self` and `cross` are multi-head attention, `feed` the feed-forward layer of 4 H units. Dropout is
 of x_t, of p_l and of what each layer adds, as there, but not of attention's weights.
@@ -65,13 +65,16 @@ class Transformer(Layered):
         Of each attention; a divisor of H.
     positions
         `"sinusoidal"`, or `"learned"` vectors.
+    tie_embeddings
+        Whether the vocabulary layer has the word vectors as its weights (O. Press and L. Wolf,
+        "Using the output embedding to improve language models", 2017).
     max_length
         The most words of a caption, `<END>` included.
     """
 
     family = "transformer"
     embeddings = ("W_embed", "W_position")
-    options = ("layers", "heads", "encoder_layers", "positions", "max_length")
+    options = ("layers", "heads", "encoder_layers", "positions", "tie_embeddings", "max_length")
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Transformer(Layered):
         heads: int = 8,
         encoder_layers: int = 0,
         positions: str = "sinusoidal",
+        tie_embeddings: bool = False,
         max_length: int = 64,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -92,7 +96,8 @@ class Transformer(Layered):
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, hidden_dim=hidden_dim, layers=layers, heads=heads,
-            encoder_layers=encoder_layers, positions=positions, max_length=max_length,
+            encoder_layers=encoder_layers, positions=positions, tie_embeddings=tie_embeddings,
+            max_length=max_length,
         )  # fmt: skip
 
     @classmethod
@@ -138,7 +143,7 @@ class Transformer(Layered):
                 for name, shape in shapes.items()
             },
             **norm,
-            "W_vocab": (H, words),
+            **({} if sizes["tie_embeddings"] else {"W_vocab": (H, words)}),
             "b_vocab": (words,),
         }
 
@@ -165,6 +170,11 @@ class Transformer(Layered):
                 if name.endswith(".W_out"):
                     found[name] /= math.sqrt(added)
         return found
+
+    def vocabulary_layer(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return the arrays of the vocabulary layer; see `CaptionModel.vocabulary_layer`."""
+        tied = self.sizes["tie_embeddings"]
+        return arrays["W_embed"].T if tied else arrays["W_vocab"], arrays["b_vocab"]
 
     def scale_features(self, scale: float) -> None:
         """Divide `W_proj` by the root mean square of the features."""
@@ -225,7 +235,13 @@ class Transformer(Layered):
         encoded.backward(dregions, gradients, dfeatures)
         drop(dx, 0)
         dx *= math.sqrt(H)
-        add_rows(xp, words, dx, gradients["W_embed"])
+        dW = gradients["W_embed"]
+        if self.sizes["tie_embeddings"]:  # beside the gradient of the vocabulary layer
+            of_words = space.empty("dW_embed", *dW.shape)
+            add_rows(xp, words, dx, of_words)
+            dW += of_words
+        else:
+            add_rows(xp, words, dx, dW)
         if "W_position" in gradients:
             gradients["W_position"][...] = 0
             for part, _, T in rows.groups:

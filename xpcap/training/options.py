@@ -36,6 +36,7 @@ _MODEL = {
     "heads": "heads",
     "encoder_layers": "encoder_layers",
     "positions": "positions",
+    "tie_embeddings": "tie_embeddings",
     "dropout": "dropout",
     "dtype": "dtype",
 }
@@ -80,10 +81,11 @@ class RunOptions:
     dtype: str = "float32"
     scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
     doubly_stochastic: float = 0.0
-    layers: int = 3  # this and the next three: see `Transformer`; of this family alone
+    layers: int = 3  # this and the next four: see `Transformer`; of this family alone
     heads: int = 8
     encoder_layers: int = 0
     positions: str = "sinusoidal"
+    tie_embeddings: bool = False
     batch_size: int | None = None  # captions per step; None: see `default_batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
