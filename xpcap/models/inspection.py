@@ -149,7 +149,7 @@ def word_gradients(model: CaptionModel, features: Array, words: Array) -> tuple[
         objective, captions = Objective(model), _with_start(model, words)
         xp, (N, T) = namespace(features, words), words.shape
         batch, losses, dh, _ = objective.words(features, captions)
-        unused = {name: xp.empty_like(value) for name, value in model.params.items()}
+        unused = {name: xp.zeros_like(value) for name, value in model.params.items()}
         log_probs = xp.zeros((N, T), dtype=dh.dtype)
         gradients = xp.zeros((N, T, *features.shape[1:]), dtype=dh.dtype)
         of_images = xp.empty(features.shape, dtype=dh.dtype)
@@ -218,7 +218,7 @@ def layer_gradients(model: Layered, features: Array, captions: Array) -> LayerGr
         namespace(features, captions)
         batch, _, dhidden, cache = Objective(model).words(features, to_host(captions))
         xp, counted, steps = namespace(dhidden), batch.counted(), batch.packing.rows
-        gradients = {name: xp.empty_like(value) for name, value in model.params.items()}
+        gradients = {name: xp.zeros_like(value) for name, value in model.params.items()}
         found = dict[str, Array]()
 
         def look(name: str, dx: Array) -> None:
