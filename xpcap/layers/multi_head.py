@@ -100,11 +100,14 @@ class _Heads:
         """Write the gradient of the query; add those of keys and values."""
         xp, weights = self._space.xp, self.weights(query, keys, mask)
         dscores = self._space.empty("dscores", *weights.shape)
-        dvalues += weights.swapaxes(2, 3) @ dcontext
+        part = self._space.empty("part", *keys.shape)
+        stacked_product(xp, weights.swapaxes(2, 3), dcontext, part)
+        dvalues += part
         stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores)
         softmax_gradient(xp, weights, self._scale, dscores)
         stacked_product(xp, dscores, keys, dquery)
-        dkeys += dscores.swapaxes(2, 3) @ query
+        stacked_product(xp, dscores.swapaxes(2, 3), query, part)
+        dkeys += part
 
 
 class SelfAttention:
