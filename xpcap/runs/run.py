@@ -71,8 +71,13 @@ class Run:
 
     @property
     def max_words(self) -> int:
-        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded."""
-        return int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+        """The most words of a caption, `<END>` not counted.
+
+        That of its data set, 30 if not recorded, or less if a model reads fewer.
+        """
+        known = int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+        sizes = (model.sizes for model in (self.model, *self.partners))
+        return min([known, *(size["max_length"] - 1 for size in sizes if "max_length" in size)])
 
     @property
     def captioner(self) -> Captioner:
