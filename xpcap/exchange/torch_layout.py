@@ -69,10 +69,11 @@ def from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray]:
     """Convert a state dict to `CaptionModel.params` for V = `words`.
 
     With attention, and in a Transformer, layers must have the names of `to_torch`. Otherwise they
-    may have any: the recurrent layer is found by the names of its parts, the others by their shapes; if these are
-    ambiguous, they must have the names of `to_torch`. Missing biases become zeros. An nn.RNN is
-    assumed to use tanh, since a state dict does not tell. Layers that are not those of a captioner
-    raise a `DataError`.
+    may have any: the recurrent layer is found by the names of its parts, the others by their
+    shapes; if these are ambiguous, they must have the names of `to_torch`. Missing biases become
+    zeros. An nn.RNN is assumed to use tanh, and the layers of a Transformer the options of
+    `to_torch`, since a state dict does not tell. Layers that are not those of a captioner raise a
+    `DataError`.
     """
     layers = {name.rpartition(".")[0] for name in state}
     family = next(name for name, converter in CONVERTERS.items() if converter.knows(layers))

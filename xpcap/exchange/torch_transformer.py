@@ -107,7 +107,7 @@ def transformer_from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarra
     absent = {name for name in expected.keys() - state.keys() if name.endswith("bias")}
     state = {**state, **{name: numpy.zeros(expected[name], projection.dtype) for name in absent}}
     check_arrays("it", state, expected)
-    params = {}
+    params: dict[str, numpy.ndarray] = {}
     for name, ours in names.items():
         value = state[name] if ours[0] in Transformer.embeddings else state[name].T
         params |= zip(ours, numpy.split(value, len(ours), axis=-1), strict=True)

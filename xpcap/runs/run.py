@@ -76,8 +76,8 @@ class Run:
         That of its data set, 30 if not recorded, or less if a model reads fewer.
         """
         known = int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
-        sizes = (model.sizes for model in (self.model, *self.partners))
-        return min([known, *(size["max_length"] - 1 for size in sizes if "max_length" in size)])
+        models = (self.model, *self.partners)
+        return min(known, *(int(m.sizes.get("max_length", known + 1)) - 1 for m in models))
 
     @property
     def captioner(self) -> Captioner:
