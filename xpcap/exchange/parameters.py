@@ -63,7 +63,7 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
     for name, value in params.items():
         if value.dtype.kind != "f" or not all(size > 0 for size in value.shape):
             raise DataError(
-                f"{source}: '{name}' is {value.dtype} of shape {tuple(value.shape)}; expected"
+                f"{source}: {name!r:.60} is {value.dtype} of shape {tuple(value.shape)}; expected"
                 " floating numbers"
             )
     if (name := family_of(params)) == "transformer":
@@ -107,7 +107,7 @@ def _sizes_of_transformer(source: str, params: Mapping[str, Any]) -> tuple[int, 
     if "W_position" in params:
         sizes |= {"positions": "learned", "max_length": max((1, *params["W_position"].shape[:1]))}
     shapes = Transformer.shapes(found["V"], heads=1, **{"max_length": 1, **sizes})
-    check_arrays(source, params, shapes)
+    check_arrays(f"{source}: ", params, shapes)
     return found["V"], {"family": "transformer", **sizes}
 
 
@@ -123,11 +123,10 @@ def check_arrays(
     for name in {**expected, **arrays}:
         found = tuple(arrays[name].shape) if name in arrays else None
         if found != expected.get(name):
-            has, wanted = (
-                "no such array" if shape is None else str(shape)
-                for shape in (found, expected.get(name))
+            what = "is missing" if found is None else f"is of shape {found}"
+            raise DataError(
+                f"{source}{name!r:.60} {what}; expected {expected.get(name, 'no such array')}"
             )
-            raise DataError(f"{source} has as {name!r:.60} {has}; expected {wanted}")
 
 
 def unified(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:

@@ -106,7 +106,7 @@ def transformer_from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarra
     expected = {name: _shape(ours, shapes) for name, ours in names.items()}
     absent = {name for name in expected.keys() - state.keys() if name.endswith("bias")}
     state = {**state, **{name: numpy.zeros(expected[name], projection.dtype) for name in absent}}
-    check_arrays("it", state, expected)
+    check_arrays("", state, expected)
     params: dict[str, numpy.ndarray] = {}
     for name, ours in names.items():
         value = state[name] if ours[0] in Transformer.embeddings else state[name].T
