@@ -488,4 +488,4 @@ class _Regions:
 
     def _dropping(self, rows: Array, number: int) -> None:
         """Drop elements of rows `(N L, H)`."""
-        self._drop(rows.reshape(*self.present.shape, -1), number)
+        self._drop(rows.reshape(*self.present.shape, rows.shape[1]), number)
