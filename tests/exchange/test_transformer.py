@@ -108,6 +108,18 @@ def test_exported_files_are_imported_bit_for_bit(kind, to, vocab, tmp_path):
     numpy.testing.assert_array_equal(*captions)
 
 
+@pytest.mark.parametrize("to", ["torch", "npz"])
+def test_shared_word_vectors_are_exported_twice(to, vocab, tmp_path, monkeypatch):
+    monkeypatch.setitem(TRANSFORMERS, "tied", {"tie_embeddings": True})
+    run = run_of(transformer("tied"), tmp_path / "run")
+    export_run(run, to, tmp_path / "file")
+    heads = None if to == "torch" else 3
+    again = import_run(tmp_path / "file", tmp_path / "again", vocab=vocab, heads=heads)
+    numpy.testing.assert_array_equal(again.model.params["W_vocab"], run.model.params["W_embed"].T)
+    captions = (opened.model.sample(regions(), 12) for opened in (run, again))
+    numpy.testing.assert_array_equal(*captions)
+
+
 def test_number_of_heads_is_asked_for_and_compared(vocab, tmp_path):
     run = run_of(transformer("decoder"), tmp_path / "run")
     for to in ("torch", "npz"):

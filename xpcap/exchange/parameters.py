@@ -103,6 +103,7 @@ def _sizes_of_transformer(source: str, params: Mapping[str, Any]) -> tuple[int, 
     sizes = {
         "input_dim": found["D"], "hidden_dim": found["H"], "layers": stacked(params, "layer."),
         "encoder_layers": stacked(params, "encoder."), "positions": "sinusoidal",
+        "tie_embeddings": False,
     }  # fmt: skip
     if "W_position" in params:
         sizes |= {"positions": "learned", "max_length": max((1, *params["W_position"].shape[:1]))}

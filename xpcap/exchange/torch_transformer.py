@@ -100,6 +100,7 @@ def transformer_from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarra
         "layers": stacked(state, "decoder.layers."),
         "encoder_layers": stacked(state, "encoder.layers."),
         "positions": "sinusoidal" if positions is None else "learned",
+        "tie_embeddings": False,
         "max_length": 1 if positions is None else max((1, *positions.shape[:1])),
     }  # fmt: skip
     names, shapes = _names(sizes), Transformer.shapes(words, heads=1, **sizes)
