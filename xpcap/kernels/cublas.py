@@ -130,6 +130,35 @@ class CuBLAS:
                 f"cublasGemmEx of {a.shape} and {b.shape} failed with status {status}"
             )
 
+    def stacked(self, a: Array, b: Array, out: Array, precision: str) -> None:
+        """Do the same for stacks of matrices, `(G, A, M, K)` and `(G, A, K, N)`, G at a time."""
+        numbers = _NUMBERS.get(a.dtype) if a.dtype == b.dtype == out.dtype else None
+        gemm = _gemm_layout(
+            a.itemsize, a.shape[2:], a.strides[2:], b.shape[2:], b.strides[2:],
+            out.shape[2:], out.strides[2:],
+        )  # fmt: skip
+        if numbers is None or gemm is None:
+            out[...] = self._xp.matmul(a, b)
+            return
+        transpose_a, transpose_b, m, n, k, lda, ldb, ldc = gemm
+        G, A = out.shape[:2]
+        if 0 in (m, n, k, G):
+            out[...] = 0
+            return
+        self._use_current_stream()
+        of_a, of_b, of_out = (
+            ctypes.c_longlong(array.strides[0] // array.itemsize) for array in (a, b, out)
+        )
+        for number in range(A):
+            status = self._library.cublasGemmStridedBatchedEx(
+                self._handle, transpose_a, transpose_b, m, n, k,
+                numbers.one, _pointer(b, number), numbers.data_type, lda, of_b,
+                _pointer(a, number), numbers.data_type, ldb, of_a,
+                numbers.zero, _pointer(out, number), numbers.data_type, ldc, of_out,
+                G, numbers.compute[precision], _DEFAULT_ALGORITHM,
+            )  # fmt: skip
+            self._check(status, f"cublasGemmStridedBatchedEx of {a.shape} and {b.shape}")
+
     def _use_current_stream(self) -> None:
         """Set the handle's stream if it changed, and the workspace, which that resets."""
         stream = self._xp.cuda.get_current_stream().ptr
@@ -153,8 +182,9 @@ class CuBLAS:
             raise BackendError(f"{call} failed with status {status}")
 
 
-def _pointer(array: Array) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.data.ptr)
+def _pointer(array: Array, second: int = 0) -> ctypes.c_void_p:
+    """Return where an array begins, or the part of it with this index of its second axis."""
+    return ctypes.c_void_p(array.data.ptr + (second and second * array.strides[1]))
 
 
 @functools.cache

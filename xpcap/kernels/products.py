@@ -12,6 +12,7 @@ from xpcap.backend import Array, Namespace
 from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 from xpcap.layers.affine import product
+from xpcap.layers.multi_head import stacked_product
 
 _precision = "float32"
 
@@ -26,6 +27,16 @@ def _product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
         xp.matmul(a, b, out=out)
     else:
         cublas.product(a, b, out, _precision)
+
+
+@stacked_product.version("cupy")
+def _stacked_product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """The same for stacks of matrices."""
+    cublas = open_cublas(xp, xp.cuda.runtime.getDevice())
+    if cublas is None:
+        out[...] = xp.matmul(a, b)
+    else:
+        cublas.stacked(a, b, out, _precision)
 
 
 def can_be_captured(xp: Namespace, dtype: Any) -> bool:

@@ -100,11 +100,14 @@ class _Heads:
         """Write the gradient of the query; add those of keys and values."""
         xp, weights = self._space.xp, self.weights(query, keys, mask)
         dscores = self._space.empty("dscores", *weights.shape)
-        dvalues += weights.swapaxes(2, 3) @ dcontext
+        part = self._space.empty("part", *keys.shape)
+        stacked_product(xp, weights.swapaxes(2, 3), dcontext, part)
+        dvalues += part
         stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores)
         softmax_gradient(xp, weights, self._scale, dscores)
         stacked_product(xp, dscores, keys, dquery)
-        dkeys += dscores.swapaxes(2, 3) @ query
+        stacked_product(xp, dscores.swapaxes(2, 3), query, part)
+        dkeys += part
 
 
 class SelfAttention:
@@ -163,15 +166,15 @@ class SelfAttention:
         Its key and value are stored at `position (R,)` of `keys` and `values (R, P, H)`, behind
         those of the rows before it.
         """
-        p, xp, (R, P, _) = self._params, self._space.xp, keys.shape
+        p, xp, (R, P, H), A = self._params, self._space.xp, keys.shape, self._count
         product(xp, x, p["W_qkv"], self._qkv)
         self._qkv += p["b_qkv"]
         query, key, value = self._split(self._qkv)
         sequence = xp.arange(R)
         keys[sequence, position], values[sequence, position] = key, value
         mask = (xp.arange(P) <= position[:, None])[:, None, None, :]
-        stored = (part.reshape(R, P, self._count, -1).swapaxes(1, 2) for part in (keys, values))
-        one = (part.reshape(R, self._count, 1, -1) for part in (query, self._context))
+        stored = (part.reshape(R, P, A, H // A).swapaxes(1, 2) for part in (keys, values))
+        one = (part.reshape(R, A, 1, H // A) for part in (query, self._context))
         (q, context), (k, v) = one, stored
         self._heads.forward(q, k, v, mask, context)
         product(xp, self._context, p["W_out"], out)
@@ -295,11 +298,9 @@ class CrossAttention:
         `(N, L, D)` those of the group's images are yielded.
         """
         D = self._regions.shape[2]
-        for rows, images, _ in self._rows.groups:
-            G = images.stop - images.start
-            own = (
-                part[images] if part.ndim == 3 else part[rows].reshape(G, -1, D) for part in arrays
-            )
+        for rows, images, T in self._rows.groups:
+            shape = images.stop - images.start, T * self._count, D
+            own = (part[images] if part.ndim == 3 else part[rows].reshape(shape) for part in arrays)
             mask = self._present[images][:, None, None, :]
             yield [self._regions[images][:, None], mask, *(part[:, None] for part in own)]
 

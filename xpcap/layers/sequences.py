@@ -56,7 +56,10 @@ class Sequences:
         starts = [rows.start for rows in packing.rows]
         found = [xp.zeros(0, dtype=int)]
         for _, sequences, length in self.groups:
-            of_step = xp.asarray(starts[:length])
+            if packing.even:  # as on a GPU, where a graph may not read from the host
+                of_step = xp.arange(length) * packing.captions
+            else:
+                of_step = xp.asarray(starts[:length])
             of_caption = xp.arange(sequences.start, sequences.stop)[:, None]
             found.append((of_caption + of_step).reshape(-1))
         return xp.concatenate(found)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from xpcap.backend import Array, Backend, Namespace, namespace
+from xpcap.backend import Array, Backend, Namespace, is_host, namespace
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
@@ -257,11 +257,13 @@ class Transformer(Layered):
         W_proj = self.params["W_proj"]
         xp = namespace(features, W_proj)
         features = features.astype(W_proj.dtype, copy=False)
-        encoded = _Regions(self, features, Workspace(fastest(xp), W_proj.dtype), _keep)
+        space = Workspace(fastest(xp), W_proj.dtype)
+        encoded = _Regions(self, features, space, _keep)
         shape = len(features), self.sizes["max_length"], W_proj.shape[1]
         stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
         image = xp.arange(len(features))
-        return _Context(encoded.regions, encoded.present), (*stored, image, xp.zeros_like(image))
+        context = _Context(encoded.regions, encoded.present, space)
+        return context, (*stored, image, xp.zeros_like(image))
 
     def advance(
         self, words: Array, parents: Array | None, state: State, context: Any
@@ -274,13 +276,18 @@ class Transformer(Layered):
         if parents is not None:
             state = tuple(part[parents] for part in state)
         *stored, image, position = state
-        fast, R, H = fastest(xp), len(words), stored[0].shape[2]
-        space, rows = Workspace(fast, stored[0].dtype), Sequences.even(R, 1)
-        x, out = space.empty("x", R, H), space.empty("normalized", R, H)
-        self._read(words, x, fast)
+        (regions, present, space), R, H = context, len(words), stored[0].shape[2]
+        rows, by_image = Sequences.even(R, 1), None
+        x, out = space.empty("x", R, H), xp.empty((R, H), dtype=stored[0].dtype)
+        self._read(words, x, space.xp)
         x += self._positions()[position]
+        images = image
+        if is_host(xp):  # there rows of one image look at it together
+            by_image, images = _by_image(image, len(regions))
+        if images is not None:
+            regions, present = regions[images], present[images]
         caches = zip(stored[::2], stored[1::2], strict=True)
-        for layer in self._layers(context.regions[image], context.present[image], rows, space):
+        for layer in self._layers(regions, present, rows, space, by_image):
             if isinstance(layer.layer, SelfAttention):
                 layer.advance(x, *next(caches), position)
             else:
@@ -325,23 +332,74 @@ class Transformer(Layered):
         return sinusoids(namespace(W_embed), self.sizes["max_length"], H).astype(W_embed.dtype)
 
     def _layers(
-        self, regions: Array, present: Array, rows: Sequences, space: Workspace
+        self,
+        regions: Array,
+        present: Array,
+        rows: Sequences,
+        space: Workspace,
+        by_image: _ByImage | None = None,
     ) -> list[_Residual]:
         """Return the layers that words pass through."""
-        heads = self.sizes["heads"]
+        heads, cross = self.sizes["heads"], CrossAttention if by_image is None else by_image.layer
         kinds = {
             "self": (SelfAttention, heads),
-            "cross": (CrossAttention, heads, regions, present),
+            "cross": (cross, heads, regions, present),
             "feed": (FeedForward,),
         }
         return _stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
 
 
 class _Context(NamedTuple):
-    """What decoding needs of the images: regions `(N, L, H)`, and which there are."""
+    """What decoding needs: the regions of the images `(N, L, H)`, which there are, and memory."""
 
     regions: Array
     present: Array
+    space: Workspace
+
+
+class _ByImage(NamedTuple):
+    """Rows in the order of their images, so that those of one image look at it together."""
+
+    order: numpy.ndarray
+    rows: Sequences
+
+    def layer(
+        self, params: Mapping[str, Array], _: Sequences, space: Workspace, name: str, *more: Any
+    ) -> _Reordered:
+        """Make the cross attention of rows that are in another order."""
+        return _Reordered(CrossAttention(params, self.rows, space, name, *more), self.order, space)
+
+
+class _Reordered(NamedTuple):
+    """A layer of rows in this order."""
+
+    layer: CrossAttention
+    order: numpy.ndarray
+    space: Workspace
+
+    def forward(self, x: Array, out: Array) -> None:
+        ordered = self.space.empty("reordered", *x.shape)
+        self.layer.forward(x[self.order], ordered)
+        out[self.order] = ordered
+
+
+def _by_image(image: numpy.ndarray, count: int) -> tuple[_ByImage | None, numpy.ndarray | None]:
+    """Group rows by the images `(R,)` that they look at, of `count`; and return these images.
+
+    None stands for rows that stay as they are, and for all images.
+    """
+    images, which, numbers = numpy.unique(image, return_inverse=True, return_counts=True)
+    most = numpy.argsort(-numbers, kind="stable")
+    rank = numpy.empty_like(most)
+    rank[most] = numpy.arange(len(most))
+    lengths, counts = numpy.unique(numbers, return_counts=True)
+    rows = Sequences([*zip(counts[::-1].tolist(), lengths[::-1].tolist(), strict=True)])
+    images = images[most]
+    by_image = _ByImage(numpy.argsort(rank[which], kind="stable"), rows)
+    return (
+        None if numpy.array_equal(images, image) else by_image,
+        None if numpy.array_equal(images, numpy.arange(count)) else images,
+    )
 
 
 class _Cache(NamedTuple):
@@ -511,4 +569,4 @@ class _Regions:
 
     def _dropping(self, rows: Array, number: int) -> None:
         """Drop elements of rows `(N L, H)`."""
-        self._drop(rows.reshape(*self.present.shape, -1), number)
+        self._drop(rows.reshape(*self.present.shape, rows.shape[1]), number)

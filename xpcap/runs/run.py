@@ -71,8 +71,13 @@ class Run:
 
     @property
     def max_words(self) -> int:
-        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded."""
-        return int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+        """The most words of a caption, `<END>` not counted.
+
+        That of its data set, 30 if not recorded, or less if a model reads fewer.
+        """
+        known = int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+        models = (self.model, *self.partners)
+        return min(known, *(int(m.sizes.get("max_length", known + 1)) - 1 for m in models))
 
     @property
     def captioner(self) -> Captioner:
