@@ -11,8 +11,6 @@ Michigan's EECS 498 course: the regions are projected once, to keys and values a
     x_t = W_embed[word_t]
     h_t = cell(x_t Wx + z_t Wz + b, h_{t-1} Wh)
     scores_t = (h_t + z_t W_context) W_vocab + b_vocab
-
-Dropout also leaves out elements of p, the same ones of all regions of an image.
 """
 
 from __future__ import annotations
@@ -132,7 +130,6 @@ class AttentionRNN(CaptioningRNN):
         self._check(features)
         mean, present = mean_region(features, space)
         grid = self._project_grid(features, space)
-        batch.drop_images(grid)
         attended = AttentionInput(self.params, grid, present, batch.packing, space)
         h0 = self._first_state(mean, space)
         ax, b, vectors = self._read_words(batch, space)
@@ -170,7 +167,6 @@ class AttentionRNN(CaptioningRNN):
         self._read_words_backward(dax, vectors, batch, gradients, space)
         self._first_state_backward(dh0, mean, gradients, space)
         D, H = params["W_grid"].shape
-        batch.drop_images(attended.dgrid)
         dgrid = attended.dgrid.reshape(-1, H)
         product(xp, features.reshape(-1, D).T, dgrid, gradients["W_grid"])
         column_sum(xp, dgrid, gradients["b_grid"])

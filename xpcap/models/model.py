@@ -58,7 +58,7 @@ class CaptionModel(abc.ABC):
         Of the initial parameters.
     dropout
         The share of word vectors' and of hidden states' elements that `loss` drops, in [0, 1);
-        with attention, of projected regions' too.
+        other families say what else.
     seed
         Of the initial parameters and of dropout; None takes it from NumPy's global generator.
     backend
