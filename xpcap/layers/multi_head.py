@@ -34,7 +34,7 @@ from xpcap.layers.affine import column_sum, product
 from xpcap.layers.sequences import Sequences
 from xpcap.operations import operation
 from xpcap.options import check_counts
-from xpcap.subnormals import power
+from xpcap.subnormals import flushed, power
 from xpcap.workspace import Workspace
 
 
@@ -64,7 +64,8 @@ def masked_softmax(xp: Namespace, scores: Array, scale: float, mask: Array | Non
 def softmax_gradient(xp: Namespace, weights: Array, scale: float, dweights: Array) -> None:
     """Replace the gradient of `masked_softmax`'s weights `(G, A, T, L)` by that of its scores."""
     inner = (weights * dweights).sum(axis=-1, keepdims=True)
-    dweights[...] = weights.dtype.type(scale) * weights * (dweights - inner)
+    with flushed(xp, dweights):
+        dweights[...] = weights.dtype.type(scale) * weights * (dweights - inner)
 
 
 class _Heads:
