@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -129,6 +130,32 @@ class CuBLAS:
             raise BackendError(
                 f"cublasGemmEx of {a.shape} and {b.shape} failed with status {status}"
             )
+
+    def stacked_product(self, a: Array, b: Array, out: Array, precision: str, add: bool) -> bool:
+        """Do what `product` does for matrices `(G, A, M, K)` and `(G, A, K, N)`, in A calls.
+
+        With `add` the products are added to `out`. Returns False if cuBLAS does not take them.
+        """
+        numbers = _NUMBERS.get(a.dtype) if a.dtype == b.dtype == out.dtype else None
+        layouts = ((x.shape[2:], x.strides[2:]) for x in (a, b, out))
+        gemm = _gemm_layout(a.itemsize, *itertools.chain.from_iterable(layouts))
+        if numbers is None or gemm is None or not (a.size and b.size):
+            return False
+        transpose_a, transpose_b, m, n, k, lda, ldb, ldc = gemm
+        self._use_current_stream()
+        for head in range(a.shape[1]):
+            left, right, result = (
+                (_pointer(x[:, head]), numbers.data_type, lead,
+                 ctypes.c_longlong(x.strides[0] // x.itemsize))
+                for x, lead in ((b, lda), (a, ldb), (out, ldc))
+            )  # fmt: skip
+            status = self._library.cublasGemmStridedBatchedEx(
+                self._handle, transpose_a, transpose_b, m, n, k, numbers.one, *left, *right,
+                numbers.one if add else numbers.zero, *result, len(a),
+                numbers.compute[precision], _DEFAULT_ALGORITHM,
+            )  # fmt: skip
+            self._check(status, f"cublasGemmStridedBatchedEx of {a.shape} and {b.shape}")
+        return True
 
     def _use_current_stream(self) -> None:
         """Set the handle's stream if it changed, and the workspace, which that resets."""

@@ -12,6 +12,7 @@ from xpcap.backend import Array, Namespace
 from xpcap.errors import BackendError, ConfigurationError
 from xpcap.kernels.cublas import PRECISIONS, open_cublas
 from xpcap.layers.affine import product
+from xpcap.layers.multi_head import stacked_product
 
 _precision = "float32"
 
@@ -26,6 +27,14 @@ def _product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
         xp.matmul(a, b, out=out)
     else:
         cublas.product(a, b, out, _precision)
+
+
+@stacked_product.version("cupy")
+def _stacked_product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array, add: bool) -> None:
+    """As `_product_by_cublas`."""
+    cublas = open_cublas(xp, xp.cuda.runtime.getDevice())
+    if cublas is None or not cublas.stacked_product(a, b, out, _precision, add):
+        stacked_product.reference(xp, a, b, out, add)
 
 
 def can_be_captured(xp: Namespace, dtype: Any) -> bool:

@@ -16,7 +16,8 @@ work if words times heads are fewer than the H numbers of two projections:
     sum_l alpha_tl v_l = (sum_l alpha_tl p_l) W_value + b_value          as sum_l alpha_tl = 1
 
 The bias of keys adds the same to all e_tl of a row, so the softmax does not see it. It is left out
-of `CrossAttention`; `SelfAttention` has it, as others do, and its gradient is 0.
+of `CrossAttention`; `SelfAttention` has it, as others do, and its gradient is 0. Without a region
+the context of `CrossAttention` is b_value.
 
 The weights alpha are not kept: N A T L numbers, which the backward pass computes again.
 """
@@ -39,9 +40,12 @@ from xpcap.workspace import Workspace
 
 
 @operation
-def stacked_product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
-    """Write the product of each two matrices of `a (..., M, K)` and `b (..., K, N)`."""
-    out[...] = a @ b
+def stacked_product(xp: Namespace, a: Array, b: Array, out: Array, add: bool) -> None:
+    """Write, or add, the product of each two matrices of `a (G, A, M, K)` and `b (G, A, K, N)`."""
+    if add:
+        out += a @ b
+    else:
+        out[...] = a @ b
 
 
 @operation
@@ -78,14 +82,14 @@ class _Heads:
         """Return alpha `(G, A, T, L)`, until the next call."""
         xp = self._space.xp
         found = self._space.empty("weights", *query.shape[:3], keys.shape[2])
-        stacked_product(xp, query, keys.swapaxes(2, 3), found)
+        stacked_product(xp, query, keys.swapaxes(2, 3), found, False)
         masked_softmax(xp, found, self._scale, mask)
         return found
 
     def forward(
         self, query: Array, keys: Array, values: Array, mask: Array | None, context: Array
     ) -> None:
-        stacked_product(self._space.xp, self.weights(query, keys, mask), values, context)
+        stacked_product(self._space.xp, self.weights(query, keys, mask), values, context, False)
 
     def backward(
         self,
@@ -101,11 +105,11 @@ class _Heads:
         """Write the gradient of the query; add those of keys and values."""
         xp, weights = self._space.xp, self.weights(query, keys, mask)
         dscores = self._space.empty("dscores", *weights.shape)
-        dvalues += weights.swapaxes(2, 3) @ dcontext
-        stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores)
+        stacked_product(xp, weights.swapaxes(2, 3), dcontext, dvalues, True)
+        stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores, False)
         softmax_gradient(xp, weights, self._scale, dscores)
-        stacked_product(xp, dscores, keys, dquery)
-        dkeys += dscores.swapaxes(2, 3) @ query
+        stacked_product(xp, dscores, keys, dquery, False)
+        stacked_product(xp, dscores.swapaxes(2, 3), query, dkeys, True)
 
 
 class SelfAttention:
@@ -156,6 +160,7 @@ class SelfAttention:
             self._heads.backward(dc, q, k, v, mask, dq, dk, dv)
         product(xp, x.T, dqkv, gradients["W_qkv"])
         column_sum(xp, dqkv, gradients["b_qkv"])
+        self._split(gradients["b_qkv"][None])[1][...] = 0  # exactly, which Adam would not ignore
         product(xp, dqkv, p["W_qkv"].T, dx)
 
     def advance(self, x: Array, keys: Array, values: Array, position: Array, out: Array) -> None:
@@ -296,10 +301,10 @@ class CrossAttention:
         `(N, L, D)` those of the group's images are yielded.
         """
         D = self._regions.shape[2]
-        for rows, images, _ in self._rows.groups:
-            G = images.stop - images.start
+        for rows, images, T in self._rows.groups:
             own = (
-                part[images] if part.ndim == 3 else part[rows].reshape(G, -1, D) for part in arrays
+                part[images] if part.ndim == 3 else part[rows].reshape(-1, T * self._count, D)
+                for part in arrays
             )
             mask = self._present[images][:, None, None, :]
             yield [self._regions[images][:, None], mask, *(part[:, None] for part in own)]
@@ -503,4 +508,4 @@ def _above(
     xp = namespace(dout, x)
     check_gradients(function, dout=(dout, x.shape))
     gradients = {name: xp.empty_like(p) for name, p in params.items()}
-    return dout.reshape(-1, x.shape[2]), xp.empty_like(x), gradients
+    return dout.reshape(-1, x.shape[2]), xp.empty(x.shape, dtype=x.dtype), gradients

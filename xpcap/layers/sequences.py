@@ -9,6 +9,7 @@ form a group, whose rows are an array `(G, T, H)` without padding: of captions A
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,18 +48,20 @@ class Sequences:
     def of(cls, packing: Packing) -> Sequences:
         """Return the captions of a packing."""
         sizes = [rows.stop - rows.start for rows in packing.rows]
-        ends = zip(sizes, [*sizes[1:], 0], range(1, len(sizes) + 1), strict=True)
-        groups = [(size - after, length) for size, after, length in ends if size > after]
+        ends = enumerate(itertools.pairwise([*sizes, 0]), 1)
+        groups = [(size - after, length) for length, (size, after) in ends if size > after]
         return cls(groups[::-1], packing.capacity)
 
     def packed_rows(self, xp: Namespace, packing: Packing) -> Array:
         """Return the row of the packing `(M,)` that each row is."""
-        starts = [rows.start for rows in packing.rows]
         found = [xp.zeros(0, dtype=int)]
+        if len(self.groups) == 1:  # nothing from the host, as in a graph
+            starts = xp.arange(len(packing.rows)) * packing.captions
+        else:
+            starts = xp.asarray([rows.start for rows in packing.rows])
         for _, sequences, length in self.groups:
-            of_step = xp.asarray(starts[:length])
             of_caption = xp.arange(sequences.start, sequences.stop)[:, None]
-            found.append((of_caption + of_step).reshape(-1))
+            found.append((of_caption + starts[:length]).reshape(-1))
         return xp.concatenate(found)
 
     def empty(self, space: Workspace, name: str, width: int, dtype: Any = None) -> Array:
