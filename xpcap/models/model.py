@@ -91,6 +91,8 @@ class CaptionModel(abc.ABC):
     """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
     embeddings: ClassVar[tuple[str, ...]] = ("W_embed",)
     """Parameters whose rows are vectors of words, positions and the like; they do not decay."""
+    max_length: float = math.inf
+    """The most words of a caption that the model can read or generate, `<END>` included."""
 
     def __init__(
         self,
@@ -186,8 +188,9 @@ class CaptionModel(abc.ABC):
     ) -> tuple[Array, State]:
         """Feed one word to each hypothesis, `words (R,)`.
 
-        `parents (R,)` are the rows of `state` that the words follow; None: each its own. Returns
-        `hidden (R, H)`, from which the vocabulary layer predicts the next words, and the new state.
+        `parents (R,)` are the rows of `state` that the words follow. None: each its own, and arrays
+        of `state` may be written into and returned. Returns `hidden (R, H)`, from which the
+        vocabulary layer predicts the next words, and the new state.
         """
 
     def initial(
@@ -330,7 +333,7 @@ class CaptionModel(abc.ABC):
         scores += b
         return scores, state
 
-    def sample(self, features: Array, max_length: int = 30) -> Array:
+    def sample(self, features: Array, max_length: int | None = None) -> Array:
         """Caption images greedily: always the most likely next word.
 
         Parameters
@@ -338,7 +341,7 @@ class CaptionModel(abc.ABC):
         features
             `(N, ...)` floating.
         max_length
-            The most words of a caption, `<END>` included.
+            The most words of a caption, `<END>` included; None: 30, or as many as the model can.
 
         Returns
         -------
@@ -348,10 +351,13 @@ class CaptionModel(abc.ABC):
         Raises
         ------
         ConfigurationError
-            If the vocabulary has no `<START>`, or `max_length` is no integer from 0 on.
+            If the vocabulary has no `<START>`, or `max_length` is no integer from 0 on, or larger
+            than the model's.
         """
         if self.start_word is None:
             raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
-        check_counts(0, max_length=max_length)
+        if max_length is None:
+            max_length = int(min(30, self.max_length))
+        check_counts(0, self.max_length, max_length=max_length)
         with self.backend.activate():
             return greedy(self, features, max_length)

@@ -93,6 +93,7 @@ class Transformer(CaptionModel):
             input_dim=input_dim, hidden_dim=hidden_dim, layers=layers, heads=heads,
             encoder_layers=encoder_layers, positions=positions, max_length=max_length,
         )  # fmt: skip
+        self.max_length = max_length
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:
@@ -472,4 +473,4 @@ class _Regions:
 
     def _dropping(self, rows: Array, number: int) -> None:
         """Drop elements of rows `(N L, H)`."""
-        self._drop(rows.reshape(*self.present.shape, -1), number)
+        self._drop(rows.reshape(*self.present.shape, rows.shape[1]), number)

@@ -71,8 +71,12 @@ class Run:
 
     @property
     def max_words(self) -> int:
-        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded."""
-        return int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
+        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded.
+
+        Fewer if its models cannot generate so many.
+        """
+        recorded = self.config.get("data", {}).get("max_words", MAX_LENGTH)
+        return int(min(recorded, self.captioner.max_length - 1))
 
     @property
     def captioner(self) -> Captioner:
@@ -126,7 +130,7 @@ class Run:
         attention. The weights `(T, L)` of features of a grid are maps: `weights.reshape(T, 7, 7)`
         for the 49 regions of `efficientnet-lite0`. Those of an ensemble are its models' mean.
         """
-        attending((self.model, *self.partners))
+        attending((self.model, *self.partners), self.feature_shape)
         features, captions = self._best(images, how, options)
         maps = weights_of((self.model, *self.partners), features, captions)
         return [
