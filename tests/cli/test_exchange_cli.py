@@ -42,7 +42,7 @@ def test_an_imported_run_captions_as_the_trained_one(trained, to, file, more, tm
     result = trained("import", f"run/{file}", "--out", "again", *more)
     assert result.exit_code == 0, result.output
     assert result.stdout == "again\n"
-    assert result.stderr == "lstm, hidden 16, word vectors 8, 15 words, 7 features\n"
+    assert result.stderr.startswith("CaptioningRNN(15 words, input_dim=7, wordvec_dim=8,")
     assert captioned(trained, "again") == captioned(trained, "run")
     assert measured(trained, "again") == measured(trained, "run")
     one_line(trained("curves", "again"), "again has no finite loss yet")

@@ -58,9 +58,5 @@ def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path
     from xpcap.exchange import import_run
 
     run = import_run(file, out, data, vocab, features)
-    model = run.config["model"]
-    print_message(
-        f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors {model['wordvec_dim']},"
-        f" {len(run.vocabulary)} words, {model['input_dim']} features"
-    )
+    print_message(repr(run.model))
     print_result(out)

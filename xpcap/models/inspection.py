@@ -12,6 +12,7 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy
@@ -169,15 +170,21 @@ class Attends(Protocol):
         """Return the weight of each region `(M, L)` for each word read, after `forward`."""
 
 
+def attends(model: CaptionModel, shape: Sequence[int]) -> bool:
+    """Return whether a model looks at regions in features of a shape, `(L, D)` or `(D,)`."""
+    return isinstance(model, Attends) and len(shape) > 1
+
+
 def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
     """Return the weight of each region for each word of captions `(N, T, L)`.
 
     Word t was predicted after looking at the image with these weights, which add up to 1, or are 0
     where the word is `<NULL>` or there is no region. `words (N, T)` and errors are as for
-    `word_gradients`; `ConfigurationError` too if the model has no attention.
+    `word_gradients`; `ConfigurationError` too if the model does not look at regions.
     """
-    if not isinstance(model, Attends):
-        raise ConfigurationError(f"a model of the family '{model.family}' has no attention")
+    if not attends(model, features.shape[1:]):
+        raise without_attention(model)
+    assert isinstance(model, Attends)
     with model.backend.activate():
         namespace(features, words)
         batch, _, cache = Objective(model).read(features, _with_start(model, words))
@@ -188,6 +195,14 @@ def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
             counted = batch.counted()[rows, None]
             found[batch.images[: len(counted)], t] = weights[rows] * counted
         return found
+
+
+def without_attention(model: CaptionModel) -> ConfigurationError:
+    """Return the error of a model without attention to regions."""
+    return ConfigurationError(
+        f"a model of the family '{model.family}' has no attention to regions of these features;"
+        " expected a run of xpcap train --model attention, or transformer, on features of regions"
+    )
 
 
 def _with_start(model: CaptionModel, words: Array) -> numpy.ndarray:
