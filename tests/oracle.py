@@ -296,7 +296,8 @@ class Masks(NamedTuple):
 
 
 def to_scores(params, hidden):
-    return hidden @ params["W_vocab"] + params["b_vocab"][..., None, :]
+    W = params["W_vocab"] if "W_vocab" in params else params["W_embed"].swapaxes(-2, -1)
+    return hidden @ W + params["b_vocab"][..., None, :]
 
 
 def scores_of(params, steps, mask=1.0):
@@ -360,7 +361,7 @@ def dropout_masks(model, captions, step):
     Number k of word vectors is of the stream 2 step + 2k 2^40, of regions one 2^40 further; hidden
     states are of 2 step + 1.
     """
-    (N, columns), H = captions.shape, len(model.params["W_vocab"])
+    (N, columns), H = captions.shape, len(model.params["b_proj"])
 
     def drawn(stream, *shape):
         ones = numpy.ones((N, *shape))

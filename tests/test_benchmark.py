@@ -1,6 +1,7 @@
 """What the benchmark computes; times themselves are not tested."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,15 +14,17 @@ from pathlib import Path
 import numpy
 import pytest
 from click.testing import CliRunner
+from commands import one_line
 
 from xpcap import threads
 from xpcap.backend import CPU
 from xpcap.benchmark import contenders
-from xpcap.benchmark.contenders import Ours, Products
+from xpcap.benchmark.contenders import Ours, Products, products
 from xpcap.benchmark.timing import Times, interleave
 from xpcap.benchmark.workload import (
     CONFIGURATIONS,
     END,
+    GRIDS,
     MAX_LENGTH,
     NULL,
     START,
@@ -54,10 +57,14 @@ def test_generated_captions_have_the_statistics_of_coco(vocabulary, count, disti
 
 @pytest.mark.parametrize(
     ("cell", "scoring"),
-    [("rnn", None), ("lstm", None), ("gru", None), ("lstm", "additive"), ("gru", "dot")],
-)
+    [
+        ("rnn", None), ("lstm", None), ("gru", None), ("lstm", "additive"), ("gru", "dot"),
+        ("transformer", None),
+    ],
+)  # fmt: skip
 def test_decoded_captions_have_the_lengths_of_the_data(cell, scoring):
-    workload = Workload(SMALL if scoring is None else SMALL_GRID, cell, scoring=scoring)
+    recurrent = cell != "transformer" and scoring is None
+    workload = Workload(SMALL if recurrent else SMALL_GRID, cell, scoring=scoring)
     tokens = Ours(workload, CPU).decode(0)
     assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
@@ -86,10 +93,10 @@ def test_batches_are_disjoint_and_cyclic():
 
 
 @pytest.mark.parametrize("task", ["train", "loss", "decode"])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "transformer"])
 def test_every_program_runs_every_task(cell, task):
     workload = Workload(SMALL, cell)
-    for program in (Ours(workload, CPU), Products(workload, numpy)):
+    for program in (Ours(workload, CPU), products(workload, numpy)):
         getattr(program, task)(0)
         getattr(program, task)(1)
 
@@ -111,11 +118,46 @@ def test_the_products_are_all_that_our_training_step_has(monkeypatch):
             function(3)
         return sorted(found)
 
-    for cell in ("rnn", "lstm", "gru"):
-        workload = Workload(SMALL, cell)
-        products = shapes_of(Products(workload, numpy).train)
-        assert shapes_of(Ours(workload, CPU).train) == products
-        assert len(products) > 20
+    for cell in ("rnn", "lstm", "gru", "transformer"):
+        workload = Workload(SMALL_GRID if cell == "transformer" else SMALL, cell)
+        alone = shapes_of(products(workload, numpy).train)
+        assert shapes_of(Ours(workload, CPU).train) == alone
+        assert len(alone) > 20
+
+
+def test_operations_of_a_transformers_products(monkeypatch):
+    """Of attention, too, whose products are of stacks of matrices; the operands are as small."""
+    workload, found = Workload(SMALL_GRID, "transformer"), []
+    alone = products(workload, numpy)
+
+    def counted(xp, a, b, out):
+        assert out.shape == (*a.shape[:-1], b.shape[-1])
+        found.append(2 * out.size * a.shape[-1])
+
+    monkeypatch.setattr(contenders, "product", counted)
+    monkeypatch.setattr(contenders, "stacked_product", counted)
+    alone.train(0)
+    assert sum(found) == alone.operations
+    size = SMALL_GRID
+    captions = workload.split.captions[workload.rows(0)]
+    lengths = (captions[:, 1:] != NULL).sum(axis=1)
+    H, M, L = size.hidden, lengths.sum(), size.regions
+    affine = 3 * (M * size.layers * 16 * H * H + M * H * size.vocabulary)
+    regions = 2 * size.batch_size * L * size.features * H
+    among = size.layers * 7 * (lengths**2).sum() * H
+    looking = size.layers * 7 * M * size.heads * L * H
+    assert alone.operations == 2 * (affine + regions + among + looking)
+
+
+def test_bench_of_a_transformer(call, monkeypatch):
+    monkeypatch.setitem(GRIDS, "grid-512", SMALL_GRID)
+    words = ["bench", "--model", "transformer", "--device", "cpu", "--rounds", "1", "--json"]
+    done = call(*words)
+    assert done.exit_code == 0, done.output
+    found = {(result["config"], result["program"]) for result in json.loads(done.stdout)}
+    assert found == {("grid-512", "xpcap"), ("grid-512", "products")}
+    one_line(call(*words, "--cell", "lstm"), "--cell goes with --model recurrent")
+    one_line(call("bench", "--config", "grid-512"), "grid-512 goes with --model transformer")
 
 
 def test_products_on_a_gpu_are_replayed_without_python(gpu, monkeypatch):
@@ -151,13 +193,16 @@ def test_medians_quartiles_and_ratios():
     assert Times((4.0,)).quartiles == (4.0, 4.0)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("scoring", [None, "additive", "dot"])
+@pytest.mark.parametrize(
+    ("cell", "scoring"),
+    [*itertools.product(["rnn", "lstm", "gru"], [None, "additive", "dot"]), ("transformer", None)],
+)
 def test_the_pytorch_program_computes_the_same(cell, scoring):
     pytest.importorskip("torch")
     import bench
 
-    workload = Workload(SMALL if scoring is None else SMALL_GRID, cell, scoring=scoring)
+    recurrent = cell != "transformer" and scoring is None
+    workload = Workload(SMALL if recurrent else SMALL_GRID, cell, scoring=scoring)
     for masked in (False, True):
         assert bench.compare(workload, CPU, masked) < 1e-8
 
@@ -196,7 +241,7 @@ def bench(monkeypatch):
     """`tools/bench.py` with small sizes and without peers of other libraries."""
     import bench
 
-    monkeypatch.setitem(bench.CONFIGURATIONS, "seed", SMALL)
+    monkeypatch.setitem(bench.KNOWN, "seed", SMALL)
     monkeypatch.setattr(bench, "HAS_TORCH", False)
     monkeypatch.setattr(bench, "check_first_loss", lambda *args: None)
     monkeypatch.setattr(bench, "peak_memory", lambda *args: 2**20)

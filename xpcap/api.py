@@ -199,7 +199,7 @@ def train(
         )
         return open_run(stopped, device=device)
     chosen = run_options(**options)
-    folder = _folder(data, chosen.needs_regions)
+    folder = _folder(data, chosen.attends)
     if out is not None:
         train_run(folder, Path(out), chosen, backend, context)
         return open_run(out, device=device)

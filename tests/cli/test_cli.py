@@ -13,8 +13,10 @@ from commands import one_line
 from PIL import Image
 from tiny import make_tiny
 
+import xpcap
 from xpcap import threads
 from xpcap.cli import main
+from xpcap.models import FAMILIES
 
 SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--epochs", "2", "--lr", "0.02"]
 
@@ -156,6 +158,19 @@ def test_scenes_from_drawing_to_captioning_an_image_file(call, tmp_path):
     one_line(call("caption", "run", "--image", "b.png"), "b.png")
     one_line(call("caption", "run", "--image", "none.png"), "none.png")
     one_line(call("data", "scenes", "--out", "run"), "run exists and is not an empty folder")
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_models_that_attend_to_regions_take_the_grid_of_scenes(model, call, monkeypatch, tmp_path):
+    """In Python, too."""
+    found = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for module in ("xpcap.data.scenes", "xpcap.api"):
+        monkeypatch.setattr(f"{module}.make_scenes", lambda folder, **more: found.append(folder))
+    assert call("train", "--model", model).exit_code == 2  # there is no data folder
+    with pytest.raises(xpcap.XpcapError):
+        xpcap.train(model=model)
+    assert [folder.name for folder in found] == ["scenes" + "-grid" * (model != "recurrent")] * 2
 
 
 def test_missing_coco_files_leave_nothing(call, tmp_path):

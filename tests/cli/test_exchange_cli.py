@@ -42,7 +42,8 @@ def test_an_imported_run_captions_as_the_trained_one(trained, to, file, more, tm
     result = trained("import", f"run/{file}", "--out", "again", *more)
     assert result.exit_code == 0, result.output
     assert result.stdout == "again\n"
-    assert result.stderr.startswith("CaptioningRNN(15 words, input_dim=7, wordvec_dim=8,")
+    expected = "input_dim=7, wordvec_dim=8, hidden_dim=16, cell_type='lstm'): 2,103 parameters"
+    assert result.stderr == f"CaptioningRNN(15 words, {expected}, float32 on cpu\n"
     assert captioned(trained, "again") == captioned(trained, "run")
     assert measured(trained, "again") == measured(trained, "run")
     one_line(trained("curves", "again"), "again has no finite loss yet")
@@ -94,6 +95,10 @@ def test_export_replaces_an_existing_file(trained, tmp_path):
         (["import", "a.npz", "--out", "b"], "does not say which words it knows; expected the data"),
         (["import", "a.npz", "--out", "b", "--data", "none"], "cannot read none/coco2014_vocab"),
         (["import", "a.npz", "--out", "run", "--data", "tiny"], "run holds another run"),
+        (
+            ["import", "a.npz", "--out", "b", "--data", "tiny", "--heads", "2"],
+            "a.npz has no attention with heads, not 2",
+        ),
         (["import", "a.npz", "--out", "b", "--data", "tiny", "--features", "pca"], "no pca feat"),
     ],
 )

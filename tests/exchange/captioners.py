@@ -26,6 +26,24 @@ def captioner(cell, seed=0, dtype=numpy.float32, scale=0.3, family="recurrent", 
     return model
 
 
+TRANSFORMERS = {
+    "decoder": {"encoder_layers": 0, "positions": "sinusoidal"},
+    "encoder and decoder": {"encoder_layers": 2, "positions": "learned"},
+}
+
+
+def transformer(kind, seed=0, dtype=numpy.float32):
+    """Build a Transformer with 3 heads, none of whose parameters is zero."""
+    words, options = Vocabulary(WORDS).word_to_idx, TRANSFORMERS[kind]
+    sizes = {"layers": 2, "heads": 3, "max_length": 13}
+    model = FAMILIES["transformer"](words, D, H, dtype, seed=0, backend="cpu", **sizes, **options)
+    rng = numpy.random.default_rng(seed)
+    for name, value in model.params.items():
+        noise = (1 if value.ndim == 2 else 0.3) * rng.standard_normal(value.shape)
+        model.params[name] = (value + noise).astype(dtype)
+    return model
+
+
 def contents(model, transform=None):
     sizes = {"family": model.family, **model.sizes}
     data = {"folder": "nowhere", "kind": "fc7" if transform is None else "pca"}
@@ -118,6 +136,66 @@ def torch_attention_scores(cell, state, features, captions):
             h, c = torch_step(cell, *recurrent, x, h, c)
             scores[n, t] = linear("vocabulary", h + linear("context", z))
     return scores
+
+
+def torch_transformer_scores(state, heads, features, captions):
+    """Return the scores of a state dict of a Transformer, one caption at a time.
+
+    The layers are as PyTorch's documentation writes them.
+    """
+    state = {name: value.astype(numpy.float64) for name, value in state.items()}
+
+    def linear(layer, x):
+        return x @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]
+
+    def norm(layer, x):
+        n = (x - x.mean(1, keepdims=True)) / numpy.sqrt(x.var(1, keepdims=True) + 1e-5)
+        return n * state[f"{layer}.weight"] + state[f"{layer}.bias"]
+
+    def attention(layer, x, y, visible):
+        weights = numpy.split(state[f"{layer}.in_proj_weight"], 3)
+        biases = numpy.split(state[f"{layer}.in_proj_bias"], 3)
+        q, k, v = (a @ W.T + b for a, W, b in zip((x, y, y), weights, biases, strict=True))
+        found = []
+        for columns in numpy.split(numpy.arange(H), heads):
+            scores = q[:, columns] @ k[:, columns].T / numpy.sqrt(len(columns))
+            powers = numpy.exp(scores) * visible
+            found.append(powers / powers.sum(1, keepdims=True) @ v[:, columns])
+        return linear(f"{layer}.out_proj", numpy.concatenate(found, 1))
+
+    def feed(layer, x):
+        a = linear(f"{layer}.linear1", x)
+        gelu = a / 2 * (1 + numpy.tanh(numpy.sqrt(2 / numpy.pi) * (a + 0.044715 * a**3)))
+        return linear(f"{layer}.linear2", gelu)
+
+    def layers(stack):
+        return sorted({".".join(name.split(".")[:3]) for name in state if name.startswith(stack)})
+
+    T, root = captions.shape[1], numpy.sqrt(H)
+    earlier = numpy.tri(T)
+    angle = numpy.arange(T)[:, None] / 10000 ** (numpy.arange(0, H, 2) / H)
+    positions = numpy.stack([numpy.sin(angle), numpy.cos(angle)], 2).reshape(T, H)
+    if "positions.weight" in state:
+        positions = root * state["positions.weight"][:T]
+    scores = []
+    for image, caption in zip(features, captions, strict=True):
+        there = image.any(1)
+        visible = there if there.any() else ~there
+        p = linear("projection", image.astype(numpy.float64))
+        for layer in layers("encoder.layers."):
+            n = norm(f"{layer}.norm1", p)
+            p = p + attention(f"{layer}.self_attn", n, n, visible)
+            p = p + feed(layer, norm(f"{layer}.norm2", p))
+        memory = norm("regions", p) * there[:, None]
+        x = root * state["embedding.weight"][caption] + positions
+        for layer in layers("decoder.layers."):
+            n = norm(f"{layer}.norm1", x)
+            x = x + attention(f"{layer}.self_attn", n, n, earlier)
+            n = norm(f"{layer}.norm2", x)
+            x = x + attention(f"{layer}.multihead_attn", n, memory, visible)
+            x = x + feed(layer, norm(f"{layer}.norm3", x))
+        scores.append(linear("vocabulary", norm("decoder.norm", x)))
+    return numpy.array(scores)
 
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}

@@ -479,7 +479,7 @@ def test_converters_refuse_other_cells_and_families(to, tiny, tmp_path):
     run = run_for(tiny, tmp_path / "run")
     for changes, what in (
         ({"cell_type": "mgu"}, "the cell 'mgu'"),
-        ({"family": "transformer"}, "the family 'transformer'"),
+        ({"family": "other"}, "the family 'other'"),
     ):
         other = replace(run, config={**run.config, "model": {**run.config["model"], **changes}})
         with pytest.raises(ConfigurationError, match=f"{what} has no conversion to {to}; expected"):

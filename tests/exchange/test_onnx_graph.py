@@ -19,6 +19,7 @@ from captioners import (
     images,
     regions,
     scores_of,
+    transformer,
 )
 from onnx import TensorProto, helper
 
@@ -81,11 +82,16 @@ def test_graph_looks_at_the_regions_that_are_present(cell, scoring, L):
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["N", "L", D]
 
 
-@pytest.mark.parametrize("family", ["recurrent", "attention"])
+@pytest.mark.parametrize("family", ["recurrent", "attention", "transformer"])
 def test_absent_regions_stay_absent_in_a_graph_with_a_transform(family):
     draw = numpy.random.default_rng(3).standard_normal
     reduction = PCA(draw(9), draw((D, 9)), numpy.ones(D))
-    model, features = captioner("lstm", scale=1.0, family=family), regions(40, width=9)
+    model = (
+        transformer("encoder and decoder")
+        if family == "transformer"
+        else captioner("lstm", scale=1.0, family=family)
+    )
+    features = regions(40, width=9)
     reduced = (features - reduction.mean) @ reduction.components.T
     reduced *= features.any(axis=2, keepdims=True)
     described = contents(model, reduction)

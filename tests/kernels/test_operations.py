@@ -127,7 +127,6 @@ ARGUMENTS = {
         "a": normal(G, A, T, D),
         "b": normal(G, A, D, L),
         "out": unwritten(G, A, T, L),
-        "add": False,
     },
     "masked_softmax": {"scores": normal(G, A, T, L), "scale": 0.6, "mask": SOME},
     "softmax_gradient": {
@@ -268,7 +267,6 @@ OTHERWISE = {
     "additive_attention": LOOKS,
     "dot_product_attention_gradient": BACK,
     "additive_attention_gradient": BACK,
-    "stacked_product": ({"add": True, "out": normal(G, A, T, L)},),
     "masked_softmax": ({"mask": CAUSAL}, {"mask": None}),
     "gelu_gradient": ({"da": ARGUMENTS["gelu_gradient"]["dout"]},),  # in its memory
 }

@@ -364,6 +364,77 @@ def test_a_heat_map_is_as_strong_as_its_levels_and_can_be_switched(browser, look
     assert not [text for text in browser.complaints if "willReadFrequently" not in text]
 
 
+@pytest.fixture(scope="session")
+def layered(looked):
+    """The page of a Transformer on the same pictures."""
+    folder = looked.parent.parent
+    shape = ["--hidden", 8, "--layers", 2, "--heads", 2, "--epochs", 1, "--data", folder / "grid"]
+    for words in (
+        ["train", "--model", "transformer", "--out", folder / "tf", *shape],
+        ["report", folder / "tf"],
+    ):
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+    return folder / "tf" / "report.html"
+
+
+def test_page_of_a_transformer(layered):
+    """Each head's attention is in the best and the worst captions alone."""
+    text = layered.read_text()
+    found = Page(text)
+    assert all(
+        {len(levels) for levels in tag["data-heads"].split()} == {64}
+        and len(tag["data-heads"].split()) == 2 * (1 + 2)
+        for tag in found.all("button")
+        if "data-heads" in tag
+    )
+    captions = [tag for tag in found.all("div") if "run-caption" in tag.get("class", "")]
+    assert {tag["data-maps"] for tag in captions} == {"attention attribution"}
+    first, browse = text[: text.index('id="browse"')], text[text.index('id="browse"') :]
+    assert first.count("data-heads") > first.count("data-among") == first.count("<article") > 0
+    assert not re.search("data-(heads|among)", browse.partition("<script>")[0])
+    plots = " ".join(found.texts["figcaption"])
+    assert "Norms of gradients by layer" in plots
+    assert "saturated" not in text
+    assert "transformer, hidden 8, layers 2, heads 2" in text
+
+
+@needs_browser
+def test_layer_and_head_are_chosen_for_all_captions(browser, layered):
+    browser.open(layered, 390)
+    card = "document.querySelector('#captions .card')"
+    browser.run(
+        f"{card}.querySelectorAll('.word')[0].click(); {card}.querySelector('.among').open = true"
+    )
+    heads = browser.run(f"{card}.querySelector('.word').dataset.heads").split()
+    among = browser.run(f"{card}.querySelector('.run-caption').dataset.among").split()
+    count = browser.run(f"{card}.querySelectorAll('.word').length")
+    for layer, head, place in (("2", "mean", 3), ("1", "mean", 0), ("1", "2", 2)):
+        for name, value in (("layer", layer), ("head", head)):
+            browser.run(
+                f"(([select]) => {{ select.value = '{value}';"
+                " select.dispatchEvent(new Event('change', {bubbles: true})); })"
+                f"([...document.querySelectorAll('#captions select[name={name}]')].slice(-1))"
+            )
+        assert browser.run(f"{card}.querySelector('select[name=head]').value") == head
+        strengths = [(ord(letter) - ord("j")) / 9 for letter in heads[place]]
+        assert numpy.array(browser.run(GLOW)).reshape(64, 4)[:, 3] == pytest.approx(
+            0.8 * 255 * numpy.array(strengths), abs=1
+        )
+        told = browser.run(f"{card}.querySelector('.described').textContent")
+        assert (f"attention of layer {layer}, head {head}" in told) == (place != 3)
+        cells = browser.run(
+            f"[...{card}.querySelectorAll('.among tbody td')]"
+            ".map(td => td.style.getPropertyValue('--weight'))"
+        )
+        assert len(cells) == count * (count + 1) / 2
+        weights = [float(cell.rstrip("%")) / 100 for cell in cells]
+        assert weights == pytest.approx([(ord(x) - ord("j")) / 9 for x in among[place]])
+    assert weights[0] == 1
+    assert browser.run("document.documentElement.scrollWidth") == 390
+    assert not [text for text in browser.complaints if "willReadFrequently" not in text]
+
+
 @needs_browser
 def test_words_play_one_after_the_other_until_stopped(browser, looked):
     """Timers are called by the test."""

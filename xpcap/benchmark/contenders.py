@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -19,7 +20,9 @@ from xpcap.data.minibatch import Batch
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
 from xpcap.layers.affine import product
-from xpcap.models import CaptioningRNN
+from xpcap.layers.multi_head import stacked_product
+from xpcap.layers.sequences import Sequences
+from xpcap.models import CaptioningRNN, CaptionModel, Transformer
 from xpcap.models.objective import pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.resident import ResidentStep
@@ -78,11 +81,16 @@ class Ours:
         return model.sample(features, MAX_LENGTH)
 
     @functools.cached_property
-    def _decoder(self) -> tuple[CaptioningRNN, Array]:
+    def _decoder(self) -> tuple[CaptionModel, Array]:
         """The model to decode with, and features."""
         backend, images = self.model.backend, self.workload.images_to_decode()
         model = self.workload.decoding_model(backend, self._dtype)
         return model, backend.to_device(images, self._dtype)
+
+
+def products(workload: Workload, xp: Any) -> Products | TransformerProducts:
+    """Return the matrix products of a workload."""
+    return (TransformerProducts if workload.cell == Transformer.family else Products)(workload, xp)
 
 
 class Products:
@@ -94,8 +102,9 @@ class Products:
     def __init__(self, workload: Workload, xp: Any) -> None:
         self._workload = workload
         self._xp = xp = fastest(xp)
-        size, gates = workload.configuration, len(workload.model("cpu").cell.gates)
-        self._gates = gates * size.hidden
+        size, model = workload.configuration, workload.model("cpu")
+        assert isinstance(model, CaptioningRNN)
+        self._gates = len(model.cell.gates) * size.hidden
         rows = size.batch_size * size.steps
         words = min(rows, size.vocabulary)
         sizes = {
@@ -171,3 +180,98 @@ class Products:
             right = right.T if transposed == "second" else right
             result = result[rows]
         product(self._xp, left, right, result)
+
+
+class TransformerProducts:
+    """The matrix products of a Transformer alone, on the words that are not padding.
+
+    `operations` are the floating-point operations of the last call, 2 M K N for each product of
+    `(M, K)` and `(K, N)`. Keys and values of regions are not projected; see `layers.multi_head`.
+    """
+
+    operations = 0
+
+    def __init__(self, workload: Workload, xp: Any) -> None:
+        self._workload, self._size = workload, workload.configuration
+        self._xp = fastest(xp)
+        captions = workload.decoding_model(CPU).sample(workload.images_to_decode(), MAX_LENGTH)
+        self._active = [int(count) for count in (captions != NULL).sum(axis=0) if count]
+        size, N = self._size, self._size.batch_size
+        rows = N * max(size.steps, size.regions, 1)
+        widest = max(size.features, 4 * size.hidden, size.heads * size.hidden, size.vocabulary)
+        most = widest * max(rows, size.features, 4 * size.hidden)
+        rng = numpy.random.default_rng(0)
+        self._memory = [xp.asarray(rng.standard_normal(most, numpy.float32)) for _ in range(3)]
+
+    def train(self, k: int) -> None:
+        """Compute the products of the k-th minibatch's training step."""
+        captions = self._workload.split.captions[self._workload.rows(k)]
+        packing = pack_captions(captions, NULL, numpy.float32, numpy.asarray).packing
+        groups = [(of.sequences.stop - of.sequences.start, of.length, of.length)
+                  for of in Sequences.of(packing).groups]  # fmt: skip
+        self.operations = 0
+        D, H = self._size.features, self._size.hidden
+        regions = self._size.batch_size * max(self._size.regions, 1)
+        self._multiply((regions, D), (D, H))
+        self._multiply((D, regions), (regions, H))
+        for M, K, N in self._affine(packing.total):
+            self._multiply((M, K), (K, N))
+            self._multiply((K, M), (M, N))
+            self._multiply((M, N), (N, K))
+        for lead, T, L, d in self._attention(groups):
+            for _ in range(2):  # the weights are computed again
+                self._multiply((*lead, T, d), (*lead, d, L))
+            self._multiply((*lead, T, L), (*lead, L, d))
+            self._multiply((*lead, T, d), (*lead, d, L))
+            self._multiply((*lead, T, L), (*lead, L, d))
+            for _ in range(2):
+                self._multiply((*lead, L, T), (*lead, T, d))
+
+    loss = train
+
+    def decode(self, k: int) -> None:
+        """Compute the products of decoding N captions."""
+        self.operations = 0
+        D, H = self._size.features, self._size.hidden
+        self._multiply((self._size.batch_size * max(self._size.regions, 1), D), (D, H))
+        for t, count in enumerate(self._active, 1):
+            for M, K, N in self._affine(count):
+                self._multiply((M, K), (K, N))
+            for lead, T, L, d in self._attention([(count, 1, t)]):
+                self._multiply((*lead, T, d), (*lead, d, L))
+                self._multiply((*lead, T, L), (*lead, L, d))
+
+    def _affine(self, M: int) -> Iterator[tuple[int, int, int]]:
+        """Yield M, K, N of the forward products of M words.
+
+        Of each two products of a head, that by the transposed `W_key` is the other one's gradient.
+        """
+        H, A = self._size.hidden, self._size.heads
+        for _ in range(self._size.layers):
+            yield from ((M, H, N) for N in (3 * H, H, H, H, 4 * H))
+            yield from 2 * A * [(M, H, H // A)]
+            yield M, 4 * H, H
+        yield M, H, self._size.vocabulary
+
+    def _attention(
+        self, groups: Sequence[tuple[int, int, int]]
+    ) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
+        """Yield the shapes of attention in groups of G captions of T words that see as many others.
+
+        They are the leading axes, the numbers of queries and of keys, and their width.
+        """
+        H, A = self._size.hidden, self._size.heads
+        for _ in range(self._size.layers):
+            for G, T, others in groups:
+                yield (G, A), T, others, H // A
+                yield (G,), T * A, max(self._size.regions, 1), H
+
+    def _multiply(self, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+        """Multiply the last two axes of arrays of these shapes."""
+        shapes = a, b, (*a[:-1], b[-1])
+        found = [
+            of[: math.prod(shape)].reshape(shape)
+            for of, shape in zip(self._memory, shapes, strict=True)
+        ]
+        (product if len(a) == 2 else stacked_product)(self._xp, *found)
+        self.operations += 2 * math.prod(a) * b[-1]

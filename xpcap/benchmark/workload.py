@@ -18,18 +18,20 @@ from xpcap.benchmark.clock import add_clock, set_clock
 from xpcap.data.dataset import Split
 from xpcap.data.minibatch import Batch, gather
 from xpcap.data.vocabulary import SPECIAL
-from xpcap.models import AttentionRNN, CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
+Model = CaptioningRNN | Transformer
 
 
 @dataclass(frozen=True)
 class Configuration:
     """Sizes of a model and its batches: N captions of T + 1 words, D features, V words.
 
-    Images have one vector of features, or one for each of their `regions`.
+    Images have one vector of features, or one for each of their `regions`. A Transformer has
+    `layers` with `heads`.
     """
 
     batch_size: int
@@ -39,6 +41,8 @@ class Configuration:
     wordvec: int = 256
     steps: int = 16
     regions: int = 0
+    layers: int = 3
+    heads: int = 8
 
 
 CONFIGURATIONS = {
@@ -46,6 +50,7 @@ CONFIGURATIONS = {
     "full": Configuration(128, 512, 4096, 1004),
     "bigvocab": Configuration(128, 512, 512, 10_000),
 }
+GRIDS = {"grid-512": Configuration(128, 512, 512, 2500, regions=49)}
 
 
 def draw_captions(
@@ -79,8 +84,9 @@ def _frequencies(vocabulary: int) -> numpy.ndarray:
 class Workload:
     """Model sizes, a data set, and the order of its batches.
 
-    `captions` are word indices `(count, T+1)` to use instead of generated ones. With `scoring`, of
-    `AttentionRNN`, the model looks at regions.
+    `cell` is that of a recurrent network, or "transformer" for a `Transformer`. `captions` are word
+    indices `(count, T+1)` to use instead of generated ones. With `scoring`, of `AttentionRNN`, the
+    model looks at regions.
     """
 
     def __init__(
@@ -132,26 +138,33 @@ class Workload:
         for k in range(first, len(self)):
             yield Batch(self.split.captions[self.rows(k)], None, self.rows(k))
 
-    def model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
+    def model(self, backend: Backend | str, dtype: type = numpy.float32) -> Model:
         """Return a new model to train, the same every time."""
+        return _moved(self._new(), backend, dtype)
+
+    def _new(self) -> Model:
         size = self.configuration
-        words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
+        names = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), size.vocabulary))]
+        words = {word: index for index, word in enumerate(names)}
+        if self.cell == Transformer.family:
+            return Transformer(
+                words, size.features, size.hidden, layers=size.layers, heads=size.heads,
+                positions="learned", max_length=MAX_LENGTH, seed=1, backend="cpu",
+            )  # fmt: skip
         family = CaptioningRNN if self.scoring is None else AttentionRNN
         options: dict[str, Any] = {} if self.scoring is None else {"scoring": self.scoring}
-        model = family(
-            {word: index for index, word in enumerate(words)},
-            size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
+        return family(
+            words, size.features, size.wordvec, size.hidden, self.cell, numpy.float32,
             seed=1, backend="cpu", **options,
         )  # fmt: skip
-        return _moved(model, backend, dtype)
 
-    def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> CaptioningRNN:
+    def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> Model:
         """Return a new model to decode with, the same every time.
 
         It is untrained, but its captions have COCO's lengths, and 128 of them have some 110
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
         """
-        model = self.model("cpu")
+        model = self._new()
         add_clock(model, _frequencies(self.configuration.vocabulary))
         return _moved(model, backend, dtype)
 
@@ -162,7 +175,8 @@ class Workload:
         return set_clock(self.decoding_model("cpu"), self.split.features[:N], lengths.tolist())
 
 
-def _moved(model: CaptioningRNN, backend: Backend | str, dtype: type) -> CaptioningRNN:
+def _moved(model: Model, backend: Backend | str, dtype: type) -> Model:
     """Move a model to a backend, and convert its parameters to a dtype."""
     model.params = {name: value.astype(dtype) for name, value in model.params.items()}
-    return model.to(backend)
+    model.to(backend)
+    return model

@@ -9,10 +9,20 @@ from xpcap.cli._options import NonNegative, choice
 
 
 @click.command()
-@choice(
-    "--config", "seed|full|bigvocab", "Model size: small, full-size fc7 features, or 10,000 words."
+@choice("--model", "recurrent|transformer", "Captioner: a recurrent network, or a Transformer.")
+@click.option(
+    "--config",
+    type=click.Choice(["seed", "full", "bigvocab", "grid-512"]),
+    help="Model size: small, full-size fc7 features, 10,000 words, or, with a Transformer alone, 49"
+    " regions.",
+    show_default="seed, or grid-512 for a Transformer",
 )
-@choice("--cell", "lstm|rnn|gru", "Recurrent cell.")
+@click.option(
+    "--cell",
+    type=click.Choice(["lstm", "rnn", "gru"]),
+    help="Recurrent cell.",
+    show_default="lstm",
+)
 @choice(
     "--task",
     "train|loss|decode",
@@ -28,8 +38,9 @@ from xpcap.cli._options import NonNegative, choice
 @common.compute_options
 @common.json_option
 def bench(
-    config: str,
-    cell: str,
+    model: str,
+    config: str | None,
+    cell: str | None,
     task: str,
     rounds: int,
     load: int | None,
@@ -44,15 +55,22 @@ def bench(
     program that computes them so. With --load they are none, as BLAS's threads spin while they wait
     for the one that is not running. Ratios are relative to xpcap's time.
     """
-    from xpcap.benchmark.contenders import Ours, Products
+    from xpcap.benchmark.contenders import Ours, TransformerProducts, products
     from xpcap.benchmark.machine import busy_processes, by_threads, processor
     from xpcap.benchmark.timing import Result, interleave
-    from xpcap.benchmark.workload import CONFIGURATIONS, Workload
+    from xpcap.benchmark.workload import CONFIGURATIONS, GRIDS, Workload
 
+    transformer = model == "transformer"
+    if transformer and cell:
+        raise click.UsageError("--cell goes with --model recurrent alone")
+    if config == "grid-512" and not transformer:
+        raise click.UsageError("--config grid-512 goes with --model transformer alone")
+    config = config or ("grid-512" if transformer else "seed")
+    cell = cell or ("transformer" if transformer else "lstm")
     backend = common.open_device(device)
-    size = CONFIGURATIONS[config]
+    size = {**CONFIGURATIONS, **GRIDS}[config]
     workload = Workload(size, cell)
-    programs = {"xpcap": Ours(workload, backend), "products": Products(workload, backend.xp)}
+    programs = {"xpcap": Ours(workload, backend), "products": products(workload, backend.xp)}
     calls = {name: getattr(program, task) for name, program in programs.items()}
     if load is not None and backend.device is None:
         calls |= by_threads("xpcap", calls["xpcap"])
@@ -69,5 +87,7 @@ def bench(
         f"{config} {cell} {task} on {backend.name}, {size.batch_size} captions per call"
     )
     common.print_message(processor())
+    if isinstance(programs["products"], TransformerProducts):
+        common.print_message(f"products: {programs['products'].operations / 1e9:.1f} GFLOP")
     for result in results:
         common.print_result(result.line())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xpcap.cli._options import AnyPath, choice, path, print_message, print_result
+from xpcap.cli._options import AnyPath, Positive, choice, option, path, print_message, print_result
 
 
 @click.command()
@@ -47,16 +47,30 @@ def export(run: Path, to: str, out: Path | None) -> None:
     "Features of --data; auto uses pca if their number matches the weights.",
 )
 @path("--vocab", "Vocabulary file such as coco2014_vocab.json, if neither FILE nor --data has one.")
-def import_(file: Path, out: Path, data: Path | None, features: str, vocab: Path | None) -> None:
+@option(
+    "--heads",
+    None,
+    "Number of heads of a Transformer's attention; not needed for files of `xpcap export --to"
+    " torch`.",
+    type=Positive,
+)
+def import_(
+    file: Path,
+    out: Path,
+    data: Path | None,
+    features: str,
+    vocab: Path | None,
+    heads: int | None,
+) -> None:
     """Make a run from the weights in FILE, to caption with.
 
     FILE is a PyTorch state dict in safetensors, of one nn.Embedding, one nn.LSTM, nn.GRU or nn.RNN,
     and two nn.Linear (from the features to the first hidden state, and to the words), with any
-    names, or one of a captioner with attention, with the names that `xpcap export` gives; or the
-    course's dict of parameters, in an .npz file.
+    names, or one of a captioner with attention, or a Transformer, with the names that `xpcap
+    export` gives; or the dict of parameters of an .npz file.
     """
     from xpcap.exchange import import_run
 
-    run = import_run(file, out, data, vocab, features)
+    run = import_run(file, out, data, vocab, features, heads)
     print_message(repr(run.model))
     print_result(out)

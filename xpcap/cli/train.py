@@ -60,6 +60,11 @@ SHOWN = 8
     type=NonNegative,
 )
 @choice("--positions", "sinusoidal|learned", "Vectors of a Transformer's positions.")
+@click.option(
+    "--tie-embeddings",
+    is_flag=True,
+    help="Share a Transformer's word vectors with its vocabulary layer.",
+)
 @option("--hidden", 512, "Hidden state size.", type=Positive)
 @option("--wordvec", 256, "Word vector size.", type=Positive)
 @option("--dropout", 0.0, "Dropout rate, in [0, 1).")
@@ -177,7 +182,7 @@ def train(
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
-        folder = _data_folder(data, ranks, chosen.needs_regions)
+        folder = _data_folder(data, ranks, chosen.attends)
         name = f"{folder.resolve().name}-{chosen.label}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()

@@ -28,14 +28,17 @@ def export_run(run: Run, to: str, path: Path) -> None:
     if to not in FORMATS:
         raise ConfigurationError(f"format '{to}' is unknown; expected {', '.join(FORMATS)}")
     params = {name: to_host(value) for name, value in run.model.params.items()}
+    model = run.config["model"]
+    if model.get("tie_embeddings"):  # elsewhere the vocabulary layer has weights of its own
+        params["W_vocab"] = params["W_embed"].T.copy()
+        model = {**model, "tie_embeddings": False}
     if to == "npz":
         return write_npz(path, params)
-    model = run.config["model"]
     family, cell = model.get("family", "recurrent"), model.get("cell_type")
-    if family not in CONVERTERS or cell not in GATES:
+    if family not in CONVERTERS or cell not in (None, *GATES):
         what = f"the cell '{cell}'" if family in CONVERTERS else f"the family '{family}'"
         raise ConfigurationError(
-            f"{what} has no conversion to {to}; expected a model of {' or '.join(CONVERTERS)} with"
+            f"{what} has no conversion to {to}; expected a model of {', '.join(CONVERTERS)}, cells"
             f" {', '.join(GATES)}, or the format npz"
         )
     config = {"model": model, "data": run.config["data"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from xpcap.data import folder as layout
 from xpcap.data.dataset import open_dataset
 from xpcap.data.pca import PCA, read_transform
 from xpcap.data.vocabulary import Vocabulary
+from xpcap.decoding import MAX_LENGTH
 from xpcap.errors import ConfigurationError, DataError, XpcapError
 from xpcap.exchange.contents import Contents, write_run
 from xpcap.exchange.course import read_npz
-from xpcap.exchange.parameters import NAMES, sizes_of, unified
+from xpcap.exchange.parameters import COMMON, sizes_of, unified
 from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import check_plain, explained, new_folder
@@ -31,6 +33,7 @@ def import_run(
     data: Path | None = None,
     vocab: Path | None = None,
     features: str = "auto",
+    heads: int | None = None,
 ) -> Run:
     """Make a run folder `out` from a file of weights, and open it on the CPU.
 
@@ -46,6 +49,9 @@ def import_run(
     features
         Which features of `data`: `"pca"`, `"fc7"`, or `"auto"`: pca if their number is that of the
         weights, else fc7.
+    heads
+        The number of heads of a Transformer's attention, which shapes do not tell; state dicts of
+        `export_run` name theirs.
     """
     check_new_run(out)
     check_plain(file)
@@ -69,6 +75,9 @@ def import_run(
             raise ConfigurationError(f"{file} takes features of the kind {kind}, not {features}")
     model = {"dropout": 0.0, "seed": 0, **described.get("model", {}), **sizes}
     model["dtype"] = str(params["W_proj"].dtype)
+    model |= _heads(file, model, heads)
+    if "heads" in model and not described:
+        model.setdefault("max_length", origin.get("max_words", MAX_LENGTH) + 1)  # with `<END>`
     config = {"model": model, "data": origin, "imported": file.name}
     with new_folder(out) as temporary:
         write_run(temporary, Contents(params, vocabulary, config, transform))
@@ -104,7 +113,7 @@ def _parameters(
     file: Path, tensors: dict[str, numpy.ndarray], words: int
 ) -> dict[str, numpy.ndarray]:
     """Return parameters under our names, converted if they are a state dict."""
-    if set(NAMES) <= set(tensors):
+    if set(COMMON) <= set(tensors):
         return tensors
     try:
         return unified(str(file), from_torch(tensors, words))
@@ -132,6 +141,20 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     }
     reduced = dataset.kind == "pca" and extractor
     return origin, read_transform(data) if reduced else None
+
+
+def _heads(file: Path, model: Mapping[str, Any], heads: int | None) -> dict[str, int]:
+    """Return the `heads` of a Transformer's attention, given or those of its file."""
+    family, known = model.get("family"), model.get("heads")
+    if family == "transformer" and heads is None and known is None:
+        raise ConfigurationError(
+            f"{file} does not say how many heads its attention has; expected their number"
+            " (heads=NUMBER)"
+        )
+    if heads is not None and (family != "transformer" or known not in (None, heads)):
+        what = "no attention with heads" if family != "transformer" else f"{known} heads"
+        raise ConfigurationError(f"{file} has {what}, not {heads}")
+    return {} if heads is None else {"heads": heads}
 
 
 def _check_features(run: Run, data: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -10,17 +10,20 @@ import numpy
 
 from xpcap.errors import DataError
 from xpcap.layers._checks import check_shapes
+from xpcap.models import Transformer
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The cells that other programs have too, and the number of their gates."""
 
-NAMES = ("W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab")
+COMMON = ("W_proj", "b_proj", "W_embed", "W_vocab", "b_vocab")
+"""The parameters of all captioners."""
 
+_NAMES = ("W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab")
 _SHOWN = 20  # arrays of a file, in a message
 
 
 class _Family(NamedTuple):
-    more: dict[str, str]  # parameters beyond NAMES: their layouts, of G gates
+    more: dict[str, str]  # parameters beyond _NAMES: their layouts, of G gates
     optional: dict[str, str]  # further ones, and what has them
     sizes: Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments beyond those of CaptioningRNN
 
@@ -41,7 +44,9 @@ _FAMILIES = {
 
 
 def family_of(params: Mapping[str, Any]) -> str:
-    """Return the family that has one of these parameters beyond `NAMES`, else `"recurrent"`."""
+    """Return the family that some of these parameters belong to, else `"recurrent"`."""
+    if stacked(params, "layer."):
+        return "transformer"
     own = (name for name, family in _FAMILIES.items() if not family.more.keys().isdisjoint(params))
     return next(own, "recurrent")
 
@@ -50,24 +55,26 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
     """Check the names, dtypes and shapes of parameters, and derive the captioner's sizes.
 
     `params` are arrays, or their headers (`shape`, `dtype`), under the names of
-    `CaptionModel.params`; `source` names them in messages. Returns V, and `input_dim`,
-    `wordvec_dim`, `hidden_dim` and `cell_type`, with `family` and `scoring` of an `AttentionRNN`.
-    Raises `DataError` if a name is missing or unknown, or an array is empty or not floating;
-    `ShapeError` if shapes do not fit together.
+    `CaptionModel.params`; `source` names them in messages. Returns V, and the arguments of the
+    model that shapes tell: not the number of heads, nor how many sinusoids there are. Raises
+    `DataError` if a name is missing or unknown, or an array is empty or not floating; `ShapeError`
+    if shapes do not fit together.
     """
-    family = _FAMILIES[family_of(params)]
-    needed = [*NAMES, *family.more]
+    for name, value in params.items():
+        if value.dtype.kind != "f" or not all(size > 0 for size in value.shape):
+            raise DataError(
+                f"{source}: {name!r:.60} is {value.dtype} of shape {tuple(value.shape)}; expected"
+                " floating numbers"
+            )
+    if (name := family_of(params)) == "transformer":
+        return _sizes_of_transformer(source, params)
+    family = _FAMILIES[name]
+    needed = [*_NAMES, *family.more]
     if not set(needed) <= set(params) <= {*needed, *family.optional}:
         optional = ", ".join(f"{name} for {what}" for name, what in family.optional.items())
         raise DataError(
             f"{source} holds {shown(params)}; expected {', '.join(needed)}, and {optional}"
         )
-    for name, value in params.items():
-        if value.dtype.kind != "f" or not all(size > 0 for size in value.shape):
-            raise DataError(
-                f"{source}: '{name}' is {value.dtype} of shape {tuple(value.shape)}; expected"
-                " floating numbers"
-            )
     gates = prod(params["b"].shape) / prod(params["b_proj"].shape)
     cell = "gru" if "bn" in params else {1: "rnn", 4: "lstm"}.get(gates)
     if cell is None:
@@ -86,6 +93,41 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
     found = check_shapes(source, **arrays)
     sizes = {"input_dim": found["D"], "wordvec_dim": found["W"], "hidden_dim": found["H"]}
     return found["V"], {**family.sizes(params), **sizes, "cell_type": cell}
+
+
+def _sizes_of_transformer(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    wanted = {"W_proj": "D H", "W_vocab": "H V"}
+    if not wanted.keys() <= params.keys():
+        raise DataError(f"{source} holds {shown(params)}; expected {', '.join(COMMON)} too")
+    found = check_shapes(source, **{name: (params[name], wanted[name]) for name in wanted})
+    sizes = {
+        "input_dim": found["D"], "hidden_dim": found["H"], "layers": stacked(params, "layer."),
+        "encoder_layers": stacked(params, "encoder."), "positions": "sinusoidal",
+        "tie_embeddings": False,
+    }  # fmt: skip
+    if "W_position" in params:
+        sizes |= {"positions": "learned", "max_length": max((1, *params["W_position"].shape[:1]))}
+    shapes = Transformer.shapes(found["V"], heads=1, **{"max_length": 1, **sizes})
+    check_arrays(f"{source}: ", params, shapes)
+    return found["V"], {"family": "transformer", **sizes}
+
+
+def stacked(names: Iterable[str], stack: str) -> int:
+    """Return how many layers a stack has: how many names go on with another `number.`."""
+    return len({name[len(stack) :].partition(".")[0] for name in names if name.startswith(stack)})
+
+
+def check_arrays(
+    source: str, arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise `DataError` at the first array that is missing, unexpected or of another shape."""
+    for name in {**expected, **arrays}:
+        found = tuple(arrays[name].shape) if name in arrays else None
+        if found != expected.get(name):
+            what = "is missing" if found is None else f"is of shape {found}"
+            raise DataError(
+                f"{source}{name!r:.60} {what}; expected {expected.get(name, 'no such array')}"
+            )
 
 
 def unified(source: str, params: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:

@@ -17,6 +17,8 @@ One with attention, whose cell is fed with the word and with what attention find
     recurrent     nn.RNN-, GRU- or LSTMCell(W + H, H)    Wxᵀ and Wzᵀ, Whᵀ, b
     context       nn.Linear(H, H), no bias    W_contextᵀ
 
+For a Transformer see `torch_transformer`.
+
 PyTorch's linear maps are x Wᵀ, so matrices are transposed. The order of its gates is r, z, n in a
 GRU, as ours, and i, f, g, o in an LSTM, where ours is i, f, o, g. It has two biases, b_ih + b_hh.
 One is enough except for gate n of a GRU, n = tanh(x Wx_n + b_ih_n + r (h Wh_n + b_hh_n)), where
@@ -29,12 +31,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from xpcap.errors import DataError
 from xpcap.exchange.parameters import GATES, family_of, shown, sizes_of
+from xpcap.exchange.torch_transformer import transformer_from_torch, transformer_to_torch
 
 PROJECTION, EMBEDDING, RECURRENT, VOCABULARY = "projection", "embedding", "recurrent", "vocabulary"
 
@@ -52,34 +55,37 @@ _RECURRENT = re.compile(r"(.*\.)?((weight|bias)_(ih|hh|hr))(_l\d+)?(_reverse)?",
 _OTHER = re.compile(r"(.*)\.(weight|bias)", re.DOTALL)
 
 Tensors = Mapping[str, numpy.ndarray]
+Sizes = Mapping[str, Any]
 
 
 def to_torch(params: Tensors) -> dict[str, numpy.ndarray]:
     """Convert `CaptionModel.params`, on the host, to a state dict with the names above."""
     _, sizes = sizes_of("the model", params)
-    state = CONVERTERS[family_of(params)].to_torch(params, sizes["cell_type"])
+    state = CONVERTERS[family_of(params)].to_torch(params, sizes)
     return {name: numpy.ascontiguousarray(value) for name, value in state.items()}
 
 
 def from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray]:
     """Convert a state dict to `CaptionModel.params` for V = `words`.
 
-    With attention, layers must have the names of `to_torch`. Otherwise they may have any: the
-    recurrent layer is found by the names of its parts, the others by their shapes; if these are
-    ambiguous, they must have the names of `to_torch`. Missing biases become zeros. An nn.RNN is
-    assumed to use tanh, since a state dict does not tell. Layers that are not those of a captioner
-    raise a `DataError`.
+    With attention, and in a Transformer, layers must have the names of `to_torch`. Otherwise they
+    may have any: the recurrent layer is found by the names of its parts, the others by their
+    shapes; if these are ambiguous, they must have the names of `to_torch`. Missing biases become
+    zeros. An nn.RNN is assumed to use tanh, and the layers of a Transformer the options of
+    `to_torch`, since a state dict does not tell. Layers that are not those of a captioner raise a
+    `DataError`.
     """
     layers = {name.rpartition(".")[0] for name in state}
-    family = next(name for name, converter in CONVERTERS.items() if converter.layers <= layers)
+    family = next(name for name, converter in CONVERTERS.items() if converter.knows(layers))
     return CONVERTERS[family].from_torch(state, words)
 
 
-def _recurrent_to_torch(params: Tensors, cell: str) -> dict[str, numpy.ndarray]:
-    return {**_common_to_torch(params), **_cell_to_torch(params, params["Wx"], cell, "_l0")}
+def _recurrent_to_torch(params: Tensors, sizes: Sizes) -> dict[str, numpy.ndarray]:
+    cell = _cell_to_torch(params, params["Wx"], sizes["cell_type"], "_l0")
+    return {**_common_to_torch(params), **cell}
 
 
-def _attention_to_torch(params: Tensors, cell: str) -> dict[str, numpy.ndarray]:
+def _attention_to_torch(params: Tensors, sizes: Sizes) -> dict[str, numpy.ndarray]:
     state = _common_to_torch(params)
     for layer, (weight, bias, _) in _LOOKING.items():
         if weight in params:
@@ -88,7 +94,7 @@ def _attention_to_torch(params: Tensors, cell: str) -> dict[str, numpy.ndarray]:
         if bias is not None:
             state[f"{layer}.bias"] = params[bias]
     fed = numpy.concatenate([params["Wx"], params["Wz"]])
-    return {**state, **_cell_to_torch(params, fed, cell, "")}
+    return {**state, **_cell_to_torch(params, fed, sizes["cell_type"], "")}
 
 
 def _common_to_torch(params: Tensors) -> dict[str, numpy.ndarray]:
@@ -158,20 +164,25 @@ def _attention_from_torch(state: Tensors, words: int) -> dict[str, numpy.ndarray
 
 
 class Converter(NamedTuple):
-    """How a family's parameters become a state dict; `layers` are those that no other has."""
+    """How a family's parameters become a state dict; it `knows` the layers of its own."""
 
-    layers: frozenset[str]
-    to_torch: Callable[[Tensors, str], dict[str, numpy.ndarray]]
+    knows: Callable[[set[str]], bool]
+    to_torch: Callable[[Tensors, Sizes], dict[str, numpy.ndarray]]
     from_torch: Callable[[Tensors, int], dict[str, numpy.ndarray]]
 
 
 CONVERTERS = {
-    "attention": Converter(
-        frozenset({"grid", "query", "gate", "context"}), _attention_to_torch, _attention_from_torch
+    "transformer": Converter(
+        lambda layers: any(name.endswith(".multihead_attn.out_proj") for name in layers),
+        transformer_to_torch,
+        transformer_from_torch,
     ),
-    "recurrent": Converter(frozenset(), _recurrent_to_torch, _recurrent_from_torch),
+    "attention": Converter(
+        {"grid", "query", "gate", "context"}.issubset, _attention_to_torch, _attention_from_torch
+    ),
+    "recurrent": Converter(lambda layers: True, _recurrent_to_torch, _recurrent_from_torch),
 }
-"""Converters by family; a state dict belongs to the first whose layers it has."""
+"""Converters by family; a state dict belongs to the first that knows its layers."""
 
 
 def _reordered(rows: numpy.ndarray, cell: str) -> numpy.ndarray:

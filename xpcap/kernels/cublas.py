@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -131,31 +130,34 @@ class CuBLAS:
                 f"cublasGemmEx of {a.shape} and {b.shape} failed with status {status}"
             )
 
-    def stacked_product(self, a: Array, b: Array, out: Array, precision: str, add: bool) -> bool:
-        """Do what `product` does for matrices `(G, A, M, K)` and `(G, A, K, N)`, in A calls.
-
-        With `add` the products are added to `out`. Returns False if cuBLAS does not take them.
-        """
+    def stacked(self, a: Array, b: Array, out: Array, precision: str) -> None:
+        """Do the same for stacks of matrices, `(G, A, M, K)` and `(G, A, K, N)`, G at a time."""
         numbers = _NUMBERS.get(a.dtype) if a.dtype == b.dtype == out.dtype else None
-        layouts = ((x.shape[2:], x.strides[2:]) for x in (a, b, out))
-        gemm = _gemm_layout(a.itemsize, *itertools.chain.from_iterable(layouts))
-        if numbers is None or gemm is None or not (a.size and b.size):
-            return False
+        gemm = _gemm_layout(
+            a.itemsize, a.shape[2:], a.strides[2:], b.shape[2:], b.strides[2:],
+            out.shape[2:], out.strides[2:],
+        )  # fmt: skip
+        if numbers is None or gemm is None:
+            out[...] = self._xp.matmul(a, b)
+            return
         transpose_a, transpose_b, m, n, k, lda, ldb, ldc = gemm
+        G, A = out.shape[:2]
+        if 0 in (m, n, k, G):
+            out[...] = 0
+            return
         self._use_current_stream()
-        for head in range(a.shape[1]):
-            left, right, result = (
-                (_pointer(x[:, head]), numbers.data_type, lead,
-                 ctypes.c_longlong(x.strides[0] // x.itemsize))
-                for x, lead in ((b, lda), (a, ldb), (out, ldc))
-            )  # fmt: skip
+        of_a, of_b, of_out = (
+            ctypes.c_longlong(array.strides[0] // array.itemsize) for array in (a, b, out)
+        )
+        for number in range(A):
             status = self._library.cublasGemmStridedBatchedEx(
-                self._handle, transpose_a, transpose_b, m, n, k, numbers.one, *left, *right,
-                numbers.one if add else numbers.zero, *result, len(a),
-                numbers.compute[precision], _DEFAULT_ALGORITHM,
+                self._handle, transpose_a, transpose_b, m, n, k,
+                numbers.one, _pointer(b, number), numbers.data_type, lda, of_b,
+                _pointer(a, number), numbers.data_type, ldb, of_a,
+                numbers.zero, _pointer(out, number), numbers.data_type, ldc, of_out,
+                G, numbers.compute[precision], _DEFAULT_ALGORITHM,
             )  # fmt: skip
             self._check(status, f"cublasGemmStridedBatchedEx of {a.shape} and {b.shape}")
-        return True
 
     def _use_current_stream(self) -> None:
         """Set the handle's stream if it changed, and the workspace, which that resets."""
@@ -180,8 +182,9 @@ class CuBLAS:
             raise BackendError(f"{call} failed with status {status}")
 
 
-def _pointer(array: Array) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.data.ptr)
+def _pointer(array: Array, second: int = 0) -> ctypes.c_void_p:
+    """Return where an array begins, or the part of it with this index of its second axis."""
+    return ctypes.c_void_p(array.data.ptr + (second and second * array.strides[1]))
 
 
 @functools.cache

@@ -30,11 +30,13 @@ def _product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
 
 
 @stacked_product.version("cupy")
-def _stacked_product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array, add: bool) -> None:
-    """As `_product_by_cublas`."""
+def _stacked_product_by_cublas(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """The same for stacks of matrices."""
     cublas = open_cublas(xp, xp.cuda.runtime.getDevice())
-    if cublas is None or not cublas.stacked_product(a, b, out, _precision, add):
-        stacked_product.reference(xp, a, b, out, add)
+    if cublas is None:
+        out[...] = xp.matmul(a, b)
+    else:
+        cublas.stacked(a, b, out, _precision)
 
 
 def can_be_captured(xp: Namespace, dtype: Any) -> bool:

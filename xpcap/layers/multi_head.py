@@ -40,12 +40,9 @@ from xpcap.workspace import Workspace
 
 
 @operation
-def stacked_product(xp: Namespace, a: Array, b: Array, out: Array, add: bool) -> None:
-    """Write, or add, the product of each two matrices of `a (G, A, M, K)` and `b (G, A, K, N)`."""
-    if add:
-        out += a @ b
-    else:
-        out[...] = a @ b
+def stacked_product(xp: Namespace, a: Array, b: Array, out: Array) -> None:
+    """Write the product of each two matrices of `a (..., M, K)` and `b (..., K, N)`."""
+    out[...] = a @ b
 
 
 @operation
@@ -82,14 +79,14 @@ class _Heads:
         """Return alpha `(G, A, T, L)`, until the next call."""
         xp = self._space.xp
         found = self._space.empty("weights", *query.shape[:3], keys.shape[2])
-        stacked_product(xp, query, keys.swapaxes(2, 3), found, False)
+        stacked_product(xp, query, keys.swapaxes(2, 3), found)
         masked_softmax(xp, found, self._scale, mask)
         return found
 
     def forward(
         self, query: Array, keys: Array, values: Array, mask: Array | None, context: Array
     ) -> None:
-        stacked_product(self._space.xp, self.weights(query, keys, mask), values, context, False)
+        stacked_product(self._space.xp, self.weights(query, keys, mask), values, context)
 
     def backward(
         self,
@@ -105,11 +102,14 @@ class _Heads:
         """Write the gradient of the query; add those of keys and values."""
         xp, weights = self._space.xp, self.weights(query, keys, mask)
         dscores = self._space.empty("dscores", *weights.shape)
-        stacked_product(xp, weights.swapaxes(2, 3), dcontext, dvalues, True)
-        stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores, False)
+        part = self._space.empty("part", *keys.shape)
+        stacked_product(xp, weights.swapaxes(2, 3), dcontext, part)
+        dvalues += part
+        stacked_product(xp, dcontext, values.swapaxes(2, 3), dscores)
         softmax_gradient(xp, weights, self._scale, dscores)
-        stacked_product(xp, dscores, keys, dquery, False)
-        stacked_product(xp, dscores.swapaxes(2, 3), query, dkeys, True)
+        stacked_product(xp, dscores, keys, dquery)
+        stacked_product(xp, dscores.swapaxes(2, 3), query, part)
+        dkeys += part
 
 
 class SelfAttention:
@@ -169,15 +169,15 @@ class SelfAttention:
         Its key and value are stored at `position (R,)` of `keys` and `values (R, P, H)`, behind
         those of the rows before it.
         """
-        p, xp, (R, P, _) = self._params, self._space.xp, keys.shape
+        p, xp, (R, P, H), A = self._params, self._space.xp, keys.shape, self._count
         product(xp, x, p["W_qkv"], self._qkv)
         self._qkv += p["b_qkv"]
         query, key, value = self._split(self._qkv)
         sequence = xp.arange(R)
         keys[sequence, position], values[sequence, position] = key, value
         mask = (xp.arange(P) <= position[:, None])[:, None, None, :]
-        stored = (part.reshape(R, P, self._count, -1).swapaxes(1, 2) for part in (keys, values))
-        one = (part.reshape(R, self._count, 1, -1) for part in (query, self._context))
+        stored = (part.reshape(R, P, A, H // A).swapaxes(1, 2) for part in (keys, values))
+        one = (part.reshape(R, A, 1, H // A) for part in (query, self._context))
         (q, context), (k, v) = one, stored
         self._heads.forward(q, k, v, mask, context)
         product(xp, self._context, p["W_out"], out)
@@ -302,10 +302,8 @@ class CrossAttention:
         """
         D = self._regions.shape[2]
         for rows, images, T in self._rows.groups:
-            own = (
-                part[images] if part.ndim == 3 else part[rows].reshape(-1, T * self._count, D)
-                for part in arrays
-            )
+            shape = images.stop - images.start, T * self._count, D
+            own = (part[images] if part.ndim == 3 else part[rows].reshape(shape) for part in arrays)
             mask = self._present[images][:, None, None, :]
             yield [self._regions[images][:, None], mask, *(part[:, None] for part in own)]
 

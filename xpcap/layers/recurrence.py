@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.layers._checks import check_floating, check_gradients, check_shapes
-from xpcap.layers.affine import column_sum, product
+from xpcap.layers.affine import column_sum, product, transposed
 from xpcap.operations import Operation
 from xpcap.workspace import Workspace, passing
 
@@ -318,6 +318,7 @@ def _unroll_backward(
     memory = passing(xp, back.dtype)
     through = memory.empty("through", *back.shape)
     others = {f"d{name}": memory.zeros(f"d{name}", *back.shape) for name in cell.states[1:]}
+    WhT = transposed(weights["Wh"], memory, "WhT")
     for t in reversed(range(len(packing.rows))):
         rows = packing.rows[t]
         n = rows.stop - rows.start
@@ -326,10 +327,10 @@ def _unroll_backward(
         arrays = {**weights, **run.at(cell, packing, t), **gradients, "above": dh[rows]}
         cell.step_backward(xp, arrays)
         if cell.direct:  # `back` holds the other part of the gradient of h_{t-1}
-            product(xp, dah[rows], weights["Wh"].T, through[:n])
+            product(xp, dah[rows], WhT, through[:n])
             back[:n] += through[:n]
         else:
-            product(xp, dah[rows], weights["Wh"].T, back[:n])
+            product(xp, dah[rows], WhT, back[:n])
         if more_input is not None:
             more_input.backward(rows, dax[rows], back[:n])
 

@@ -54,14 +54,15 @@ class Sequences:
 
     def packed_rows(self, xp: Namespace, packing: Packing) -> Array:
         """Return the row of the packing `(M,)` that each row is."""
+        starts = [rows.start for rows in packing.rows]
         found = [xp.zeros(0, dtype=int)]
-        if len(self.groups) == 1:  # nothing from the host, as in a graph
-            starts = xp.arange(len(packing.rows)) * packing.captions
-        else:
-            starts = xp.asarray([rows.start for rows in packing.rows])
         for _, sequences, length in self.groups:
+            if packing.even:  # as on a GPU, where a graph may not read from the host
+                of_step = xp.arange(length) * packing.captions
+            else:
+                of_step = xp.asarray(starts[:length])
             of_caption = xp.arange(sequences.start, sequences.stop)[:, None]
-            found.append((of_caption + starts[:length]).reshape(-1))
+            found.append((of_caption + of_step).reshape(-1))
         return xp.concatenate(found)
 
     def empty(self, space: Workspace, name: str, width: int, dtype: Any = None) -> Array:

@@ -27,7 +27,7 @@ from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
 from xpcap.layers.activations import sigmoid
-from xpcap.layers.affine import affine_forward, column_sum, product
+from xpcap.layers.affine import affine_forward, column_sum, product, transposed
 from xpcap.layers.attention import (
     additive_attention,
     additive_attention_gradient,
@@ -181,7 +181,7 @@ class AttentionRNN(CaptioningRNN):
     def attention(self, cache: Any) -> Array:
         """Return the weight of each region for each word read; see `inspection.Attends`."""
         found: Array = cache.more_input.weights
-        return found
+        return found[None, None]
 
     def start(self, features: Array) -> tuple[Any, State]:
         """Return projected words and regions, and the first states; see `CaptionModel.start`.
@@ -355,12 +355,15 @@ class AttentionInput:
         self._dgate = empty(self._space, "dgate", 1)
         self._dw = empty(self._space, "dw", H) if "w_score" in self._params else None
         self.dgrid = self._space.zeros("dgrid", *self.grid.shape)
+        self._WzT, self._W_queryT = (
+            transposed(self._params[name], self._space, f"{name}T") for name in ("Wz", "W_query")
+        )
 
     def backward(self, rows: slice, dax: Array, dprev_h: Array) -> None:
         """Take the gradient of x Wx + z Wz + b back to h_{t-1}; see `StateInput.backward`."""
         xp, params, grid, n = self._space.xp, self._params, self.grid, len(dax)
         through = self._space.empty("through z", *dprev_h.shape, most=self._packing.captions)
-        product(xp, dax, params["Wz"].T, through)
+        product(xp, dax, self._WzT, through)
         dz = through
         dz += self._dz[rows]
         gate, context, dquery = self._gate[rows], self._context[rows], self._dquery[rows]
@@ -376,7 +379,7 @@ class AttentionInput:
             additive_attention_gradient(
                 xp, *given, params["w_score"], self.weights[rows], *found, self._dw[rows]
             )
-        product(xp, dquery, params["W_query"].T, through)
+        product(xp, dquery, self._W_queryT, through)
         dprev_h += through
         dprev_h += dgate * params["W_gate"][:, 0]
 

@@ -36,7 +36,7 @@ def _in_order(
     batch, hidden, _ = Objective(model).read(features, to_host(captions))
     for t, rows in enumerate(batch.packing.rows):
         yield f"the hidden state after word {t + 1}", hidden[rows]
-    W, b = (model.params[name] for name in model.head)
+    W, b = model.vocabulary_layer(model.params)
     yield "the words' scores", hidden @ W + b
     loss, gradients = model.loss(features, captions, step)
     yield "the loss", loss

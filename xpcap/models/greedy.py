@@ -51,7 +51,7 @@ def decoding_spans(model: CaptionModel, count: int) -> list[slice]:
     """
     if not is_host(model.backend.xp):
         return [slice(0, count)]
-    H = len(model.params[model.head[0]])
+    H = len(model.vocabulary_layer(model.params)[0])
     return threads.spans(count, max(threads.LEAST, _WORK // H**2))
 
 
@@ -61,7 +61,7 @@ def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: in
     caption_of = numpy.arange(N)  # of each row of the state; N, which is not returned: it has ended
     words = numpy.full(N, model.start_word)
     context, state = model.start(features)
-    W, b = (model.params[name] for name in model.head)
+    W, b = model.vocabulary_layer(model.params)
     memory, xp = passing(numpy, state[0].dtype), fastest(numpy)
     for t in range(max_length):
         hidden, state = model.advance(words, None, state, context)
@@ -126,7 +126,7 @@ class _Decoder:
         for old, new in zip(self._state, after, strict=True):
             if new is not old:  # a state that `advance` has written into
                 old[...] = new
-        W, b = (model.params[name] for name in model.head)
+        W, b = model.vocabulary_layer(model.params)
         scores = self._space.empty("scores", len(words), len(b))
         product(xp, hidden, W, scores)
         scores[...] += b

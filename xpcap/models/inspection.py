@@ -1,8 +1,9 @@
-"""Gradients through time, gates, and the gradient of each word with respect to the features.
+"""Gradients through time and through layers, gates, attention, and the gradient of each word.
 
 The forward pass is the model's. For gradients through time the cell's gradient is taken step by
-step, so that the gradient of every state is at hand; that of a word is the model's backward pass
-from this word alone. That is slower than `CaptionModel.loss`, and computes the same.
+step, so that the gradient of every state is at hand; that of a word with respect to the features is
+the model's backward pass from this word alone. That is slower than `CaptionModel.loss`, and
+computes the same.
 
 R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks"
 (ICML 2013), look at gradients through time; A. Karpathy, J. Johnson and L. Fei-Fei, "Visualizing
@@ -12,7 +13,7 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy
@@ -148,7 +149,7 @@ def word_gradients(model: CaptionModel, features: Array, words: Array) -> tuple[
         objective, captions = Objective(model), _with_start(model, words)
         xp, (N, T) = namespace(features, words), words.shape
         batch, losses, dh, _ = objective.words(features, captions)
-        unused = {name: xp.empty_like(value) for name, value in model.params.items()}
+        unused = {name: xp.zeros_like(value) for name, value in model.params.items()}
         log_probs = xp.zeros((N, T), dtype=dh.dtype)
         gradients = xp.zeros((N, T, *features.shape[1:]), dtype=dh.dtype)
         of_images = xp.empty(features.shape, dtype=dh.dtype)
@@ -167,7 +168,74 @@ class Attends(Protocol):
     """The ability of a model that looks at regions of the image, a different mean for each word."""
 
     def attention(self, cache: Any) -> Array:
-        """Return the weight of each region `(M, L)` for each word read, after `forward`."""
+        """Return the weight of each region for each word read, after `forward`.
+
+        They are `(K, A, M, L)`, of K layers with A heads.
+        """
+
+
+class Layered(CaptionModel):
+    """A model with a residual stream x of words, which attend to each other."""
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        dhidden: Array,
+        cache: Any,
+        gradients: Mapping[str, Array],
+        dfeatures: Array | None = None,
+        look: Callable[[str, Array], None] | None = None,
+    ) -> None:
+        """Backpropagate; `look` is called with each layer's name and dL/dx `(M, H)` after it."""
+
+    @abc.abstractmethod
+    def self_attention(self, cache: Any) -> Array:
+        """Return the weight of each word read for each word read, after `forward`.
+
+        They are `(K, A, N, T, T)`, of K layers with A heads, N captions in the batch's order.
+        """
+
+
+class LayerGradients(NamedTuple):
+    """How long gradients are in each of S layers, from the first to the last.
+
+    `words` are norms of dL/dx, x being the residual stream after the layer, at each word read:
+    averages over captions, where L is a caption's loss, as in `GradientFlow`. `parameters` are
+    norms of the gradient of the layer's parameters, where L is the mean of the captions' losses.
+    """
+
+    names: tuple[str, ...]  # with which the names of the layers' parameters begin
+    words: Array  # (S, T)
+    parameters: Array  # (S,)
+
+
+def layer_gradients(model: Layered, features: Array, captions: Array) -> LayerGradients:
+    """Follow the gradient of captions' losses back through the layers, without dropout.
+
+    Arguments and errors are those of `gradient_flow`.
+    """
+    with model.backend.activate():
+        namespace(features, captions)
+        batch, _, dhidden, cache = Objective(model).words(features, to_host(captions))
+        xp, counted, steps = namespace(dhidden), batch.counted(), batch.packing.rows
+        gradients = {name: xp.zeros_like(value) for name, value in model.params.items()}
+        found = dict[str, Array]()
+
+        def look(name: str, dx: Array) -> None:
+            norms = _norms(dx)
+            found[name] = xp.zeros(len(steps), dtype=xp.float64)
+            for t, rows in enumerate(steps):
+                found[name][t] = _mean(norms[rows], counted[rows])
+
+        model.backward(dhidden, cache, gradients, look=look)
+        names = tuple(found)[::-1]
+        own = [
+            [value.reshape(-1) for key, value in gradients.items() if key.startswith(f"{name}.")]
+            for name in names
+        ]
+        parameters = xp.concatenate([_norms(xp.concatenate(values)[None]) for values in own])
+        parameters /= max(batch.packing.captions, 1)
+        return LayerGradients(names, xp.stack([found[name] for name in names]), parameters)
 
 
 def attends(model: CaptionModel, shape: Sequence[int]) -> bool:
@@ -179,8 +247,17 @@ def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
     """Return the weight of each region for each word of captions `(N, T, L)`.
 
     Word t was predicted after looking at the image with these weights, which add up to 1, or are 0
-    where the word is `<NULL>` or there is no region. `words (N, T)` and errors are as for
-    `word_gradients`; `ConfigurationError` too if the model does not look at regions.
+    where the word is `<NULL>` or there is no region; of several heads, they are the mean of those
+    of the last layer. `words (N, T)` and errors are as for `word_gradients`; `ConfigurationError`
+    too if the model does not look at regions.
+    """
+    return attention_heads(model, features, words)[:, -1].mean(axis=1)
+
+
+def attention_heads(model: CaptionModel, features: Array, words: Array) -> Array:
+    """Return `attention_maps` of each of K layers and of its A heads, `(N, K, A, T, L)`.
+
+    A recurrent model with attention has one of each.
     """
     if not attends(model, features.shape[1:]):
         raise without_attention(model)
@@ -189,11 +266,12 @@ def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
         namespace(features, words)
         batch, _, cache = Objective(model).read(features, _with_start(model, words))
         weights = model.attention(cache)
-        xp, (N, T) = namespace(weights), words.shape
-        found = xp.zeros((N, T, weights.shape[1]), dtype=weights.dtype)
+        xp, (N, T), (K, A, _, L) = namespace(weights), words.shape, weights.shape
+        found = xp.zeros((N, K, A, T, L), dtype=weights.dtype)
         for t, rows in enumerate(batch.packing.rows):
             counted = batch.counted()[rows, None]
-            found[batch.images[: len(counted)], t] = weights[rows] * counted
+            of_step = (weights[:, :, rows] * counted).transpose(2, 0, 1, 3)
+            found[batch.images[: len(counted)], :, :, t] = of_step
         return found
 
 
@@ -203,6 +281,24 @@ def without_attention(model: CaptionModel) -> ConfigurationError:
         f"a model of the family '{model.family}' has no attention to regions of these features;"
         " expected a run of xpcap train --model attention, or transformer, on features of regions"
     )
+
+
+def self_attention(model: Layered, features: Array, words: Array) -> Array:
+    """Return the weight of each word read for each word of captions, `(N, K, A, T, T)`.
+
+    Word t of `words (N, T)` was predicted after looking, in K layers with A heads, at the words up
+    to the one before it: `<START>`, at place 0, and words 0 to t - 1, at places 1 to t. Weights add
+    up to 1, or are 0 where the word is `<NULL>`. Errors are as for `word_gradients`.
+    """
+    with model.backend.activate():
+        namespace(features, words)
+        batch, _, cache = Objective(model).read(features, _with_start(model, words))
+        weights = model.self_attention(cache)
+        xp, (N, T), (K, A, count, length, _) = namespace(weights), words.shape, weights.shape
+        found = xp.zeros((N, K, A, T, T), dtype=weights.dtype)
+        own = weights.transpose(2, 0, 1, 3, 4)
+        found[batch.images[:count], :, :, :length, :length] = own
+        return found * (words != model.null)[:, None, None, :, None]
 
 
 def _with_start(model: CaptionModel, words: Array) -> numpy.ndarray:

@@ -87,8 +87,6 @@ class CaptionModel(abc.ABC):
     """Those of its arguments that not all families have."""
     needs_regions: ClassVar[bool] = False
     """Whether features must be regions `(N, L, D)`."""
-    head: ClassVar[tuple[str, str]] = ("W_vocab", "b_vocab")
-    """The parameters of the vocabulary layer: weights `(H, V)` and biases `(V,)`."""
     embeddings: ClassVar[tuple[str, ...]] = ("W_embed",)
     """Parameters whose rows are vectors of words, positions and the like; they do not decay."""
     max_length: float = math.inf
@@ -160,11 +158,19 @@ class CaptionModel(abc.ABC):
         gradients: Mapping[str, Array],
         dfeatures: Array | None = None,
     ) -> None:
-        """Write the gradients of all parameters but those of `head`, by name.
+        """Write the gradients of all parameters but those of `vocabulary_layer`, by name.
 
         `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`,
         and of no use afterwards. `dfeatures (N, ...)` is written too, if given.
         """
+
+    def vocabulary_layer(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return those of the layer that predicts words: weights `(H, V)` and biases `(V,)`.
+
+        `arrays` are `params`, or gradients by the same names. The gradients of this layer are
+        written before `backward` is called.
+        """
+        return arrays["W_vocab"], arrays["b_vocab"]
 
     def penalty(self, cache: Any) -> Array | None:
         """Return what each caption `(N,)` adds to the training loss, weighted; None: nothing.
@@ -328,7 +334,7 @@ class CaptionModel(abc.ABC):
     ) -> tuple[Array, State]:
         """Feed one word to each hypothesis, as `advance`; return scores of next words `(R, V)`."""
         hidden, state = self.advance(words, parents, state, context)
-        W, b = (self.params[name] for name in self.head)
+        W, b = self.vocabulary_layer(self.params)
         scores = hidden @ W
         scores += b
         return scores, state

@@ -162,20 +162,27 @@ class Objective:
         step: int,
         gradients: dict[str, Array],
         share: Share | None = None,
+        images: numpy.ndarray | None = None,
     ) -> Array:
         """Compute cross entropy as `CaptionModel.loss` does, and write `gradients` by name.
 
         The gradients are those of the whole loss, with the `penalty`. Captions are packed on the
         host and best come from it. If they are a `share` of a minibatch, loss and gradients are its
-        part of those of the whole.
+        part of those of the whole. `images (N,)` are the captions' rows of features, if not 0..N-1.
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        batch = _some(self._pack(features, captions, share))
+        batch = _some(self._pack(features, captions, share, images))
         return self.compute(features, batch, streams, gradients).sum()
 
-    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
+    def evaluate(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None = None,
+        images: numpy.ndarray | None = None,
+    ) -> Array:
         """Return the loss without gradients, dropout and label smoothing."""
-        batch = _some(self._pack(features, captions, share))
+        batch = _some(self._pack(features, captions, share, images))
         return self._forward(features, batch, None, 0.0)[0].sum()
 
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
@@ -197,7 +204,7 @@ class Objective:
         rows = xp.arange(M) if batch.scored is None else batch.scored
         targets, weight = xp.zeros(M, batch.targets.dtype), xp.zeros(M, hidden.dtype)
         targets[rows], weight[rows] = batch.targets, batch.weight > 0
-        W, b = (self.model.params[name] for name in self.model.head)
+        W, b = self.model.vocabulary_layer(self.model.params)
         scores, losses = hidden @ W, xp.empty(M, hidden.dtype)
         softmax_cross_entropy(xp, scores, b, targets, weight, losses, 0.0)
         return batch, losses, scores @ W.T, cache
@@ -220,21 +227,29 @@ class Objective:
         self._backward(batch, forward, gradients)
         return losses
 
-    def _pack(self, features: Array, captions: Array, share: Share | None = None) -> PackedBatch:
+    def _pack(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None = None,
+        images: numpy.ndarray | None = None,
+    ) -> PackedBatch:
         """Pack captions; those that are on a device stay there, padding and all."""
         model, dtype = self.model, self._dtype()
-        if captions.ndim != 2 or captions.shape[1] < 2 or features.shape[:1] != captions.shape[:1]:
+        fits = images is not None or features.shape[:1] == captions.shape[:1]
+        if captions.ndim != 2 or captions.shape[1] < 2 or not fits:
             raise ShapeError(
                 "expected captions (N, T+1) with T > 0 and features (N, ...), got"
                 f" {tuple(captions.shape)} and {tuple(features.shape)}"
             )
-        W, b = (model.params[name] for name in model.head)
-        check_shapes("loss", **{model.head[0]: (W, "H V"), model.head[1]: (b, "V")})
+        W, b = model.vocabulary_layer(model.params)
+        check_shapes("loss", W_vocab=(W, "H V"), b_vocab=(b, "V"))
         check_numbers("loss", features=features)
         check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
             return keep_padding(captions, model.null, dtype)
-        return pack_captions(captions, model.null, dtype, model.backend.to_device, share)
+        batch = pack_captions(captions, model.null, dtype, model.backend.to_device, share)
+        return batch if images is None else batch._replace(images=images[batch.images])
 
     def _forward(
         self, features: Array, batch: PackedBatch, streams: Streams | None, smoothing: float
@@ -242,7 +257,7 @@ class Objective:
         model, packing = self.model, batch.packing
         namespace(features, *model.params.values())
         space, xp = self._workspace(), self.xp
-        W, b = (model.params[name] for name in model.head)
+        W, b = model.vocabulary_layer(model.params)
         S, (H, V) = len(batch.targets), W.shape
         images = self._gather(features, batch.images)
         kept = None
@@ -272,8 +287,11 @@ class Objective:
     def _backward(self, batch: PackedBatch, forward: _Forward, gradients: dict[str, Array]) -> None:
         model, space, xp = self.model, self._space, self.xp
         cache, kept, hidden, dscores = forward
-        W, (dW, db) = model.params[model.head[0]], (gradients[name] for name in model.head)
-        product(xp, hidden.T, dscores, dW)
+        (W, _), (dW, db) = map(model.vocabulary_layer, (model.params, gradients))
+        if dW.strides[0] < dW.strides[1]:  # the transpose of an array
+            product(xp, dscores.T, hidden, dW.T)
+        else:
+            product(xp, hidden.T, dscores, dW)
         column_sum(xp, dscores, db)
         dhidden = batch.packing.empty(space, "dhidden", hidden.shape[1])
         if batch.scored is None:

@@ -8,7 +8,7 @@ layer (Xiong et al., "On layer normalization in the Transformer architecture", I
     p = norm(p)
     x_t = sqrt(H) W_embed[word_t] + position_t
     x = x + self(norm(x)); x = x + cross(norm(x), p); x = x + feed(norm(x))         in each layer
-    scores_t = norm(x_t) W_vocab + b_vocab
+    scores_t = norm(x_t) W_vocab + b_vocab                      W_vocab may be W_embed^T
 
 `self` and `cross` are multi-head attention, `feed` the feed-forward layer of 4 H units. Dropout is
 of x_t, of p_l and of what each layer adds, as there, but not of attention's weights.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from xpcap.backend import Array, Backend, Namespace, namespace
+from xpcap.backend import Array, Backend, Namespace, is_host, namespace
 from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
@@ -35,7 +35,8 @@ from xpcap.layers.normalization import layer_norm, layer_norm_gradient
 from xpcap.layers.positions import sinusoids
 from xpcap.layers.regions import present_regions
 from xpcap.layers.sequences import Sequences
-from xpcap.models.model import CaptionModel, State
+from xpcap.models.inspection import Layered
+from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
 from xpcap.options import check_counts
 from xpcap.workspace import Workspace
@@ -46,7 +47,7 @@ Drop = Callable[[Array, int], None]
 """Applies the dropout mask of a number to rows, or to their gradient, in place."""
 
 
-class Transformer(CaptionModel):
+class Transformer(Layered):
     """A captioner that is a Transformer decoder.
 
     Features are `(N, L, D)`, L regions of which those that are all zero are absent, or `(N, D)`,
@@ -64,13 +65,16 @@ class Transformer(CaptionModel):
         Of each attention; a divisor of H.
     positions
         `"sinusoidal"`, or `"learned"` vectors.
+    tie_embeddings
+        Whether the vocabulary layer has the word vectors as its weights (O. Press and L. Wolf,
+        "Using the output embedding to improve language models", 2017).
     max_length
         The most words of a caption, `<END>` included.
     """
 
     family = "transformer"
     embeddings = ("W_embed", "W_position")
-    options = ("layers", "heads", "encoder_layers", "positions", "max_length")
+    options = ("layers", "heads", "encoder_layers", "positions", "tie_embeddings", "max_length")
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Transformer(CaptionModel):
         heads: int = 8,
         encoder_layers: int = 0,
         positions: str = "sinusoidal",
+        tie_embeddings: bool = False,
         max_length: int = 64,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -91,7 +96,8 @@ class Transformer(CaptionModel):
         super().__init__(
             word_to_idx, dtype=dtype, dropout=dropout, seed=seed, backend=backend,
             input_dim=input_dim, hidden_dim=hidden_dim, layers=layers, heads=heads,
-            encoder_layers=encoder_layers, positions=positions, max_length=max_length,
+            encoder_layers=encoder_layers, positions=positions, tie_embeddings=tie_embeddings,
+            max_length=max_length,
         )  # fmt: skip
         self.max_length = max_length
 
@@ -138,7 +144,7 @@ class Transformer(CaptionModel):
                 for name, shape in shapes.items()
             },
             **norm,
-            "W_vocab": (H, words),
+            **({} if sizes["tie_embeddings"] else {"W_vocab": (H, words)}),
             "b_vocab": (words,),
         }
 
@@ -165,6 +171,11 @@ class Transformer(CaptionModel):
                 if name.endswith(".W_out"):
                     found[name] /= math.sqrt(added)
         return found
+
+    def vocabulary_layer(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return the arrays of the vocabulary layer; see `CaptionModel.vocabulary_layer`."""
+        tied = self.sizes["tie_embeddings"]
+        return arrays["W_embed"].T if tied else arrays["W_vocab"], arrays["b_vocab"]
 
     def scale_features(self, scale: float) -> None:
         """Divide `W_proj` by the root mean square of the features."""
@@ -204,8 +215,13 @@ class Transformer(CaptionModel):
         cache: Any,
         gradients: Mapping[str, Array],
         dfeatures: Array | None = None,
+        look: Callable[[str, Array], None] | None = None,
     ) -> None:
-        """Backpropagate through all layers; see `CaptionModel.backward`."""
+        """Backpropagate through all layers; see `CaptionModel.backward`.
+
+        `look` is called for each layer of words, the last one first, with the beginning of its
+        parameters' names and the gradient of its output x `(M, H)`, of the words read.
+        """
         encoded, layers, last, rows, order, words, drop, space = cache
         xp, H = space.xp, dhidden.shape[1]
         dnormalized, dx = (rows.empty(space, name, H) for name in ("normalized", "dx"))
@@ -214,11 +230,19 @@ class Transformer(CaptionModel):
         last.backward(dnormalized, dx, gradients)
         dregions = space.zeros("dregions", *encoded.regions.shape)
         for number, layer in reversed([*enumerate(layers, 1)]):
+            if look is not None:
+                look(layer.name, dx[xp.argsort(order)])
             layer.backward(dx, drop, number, gradients, dregions)
         encoded.backward(dregions, gradients, dfeatures)
         drop(dx, 0)
         dx *= math.sqrt(H)
-        add_rows(xp, words, dx, gradients["W_embed"])
+        dW = gradients["W_embed"]
+        if self.sizes["tie_embeddings"]:  # beside the gradient of the vocabulary layer
+            of_words = space.empty("dW_embed", *dW.shape)
+            add_rows(xp, words, dx, of_words)
+            dW += of_words
+        else:
+            add_rows(xp, words, dx, dW)
         if "W_position" in gradients:
             gradients["W_position"][...] = 0
             for part, _, T in rows.groups:
@@ -234,11 +258,13 @@ class Transformer(CaptionModel):
         W_proj = self.params["W_proj"]
         xp = namespace(features, W_proj)
         features = features.astype(W_proj.dtype, copy=False)
-        encoded = _Regions(self, features, Workspace(fastest(xp), W_proj.dtype), _keep)
+        space = Workspace(fastest(xp), W_proj.dtype)
+        encoded = _Regions(self, features, space, _keep)
         shape = len(features), self.sizes["max_length"], W_proj.shape[1]
         stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
         image = xp.arange(len(features))
-        return _Context(encoded.regions, encoded.present), (*stored, image, xp.zeros_like(image))
+        context = _Context(encoded.regions, encoded.present, space)
+        return context, (*stored, image, xp.zeros_like(image))
 
     def advance(
         self, words: Array, parents: Array | None, state: State, context: Any
@@ -251,13 +277,18 @@ class Transformer(CaptionModel):
         if parents is not None:
             state = tuple(part[parents] for part in state)
         *stored, image, position = state
-        fast, R, H = fastest(xp), len(words), stored[0].shape[2]
-        space, rows = Workspace(fast, stored[0].dtype), Sequences.even(R, 1)
-        x, out = space.empty("x", R, H), space.empty("normalized", R, H)
-        self._read(words, x, fast)
+        (regions, present, space), R, H = context, len(words), stored[0].shape[2]
+        rows, by_image = Sequences.even(R, 1), None
+        x, out = space.empty("x", R, H), xp.empty((R, H), dtype=stored[0].dtype)
+        self._read(words, x, space.xp)
         x += self._positions()[position]
+        images = image
+        if is_host(xp):  # there rows of one image look at it together
+            by_image, images = _by_image(image, len(regions))
+        if images is not None:
+            regions, present = regions[images], present[images]
         caches = zip(stored[::2], stored[1::2], strict=True)
-        for layer in self._layers(context.regions[image], context.present[image], rows, space):
+        for layer in self._layers(regions, present, rows, space, by_image):
             if isinstance(layer.layer, SelfAttention):
                 layer.advance(x, *next(caches), position)
             else:
@@ -266,12 +297,27 @@ class Transformer(CaptionModel):
         return out, (*stored, image, position + 1)
 
     def attention(self, cache: Any) -> Array:
-        """Return the weights of the last layer, the mean of its heads; see `inspection.Attends`."""
-        cross = cache.layers[-2].layer
-        means = [weights.mean(axis=1) for weights in cross.weights()]
-        rows = [mean.reshape(-1, mean.shape[2]) for mean in means]
-        found = cache.space.empty("attention", cache.rows.total, rows[0].shape[1])
-        found[cache.order] = cache.space.xp.concatenate(rows)
+        """Return the weights of regions for each word read; see `inspection.Attends`."""
+        xp, shape = cache.space.xp, (self.sizes["layers"], self.sizes["heads"])
+        regions = cache.encoded.regions
+        found = xp.zeros((*shape, cache.rows.total, regions.shape[1]), dtype=regions.dtype)
+        for of_layer, layer in zip(found, cache.layers[1::3], strict=True):
+            groups = zip(cache.rows.groups, layer.layer.weights(), strict=True)
+            for (rows, _, _), weights in groups:
+                of_layer[:, cache.order[rows]] = weights.swapaxes(0, 1).reshape(
+                    shape[1], -1, weights.shape[3]
+                )
+        return found
+
+    def self_attention(self, cache: Any) -> Array:
+        """Return the weights of words read for words read; see `inspection.Layered`."""
+        groups, shape = cache.rows.groups, (self.sizes["layers"], self.sizes["heads"])
+        count, longest = (groups[-1].sequences.stop, groups[0].length) if groups else (0, 0)
+        x = cache.encoded.regions
+        found = cache.space.xp.zeros((*shape, count, longest, longest), dtype=x.dtype)
+        for of_layer, layer in zip(found, cache.layers[::3], strict=True):
+            for (_, captions, T), weights in zip(groups, layer.layer.weights(), strict=True):
+                of_layer[:, captions, :T, :T] = weights.swapaxes(0, 1)
         return found
 
     def _read(self, words: Array, x: Array, xp: Namespace) -> None:
@@ -287,23 +333,74 @@ class Transformer(CaptionModel):
         return sinusoids(namespace(W_embed), self.sizes["max_length"], H).astype(W_embed.dtype)
 
     def _layers(
-        self, regions: Array, present: Array, rows: Sequences, space: Workspace
+        self,
+        regions: Array,
+        present: Array,
+        rows: Sequences,
+        space: Workspace,
+        by_image: _ByImage | None = None,
     ) -> list[_Residual]:
         """Return the layers that words pass through."""
-        heads = self.sizes["heads"]
+        heads, cross = self.sizes["heads"], CrossAttention if by_image is None else by_image.layer
         kinds = {
             "self": (SelfAttention, heads),
-            "cross": (CrossAttention, heads, regions, present),
+            "cross": (cross, heads, regions, present),
             "feed": (FeedForward,),
         }
         return _stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
 
 
 class _Context(NamedTuple):
-    """What decoding needs of the images: regions `(N, L, H)`, and which there are."""
+    """What decoding needs: the regions of the images `(N, L, H)`, which there are, and memory."""
 
     regions: Array
     present: Array
+    space: Workspace
+
+
+class _ByImage(NamedTuple):
+    """Rows in the order of their images, so that those of one image look at it together."""
+
+    order: numpy.ndarray
+    rows: Sequences
+
+    def layer(
+        self, params: Mapping[str, Array], _: Sequences, space: Workspace, name: str, *more: Any
+    ) -> _Reordered:
+        """Make the cross attention of rows that are in another order."""
+        return _Reordered(CrossAttention(params, self.rows, space, name, *more), self.order, space)
+
+
+class _Reordered(NamedTuple):
+    """A layer of rows in this order."""
+
+    layer: CrossAttention
+    order: numpy.ndarray
+    space: Workspace
+
+    def forward(self, x: Array, out: Array) -> None:
+        ordered = self.space.empty("reordered", *x.shape)
+        self.layer.forward(x[self.order], ordered)
+        out[self.order] = ordered
+
+
+def _by_image(image: numpy.ndarray, count: int) -> tuple[_ByImage | None, numpy.ndarray | None]:
+    """Group rows by the images `(R,)` that they look at, of `count`; and return these images.
+
+    None stands for rows that stay as they are, and for all images.
+    """
+    images, which, numbers = numpy.unique(image, return_inverse=True, return_counts=True)
+    most = numpy.argsort(-numbers, kind="stable")
+    rank = numpy.empty_like(most)
+    rank[most] = numpy.arange(len(most))
+    lengths, counts = numpy.unique(numbers, return_counts=True)
+    rows = Sequences([*zip(counts[::-1].tolist(), lengths[::-1].tolist(), strict=True)])
+    images = images[most]
+    by_image = _ByImage(numpy.argsort(rank[which], kind="stable"), rows)
+    return (
+        None if numpy.array_equal(images, image) else by_image,
+        None if numpy.array_equal(images, numpy.arange(count)) else images,
+    )
 
 
 class _Cache(NamedTuple):
@@ -361,7 +458,7 @@ class _Residual:
     def __init__(
         self, layer: Any, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
     ) -> None:
-        self.layer, self._name = layer, name
+        self.layer, self.name = layer, name
         self._rows, self._space = rows, space
         self._norm = _Norm(params, rows, space, name)
 
@@ -392,7 +489,7 @@ class _Residual:
         """Change the gradient of the output to that of the input, and write the parameters'."""
         normalized, dout = self._scratch(dx.shape[1])
         dnormalized = self._rows.empty(self._space, "dnormalized", dx.shape[1])
-        own = _own(gradients, self._name)
+        own = _own(gradients, self.name)
         dout[...] = dx
         drop(dout, number)
         self._norm.again(normalized)

@@ -23,8 +23,9 @@ from xpcap.backend import to_host
 from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors import EfficientNetLite0, FilterBank, open_extractor
 from xpcap.data.progress import Progress, no_progress
-from xpcap.errors import ConfigurationError, DataError
-from xpcap.models.inspection import Inspectable, word_gradients
+from xpcap.errors import DataError
+from xpcap.models import CaptionModel
+from xpcap.models.inspection import word_gradients
 from xpcap.report.images import boxes_of
 from xpcap.report.regions import RegionMap, Regions, map_of_attribution, regions_of
 from xpcap.runs import Run
@@ -50,18 +51,14 @@ def attribute(
     Raises
     ------
     ConfigurationError, DataError
-        If the features cannot be divided among regions or boxes, the extractor is not available, or
-        the model is not `Inspectable`.
+        If the features cannot be divided among regions or boxes, or the extractor is not available.
     """
-    model = run.model
-    if not isinstance(model, Inspectable):
-        raise ConfigurationError("models of this family have no gradients of single words")
     if features.ndim == 3:
         return _to_regions(run, features, words, categories)
     extractor = None if categories else _divisible(run)
     if extractor and all(image is None for image in images):
         raise DataError("none of the images can be opened here")
-    gradients = _gradients(model, features, words)
+    gradients = _gradients(run.model, features, words)
     if extractor is None:
         shape = (words.shape[1], len(categories), len(NUMBERS))
         return [
@@ -84,7 +81,6 @@ def _to_regions(
     run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
 ) -> list[list[RegionMap]]:
     """Attribute words to regions `(N, L, D)`, which need not be divided."""
-    assert isinstance(run.model, Inspectable)
     transform, shift = run.transform, 0.0
     if transform is not None:  # gradient times the features before their mean was subtracted
         shift = transform.components @ transform.mean
@@ -100,7 +96,7 @@ def _mapped(values: numpy.ndarray, regions: Regions) -> list[RegionMap]:
 
 
 def _gradients(
-    model: Inspectable, features: numpy.ndarray, words: numpy.ndarray
+    model: CaptionModel, features: numpy.ndarray, words: numpy.ndarray
 ) -> Iterator[numpy.ndarray]:
     """Yield the gradients of the words of each image, computed for some images at a time."""
     to_device = model.backend.to_device

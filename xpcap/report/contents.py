@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,18 @@ from xpcap.models.inspection import (
     GateSaturation,
     GradientFlow,
     Inspectable,
+    Layered,
+    LayerGradients,
     attends,
+    attention_heads,
     gate_saturation,
     gradient_flow,
+    layer_gradients,
+    self_attention,
 )
 from xpcap.report.attribution import attribute
 from xpcap.report.images import View, categories_of, name_of, open_image, view
-from xpcap.report.regions import RegionMap, map_of_attention, regions_of
+from xpcap.report.regions import RegionMap, levels_of, map_of_attention, regions_of, shown
 from xpcap.runs import HISTORY, Run
 from xpcap.runs.attention import Area, grid_area, grid_side, weights_of
 from xpcap.runs.captions import captions_of
@@ -52,6 +57,21 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Attention in each of K layers with A heads, as letters; see `RegionMap`.
+
+    Each layer has 1 + A texts: the mean of its heads, and each of them. `regions` has, for each
+    word of a caption, K (1 + A) maps of regions, if images have regions. `words` has as many texts,
+    of the weights of words read: 1 for the first word, 2 for the second, and so on.
+    """
+
+    layers: int
+    heads: int
+    regions: Sequence[Sequence[str]]
+    words: Sequence[str]
+
+
+@dataclass(frozen=True)
 class RunCaption:
     """The words of a run's best caption, the captions of its beam, and the metrics.
 
@@ -62,6 +82,7 @@ class RunCaption:
     beam: Sequence[dict[str, Any]]
     values: dict[str, float | None]
     area: Area
+    heads: Heads | None = None
 
     @property
     def value(self) -> float:
@@ -95,6 +116,7 @@ class RunPart:
     evaluation: Evaluation
     flow: GradientFlow | None = None
     saturation: GateSaturation | None = None
+    layers: LayerGradients | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +169,9 @@ def gather(
     rows = [described[k] for k in listed]
     images = [open_image(datasets[0], split, row) for row in rows]
     evaluated = [[part.evaluation.images[k] for k in listed] for part in parts]
+    shown_first = {listed.index(k) for some in extremes for k in some}
     found = [
-        _captions(run, dataset, split, rows, beam, of_run, images, progress)
+        _captions(run, dataset, split, rows, beam, of_run, images, shown_first, progress)
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
     captions, unattributed = zip(*found, strict=True)
@@ -191,10 +214,13 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     some = numpy.unique(numpy.linspace(0, len(part) - 1, INSPECTED).astype(int))
     of_run = (name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation)
     model = run.model
-    if not isinstance(model, Inspectable):
-        return RunPart(*of_run)
     features = model.backend.to_device(part.features[part.image_idxs[some]])
     captions = model.backend.to_device(part.captions[some])
+    if isinstance(model, Layered):
+        names, *norms = layer_gradients(model, features, captions)
+        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)))
+    if not isinstance(model, Inspectable):
+        return RunPart(*of_run)
     flow = GradientFlow(*map(to_host, gradient_flow(model, features, captions)))
     gates, *shares = gate_saturation(model, features, captions)
     return RunPart(*of_run, flow, GateSaturation(gates, *map(to_host, shares)))
@@ -254,9 +280,12 @@ def _captions(
     beam: Beam,
     evaluated: Sequence[dict[str, Any]],
     images: Sequence[Any],
+    shown_first: Collection[int],
     progress: Progress,
 ) -> tuple[list[RunCaption], str]:
     """Caption the listed images again, for all of the beam and the attributions.
+
+    Each head's attention is only computed for some of them, `shown_first`.
 
     Also returns why there is no attribution, or an empty text.
     """
@@ -279,7 +308,38 @@ def _captions(
         metrics = {name: value for name, value in entry.items() if name not in _NO_METRICS}
         area = Area() if image is None else grid_area(run.config["data"], image.size)
         entries.append(RunCaption(words, beam_of_image, metrics, area))
+    if isinstance(run.model, Layered):
+        for k in shown_first:
+            count = len(entries[k].words)
+            heads = _heads(run, features[[k]], best[[k], :count], categories)
+            entries[k] = replace(entries[k], heads=heads)
     return entries, unattributed
+
+
+def _heads(
+    run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
+) -> Heads:
+    """Encode the attention of a Transformer's heads for one caption `(1, T)`."""
+    model = run.model
+    assert isinstance(model, Layered)
+    given = (model, *map(model.backend.to_device, (features, words)))
+    (among,) = to_host(self_attention(*given))
+    places = numpy.tril_indices(words.shape[1])
+    on_words = [levels_of(weights[places]) for weights in _with_means(among)]
+    on_regions = list[list[str]]()
+    if features.ndim == 3:
+        regions = regions_of(run.config["data"], features[0], categories)
+        (looked,) = to_host(attention_heads(*given))
+        maps = _with_means(looked).swapaxes(0, 1)
+        on_regions = [[shown(of_head, regions) for of_head in of_word] for of_word in maps]
+    layers, heads = among.shape[:2]
+    return Heads(layers, heads, on_regions, on_words)
+
+
+def _with_means(weights: numpy.ndarray) -> numpy.ndarray:
+    """Put before the heads of each layer `(K, A, T, n)` their mean: `(K (1 + A), T, n)`."""
+    means = weights.mean(axis=1, keepdims=True)
+    return numpy.concatenate([means, weights], axis=1).reshape(-1, *weights.shape[2:])
 
 
 def _attention(

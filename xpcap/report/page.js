@@ -54,6 +54,44 @@ function paint(card, caption, levels) {
   });
 }
 
+// Which of a caption's layers and heads is chosen; of each layer the mean comes first, then its heads.
+function headOf(caption) {
+  const [layer, head] = [...caption.querySelectorAll(".head select")];
+  return layer && layer.selectedIndex * (Number(caption.dataset.heads) + 1) + head.selectedIndex;
+}
+
+function levelsOf(caption, word, kind) {
+  const heads = kind === "attention" && word.dataset.heads;
+  return heads ? heads.split(" ")[headOf(caption)] : word.dataset[kind];
+}
+
+// The text of a word's map; that of attention is of the mean of the last layer's heads.
+function textOf(caption, word, kind) {
+  const [layer, head] = [...caption.querySelectorAll(".head select")];
+  const other = head && kind === "attention" && (head.selectedIndex || layer.selectedIndex < layer.length - 1);
+  return other ? `attention of layer ${layer.value}, head ${head.value}` : word.dataset[`${kind}Text`];
+}
+
+// A row for each word with the weights of the words read before it was chosen.
+function drawAmong(caption) {
+  const words = [...caption.querySelectorAll(".word")].map((word) => word.textContent);
+  const levels = caption.dataset.among.split(" ")[headOf(caption)];
+  const cell = (name, text) => Object.assign(document.createElement(name), { textContent: text });
+  const table = document.createElement("table");
+  const head = table.createTHead().insertRow();
+  head.append(cell("td", ""), ...["<START>", ...words.slice(0, -1)].map((word) => cell("th", word)));
+  const body = table.createTBody();
+  words.forEach((word, t) => {
+    const row = body.insertRow();
+    row.append(cell("th", word));
+    for (let k = 0; k <= t; k++) {
+      row.insertCell().style.setProperty("--weight", `${100 * strength(levels[t * (t + 1) / 2 + k])}%`);
+    }
+  });
+  const text = cell("p", "A row for each word chosen, a column for each word read before; the stronger the colour, the larger the weight.");
+  caption.querySelector(".among").replaceChildren(caption.querySelector(".among summary"), table, text);
+}
+
 // Choose a word of a card, or none.
 function choose(card, word) {
   card.querySelectorAll(".word").forEach((other) => other.setAttribute("aria-pressed", String(other === word)));
@@ -61,9 +99,9 @@ function choose(card, word) {
   card.querySelectorAll(".legend").forEach((legend) => legend.classList.remove("shown"));
   const caption = word && word.closest(".run-caption");
   const kind = caption && kindOf(caption);
-  const description = kind && word.dataset[`${kind}Text`];
+  const description = kind && textOf(caption, word, kind);
   const drawable = card.querySelector(".picture img, .picture .boxes rect");
-  const levels = kind && drawable && word.dataset[kind];
+  const levels = kind && drawable && levelsOf(caption, word, kind);
   if (word) caption.querySelector(".described").textContent = word.dataset.text + (description ? `; ${description}` : "");
   if (levels) {
     const legend = caption.querySelector(".legend");
@@ -72,6 +110,10 @@ function choose(card, word) {
     legend.className = `legend shown ${kind}`;
   }
   paint(card, caption, levels);
+}
+
+function chooseAgain() {
+  document.querySelectorAll('.word[aria-pressed="true"]').forEach((word) => choose(word.closest(".card"), word));
 }
 
 let playing = null; // { caption, timer }
@@ -103,7 +145,7 @@ document.addEventListener("click", (event) => {
     document.querySelectorAll(".map").forEach((other) => {
       other.setAttribute("aria-pressed", String(other.dataset.map === preferred));
     });
-    document.querySelectorAll('.word[aria-pressed="true"]').forEach((word) => choose(word.closest(".card"), word));
+    chooseAgain();
     return;
   }
   const another = !playing || playing.caption !== caption;
@@ -114,6 +156,18 @@ document.addEventListener("click", (event) => {
     play(caption);
   }
 });
+
+// A layer or a head that is chosen is chosen for all captions of the run.
+document.addEventListener("change", (event) => {
+  if (!event.target.matches(".head select")) return;
+  const run = event.target.closest(".run2") ? ".run2" : ".run1";
+  document.querySelectorAll(`${run} select[name="${event.target.name}"]`).forEach((other) => { other.value = event.target.value; });
+  document.querySelectorAll(`${run} .among[open]`).forEach((table) => drawAmong(table.closest(".run-caption")));
+  chooseAgain();
+});
+document.addEventListener("toggle", (event) => {
+  if (event.target.matches(".among[open]")) drawAmong(event.target.closest(".run-caption"));
+}, true);
 
 function namePlay() {
   stop();

@@ -49,6 +49,7 @@ def render(report: Report) -> str:
         chosen=[(heading, places) for heading, places in chosen if places],
         kinds={kind for entry in report.entries for one in entry.captions for kind in one.maps},
         plots=plots(report.runs),
+        layered=any(run.layers for run in report.runs),
         style=_read("page.css"),
         script=script,
         script_hash=f"sha256-{digest}",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 
 from xpcap.errors import import_extra
-from xpcap.models.inspection import GateSaturation, GradientFlow
+from xpcap.models.inspection import GateSaturation, GradientFlow, LayerGradients
 from xpcap.report.contents import SORTED_BY, RunPart
 
 # placeholders in the SVG for colour variables of the page's style, which has two themes
@@ -81,6 +81,8 @@ def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
         ]
         flows = [(k, run.name, run.flow) for k, run in enumerate(runs) if run.flow]
         inside = [_gradients(flows)] if flows else []
+        layers = [(k, run.name, run.layers) for k, run in enumerate(runs) if run.layers]
+        inside += [_layers(layers)] if layers else []
         for k, run in enumerate(runs):
             if run.saturation is not None:
                 inside.append(_saturation(run.name, run.saturation, k))
@@ -186,6 +188,33 @@ def _gradients(flows: Sequence[tuple[int, str, GradientFlow]]) -> Plot:
         figure,
         "Mean norm of the gradient of a caption's loss with respect to the state after each word"
         f" read, over active sequences; with respect to the initial state: {first}.",
+    )
+
+
+def _layers(layers: Sequence[tuple[int, str, LayerGradients]]) -> Plot:
+    figure, axes = _axes("", "norm of the gradient", height=3.2)
+    for k, name, found in layers:
+        places = numpy.arange(len(found.names))
+        words = found.words.mean(axis=1)
+        axes.plot(places, words, "o-", color=_SERIES[k], label=f"{name}: residual stream")
+        axes.plot(
+            places, found.parameters, "s--",
+            color=_SERIES[k], markerfacecolor="none", label=f"{name}: parameters",
+        )  # fmt: skip
+    longest = max((found.names for _, _, found in layers), key=len)
+    axes.set_xticks(range(len(longest)), longest, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yscale("log")
+    _legend(figure)
+    ends = "; ".join(
+        f"{name} {of.words[0].mean():.3g} after the first layer, {of.words[-1].mean():.3g} after"
+        " the last"
+        for _, name, of in layers
+    )
+    return _plot(
+        figure,
+        "Norms of gradients by layer: that of a caption's loss with respect to the residual stream"
+        f" after the layer, mean over captions and positions ({ends}); and that of the mean loss"
+        " with respect to the layer's parameters.",
     )
 
 

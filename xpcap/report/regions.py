@@ -64,7 +64,7 @@ def map_of_attention(weights: numpy.ndarray, regions: Regions) -> RegionMap:
         text = f"attention to {_named(weights[: len(regions.names)], regions, '.2f')}"
     else:
         text = f"strongest {_place(weights, regions)}, {weights.max():.0%} of the attention"
-    return RegionMap(text, _shown(weights, regions))
+    return RegionMap(text, shown(weights, regions))
 
 
 def map_of_attribution(values: numpy.ndarray, regions: Regions) -> RegionMap:
@@ -75,7 +75,7 @@ def map_of_attribution(values: numpy.ndarray, regions: Regions) -> RegionMap:
         text = f"strongest {_place(values, regions)}; total {values.sum():+.2f}"
     else:
         text = ""
-    return RegionMap(text, _shown(values, regions))
+    return RegionMap(text, shown(values, regions))
 
 
 def _named(values: numpy.ndarray, regions: Regions, form: str) -> str:
@@ -97,10 +97,13 @@ def _place(values: numpy.ndarray, regions: Regions) -> str:
     return f"at the {vertical} {horizontal}".replace("middle middle", "centre")
 
 
-def _shown(values: numpy.ndarray, regions: Regions) -> str:
-    """Encode as letters, relative to the largest, the values of all cells or boxes."""
+def levels_of(values: numpy.ndarray) -> str:
+    """Encode values `(n,)` from -1 to 1 as letters; see `RegionMap`."""
+    return "".join(chr(ord("a") + LEVELS + round(LEVELS * float(value))) for value in values)
+
+
+def shown(values: numpy.ndarray, regions: Regions) -> str:
+    """Encode the values `(L,)` of all cells or boxes, relative to the largest."""
     if regions.side is None:
         values = values[list(regions.boxes)]
-    largest = numpy.abs(values).max(initial=0) or 1.0
-    scaled = numpy.rint(LEVELS * values / largest).astype(int)
-    return "".join(chr(ord("a") + LEVELS + level) for level in scaled)
+    return levels_of(values / (numpy.abs(values).max(initial=0) or 1.0))

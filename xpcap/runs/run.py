@@ -71,9 +71,9 @@ class Run:
 
     @property
     def max_words(self) -> int:
-        """The most words of a caption of its data set, `<END>` not counted; 30 if not recorded.
+        """The most words of a caption, `<END>` not counted.
 
-        Fewer if its models cannot generate so many.
+        That of its data set, 30 if not recorded, or fewer if its models cannot generate so many.
         """
         recorded = self.config.get("data", {}).get("max_words", MAX_LENGTH)
         return int(min(recorded, self.captioner.max_length - 1))

@@ -14,6 +14,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, XpcapError
 from xpcap.kernels.cublas import PRECISIONS
 from xpcap.models import FAMILIES
 from xpcap.models.attention import SCORINGS
+from xpcap.models.inspection import Attends
 from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import INTERVALS, find_rule
@@ -35,6 +36,7 @@ _MODEL = {
     "heads": "heads",
     "encoder_layers": "encoder_layers",
     "positions": "positions",
+    "tie_embeddings": "tie_embeddings",
     "dropout": "dropout",
     "dtype": "dtype",
 }
@@ -79,10 +81,11 @@ class RunOptions:
     dtype: str = "float32"
     scoring: str = "additive"  # this and the next: see `AttentionRNN`; of this family alone
     doubly_stochastic: float = 0.0
-    layers: int = 3  # this and the next three: see `Transformer`; of this family alone
+    layers: int = 3  # this and the next four: see `Transformer`; of this family alone
     heads: int = 8
     encoder_layers: int = 0
     positions: str = "sinusoidal"
+    tie_embeddings: bool = False
     batch_size: int | None = None  # captions per step; None: see `default_batch_size`
     rule: str = "adam"  # a key of `xpcap.optim.RULES`
     lr: float = 1e-3  # learning rate
@@ -129,9 +132,9 @@ class RunOptions:
         check_counts(0, math.inf, seed=self.seed)
 
     @property
-    def needs_regions(self) -> bool:
-        """Whether the model needs features of regions."""
-        return FAMILIES[self.model].needs_regions
+    def attends(self) -> bool:
+        """Whether the model attends to regions, so that the built-in scenes are those of a grid."""
+        return issubclass(FAMILIES[self.model], Attends)
 
     @property
     def label(self) -> str:

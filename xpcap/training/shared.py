@@ -13,7 +13,7 @@ import numpy
 
 from xpcap import threads
 from xpcap.backend import Array, is_host, namespace
-from xpcap.data.minibatch import Batch, Share, count_words, deal
+from xpcap.data.minibatch import Share, count_words, deal
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
 
@@ -33,41 +33,59 @@ class SharedLoss(Objective):
         step: int,
         gradients: dict[str, Array],
         share: Share | None = None,
+        images: numpy.ndarray | None = None,
     ) -> Array:
         """As `Objective.loss`."""
-        batches = self._deal(Batch(captions, features, share=share))
-        several = [gradients, *self._memory(len(batches) - 1, gradients)]
+        parts = self._deal(features, captions, share, images)
+        several = [gradients, *self._memory(len(parts) - 1, gradients)]
+        shared = zip([self, *self._others], parts, several, strict=False)
         tasks = [
-            partial(Objective.loss, part, batch.features, batch.captions, step, own, batch.share)
-            for part, batch, own in zip([self, *self._others], batches, several, strict=False)
+            partial(Objective.loss, one, features, some, step, own, its, rows)
+            for one, (some, its, rows), own in shared
         ]
         loss, *others = threads.run(tasks)
         _add(several)
         return sum(others, start=loss)
 
-    def evaluate(self, features: Array, captions: Array, share: Share | None = None) -> Array:
+    def evaluate(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None = None,
+        images: numpy.ndarray | None = None,
+    ) -> Array:
         """As `Objective.evaluate`."""
-        batches = self._deal(Batch(captions, features, share=share))
+        parts = self._deal(features, captions, share, images)
+        shared = zip([self, *self._others], parts, strict=False)
         tasks = [
-            partial(Objective.evaluate, part, batch.features, batch.captions, batch.share)
-            for part, batch in zip([self, *self._others], batches, strict=False)
+            partial(Objective.evaluate, one, features, some, its, rows)
+            for one, (some, its, rows) in shared
         ]
         loss, *others = threads.run(tasks)
         return sum(others, start=loss)
 
-    def _deal(self, batch: Batch) -> list[Batch]:
-        """Return each thread's captions."""
-        captions, features, _, share = batch
-        fits = captions.ndim == 2 and features.shape[:1] == captions.shape[:1]
-        shared = fits and is_host(self.model.backend.xp)
+    def _deal(
+        self,
+        features: Array,
+        captions: Array,
+        share: Share | None,
+        images: numpy.ndarray | None,
+    ) -> list[tuple[Array, Share | None, numpy.ndarray | None]]:
+        """Return each thread's captions, which share of the batch they are, and their images."""
+        fits = images is not None or features.shape[:1] == captions.shape[:1]
+        shared = captions.ndim == 2 and fits and is_host(self.model.backend.xp)
         count = len(threads.spans(len(captions))) if shared else 1
         if count == 1:
-            return [batch]
+            return [(captions, share, images)]
         while len(self._others) < count - 1:
             self._others.append(Objective(self.model, self.label_smoothing))
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
         return [
-            Batch(captions[rows], features[rows], share=whole._replace(places=whole.places[rows]))
+            (
+                captions[rows],
+                whole._replace(places=whole.places[rows]),
+                rows if images is None else images[rows],
+            )
             for rows in deal(captions, count)
         ]
 

@@ -32,7 +32,8 @@ every_kind = pytest.mark.parametrize("kind", TRANSFORMERS)
 def forward_scores(model, features):
     """Return the scores after each word of `CAPTIONS`, `(N, T, V)`, of the forward pass."""
     batch, hidden, _ = Objective(model).read(features, CAPTIONS)
-    found = to_host(hidden @ model.params["W_vocab"] + model.params["b_vocab"])
+    W, b = model.vocabulary_layer(model.params)
+    found = to_host(hidden @ W + b)
     by_step = found.reshape(len(batch.packing.rows), len(CAPTIONS), -1)
     return by_step[:, numpy.argsort(to_host(batch.images))].swapaxes(0, 1)
 
