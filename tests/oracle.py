@@ -1,8 +1,9 @@
 """Naive versions of what the package computes, written for reading and not for speed.
 
 Recurrent cells take one caption step by step, by the textbook's formulas, a variable for each gate;
-attention looks at one region after the other, and not at those that are absent; the model feeds
-them one caption after the other, padding included. Their gradients come from no rule of
+attention looks at one region after the other, and not at those that are absent; a Transformer takes
+one word and one head at a time; the model feeds them one caption after the other, padding included.
+Their gradients come from no rule of
 differentiation: with f analytic, f(x + i e) = f(x) + i e f'(x) and e may be so small that nothing
 else is left (the complex step). Decoding runs the model from the start for each word; metrics count
 in loops.
@@ -10,8 +11,10 @@ in loops.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy
@@ -110,6 +113,8 @@ def mean_region(image):
 
 def summary(params, image):
     """Return what the captioner with these parameters takes of an image: regions, or a vector."""
+    if "regions.w_norm" in params:
+        return image if image.ndim == 2 else image[None]
     return mean_region(image) if image.ndim == 2 and not looks(params) else image
 
 
@@ -171,8 +176,128 @@ def read(cell, params, image, words, state=None, mask=1.0, of_regions=1.0):
     return steps
 
 
+def normalized(params, layer, x):
+    """Return x `(H,)` with mean 0 and variance 1, times the layer's gain and with its shift."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    deviation = numpy.sqrt((centered * centered).mean(axis=-1, keepdims=True) + 1e-5)
+    return params[f"{layer}w_norm"] * centered / deviation + params[f"{layer}b_norm"]
+
+
+def affine(params, layer, name, x):
+    """Return x W + b."""
+    return times(x, params[f"{layer}W_{name}"]) + params[f"{layer}b_{name}"]
+
+
+def feed(params, layer, x):
+    a = affine(params, layer, "in", x)
+    gelu = a / 2 * (1 + numpy.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+    return affine(params, layer, "out", gelu)
+
+
+def look_by_heads(heads, query, keys, values):
+    """Return what a query `(H,)` finds in values `(H,)`, and the weight of each of them by head."""
+    found, weights, d = [], [], query.shape[-1] // heads
+    for head in range(heads):
+        own = slice(head * d, (head + 1) * d)
+        scores = [(query[..., own] * key[..., own]).sum(axis=-1) / math.sqrt(d) for key in keys]
+        powers = [numpy.exp(score) for score in scores]
+        weights.append([power / sum(powers) for power in powers])
+        pairs = zip(weights[-1], values, strict=True)
+        found.append(sum((w[..., None] * v[..., own] for w, v in pairs), 0 * query[..., own]))
+    return numpy.concatenate(found, axis=-1), weights
+
+
+def self_attention(params, layer, heads, x, causal):
+    """Let each of the vectors x look at those before it and itself, or else at all of them."""
+    weights, biases = (numpy.split(params[layer + name], 3, axis=-1) for name in ("W_qkv", "b_qkv"))
+    queries, keys, values = (
+        [times(one, W) + b for one in x] for W, b in zip(weights, biases, strict=True)
+    )
+    for t, query in enumerate(queries):
+        seen = slice(t + 1 if causal else None)
+        found, _ = look_by_heads(heads, query, keys[seen], values[seen])
+        yield affine(params, layer, "out", found)
+
+
+def cross_attention(params, layer, heads, x, regions):
+    """Let each of the vectors x look at regions; yields also the mean weight of each of them."""
+    keys = [times(region, params[layer + "W_key"]) for region in regions]
+    values = [affine(params, layer, "value", region) for region in regions]
+    for one in x:
+        found, weights = look_by_heads(heads, affine(params, layer, "query", one), keys, values)
+        found = found if regions else found + params[layer + "b_value"]
+        yield affine(params, layer, "out", found), numpy.mean(weights, axis=0)
+
+
+def encoded(sizes, params, image, masks):
+    """Return the regions of an image that words look at, `(H,)` each."""
+    regions = [image[..., number, :] for number in regions_there(image)]
+    p = [masks.regions[0] * affine(params, "", "proj", region) for region in regions]
+    for k in range(sizes.get("encoder_layers", 0)):
+        name = f"encoder.{k}.self."
+        normal = [normalized(params, name, one) for one in p]
+        added = self_attention(params, name, sizes["heads"], normal, causal=False)
+        p = [one + masks.regions[2 * k + 1] * more for one, more in zip(p, added, strict=True)]
+        name = f"encoder.{k}.feed."
+        added = [feed(params, name, normalized(params, name, one)) for one in p]
+        p = [one + masks.regions[2 * k + 2] * more for one, more in zip(p, added, strict=True)]
+    return [normalized(params, "regions.", one) for one in p]
+
+
+def position(params, t, H):
+    """Return the vector `(H,)` of the position t."""
+    if "W_position" in params:
+        return math.sqrt(H) * params["W_position"][..., t, :]
+    angles = [t / 10000 ** (2 * (k // 2) / H) for k in range(H)]
+    return numpy.array([math.cos(a) if k % 2 else math.sin(a) for k, a in enumerate(angles)])
+
+
+def transform(sizes, params, image, words, masks):
+    """Return the hidden state of a Transformer after each word, and its last mean weights."""
+    regions, H = encoded(sizes, params, image, masks), params["b_proj"].shape[-1]
+    x = [
+        masks.at(0, t) * (math.sqrt(H) * params["W_embed"][..., word, :] + position(params, t, H))
+        for t, word in enumerate(words)
+    ]
+    weights = []
+    for k in range(sizes["layers"]):
+        for number, kind in enumerate(("self", "cross", "feed"), 3 * k + 1):
+            name = f"layer.{k}.{kind}."
+            normal = [normalized(params, name, one) for one in x]
+            if kind == "self":
+                added = self_attention(params, name, sizes["heads"], normal, causal=True)
+            elif kind == "cross":
+                looked = cross_attention(params, name, sizes["heads"], normal, regions)
+                added, weights = zip(*looked, strict=True)
+            else:
+                added = [feed(params, name, one) for one in normal]
+            x = [
+                one + masks.at(number, t) * more
+                for t, (one, more) in enumerate(zip(x, added, strict=True))
+            ]
+    return [normalized(params, "", one) for one in x], weights
+
+
+class Masks(NamedTuple):
+    """Scales of dropout in one caption, 1 without.
+
+    By number: word vectors `(T, W)` and what a Transformer's layers add to them `(T, H)`; projected
+    regions and what its encoder adds to them `(H,)`. And hidden states `(T, H)` that give scores.
+    """
+
+    words: Mapping[int, Any] = collections.defaultdict(lambda: 1.0)
+    regions: Mapping[int, Any] = collections.defaultdict(lambda: 1.0)
+    hidden: Any = 1.0
+
+    def at(self, number, t):
+        """Return the scale of word t."""
+        found = self.words[number]
+        return found[t] if numpy.ndim(found) else found
+
+
 def to_scores(params, hidden):
-    return hidden @ params["W_vocab"] + params["b_vocab"][..., None, :]
+    W = params["W_vocab"] if "W_vocab" in params else params["W_embed"].swapaxes(-2, -1)
+    return hidden @ W + params["b_vocab"][..., None, :]
 
 
 def scores_of(params, steps, mask=1.0):
@@ -180,21 +305,36 @@ def scores_of(params, steps, mask=1.0):
     return to_scores(params, numpy.stack([step.output(params) for step in steps], axis=-2) * mask)
 
 
-def log_probs(cell, params, image, caption, masks=(1.0, 1.0, 1.0), smoothing=0.0):
+def scores_after(sizes, params, image, words, masks=Masks()):  # noqa: B008 - it is read only
+    """Return the scores of the next word `(T, V)` after each word, by a model of these sizes."""
+    if "heads" in sizes:
+        hidden, _ = transform(sizes, params, image, words, masks)
+        return to_scores(params, numpy.stack(hidden, axis=-2) * masks.hidden)
+    steps = read(sizes["cell_type"], params, image, words, None, masks.words[0], masks.regions[0])
+    return scores_of(params, steps, masks.hidden)
+
+
+def attention(sizes, params, image, words):
+    """Return the weights of regions that are there, for each word."""
+    if "heads" in sizes:
+        return transform(sizes, params, image, words, Masks())[1]
+    return [step.weights for step in read(sizes["cell_type"], params, image, words)]
+
+
+def log_probs(sizes, params, image, caption, masks=Masks(), smoothing=0.0):  # noqa: B008
     """Return the log-probability of each word `(T,)` after the first, 0 for `<NULL>`.
 
-    `masks` scale the word vectors `(T, W)`, the hidden states `(T, H)` that give scores, and the
-    projected regions `(H,)`; a share `smoothing` is that of all words, on average.
+    A share `smoothing` is that of all words, on average.
     """
-    steps = read(cell, params, image, caption[:-1], None, masks[0], masks[2])
-    scores, words = scores_of(params, steps, masks[1]), caption[1:]
+    scores, words = scores_after(sizes, params, image, caption[:-1], masks), caption[1:]
     of_all = log_softmax(scores).mean(axis=-1) * (words != NULL)
     return (1 - smoothing) * of_words(scores, words) + smoothing * of_all
 
 
-def lacking(cell, params, image, caption, masks):
+def lacking(sizes, params, image, caption, masks):
     """Return the sum over regions of (1 - sum of their weights)^2, over words to be predicted."""
-    steps = read(cell, params, image, caption[:-1], None, masks[0], masks[2])
+    scales = masks.words[0], masks.regions[0]
+    steps = read(sizes["cell_type"], params, image, caption[:-1], None, *scales)
     counted = [s.weights for s, word in zip(steps, caption[1:], strict=True) if word != NULL]
     return sum((1 - sum(of_region)) ** 2 for of_region in zip(*counted, strict=True))
 
@@ -204,38 +344,45 @@ def of_words(scores, words):
     return log_softmax(scores)[..., range(len(words)), words] * (words != NULL)
 
 
-def loss(cell, params, features, captions, masks=None, doubly_stochastic=0.0, smoothing=0.0):
-    """Return the loss of a captioner; `masks` of `log_probs` are for all captions."""
-    of_caption = [(1.0, 1.0, 1.0)] * len(captions) if masks is None else zip(*masks, strict=True)
-    total = 0.0
-    for image, caption, own in zip(features, captions, of_caption, strict=True):
+def loss(sizes, params, features, captions, masks=None, doubly_stochastic=0.0, smoothing=0.0):
+    """Return the loss of a captioner; there are `masks` for each caption."""
+    total, masks = 0.0, masks or [Masks()] * len(captions)
+    for image, caption, own in zip(features, captions, masks, strict=True):
         image = summary(params, image)
-        total = total - log_probs(cell, params, image, caption, own, smoothing).sum(axis=-1)
+        total = total - log_probs(sizes, params, image, caption, own, smoothing).sum(axis=-1)
         if doubly_stochastic:
-            total = total + doubly_stochastic * lacking(cell, params, image, caption, own)
+            total = total + doubly_stochastic * lacking(sizes, params, image, caption, own)
     return total / len(captions)
 
 
 def dropout_masks(model, captions, step):
-    """Return the masks of a training step: of the streams 2 step, 2 step + 1 and 2 step + 2^40."""
-    (N, columns), H = captions.shape, len(model.params["W_vocab"])
-    words = (N, columns - 1, model.params["W_embed"].shape[1])
-    streams = {2 * step: words, 2 * step + 1: (N, columns - 1, H), 2 * step + 2**40: (N, H)}
-    return [
-        dropout_forward(numpy.ones(shape), model.dropout, model.seed, stream)[1].mask
-        for stream, shape in streams.items()
-    ]
+    """Return the masks of each caption at a training step.
+
+    Number k of word vectors is of the stream 2 step + 2k 2^40, of regions one 2^40 further; hidden
+    states are of 2 step + 1.
+    """
+    (N, columns), H = captions.shape, len(model.params["b_proj"])
+
+    def drawn(stream, *shape):
+        ones = numpy.ones((N, *shape))
+        return dropout_forward(ones, model.dropout, model.seed, 2 * step + stream)[1].mask
+
+    T, W = columns - 1, model.params["W_embed"].shape[1]
+    numbers = (3 * model.sizes.get("layers", 0) + 1, 2 * model.sizes.get("encoder_layers", 0) + 1)
+    words = [drawn(2 * k * 2**40, T, W) for k in range(numbers[0])]
+    regions = [drawn((2 * k + 1) * 2**40, H) for k in range(numbers[1])]
+    return [*map(Masks, zip(*words, strict=True), zip(*regions, strict=True), drawn(1, T, H))]
 
 
-def sample(cell, params, features, max_length):
+def sample(sizes, params, features, max_length):
     """Return the most likely next words, `<NULL>` after `<END>`."""
     captions = numpy.full((len(features), max_length), NULL)
     for n, image in enumerate(features):
-        state, word = None, START
+        words = [START]
         for t in range(max_length):
-            (step,) = read(cell, params, summary(params, image), [word], state)
-            captions[n, t] = word = int(scores_of(params, [step])[0].argmax())
-            state = step.state
+            scores = scores_after(sizes, params, summary(params, image), words)
+            captions[n, t] = word = int(scores[-1].argmax())
+            words.append(word)
             if word == END:
                 break
     return captions
@@ -261,9 +408,8 @@ def adam_of_the_course(w, dw, m, v, t, rate, beta1=0.9, beta2=0.999, epsilon=1e-
 
 def next_log_probs(model, words, features):
     """Return the log-probabilities of all next words."""
-    params = model.params
-    steps = read(model.cell_type, params, summary(params, features), [START, *words])
-    return log_softmax(scores_of(params, steps[-1:]))[0]
+    image = summary(model.params, features)
+    return log_softmax(scores_after(model.sizes, model.params, image, [START, *words])[-1])
 
 
 def allowed(words, word, limits):

@@ -10,6 +10,10 @@ from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.trainer import Priority
 
 SMALL = {"hidden": 8, "wordvec": 4, "batch_size": 10, "lr": 0.02}
+TRANSFORMER = {
+    "model": "transformer", "wordvec": RunOptions.wordvec, "layers": 1, "heads": 2,
+    "encoder_layers": 1, "positions": "learned", "dropout": 0.3,
+}  # fmt: skip
 STEPS = 5  # an epoch of the 48 captions of `tiny`, the last of eight
 NEVER = 10**9
 

@@ -8,7 +8,7 @@ import numpy
 import pytest
 from click.testing import CliRunner
 from oracle import END, NULL, START, UNK
-from runs import begin
+from runs import TRANSFORMER, begin
 from tiny import make_tiny
 
 import xpcap
@@ -53,6 +53,8 @@ def place(tmp_path_factory):
     for name, words in WORDS.items():
         begin(make_set(folder / f"{name}-set", words), folder / name, epochs=1)
         change(folder / name, endless)
+    begin(folder / "short-set", folder / "limited", epochs=1, **TRANSFORMER)
+    change(folder / "limited", endless)
     return folder
 
 
@@ -105,6 +107,14 @@ def test_in_a_report():
 @pytest.mark.parametrize("names", [("long", "short"), ("short", "long")])
 def test_of_an_ensemble_the_largest(names):
     assert lengths(xpcap.open_run(*names, device="cpu").caption(FEATURES)) == {WORDS["long"]}
+
+
+def test_no_more_than_a_model_of_an_ensemble_can():
+    run = xpcap.open_run("long", "limited", device="cpu")
+    assert lengths(run.caption(FEATURES)) == {WORDS["short"]}
+    for options in ({}, {"beam": 2}, {"sample": True}):
+        with pytest.raises(ConfigurationError, match="max_words of this model must be at most 5"):
+            run.caption(FEATURES, max_words=6, **options)
 
 
 def test_in_other_formats(tmp_path):

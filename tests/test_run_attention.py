@@ -10,7 +10,7 @@ from xpcap.backend import to_host
 from xpcap.data.extractors.preprocessing import Preprocessing
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.models import AttentionRNN, CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 from xpcap.models.inspection import attention_maps
 from xpcap.runs import make_search
 from xpcap.runs.attention import Area, grid_area, grid_side
@@ -22,6 +22,11 @@ DATA = {"kind": "fc7", "shape": [9, 5]}
 def run_of(backend="cpu", family=AttentionRNN, seed=3, **options):
     model = family(WORDS.word_to_idx, 5, 6, 8, "gru", seed=seed, backend=backend, **options)
     return Run(Path("run"), {"data": DATA}, WORDS, model)
+
+
+def run_of_vectors(seed=3):
+    model = Transformer(WORDS.word_to_idx, 5, 8, layers=1, heads=2, seed=seed)
+    return Run(Path("run"), {"data": {"kind": "fc7", "shape": [5]}}, WORDS, model)
 
 
 @pytest.fixture
@@ -61,8 +66,12 @@ def test_an_ensemble_looks_where_its_models_with_attention_look_on_average(featu
 
 
 def test_a_run_without_attention_and_other_features_are_refused(features):
-    with pytest.raises(ConfigurationError, match="family 'recurrent' has no attention; expected"):
+    with pytest.raises(
+        ConfigurationError, match=r"family 'recurrent' has no attention .*; expected"
+    ):
         run_of(family=CaptioningRNN).attention(features)
+    with pytest.raises(ConfigurationError, match="'transformer' has no attention to regions"):
+        run_of_vectors().attention(features[:, 0])
     with pytest.raises(DataError, match=r"features are \(70, 9\); expected \(N, L, 5\)"):
         run_of().attention(features[:, :, 0])
     with pytest.raises(ConfigurationError, match="temperature goes with sample"):

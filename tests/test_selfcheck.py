@@ -38,6 +38,8 @@ def test_all_layers_and_worked_cases_are_checked():
         for rate in ("0.0", "0.25"):
             assert f"gradient captioner {captioner} dropout={rate} dWx" in names
     assert "gradient captioner attention additive dropout=0.0 dw_score" in names
+    for parameter in ("W_position", "encoder.0.self.W_qkv", "layer.0.cross.W_key"):
+        assert f"gradient captioner transformer dropout=0.25 d{parameter}" in names
     cases = load_cases()
     worked = {*cases, *cases["gradient_checks"]} - {
         "_about", "gradient_checks", "captioning_rnn_parameters",
@@ -163,4 +165,4 @@ def test_a_wrong_device_result_is_found(monkeypatch):
     checks = xpcap.selfcheck._agreement(open_guard())
     broken = {check.name.split()[3] for check in checks if not check.passed}
     recurrent = {"rnn_step", "rnn", "lstm_step", "lstm", "gru_step", "gru"}
-    assert broken == {*recurrent, "additive_attention"}
+    assert broken == {*recurrent, "additive_attention", "feed_forward"}

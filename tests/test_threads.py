@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy
 import pytest
+from runs import TRANSFORMER
 from tiny import make_tiny
 
 import xpcap
@@ -327,7 +328,8 @@ def trained(folder, number, *, epochs=1, **options):
     data = folder / "tiny"
     if not data.exists():
         make_tiny(data)
-    how = RunOptions(hidden=8, wordvec=4, schedule=Schedule(epochs=epochs), **options)
+    options = {"hidden": 8, "wordvec": 4, **options}
+    how = RunOptions(schedule=Schedule(epochs=epochs), **options)
     with use_threads(number):
         train_run(data, folder / f"run-{number}", how, CPU)
     return folder / f"run-{number}"
@@ -338,9 +340,12 @@ def losses(run):
     return [line["loss"] for line in lines if "lr" in line]
 
 
-def test_numbers_of_threads_give_the_same_within_rounding(tmp_path):
+@pytest.mark.parametrize(
+    "family", [{"wordvec": 4, "dropout": 0.3}, {**TRANSFORMER, "lr": 0.05, "epochs": 3}]
+)
+def test_numbers_of_threads_give_the_same_within_rounding(tmp_path, family):
     """With dropout too: its masks do not depend on how captions are shared."""
-    runs = [trained(tmp_path, n, batch_size=40, dropout=0.3, dtype="float64") for n in (1, 2)]
+    runs = [trained(tmp_path, n, batch_size=40, dtype="float64", **family) for n in (1, 2)]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-10)
     assert losses(runs[0]) != losses(runs[1])  # a sum in another order
 

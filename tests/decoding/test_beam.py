@@ -49,6 +49,8 @@ OPTIONS = {
         ("attention gru dot", "no repeated word"),
         ("attention rnn", "average"),
         ("lstm on regions", "plain"),
+        ("transformer", "plain"),
+        ("transformer with encoder", "average"),
     ],
 )
 def test_a_wide_beam_is_exhaustive_search(backend, kind, option):
@@ -65,6 +67,8 @@ def test_a_wide_beam_is_exhaustive_search(backend, kind, option):
         *itertools.product(["lstm"], [name for name in OPTIONS if name != "no word"], [1, 2, 3, 5]),
         ("attention lstm", "plain", 3),
         ("attention gru dot", "gnmt", 5),
+        ("transformer", "no repeated pair", 3),
+        ("transformer on a vector", "plain", 2),
     ],
 )
 def test_a_narrow_beam_equals_the_oracle(backend, kind, option, width):
@@ -96,6 +100,7 @@ def test_diverse_beam_search_equals_the_oracle(backend, width, groups, diversity
         *itertools.product(RECURRENT, [-3.0, 0.0, 3.0]),
         ("attention lstm", 0.0),
         ("attention gru dot", -3.0),
+        ("transformer with encoder", 0.0),
     ],
 )
 def test_beam_width_one_is_greedy_decoding(backend, kind, end):

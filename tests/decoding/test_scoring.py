@@ -41,17 +41,20 @@ def test_log_probabilities_equal_those_of_single_steps(backend, kind):
         model_of(kind, backend), backend.to_device(features), backend.to_device(CAPTIONS)
     )
     expected = slow_scores([model_of(kind)], features)
-    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
+    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10, atol=1e-13)
     assert (to_host(found) == 0).tolist() == (CAPTIONS[:, 1:] == NULL).tolist()
 
 
-@pytest.mark.parametrize("kinds", [("lstm", "lstm"), ("lstm on regions", "attention gru dot")])
+@pytest.mark.parametrize(
+    "kinds",
+    [("lstm", "lstm"), ("lstm on regions", "attention gru dot", "transformer with encoder")],
+)
 def test_an_ensemble_scores_by_mean_probability(kinds, backend):
-    features, members = some_features(5, kind=kinds[0]), list(zip(kinds, (0, 3), strict=True))
+    features, members = some_features(5, kind=kinds[0]), list(zip(kinds, (0, 3, 4), strict=False))
     together = Ensemble([model_of(kind, backend, seed) for kind, seed in members])
     found = score_captions(together, backend.to_device(features), backend.to_device(CAPTIONS))
     expected = slow_scores([model_of(kind, CPU, seed) for kind, seed in members], features)
-    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10)
+    numpy.testing.assert_allclose(to_host(found), expected, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -56,6 +56,11 @@ FROM_ABOVE |= {"keys": ATTENTION["keys"], "values": ATTENTION["values"]}
 GRADIENTS = {"weights": gates(3, L), "dquery": unwritten(3, H)}
 GRADIENTS |= {"dkeys": normal(IMAGES, L, H), "dvalues": normal(IMAGES, L, D)}
 
+G, A, T = 3, 2, 5
+CAUSAL = numpy.tri(T, L, dtype=bool)[None, None]
+SOME = RNG.random((G, 1, 1, L)) < 0.6
+SOME[1] = False  # of a row of scores nothing is left
+
 
 def run(version, xp, arguments):
     """Return what an operation returns and every array it was given, as it left them."""
@@ -117,6 +122,41 @@ ARGUMENTS = {
         "w": normal(H),
         **GRADIENTS,
         "dw": unwritten(3, H),
+    },
+    "stacked_product": {
+        "a": normal(G, A, T, D),
+        "b": normal(G, A, D, L),
+        "out": unwritten(G, A, T, L),
+    },
+    "masked_softmax": {"scores": normal(G, A, T, L), "scale": 0.6, "mask": SOME},
+    "softmax_gradient": {
+        "weights": gates(G, A, T, L),
+        "scale": 0.6,
+        "dweights": normal(G, A, T, L),
+    },
+    "gelu": {"a": normal(M, H), "out": unwritten(M, H)},
+    "gelu_gradient": {
+        "dout": normal(M, H),
+        "a": normal(M, H),
+        "out": unwritten(M, H),
+        "da": unwritten(M, H),
+    },
+    "layer_norm": {
+        "x": normal(M, D) + 3,
+        "w": normal(D),
+        "b": normal(D),
+        "n": unwritten(M, D),
+        "scale": unwritten(M, 1),
+        "out": unwritten(M, D),
+    },
+    "layer_norm_gradient": {
+        "dout": normal(M, D),
+        "w": normal(D),
+        "n": normal(M, D),
+        "scale": gates(M, 1),
+        "dx": normal(M, D),
+        "dw": unwritten(D),
+        "db": unwritten(D),
     },
     "present_regions": {"regions": REGIONS, "out": ~PRESENT},
     "mean_of_present": {"regions": REGIONS, "present": PRESENT, "out": unwritten(IMAGES, D)},
@@ -227,6 +267,8 @@ OTHERWISE = {
     "additive_attention": LOOKS,
     "dot_product_attention_gradient": BACK,
     "additive_attention_gradient": BACK,
+    "masked_softmax": ({"mask": CAUSAL}, {"mask": None}),
+    "gelu_gradient": ({"da": ARGUMENTS["gelu_gradient"]["dout"]},),  # in its memory
 }
 """Other arguments that an operation is called with: what it may go without, what is one array."""
 
@@ -312,6 +354,8 @@ def test_operations_change_only_what_they_write(name):
         "next_batch": {"position", "words", "targets", "images", "streams"},
         "dot_product_attention_gradient": {"dkeys", "dvalues"},
         "additive_attention_gradient": {"dkeys", "dvalues"}, "present_regions": {"out"},
+        "masked_softmax": {"scores"}, "softmax_gradient": {"dweights"},
+        "layer_norm_gradient": {"dx"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]
     after = run(OPERATIONS[name], numpy, copies(CPU, before))
@@ -329,7 +373,7 @@ def extreme(name, dtype):
     Of factors in matrix products, no two have a subnormal product: those are the processor's.
     """
     rng, exponent = numpy.random.default_rng(1), numpy.finfo(dtype).minexp + 30
-    lowest = exponent / 2 + 30 if name == "product" else exponent
+    lowest = exponent / 2 + 30 if name in ("product", "stacked_product") else exponent
     lowest = exponent / 5 if "attention" in name else lowest
     scores = {"scores", "bias", "ah"} | (set() if name.endswith("_gradient") else {"gates"})
     found = {}

@@ -245,6 +245,83 @@ def test_attention_against_pytorch(scoring, masked, backend):
         close(gradient, argument.grad.numpy())
 
 
+def test_layers_of_a_transformer(backend):
+    """One row after the other, one head after the other."""
+    a = draw("layer_norm")
+    out, _ = layers.layer_norm_forward(**on_device(backend, a))
+    params = {"w_norm": a["w"], "b_norm": a["b"]}
+    close(out, [oracle.normalized(params, "", x) for x in a["x"]])
+
+    a = draw("feed_forward")
+    out, _ = layers.feed_forward_forward(**on_device(backend, a))
+    close(out, [oracle.feed(a, "", x) for x in a["x"]])
+
+    for masked in (False, True):
+        a = draw("self_attention" + " masked" * masked)
+        out, _ = layers.self_attention_forward(**on_device(backend, a))
+        for n, x in enumerate(a["x"]):
+            if masked:
+                there = numpy.flatnonzero(a["mask"][n])
+                found = [*oracle.self_attention(a, "", 2, x[there], causal=False)]
+                close(to_host(out)[n, there], numpy.reshape(found, (len(there), H)))
+            else:
+                close(out[n], [*oracle.self_attention(a, "", 2, x, causal=True)])
+
+        a = draw("cross_attention" + " masked" * masked)
+        out, _ = layers.cross_attention_forward(**on_device(backend, a))
+        for n, (x, regions) in enumerate(zip(a["x"], a["regions"], strict=True)):
+            there = [*regions[a["mask"][n]]] if masked else [*regions]
+            close(out[n], [found for found, _ in oracle.cross_attention(a, "", 2, x, there)])
+
+
+def test_layer_norm_against_pytorch(backend):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    a = draw("layer_norm")
+    out, cache = layers.layer_norm_forward(**on_device(backend, a))
+    dout = numpy.random.default_rng(4).standard_normal(a["x"].shape)
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in a.items()}
+    expected = torch.nn.functional.layer_norm(theirs["x"], (D,), theirs["w"], theirs["b"])
+    expected.backward(torch.tensor(dout))
+    close(out, expected.detach().numpy())
+    gradients = layers.layer_norm_backward(backend.to_device(dout), cache)
+    for gradient, argument in zip(gradients, theirs.values(), strict=True):
+        close(gradient, argument.grad.numpy())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["self_attention", "cross_attention"])
+def test_multi_head_attention_against_pytorch(name, masked, backend):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    sizes = Sizes(N, T, D, H=6, L=5)
+    case = CASES[name + " masked" * masked]
+    a = {**case.make_args(numpy.random.default_rng(3), sizes), "heads": 3}
+    if masked:
+        a["mask"][:, 1] = True  # PyTorch gives NaN where there is nothing
+    out, cache = case.forward(**on_device(backend, a))
+    dout = numpy.random.default_rng(4).standard_normal((N, T, 6))
+    gradients = case.backward(backend.to_device(dout), cache)
+    mask = torch.tensor(~a.pop("mask")) if masked else None
+    t = {k: torch.tensor(v, requires_grad=True) for k, v in a.items() if k != "heads"}
+    x, causal = t["x"], None
+    if name == "self_attention":
+        seen, weights, bias = x, t["W_qkv"].T.chunk(3), t["b_qkv"]
+        causal = None if masked else ~torch.ones(T, T, dtype=torch.bool).tril()
+    else:
+        seen, weights = t["regions"], [t[k].T for k in ("W_query", "W_key", "W_value")]
+        bias = torch.cat([t["b_query"], torch.zeros(6, dtype=torch.float64), t["b_value"]])
+    q, k, v = weights
+    expected, _ = torch.nn.functional.multi_head_attention_forward(
+        x.transpose(0, 1), *[seen.transpose(0, 1)] * 2, 6, 3, None, bias, None, None, False, 0.0,
+        t["W_out"].T, t["b_out"], key_padding_mask=mask, attn_mask=causal,
+        use_separate_proj_weight=True, q_proj_weight=q, k_proj_weight=k, v_proj_weight=v,
+    )  # fmt: skip
+    expected = expected.transpose(0, 1)
+    expected.backward(torch.tensor(dout))
+    close(out, expected.detach().numpy())
+    for gradient, argument in zip(gradients, t.values(), strict=True):
+        close(gradient, argument.grad.numpy())
+
+
 # where one more on the last axis fits: a longer sentence, longer vectors, more words
 FITS = {("word_embedding", "x"), ("word_embedding", "W"), ("temporal_softmax_loss", "x")}
 FITS |= {(name, "values") for name in CASES if "attention" in name}
@@ -256,7 +333,8 @@ def test_wrong_shapes_are_named(name, backend):
     case = CASES[name]
     arguments = on_device(backend, draw(name))
     function = name if name == "temporal_softmax_loss" else case.forward.__name__
-    for argument, value in arguments.items():
+    arrays = {name: value for name, value in arguments.items() if hasattr(value, "shape")}
+    for argument, value in arrays.items():
         longer = backend.xp.concatenate([value, value[..., :1]], axis=-1)
         for wrong in [value[None]] if (name, argument) in FITS else [value[None], longer]:
             with pytest.raises(ShapeError) as caught:

@@ -77,7 +77,7 @@ def test_empty_arrays_are_refused(case, size):
         if case.name != "temporal_softmax_loss":
             return
         arguments |= empty
-    if all(value.size for value in arguments.values()):
+    if all(value.size for value in arguments.values() if hasattr(value, "size")):
         return
     one_line(case, "of at least 1, got|expected", case.forward, **arguments)
 

@@ -66,11 +66,11 @@ def mgu(monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_new_cell_is_gradient_checked(backend, dropout):
     sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 2}
-    pairs = captioner_gradients(backend, CaptioningRNN, dropout, **sizes, cell_type="mgu", h=1e-5)
-    assert "Wh" in pairs
-    for name, (numerical, own) in pairs.items():
-        assert abs(to_host(numerical)).max() > 1e-5, name
-        assert scaled_difference(own, numerical) < 1e-7, name
+    found = captioner_gradients(backend, CaptioningRNN, dropout, **sizes, cell_type="mgu", h=1e-5)
+    assert "Wh" in found
+    for name, (error, gradient) in found.items():
+        assert abs(to_host(gradient)).max() > 1e-5, name
+        assert error < 1e-7, name
 
 
 def test_a_new_cell_may_keep_what_it_likes(monkeypatch):
@@ -85,9 +85,9 @@ def test_a_new_cell_may_keep_what_it_likes(monkeypatch):
     keeps = replace(MGU, forward=Operation(cell), backward=Operation(gradient), kept=("z",))
     monkeypatch.setitem(CELLS, "keeps z", keeps)
     sizes = {"N": 2, "T": 4, "input_dim": 3, "wordvec_dim": 3, "hidden_dim": 3, "regions": 2}
-    pairs = captioner_gradients(CPU, AttentionRNN, 0.0, cell_type="keeps z", **sizes, h=1e-5)
-    for name, (numerical, own) in pairs.items():
-        assert scaled_difference(own, numerical) < 1e-7, name
+    found = captioner_gradients(CPU, AttentionRNN, 0.0, cell_type="keeps z", **sizes, h=1e-5)
+    for name, (error, _) in found.items():
+        assert error < 1e-7, name
 
 
 @pytest.mark.usefixtures("mgu")

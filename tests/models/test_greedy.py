@@ -1,6 +1,7 @@
 """Decoders that are kept: what they may and may not remember."""
 
 import gc
+import itertools
 import weakref
 
 import numpy
@@ -17,7 +18,7 @@ WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a", "c
 D, H = 5, 7
 
 
-@pytest.fixture(params=["lstm", "attention lstm"])
+@pytest.fixture(params=["lstm", "attention lstm", "transformer"])
 def kind(request):
     return request.param
 
@@ -31,8 +32,8 @@ def build(backend, seed=0, dtype=numpy.float32, kind="lstm"):
 
 
 def some_features(model, N, seed=0):
-    kind = KINDS["attention lstm" if "W_grid" in model.params else "lstm"]
-    return kind.features(N, D, seed).astype(numpy.float32)
+    kinds = {"recurrent": "lstm", "attention": "attention lstm", "transformer": "transformer"}
+    return KINDS[kinds[model.family]].features(N, D, seed).astype(numpy.float32)
 
 
 def sampled(model, N=6, seed=0, max_length=9):
@@ -44,7 +45,7 @@ def sampled(model, N=6, seed=0, max_length=9):
 def agrees(model, N=6, seed=0, max_length=9):
     """Assert that captions are those of the naive model."""
     params = {name: to_host(value) for name, value in model.params.items()}
-    expected = oracle.sample("lstm", params, some_features(model, N, seed), max_length)
+    expected = oracle.sample(model.sizes, params, some_features(model, N, seed), max_length)
     for _ in range(3):  # as it is, captured and replayed
         numpy.testing.assert_array_equal(sampled(model, N, seed, max_length), expected)
     return expected
@@ -67,10 +68,9 @@ def test_changed_parameters_are_seen(kind, backend):
 
 def test_batches_of_all_sizes_in_turn(kind, backend):
     model = build(backend, kind=kind)
-    for N in (6, 1, 6, 3, 6):
-        for max_length in (9, 1, 0, 4):
-            for seed in (0, 1):
-                agrees(model, N=N, seed=seed, max_length=max_length)
+    for N, max_length in itertools.product((6, 1, 6), (9, 1, 0)):
+        for seed in (0, 1):
+            agrees(model, N=N, seed=seed, max_length=max_length)
 
 
 @pytest.mark.parametrize(("N", "max_length"), [(6, 9), (1, 9), (6, 1), (1, 1)])

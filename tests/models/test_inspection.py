@@ -3,7 +3,7 @@
 import numpy
 import oracle
 import pytest
-from kinds import KINDS, LOOKING
+from kinds import KINDS, LOOKING, WITH_A_CELL
 from oracle import NULL
 
 from xpcap import CaptioningRNN
@@ -11,6 +11,7 @@ from xpcap.backend import CPU, namespace, to_host
 from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.errors import BackendError, ConfigurationError, ShapeError
 from xpcap.models.inspection import (
+    Inspectable,
     attention_maps,
     gate_saturation,
     gradient_flow,
@@ -21,6 +22,7 @@ from xpcap.selfcheck.cases import scaled_difference
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4, "sits": 5}
 D, W, H = 4, 3, 5
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_cell = pytest.mark.parametrize("kind", WITH_A_CELL)
 
 ONE_LONGEST = numpy.array([[1, 3, 5, 2, 0, 0], [1, 4, 2, 0, 0, 0], [1, 4, 4, 5, 2, 0]], numpy.int32)
 ONE_CAPTION = numpy.array([[1, 4, 3, 2]], numpy.int32)
@@ -48,8 +50,11 @@ def images(captions, kind="lstm"):
 
 def log_prob(kind, params, image, caption):
     """Return the log-probability of each word; there may be many images, on a first axis."""
-    vector = oracle.mean_region(image) if kind == "lstm on regions" else image
-    return oracle.log_probs(KINDS[kind].cell, params, vector, caption)
+    if kind == "lstm on regions":
+        image = oracle.mean_region(image)
+    if kind == "transformer on a vector":
+        image = image[..., None, :]
+    return oracle.log_probs(KINDS[kind].options, params, image, caption)
 
 
 def slopes(model, image, caption, t, of_cell=False):
@@ -138,7 +143,7 @@ def test_words_of_decoding_can_be_given_as_they_are(kind, backend):
 
 
 @every_shape
-@every_kind
+@every_cell
 def test_the_gradients_of_hidden_states_are_slopes_of_the_loss(kind, captions, backend):
     features = images(captions, kind)
     flow = gradient_flow(
@@ -184,9 +189,9 @@ NAMES = {
 
 
 @every_shape
-@every_kind
+@every_cell
 def test_saturated_gates_are_those_of_the_textbook(kind, captions, backend):
-    features, cell = images(captions, kind), KINDS[kind].cell
+    features, cell = images(captions, kind), KINDS[kind].options["cell_type"]
     saturation = gate_saturation(
         lively(kind, backend, scale=1.3),
         backend.to_device(features),
@@ -221,13 +226,12 @@ def test_saturated_gates_are_those_of_the_textbook(kind, captions, backend):
 
 
 def results(model, features, captions):
+    of_words = word_gradients(model, features, captions[:, 1:])
+    if not isinstance(model, Inspectable):
+        return [*of_words]
     flow = gradient_flow(model, features, captions)
     _, *shares = gate_saturation(model, features, captions)
-    return [
-        *(value for value in flow if value is not None),
-        *shares,
-        *word_gradients(model, features, captions[:, 1:]),
-    ]
+    return [*(value for value in flow if value is not None), *shares, *of_words]
 
 
 @every_kind
@@ -249,10 +253,11 @@ def test_padding_changes_nothing(kind, backend):
 def test_captions_without_a_word(kind, backend):
     model, features = lively(kind, backend), backend.to_device(images(range(2), kind))
     captions = backend.to_device(numpy.array([[1, 0, 0], [1, 0, 0]]))
-    flow = gradient_flow(model, features, captions)
-    assert flow.captions.shape == flow.hidden.shape == (0,)
-    assert float(flow.first) == 0
-    assert gate_saturation(model, features, captions).low.shape == (len(model.cell.gates), 0)
+    if isinstance(model, Inspectable):
+        flow = gradient_flow(model, features, captions)
+        assert flow.captions.shape == flow.hidden.shape == (0,)
+        assert float(flow.first) == 0
+        assert gate_saturation(model, features, captions).low.shape == (len(model.cell.gates), 0)
     log_probs, gradients = map(to_host, word_gradients(model, features, captions[:, 1:]))
     assert log_probs.tolist() == [[0, 0], [0, 0]]
     assert gradients.shape == (2, 2, *features.shape[1:])
@@ -263,7 +268,8 @@ def test_captions_without_a_word(kind, backend):
 def test_no_captions_at_all(kind, backend):
     model, features = lively(kind, backend), backend.to_device(images(range(0), kind))
     captions = backend.to_device(numpy.zeros((0, 4), int))
-    assert gradient_flow(model, features, captions).hidden.shape == (0,)
+    if isinstance(model, Inspectable):
+        assert gradient_flow(model, features, captions).hidden.shape == (0,)
     gradients = word_gradients(model, features, captions)[1]
     assert gradients.shape == (0, 4, *features.shape[1:])
 
@@ -315,23 +321,24 @@ def test_what_does_not_fit_is_refused(look):
 
 
 @every_shape
-@pytest.mark.parametrize("kind", LOOKING)
+@pytest.mark.parametrize("kind", [*LOOKING, "transformer", "transformer with encoder"])
 def test_maps_of_attention_are_the_weights_of_regions(kind, captions, backend):
     features, model, params = images(captions, kind), lively(kind, backend), lively(kind).params
     maps = attention_maps(model, backend.to_device(features), backend.to_device(captions[:, 1:]))
     assert namespace(maps) is backend.xp
     expected = numpy.zeros((*captions[:, 1:].shape, KINDS[kind].regions))
     for n, image in enumerate(features):
-        steps = oracle.read(KINDS[kind].cell, params, image, captions[n, :-1])
-        for t, step in enumerate(steps):
+        weights = oracle.attention(KINDS[kind].options, params, image, captions[n, :-1])
+        for t, of_word in enumerate(weights):
             if captions[n, t + 1] != NULL:
-                expected[n, t, oracle.regions_there(image)] = step.weights
+                expected[n, t, oracle.regions_there(image)] = of_word
     numpy.testing.assert_allclose(to_host(maps), expected, rtol=1e-12, atol=1e-15)
 
 
-def test_without_attention_there_are_no_maps():
-    with pytest.raises(ConfigurationError, match="'recurrent' has no attention"):
-        attention_maps(lively("lstm"), images(ONE_CAPTION), ONE_CAPTION[:, 1:])
+@pytest.mark.parametrize("kind", ["lstm on regions", "transformer on a vector"])
+def test_without_attention_there_are_no_maps(kind):
+    with pytest.raises(ConfigurationError, match=r"'\w+' has no attention to regions of these"):
+        attention_maps(lively(kind), images(ONE_CAPTION, kind), ONE_CAPTION[:, 1:])
 
 
 def test_without_start_there_are_no_word_gradients():

@@ -77,7 +77,7 @@ def naive(name, kind, dropout, smoothing=0.0):
 
     def loss(**moved):
         params, more = {**model.params, **moved}, DOUBLY_STOCHASTIC.get(kind, 0.0)
-        return oracle.loss(model.cell_type, params, features, captions, masks, more, smoothing)
+        return oracle.loss(model.sizes, params, features, captions, masks, more, smoothing)
 
     gradients = {
         key: oracle.gradient(lambda moved, key=key: loss(**{key: moved}), value)
@@ -105,6 +105,10 @@ def assert_near(found, gradients):
         ("all full", "attention gru dot", 0.0),
         ("some without a word", "attention rnn", 0.4),
         ("any lengths", "lstm on regions", 0.4),
+        ("padding in the middle", "transformer", 0.4),
+        ("some without a word", "transformer with encoder", 0.4),
+        ("without a word", "transformer with encoder", 0.0),
+        ("one row", "transformer on a vector", 0.0),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_naive_model(name, kind, dropout, backend):
@@ -133,9 +137,13 @@ def test_label_smoothing_is_that_of_the_naive_model(name, kind, dropout, backend
                                        for one in (objective, without)))  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*RECURRENT, "attention lstm"])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "dropout", "marked"),
+    [
+        *itertools.product([*RECURRENT, "attention lstm"], [0.0], [True]),
+        *itertools.product([*RECURRENT, "attention lstm", "transformer"], [0.4], [False]),
+    ],
+)
 def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(kind, dropout, marked, backend):
     """As on a device that finds its own batches: all places, time first, padding without weight.
 
@@ -166,7 +174,9 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(kind, dropout, m
     assert_near(found, gradients)
 
 
-@pytest.mark.parametrize("kind", [*RECURRENT, "attention lstm", "attention gru dot"])
+@pytest.mark.parametrize(
+    "kind", [*RECURRENT, "attention lstm", "attention gru dot", "transformer with encoder"]
+)
 def test_in_single_precision_it_rounds_no_worse_than_with_numpy(kind, elsewhere):
     """The yardstick is how far NumPy's single precision is from its double precision."""
     captions = captions_of(RNG.integers(1, T + 1, size=60))
@@ -183,17 +193,17 @@ def test_in_single_precision_it_rounds_no_worse_than_with_numpy(kind, elsewhere)
         assert abs(to_host(found[name]) - value).max() <= limit, name
 
 
-@pytest.mark.parametrize("kind", ["lstm", "attention lstm"])
+@pytest.mark.parametrize("kind", ["lstm", "attention lstm", "transformer"])
 def test_evaluate_has_no_dropout_and_no_penalty(kind, backend):
     model, captions = model_of(kind, 0.5, backend), BATCHES["any lengths"]
     features = KINDS[kind].features(len(captions), D, seed=1)
     params = {name: to_host(value) for name, value in model.params.items()}
     found = Objective(model).evaluate(backend.to_device(features), captions)
-    expected = oracle.loss(model.cell_type, params, features, captions)
+    expected = oracle.loss(model.sizes, params, features, captions)
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["gru", "attention lstm"])
+@pytest.mark.parametrize("kind", ["gru", "attention lstm", "transformer with encoder"])
 def test_nothing_is_left_of_the_batch_before(kind, backend):
     """Large and small batches in turn give what each gives in fresh memory."""
     model = model_of(kind, 0.3, backend)
@@ -274,6 +284,7 @@ def test_words_beyond_the_parameters_are_refused():
         ),
         ("adam", 0.4, "attention lstm"),
         ("sgd", 0.0, "attention gru dot"),
+        ("adam", 0.4, "transformer with encoder"),
     ],
 )
 def test_a_step_waits_for_nothing(rule, dropout, kind):

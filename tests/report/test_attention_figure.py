@@ -6,7 +6,7 @@ from PIL import Image
 
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.models import AttentionRNN, CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 from xpcap.report.attention_figure import attention_figure, figure_paths, not_in_font
 from xpcap.runs import Run
 from xpcap.runs.attention import Area, Attention, grid_area
@@ -72,7 +72,8 @@ def test_characters_that_the_font_lacks():
 
 
 def run_of(family=AttentionRNN, shape=(9, 5), extractor="filter-bank"):
-    model = family(WORDS.word_to_idx, 5, 6, 8, "gru", seed=3)
+    cell = {} if family is Transformer else {"wordvec_dim": 6, "cell_type": "gru"}
+    model = family(WORDS.word_to_idx, 5, hidden_dim=8, **cell, seed=3)
     described = {"name": extractor, "output": "grid"}
     data = {"shape": list(shape), "extractor": extractor and described}
     return Run(Path("run"), {"data": data}, WORDS, model)
@@ -91,6 +92,7 @@ def test_figures_have_the_names_of_their_images(tmp_path):
     ("run", "name", "error", "message"),
     [
         (run_of(CaptioningRNN, (5,)), "a.jpg", ConfigurationError, "has no attention"),
+        (run_of(Transformer, (5,)), "a.jpg", ConfigurationError, "has no attention to regions of"),
         (run_of(shape=(8, 5)), "a.jpg", ConfigurationError, "unknown; expected .* square grid"),
         (run_of(extractor=None), "a.jpg", ConfigurationError, "places in the image are unknown"),
         (run_of(), "https://example.org/a.jpg", DataError, "is on the web; expected an image file"),

@@ -13,10 +13,14 @@ from browser import Browser, needs_browser
 from click.testing import CliRunner
 from commands import one_line
 from own import own
+from runs import TRANSFORMER, begin
 from tiny import make_tiny
 
 from xpcap.cli import main
+from xpcap.decoding import Beam
 from xpcap.evaluation import METRICS
+from xpcap.report import gather
+from xpcap.runs import open_run
 
 
 class Page(HTMLParser):
@@ -286,8 +290,18 @@ def test_page_of_attention(looked):
     assert re.search(r"Entropy of attention .* looks [\d.]+ nats, \d+% of the most possible", plots)
     assert "pooled" not in plots[plots.index("Entropy of attention") :].split("Mean norm")[0]
     assert "input" in plots  # gates
-    assert "lstm, hidden 8, word vectors 4, attention: additive" in text
+    assert "attention, wordvec 4, hidden 8, cell type lstm, scoring additive" in text
     assert "No heat maps" not in text
+
+
+def test_a_transformer_of_vectors_has_no_attention_to_show(tmp_path):
+    begin(make_tiny(tmp_path / "tiny"), tmp_path / "run", epochs=1, **TRANSFORMER)
+    found = gather([open_run(tmp_path / "run", "cpu")], "val", Beam(), count=2)
+    shown = "transformer, hidden 8, layers 1, heads 2, encoder layers 1, positions learned"
+    assert found.runs[0].facts["network"].startswith(shown)
+    words = [word for entry in found.entries for word in entry.captions[0].words]
+    assert words
+    assert not any(word.attention.text for word in words)
 
 
 def test_page_shows_the_metric_that_selects(looked):

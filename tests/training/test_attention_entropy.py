@@ -5,7 +5,7 @@ import math
 
 import numpy
 import pytest
-from runs import begin, resume, same, stopping
+from runs import TRANSFORMER, begin, resume, same, stopping
 from tiny import make_tiny
 
 from xpcap.data.vocabulary import SPECIAL, Vocabulary
@@ -65,8 +65,10 @@ def test_a_history_has_the_entropy_of_each_epochs_attention(tmp_path):
     assert most / words == pytest.approx(math.log(2))  # of three regions one is absent
 
 
-def test_other_models_have_histories_without_attention(tmp_path):
-    begin(make_tiny(tmp_path / "tiny", regions=True), tmp_path / "run")
+@pytest.mark.parametrize(("regions", "options"), [(True, {}), (False, TRANSFORMER)])
+def test_other_models_have_histories_without_attention(tmp_path, regions, options):
+    """Such as a Transformer whose image is one vector."""
+    begin(make_tiny(tmp_path / "tiny", regions=regions), tmp_path / "run", **options)
     lines = map(json.loads, (tmp_path / "run" / "history.jsonl").read_text().splitlines())
     figures = {"train_loss", "val_loss", "train_perplexity", "val_perplexity"}
     assert [set(line) for line in lines if "val_loss" in line] == [{"step", "epoch", *figures}] * 2

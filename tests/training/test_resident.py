@@ -13,7 +13,7 @@ from xpcap.backend import to_host
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
 from xpcap.errors import ConfigurationError
-from xpcap.models import AttentionRNN, CaptioningRNN
+from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 from xpcap.optim import Optimizer
 from xpcap.training import Schedule, Trainer
 from xpcap.training.resident import ResidentStep
@@ -36,8 +36,9 @@ def dataset(tmp_path):
             "label_smoothing": 0.1,
         },
         {"family": AttentionRNN, "scoring": "dot", "cell": "gru", "rule": "sgd"},
+        {"family": Transformer, "layers": 1, "heads": 2, "encoder_layers": 1, "dropout": 0.3},
     ],
-    ids=["mean", "additive", "dot"],
+    ids=["mean", "additive", "dot", "transformer"],
 )  # fmt: skip
 def test_features_of_regions_lie_on_the_device_too(tmp_path, backend, monkeypatch, options):
     monkeypatch.setattr("xpcap.training.resident._BLOCK", 5 * 3 * 7 * 2)
@@ -57,9 +58,10 @@ def train(
     label_smoothing=0.0, **options,
 ):  # fmt: skip
     """Train two epochs; return losses, gradient norms and parameters."""
+    cells = {} if family is Transformer else {"wordvec_dim": 8, "cell_type": cell}
     model = family(
-        dataset.vocabulary.word_to_idx, dataset.feature_dim, 8, 16, cell,
-        "float64", seed=1, backend=backend, **options,
+        dataset.vocabulary.word_to_idx, dataset.feature_dim, hidden_dim=16, dtype="float64", seed=1,
+        backend=backend, **cells, **options,
     )  # fmt: skip
     split, optimizer = dataset.splits["train"], Optimizer(rule, learning_rate=0.02)
     schedule = Schedule(epochs=2, cosine=True, clip_norm=1.0)

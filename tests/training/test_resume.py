@@ -9,7 +9,7 @@ import numpy
 import pytest
 from commands import one_line
 from guard import open_guard
-from runs import NEVER, STEPS, Killed, at, begin, content, resume, same, stopping
+from runs import NEVER, STEPS, TRANSFORMER, Killed, at, begin, content, resume, same, stopping
 from tiny import make_tiny
 
 import xpcap.training.assembly
@@ -86,8 +86,10 @@ def test_it_goes_on_from_any_moment(runs, cell, moment):
 ATTENTION = {"model": "attention", "doubly_stochastic": 0.5, "dropout": 0.3}
 
 
-@pytest.mark.parametrize("options", [ATTENTION, {**ATTENTION, "cell": "gru", "scoring": "dot"}])
-def test_attention_goes_on(regions, tmp_path, options):
+@pytest.mark.parametrize(
+    "options", [ATTENTION, {**ATTENTION, "cell": "gru", "scoring": "dot"}, TRANSFORMER]
+)
+def test_other_families_go_on(regions, tmp_path, options):
     begin(regions, tmp_path / "whole", **options)
     for name, stop in (("first", stopping(count=3)), ("last", stopping(count=2 * STEPS))):
         with pytest.raises(Stopped):
@@ -156,9 +158,9 @@ def test_from_data_that_lie_on_the_device(runs, monkeypatch, moment, open_backen
     same(*runs(stopping(*moment), backend=open_backend(), dropout=0.3)[:2])
 
 
-@pytest.mark.parametrize("model", ["recurrent", "attention"])
-def test_on_another_device_within_rounding(regions, tmp_path, model, backend):
-    options = {"dropout": 0.3, "dtype": "float64", "model": model}
+@pytest.mark.parametrize("family", [{"model": "recurrent"}, {"model": "attention"}, TRANSFORMER])
+def test_on_another_device_within_rounding(regions, tmp_path, family, backend):
+    options = {"dropout": 0.3, "dtype": "float64", **family}
     begin(regions, tmp_path / "whole", CPU, **options)
     with pytest.raises(Stopped):
         begin(regions, tmp_path / "run", CPU, watch=stopping(count=3), **options)

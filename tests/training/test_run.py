@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy
 import pytest
+from runs import TRANSFORMER
 from tiny import make_tiny
 
 from xpcap.backend import CPU
@@ -54,8 +55,9 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
         {},
         {"model": "attention", "doubly_stochastic": 0.1, "epochs": 15, "lr": 0.04},
         {"model": "attention", "cell": "gru", "scoring": "dot", "epochs": 15, "lr": 0.04},
+        {**TRANSFORMER, "dropout": 0.0, "epochs": 6, "lr": 0.02},
     ],
-    ids=["recurrent", "additive", "dot"],
+    ids=["recurrent", "additive", "dot", "transformer"],
 )
 def test_a_run_on_regions(tmp_path, backend, options):
     """They are scaled without those that are absent; runs know their shape."""

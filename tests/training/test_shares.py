@@ -13,6 +13,7 @@ import numpy
 import pytest
 from kinds import KINDS, LOOKING, RECURRENT
 from mpi import ThreadRanks, together
+from runs import TRANSFORMER
 from tiny import make_tiny
 
 from xpcap.backend import CPU, to_host
@@ -85,6 +86,8 @@ LENGTHS = ([3, 7, 1, 5, 7, 2, 4, 6, 1], [4, 4], [0, 3, 7])
     [
         *itertools.product(RECURRENT, [0.0, 0.4], LENGTHS),
         *((kind, 0.4, lengths) for kind in LOOKING for lengths in LENGTHS[::2]),
+        ("transformer with encoder", 0.4, LENGTHS[0]),
+        ("transformer", 0.0, LENGTHS[2]),
     ],
 )
 def test_the_parts_of_shares_add_up_to_the_whole(lengths, dropout, kind, backend):
@@ -159,6 +162,7 @@ def test_ranks_train_as_one(tiny, tmp_path, ranks, options):
         (2, {}),
         (2, {"model": "attention", "doubly_stochastic": 0.5}),
         (5, {"model": "attention", "scoring": "dot", "batch_size": 3, "epochs": 1}),
+        (3, TRANSFORMER),
     ],
 )
 def test_ranks_share_features_of_regions(tmp_path, ranks, options):

@@ -54,7 +54,7 @@ class CaptioningRNN(models.CaptioningRNN):
         found = self._on_device(super().evaluate, features, captions)
         return to_host(found) if isinstance(features, numpy.ndarray) else found
 
-    def sample(self, features: Array, max_length: int = 30) -> Array:
+    def sample(self, features: Array, max_length: int | None = None) -> Array:
         """See `CaptionModel.sample`."""
         found = self._on_device(super().sample, features, max_length)
         return to_host(found) if isinstance(features, numpy.ndarray) else found

@@ -106,7 +106,7 @@ class _Search:
 
     def __init__(self, model: Captioner, features: Array, beam: Beam) -> None:
         self.model, self.beam = model, beam
-        self.start_word, self.end = start_and_end(model)
+        self.start_word, self.end = start_and_end(model, beam.constraints.limit)
         self.images, self.slots = len(features), beam.width // beam.groups
         self.context, self.state = model.start(features)
         xp = self.xp = namespace(*self.state)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, namespace
 from xpcap.errors import ConfigurationError
+from xpcap.options import check_counts
 
 State = tuple[Array, ...]
 """Arrays with one row per hypothesis."""
@@ -14,12 +15,14 @@ State = tuple[Array, ...]
 class Captioner(Protocol):
     """A model that scores the next word of each hypothesis, word by word.
 
-    `null`, `start_word` and `end` are the indices of `<NULL>`, `<START>` and `<END>`.
+    `null`, `start_word` and `end` are the indices of `<NULL>`, `<START>` and `<END>`; `max_length`
+    is the most words of a caption, `<END>` included, or infinite.
     """
 
     null: int
     start_word: int | None
     end: int | None
+    max_length: float
 
     def start(self, features: Array) -> tuple[Any, State]:
         """Return a context, and the state of N images before the first word."""
@@ -29,16 +32,21 @@ class Captioner(Protocol):
     ) -> tuple[Array, State]:
         """Feed one word to each of R hypotheses; return scores `(R, V)` and the new state.
 
-        `parents (R,)` are the rows of `state` that the words `(R,)` follow; None means all rows.
+        `parents (R,)` are the rows of `state` that the words `(R,)` follow. None: each its own row,
+        and arrays of `state` may be written into and returned.
         """
 
 
-def start_and_end(model: Captioner) -> tuple[int, int]:
-    """Return the indices of `<START>` and `<END>`; `ConfigurationError` if there are none."""
+def start_and_end(model: Captioner, limit: int) -> tuple[int, int]:
+    """Return the indices of `<START>` and `<END>`.
+
+    Raises `ConfigurationError` if there are none, or captions cannot have `limit` words.
+    """
     if model.start_word is None or model.end is None:
         raise ConfigurationError(
             "the vocabulary lacks <START> or <END>, with which captions begin and end"
         )
+    check_counts(0, model.max_length - 1, **{"max_words of this model": limit})
     return model.start_word, model.end
 
 

@@ -28,6 +28,7 @@ class Ensemble:
             )
         self.members = members
         ((self.null, self.start_word, self.end),) = tokens
+        self.max_length = min(member.max_length for member in members)
 
     def start(self, features: Array) -> tuple[Any, State]:
         """Return the members' contexts and concatenated first states."""

@@ -45,7 +45,7 @@ def sample(model: Captioner, features: Array, sampling: Sampling, first: int = 0
     image depend on its index among all images, not on the other images; `first` is the index of the
     first one, if they are captioned in parts.
     """
-    start, end = start_and_end(model)
+    start, end = start_and_end(model, sampling.constraints.limit)
     context, state = model.start(features)
     xp, dtype = namespace(*state), state[0].dtype
     N, B, T = len(features), sampling.count, sampling.constraints.limit + 1

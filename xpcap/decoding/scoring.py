@@ -12,7 +12,8 @@ def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
     """Return the log-probability of each word of given captions, given the words before it.
 
     `features (N, D)` are one image per caption; `captions (N, T+1)` begin with `<START>`. The
-    result is `(N, T)` for all words but the first, in nats, and 0 for `<NULL>`.
+    result is `(N, T)` for all words but the first, in nats, and 0 for `<NULL>`. Raises `ShapeError`
+    if the shapes do not fit, or a caption has more words than the model can read.
     """
     if captions.ndim != 2 or captions.shape[1] < 2 or len(captions) != len(features):
         raise ShapeError(
@@ -29,6 +30,8 @@ def score_captions(model: Captioner, features: Array, captions: Array) -> Array:
         active = xp.nonzero(counted[rows, t:].any(axis=1))[0]
         if not len(active):
             break
+        if t >= model.max_length:
+            raise ShapeError(f"captions have more than {model.max_length} words, the model's limit")
         rows = rows[active]
         scores, state = model.step(captions[rows, t], active, state, context)
         log_probs = log_softmax(xp, scores)[xp.arange(len(rows)), targets[rows, t]]

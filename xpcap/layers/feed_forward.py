@@ -19,6 +19,7 @@ from xpcap.layers._checks import check_floating, check_gradients, check_shapes
 from xpcap.layers.affine import column_sum, product
 from xpcap.layers.sequences import Sequences
 from xpcap.operations import operation
+from xpcap.subnormals import flushed
 from xpcap.workspace import Workspace
 
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
@@ -36,7 +37,8 @@ def gelu_gradient(xp: Namespace, dout: Array, a: Array, out: Array, da: Array) -
     t = xp.tanh(SLOPE * a * (1 + CUBIC * a * a))
     out[...] = 0.5 * a * (1 + t)
     du = SLOPE * (1 + 3 * CUBIC * a * a)  # of u by a
-    da[...] = dout * 0.5 * (1 + t + a * (1 - t * t) * du)
+    with flushed(xp, da):
+        da[...] = dout * 0.5 * (1 + t + a * (1 - t * t) * du)
 
 
 class FeedForward:

@@ -16,7 +16,8 @@ work if words times heads are fewer than the H numbers of two projections:
     sum_l alpha_tl v_l = (sum_l alpha_tl p_l) W_value + b_value          as sum_l alpha_tl = 1
 
 The bias of keys adds the same to all e_tl of a row, so the softmax does not see it. It is left out
-of `CrossAttention`; `SelfAttention` has it, as others do, and its gradient is 0.
+of `CrossAttention`; `SelfAttention` has it, as others do, and its gradient is 0. Without a region
+the context of `CrossAttention` is b_value.
 
 The weights alpha are not kept: N A T L numbers, which the backward pass computes again.
 """
@@ -34,7 +35,7 @@ from xpcap.layers.affine import column_sum, product
 from xpcap.layers.sequences import Sequences
 from xpcap.operations import operation
 from xpcap.options import check_counts
-from xpcap.subnormals import power
+from xpcap.subnormals import flushed, power
 from xpcap.workspace import Workspace
 
 
@@ -64,7 +65,8 @@ def masked_softmax(xp: Namespace, scores: Array, scale: float, mask: Array | Non
 def softmax_gradient(xp: Namespace, weights: Array, scale: float, dweights: Array) -> None:
     """Replace the gradient of `masked_softmax`'s weights `(G, A, T, L)` by that of its scores."""
     inner = (weights * dweights).sum(axis=-1, keepdims=True)
-    dweights[...] = weights.dtype.type(scale) * weights * (dweights - inner)
+    with flushed(xp, dweights):
+        dweights[...] = weights.dtype.type(scale) * weights * (dweights - inner)
 
 
 class _Heads:
@@ -158,6 +160,7 @@ class SelfAttention:
             self._heads.backward(dc, q, k, v, mask, dq, dk, dv)
         product(xp, x.T, dqkv, gradients["W_qkv"])
         column_sum(xp, dqkv, gradients["b_qkv"])
+        self._split(gradients["b_qkv"][None])[1][...] = 0  # exactly, which Adam would not ignore
         product(xp, dqkv, p["W_qkv"].T, dx)
 
     def advance(self, x: Array, keys: Array, values: Array, position: Array, out: Array) -> None:
@@ -503,4 +506,4 @@ def _above(
     xp = namespace(dout, x)
     check_gradients(function, dout=(dout, x.shape))
     gradients = {name: xp.empty_like(p) for name, p in params.items()}
-    return dout.reshape(-1, x.shape[2]), xp.empty_like(x), gradients
+    return dout.reshape(-1, x.shape[2]), xp.empty(x.shape, dtype=x.dtype), gradients

@@ -9,6 +9,7 @@ form a group, whose rows are an array `(G, T, H)` without padding: of captions A
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ class Sequences:
     def of(cls, packing: Packing) -> Sequences:
         """Return the captions of a packing."""
         sizes = [rows.stop - rows.start for rows in packing.rows]
-        ends = zip(sizes, [*sizes[1:], 0], range(1, len(sizes) + 1), strict=True)
-        groups = [(size - after, length) for size, after, length in ends if size > after]
+        ends = enumerate(itertools.pairwise([*sizes, 0]), 1)
+        groups = [(size - after, length) for length, (size, after) in ends if size > after]
         return cls(groups[::-1], packing.capacity)
 
     def packed_rows(self, xp: Namespace, packing: Packing) -> Array:

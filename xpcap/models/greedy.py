@@ -124,7 +124,8 @@ class _Decoder:
         xp, words, active, model = self._xp, self._words, self._active, self._model
         hidden, after = model.advance(words, None, self._state, self._context)
         for old, new in zip(self._state, after, strict=True):
-            old[...] = new
+            if new is not old:  # a state that `advance` has written into
+                old[...] = new
         W, b = model.vocabulary_layer(model.params)
         scores = self._space.empty("scores", len(words), len(b))
         product(xp, hidden, W, scores)

@@ -13,7 +13,7 @@ and understanding recurrent networks" (ICLR workshop 2016), at saturated gates.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy
@@ -238,13 +238,18 @@ def layer_gradients(model: Layered, features: Array, captions: Array) -> LayerGr
         return LayerGradients(names, xp.stack([found[name] for name in names]), parameters)
 
 
+def attends(model: CaptionModel, shape: Sequence[int]) -> bool:
+    """Return whether a model looks at regions in features of a shape, `(L, D)` or `(D,)`."""
+    return isinstance(model, Attends) and len(shape) > 1
+
+
 def attention_maps(model: CaptionModel, features: Array, words: Array) -> Array:
     """Return the weight of each region for each word of captions `(N, T, L)`.
 
     Word t was predicted after looking at the image with these weights, which add up to 1, or are 0
     where the word is `<NULL>` or there is no region; of several heads, they are the mean of those
     of the last layer. `words (N, T)` and errors are as for `word_gradients`; `ConfigurationError`
-    too if the model has no attention.
+    too if the model does not look at regions.
     """
     return attention_heads(model, features, words)[:, -1].mean(axis=1)
 
@@ -254,8 +259,9 @@ def attention_heads(model: CaptionModel, features: Array, words: Array) -> Array
 
     A recurrent model with attention has one of each.
     """
-    if not isinstance(model, Attends):
-        raise ConfigurationError(f"a model of the family '{model.family}' has no attention")
+    if not attends(model, features.shape[1:]):
+        raise without_attention(model)
+    assert isinstance(model, Attends)
     with model.backend.activate():
         namespace(features, words)
         batch, _, cache = Objective(model).read(features, _with_start(model, words))
@@ -267,6 +273,14 @@ def attention_heads(model: CaptionModel, features: Array, words: Array) -> Array
             of_step = (weights[:, :, rows] * counted).transpose(2, 0, 1, 3)
             found[batch.images[: len(counted)], :, :, t] = of_step
         return found
+
+
+def without_attention(model: CaptionModel) -> ConfigurationError:
+    """Return the error of a model without attention to regions."""
+    return ConfigurationError(
+        f"a model of the family '{model.family}' has no attention to regions of these features;"
+        " expected a run of xpcap train --model attention, or transformer, on features of regions"
+    )
 
 
 def self_attention(model: Layered, features: Array, words: Array) -> Array:

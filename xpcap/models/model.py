@@ -89,6 +89,8 @@ class CaptionModel(abc.ABC):
     """Whether features must be regions `(N, L, D)`."""
     embeddings: ClassVar[tuple[str, ...]] = ("W_embed",)
     """Parameters whose rows are vectors of words, positions and the like; they do not decay."""
+    max_length: float = math.inf
+    """The most words of a caption that the model can read or generate, `<END>` included."""
 
     def __init__(
         self,
@@ -192,8 +194,9 @@ class CaptionModel(abc.ABC):
     ) -> tuple[Array, State]:
         """Feed one word to each hypothesis, `words (R,)`.
 
-        `parents (R,)` are the rows of `state` that the words follow; None: each its own. Returns
-        `hidden (R, H)`, from which the vocabulary layer predicts the next words, and the new state.
+        `parents (R,)` are the rows of `state` that the words follow. None: each its own, and arrays
+        of `state` may be written into and returned. Returns `hidden (R, H)`, from which the
+        vocabulary layer predicts the next words, and the new state.
         """
 
     def initial(
@@ -336,7 +339,7 @@ class CaptionModel(abc.ABC):
         scores += b
         return scores, state
 
-    def sample(self, features: Array, max_length: int = 30) -> Array:
+    def sample(self, features: Array, max_length: int | None = None) -> Array:
         """Caption images greedily: always the most likely next word.
 
         Parameters
@@ -344,7 +347,7 @@ class CaptionModel(abc.ABC):
         features
             `(N, ...)` floating.
         max_length
-            The most words of a caption, `<END>` included.
+            The most words of a caption, `<END>` included; None: 30, or as many as the model can.
 
         Returns
         -------
@@ -354,10 +357,13 @@ class CaptionModel(abc.ABC):
         Raises
         ------
         ConfigurationError
-            If the vocabulary has no `<START>`, or `max_length` is no integer from 0 on.
+            If the vocabulary has no `<START>`, or `max_length` is no integer from 0 on, or larger
+            than the model's.
         """
         if self.start_word is None:
             raise ConfigurationError(f"the vocabulary lacks {START}, with which captions begin")
-        check_counts(0, max_length=max_length)
+        if max_length is None:
+            max_length = int(min(30, self.max_length))
+        check_counts(0, self.max_length, max_length=max_length)
         with self.backend.activate():
             return greedy(self, features, max_length)

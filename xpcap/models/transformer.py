@@ -99,6 +99,7 @@ class Transformer(Layered):
             encoder_layers=encoder_layers, positions=positions, tie_embeddings=tie_embeddings,
             max_length=max_length,
         )  # fmt: skip
+        self.max_length = max_length
 
     @classmethod
     def shapes(cls, words: int, **sizes: Any) -> dict[str, tuple[int, ...]]:

@@ -36,8 +36,8 @@ def figure_paths(run: Run, folder: Path, images: Sequence[str | Path]) -> list[P
     DataError
         If the folder cannot be written to, a figure exists already, or an image is on the web.
     """
-    attending([run.model, *run.partners])
-    if len(run.feature_shape) != 2 or not grid_side(run.config["data"], run.feature_shape[0]):
+    attending([run.model, *run.partners], run.feature_shape)
+    if not grid_side(run.config["data"], run.feature_shape[0]):
         raise ConfigurationError(
             f"{run.folder} looks at regions whose places in the image are unknown; expected those"
             " of a square grid, as from xpcap data prepare --output grid"

@@ -17,12 +17,12 @@ from xpcap.decoding import Beam
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.evaluation import DEFAULT, Evaluation, evaluate_run
 from xpcap.models.inspection import (
-    Attends,
     GateSaturation,
     GradientFlow,
     Inspectable,
     Layered,
     LayerGradients,
+    attends,
     attention_heads,
     gate_saturation,
     gradient_flow,
@@ -228,7 +228,11 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     """Summarize a run's model, data and training options."""
-    model = run.config["model"]
+    sizes = (
+        f"{name.removesuffix('_dim').replace('_', ' ')} {size}"
+        for name, size in run.model.sizes.items()
+        if name != "input_dim"
+    )
     parameters = sum(value.size for value in run.model.params.values())
     try:
         options = options_of(run.folder, run.config)
@@ -239,14 +243,7 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     except CheckpointError:
         how = "elsewhere"
     return {
-        "network": (
-            f"{model['cell_type']}, hidden {model['hidden_dim']}, word vectors"
-            f" {model['wordvec_dim']}"
-            if "cell_type" in model
-            else f"{model['family']}, hidden {model['hidden_dim']}, layers {model['layers']}, heads"
-            f" {model['heads']}"
-        )
-        + (f", attention: {model['scoring']}" if "scoring" in model else ""),
+        "network": ", ".join([run.model.family, *sizes]),
         "parameters": f"{parameters:,}",
         "vocabulary": f"{len(run.vocabulary):,} {run.vocabulary.tokens}",
         "data": f"{run.config['data'].get('name', dataset.folder.name)}",
@@ -349,7 +346,7 @@ def _attention(
     run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
 ) -> list[list[RegionMap]]:
     """Describe the attention of the words of captions `(N, T)`, or nothing for other models."""
-    if not isinstance(run.model, Attends) or features.ndim == 2:
+    if not attends(run.model, features.shape[1:]):
         return [[RegionMap()] * words.shape[1]] * len(words)
     return [
         [map_of_attention(of_word, regions) for of_word in weights]

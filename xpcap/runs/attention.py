@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpcap.backend import to_host
-from xpcap.errors import ConfigurationError
 from xpcap.models import CaptionModel
-from xpcap.models.inspection import Attends, attention_maps
+from xpcap.models.inspection import attends, attention_maps, without_attention
 
 _IMAGES = 64  # whose maps are computed at a time
 
@@ -36,14 +35,14 @@ class Area(NamedTuple):
     bottom: float = 1.0
 
 
-def attending(models: Sequence[CaptionModel]) -> list[CaptionModel]:
-    """Return those of some models that have attention, or raise a `ConfigurationError`."""
-    found: list[CaptionModel] = [model for model in models if isinstance(model, Attends)]
+def attending(models: Sequence[CaptionModel], shape: Sequence[int]) -> list[CaptionModel]:
+    """Return those of some models that attend to features of a shape.
+
+    If there are none, a `ConfigurationError` is raised.
+    """
+    found = [model for model in models if attends(model, shape)]
     if not found:
-        raise ConfigurationError(
-            f"a model of the family '{models[0].family}' has no attention; expected a run of"
-            " xpcap train --model attention"
-        )
+        raise without_attention(models[0])
     return found
 
 
@@ -56,7 +55,7 @@ def weights_of(
     result are on the host, words as decoding returns them. If no model has attention, a
     `ConfigurationError` is raised.
     """
-    looking = attending(models)
+    looking = attending(models, features.shape[1:])
     for first in range(0, len(words), _IMAGES):
         part = slice(first, first + _IMAGES)
         maps = [

@@ -73,11 +73,10 @@ class Run:
     def max_words(self) -> int:
         """The most words of a caption, `<END>` not counted.
 
-        That of its data set, 30 if not recorded, or less if a model reads fewer.
+        That of its data set, 30 if not recorded, or fewer if its models cannot generate so many.
         """
-        known = int(self.config.get("data", {}).get("max_words", MAX_LENGTH))
-        models = (self.model, *self.partners)
-        return min(known, *(int(m.sizes.get("max_length", known + 1)) - 1 for m in models))
+        recorded = self.config.get("data", {}).get("max_words", MAX_LENGTH)
+        return int(min(recorded, self.captioner.max_length - 1))
 
     @property
     def captioner(self) -> Captioner:
@@ -131,7 +130,7 @@ class Run:
         attention. The weights `(T, L)` of features of a grid are maps: `weights.reshape(T, 7, 7)`
         for the 49 regions of `efficientnet-lite0`. Those of an ensemble are its models' mean.
         """
-        attending((self.model, *self.partners))
+        attending((self.model, *self.partners), self.feature_shape)
         features, captions = self._best(images, how, options)
         maps = weights_of((self.model, *self.partners), features, captions)
         return [

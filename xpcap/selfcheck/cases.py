@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
 from xpcap import layers
 from xpcap.backend import Array, Backend, namespace, to_host
-from xpcap.gradcheck import eval_numerical_gradient, gradcheck
-from xpcap.models import AttentionRNN, CaptioningRNN, CaptionModel
+from xpcap.gradcheck import directional_error, gradcheck
+from xpcap.models import AttentionRNN, CaptioningRNN, CaptionModel, Transformer
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CELLS
 
@@ -45,13 +46,14 @@ def scaled_difference(ours: Array, expected: Array) -> float:
 
 
 class Sizes(NamedTuple):
-    """Sizes of a layer's arguments: batch, steps, inputs, hidden units or outputs, vocabulary."""
+    """Sizes of arguments: batch, steps, inputs, hidden units or outputs, vocabulary, regions."""
 
     N: int = 1
     T: int = 1
     D: int = 1
     H: int = 1
     V: int = 1
+    L: int = 3
 
     def product(self, factors: str) -> int:
         """Return a product such as `4H` or `TD`."""
@@ -68,7 +70,8 @@ class LayerCase(NamedTuple):
     `forward(**arguments)` returns one or more arrays and a cache; `backward` takes a gradient for
     each array and the cache. A layout is `"N T D"` for floats of that shape, `"N T <V"` for
     integers below V, `"N T ?"` for booleans, or a constant. For arguments of sizes like `SMALL`,
-    numerical gradients agree with the layer's own to a relative error below `limit`.
+    numerical gradients agree with the layer's own to a relative error below `limit`. They are those
+    of `differentiated`, which is `forward` but for arguments that do not matter.
     """
 
     name: str
@@ -76,6 +79,7 @@ class LayerCase(NamedTuple):
     backward: Callable[..., Any]
     layouts: Mapping[str, Any]
     limit: float = 1e-7
+    differentiated: Callable[..., tuple[Any, ...]] | None = None
 
     def make_args(self, rng: numpy.random.Generator, sizes: Sizes) -> Arguments:
         """Draw arguments as NumPy arrays, float64, int64 and bool."""
@@ -89,7 +93,8 @@ class LayerCase(NamedTuple):
     def gradient_errors(self, backend: Backend, arguments: Arguments) -> dict[str, float]:
         """Compare the gradients of NumPy arrays with numerical ones, on a backend."""
         names = self.differentiable(arguments)
-        return gradcheck(self.forward, self.backward, on_device(backend, arguments), names)
+        forward = self.differentiated or self.forward
+        return gradcheck(forward, self.backward, on_device(backend, arguments), names)
 
 
 def _draw(rng: numpy.random.Generator, sizes: Sizes, name: str, layout: Any) -> Any:
@@ -154,8 +159,8 @@ def captioner_gradients(
     h: float,
     regions: int = 0,
     **sizes: Any,
-) -> dict[str, tuple[Array, Array]]:
-    """Return the numerical gradient of each parameter of a captioner, and the captioner's own.
+) -> dict[str, tuple[float, Array]]:
+    """Return the gradients of a small captioner, each with its `directional_error`.
 
     `N` captions have `T` words with `<START>`; `h` is the step of the differences, and `sizes` are
     arguments of `family`. Images are vectors, or so many `regions`, of which the first image lacks
@@ -175,11 +180,14 @@ def captioner_gradients(
     captions = backend.to_device(rng.integers(len(words), size=(N, T)))
     _, gradients = model.loss(features, captions)
 
-    def loss(_: Array) -> Array:
-        return model.loss(features, captions)[0]
+    def loss(name: str, value: Array) -> Array:
+        before, model.params[name] = model.params[name], value
+        found = model.loss(features, captions)[0]
+        model.params[name] = before
+        return found
 
     return {
-        name: (eval_numerical_gradient(loss, value, verbose=False, h=h), gradients[name])
+        name: (directional_error(partial(loss, name), value, gradients[name], h=h), gradients[name])
         for name, value in model.params.items()
     }
 
@@ -195,7 +203,19 @@ def _loss_forward(x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     return loss.reshape(1), dx
 
 
+def _without_bias_of_keys(b_qkv: Array, **others: Any) -> tuple[Array, Any]:
+    """Set the biases of keys to 0: softmax does not see them, and what is left is rounding."""
+    b_qkv = b_qkv.copy()
+    b_qkv[len(b_qkv) // 3 : -len(b_qkv) // 3] = 0
+    return layers.self_attention_forward(b_qkv=b_qkv, **others)
+
+
 _REGIONS = {"query": "N H", "keys": "N T H", "values": "N T D"}
+_SELF = {"x": "N T H", "W_qkv": "H 3H", "b_qkv": "3H", "W_out": "H H", "b_out": "H", "heads": 2}
+_CROSS = {
+    "x": "N T H", "regions": "N L D", "W_query": "H H", "b_query": "H", "W_key": "D H",
+    "W_value": "D H", "b_value": "H", "W_out": "H H", "b_out": "H", "heads": 2,
+}  # fmt: skip
 
 LAYERS = (
     _layer("affine", x="N T D", w="TD H", b="H"),
@@ -215,18 +235,34 @@ LAYERS = (
     _layer("dot_product_attention", " masked", **_REGIONS, mask="N T ?"),
     _layer("additive_attention", **_REGIONS, w="H"),
     _layer("additive_attention", " masked", **_REGIONS, w="H", mask="N T ?"),
+    _layer("layer_norm", x="N D", w="D", b="D"),
+    _layer("feed_forward", x="N D", W_in="D H", b_in="H", W_out="H V", b_out="V"),
+    _layer("self_attention", **_SELF)._replace(differentiated=_without_bias_of_keys),
+    _layer("self_attention", " masked", **_SELF, mask="N T ?")._replace(
+        differentiated=_without_bias_of_keys
+    ),
+    _layer("cross_attention", **_CROSS),
+    _layer("cross_attention", " masked", **_CROSS, mask="N L ?"),
     _layer("relu", x="N T D"),
     _layer("dropout", x="N T D", rate=0.25, seed=7, stream=3),
 )  # fmt: skip
 
+_SIZES = {"input_dim": 2, "wordvec_dim": 3, "hidden_dim": 3}
+
 CAPTIONERS: dict[str, tuple[type[CaptionModel], dict[str, Any]]] = {
-    **{cell: (CaptioningRNN, {"cell_type": cell}) for cell in CELLS},
+    **{cell: (CaptioningRNN, {**_SIZES, "cell_type": cell}) for cell in CELLS},
     **{
         f"attention {scoring}": (
             AttentionRNN,
-            {"cell_type": "lstm", "scoring": scoring, "doubly_stochastic": 0.5, "regions": 3},
+            {**_SIZES, "cell_type": "lstm", "scoring": scoring, "doubly_stochastic": 0.5,
+             "regions": 3},
         )
         for scoring in SCORINGS
     },
-}
-"""Families, and arguments of `captioner_gradients` that choose a captioner."""
+    "transformer": (
+        Transformer,
+        {"input_dim": 2, "hidden_dim": 4, "layers": 1, "heads": 2, "encoder_layers": 1,
+         "positions": "learned", "max_length": 3, "regions": 3},
+    ),
+}  # fmt: skip
+"""Families, and the sizes of small captioners, for `captioner_gradients`."""

@@ -104,6 +104,6 @@ def _gradients(backend: Backend, checks: dict[str, Any]) -> Iterator[Check]:
             yield Check(f"reference {function} d{name}", error, check["below"])
     check = dict(checks["captioning_rnn_parameters"])
     limit = check.pop("below")
-    pairs = captioner_gradients(backend, CaptioningRNN, 0.0, **check, cell_type="rnn")
-    for name, (numerical, own) in pairs.items():
-        yield Check(f"reference captioning_rnn d{name}", rel_error(numerical, own), limit)
+    found = captioner_gradients(backend, CaptioningRNN, 0.0, **check, cell_type="rnn")
+    for name, (error, _) in found.items():
+        yield Check(f"reference captioning_rnn d{name}", error, limit)

@@ -12,7 +12,7 @@ from xpcap.data.features import LazyFeatures, row_blocks
 from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.distributed import Ranks
 from xpcap.models import CaptionModel
-from xpcap.models.inspection import Attends
+from xpcap.models.inspection import attends
 from xpcap.optim import Optimizer
 from xpcap.options import given
 from xpcap.runs.run import Run
@@ -56,7 +56,7 @@ def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
     }
     metric = None if options.select == LOSS else CaptionMetric(options.select, run, dataset)
     trainer = Trainer(model, batches, optimizer, options.schedule, validation, step, metric)
-    if isinstance(model, Attends) and len(dataset.feature_shape) == 2:
+    if attends(model, dataset.feature_shape):
         some = _some_of(val)
         looking = _batches(some, min(size, len(some)), None, ranks)
         AttentionEntropy(looking, ranks).follow(trainer)
