@@ -156,16 +156,16 @@ class Step(NamedTuple):
         return h if self.found is None else h + times(self.found, params["W_context"])
 
 
-def read(cell, params, image, words, state=None, mask=1.0, of_regions=1.0):
+def read(cell, params, image, words, state=None, mask=1.0):
     """Return the step after each word, from the first state on or another one.
 
-    `mask` scales the word vectors `(T, W)`, `of_regions` each projected region `(H,)`.
+    `mask` scales the word vectors `(T, W)`.
     """
     ax, weights_of_cell = inputs(params, words, mask), weights_of(params)
     state, grid, steps = state or initial(cell, params, image), [], []
     if looks(params):
         regions = (image[..., number, :] for number in regions_there(image))
-        grid = [of_regions * (times(a, params["W_grid"]) + params["b_grid"]) for a in regions]
+        grid = [times(a, params["W_grid"]) + params["b_grid"] for a in regions]
     for t in range(len(words)):
         ax_t, found, weights = ax[..., t, :], None, None
         if looks(params):
@@ -310,7 +310,7 @@ def scores_after(sizes, params, image, words, masks=Masks()):  # noqa: B008 - it
     if "heads" in sizes:
         hidden, _ = transform(sizes, params, image, words, masks)
         return to_scores(params, numpy.stack(hidden, axis=-2) * masks.hidden)
-    steps = read(sizes["cell_type"], params, image, words, None, masks.words[0], masks.regions[0])
+    steps = read(sizes["cell_type"], params, image, words, None, masks.words[0])
     return scores_of(params, steps, masks.hidden)
 
 
@@ -333,8 +333,7 @@ def log_probs(sizes, params, image, caption, masks=Masks(), smoothing=0.0):  # n
 
 def lacking(sizes, params, image, caption, masks):
     """Return the sum over regions of (1 - sum of their weights)^2, over words to be predicted."""
-    scales = masks.words[0], masks.regions[0]
-    steps = read(sizes["cell_type"], params, image, caption[:-1], None, *scales)
+    steps = read(sizes["cell_type"], params, image, caption[:-1], None, masks.words[0])
     counted = [s.weights for s, word in zip(steps, caption[1:], strict=True) if word != NULL]
     return sum((1 - sum(of_region)) ** 2 for of_region in zip(*counted, strict=True))
 
