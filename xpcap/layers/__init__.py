@@ -20,20 +20,16 @@ from xpcap.layers.attention import (
     dot_product_attention_backward,
     dot_product_attention_forward,
 )
+from xpcap.layers.cross_attention import cross_attention_backward, cross_attention_forward
 from xpcap.layers.dropout import dropout_backward, dropout_forward
 from xpcap.layers.embedding import word_embedding_backward, word_embedding_forward
 from xpcap.layers.feed_forward import feed_forward_backward, feed_forward_forward
 from xpcap.layers.gru import gru_backward, gru_forward, gru_step_backward, gru_step_forward
 from xpcap.layers.loss import temporal_softmax_loss
 from xpcap.layers.lstm import lstm_backward, lstm_forward, lstm_step_backward, lstm_step_forward
-from xpcap.layers.multi_head import (
-    cross_attention_backward,
-    cross_attention_forward,
-    self_attention_backward,
-    self_attention_forward,
-)
 from xpcap.layers.normalization import layer_norm_backward, layer_norm_forward
 from xpcap.layers.rnn import rnn_backward, rnn_forward, rnn_step_backward, rnn_step_forward
+from xpcap.layers.self_attention import self_attention_backward, self_attention_forward
 
 __all__ = [
     "additive_attention_backward",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy
@@ -28,12 +28,14 @@ from xpcap.errors import ConfigurationError, ShapeError
 from xpcap.kernels import fastest
 from xpcap.layers._checks import check_numbers, check_shapes
 from xpcap.layers.affine import column_sum, product
+from xpcap.layers.cross_attention import CrossAttention
 from xpcap.layers.embedding import add_rows, take_rows
 from xpcap.layers.feed_forward import FeedForward
-from xpcap.layers.multi_head import CrossAttention, SelfAttention, check_heads
-from xpcap.layers.normalization import layer_norm, layer_norm_gradient
+from xpcap.layers.multi_head import check_heads
 from xpcap.layers.positions import sinusoids
 from xpcap.layers.regions import present_regions
+from xpcap.layers.residual import Drop, Norm, Residual, keep, part_of, stack
+from xpcap.layers.self_attention import SelfAttention
 from xpcap.layers.sequences import Sequences
 from xpcap.models.inspection import Layered
 from xpcap.models.model import State
@@ -42,9 +44,6 @@ from xpcap.options import check_counts
 from xpcap.workspace import Workspace
 
 POSITIONS = ("sinusoidal", "learned")
-
-Drop = Callable[[Array, int], None]
-"""Applies the dropout mask of a number to rows, or to their gradient, in place."""
 
 
 class Transformer(Layered):
@@ -204,7 +203,7 @@ class Transformer(Layered):
         layers = self._layers(encoded.regions, encoded.present, rows, space)
         for number, layer in enumerate(layers, 1):
             layer.forward(x, drop, number)
-        last = _Norm(self.params, rows, space, "last")
+        last = Norm(self.params, rows, space, "last")
         last.forward(x, normalized)
         hidden[order] = normalized
         return hidden, _Cache(encoded, layers, last, rows, order, words, drop, space)
@@ -232,7 +231,8 @@ class Transformer(Layered):
         for number, layer in reversed([*enumerate(layers, 1)]):
             if look is not None:
                 look(layer.name, dx[xp.argsort(order)])
-            layer.backward(dx, drop, number, gradients, dregions)
+            more = [dregions] if isinstance(layer.layer, CrossAttention) else []
+            layer.backward(dx, drop, number, gradients, *more)
         encoded.backward(dregions, gradients, dfeatures)
         drop(dx, 0)
         dx *= math.sqrt(H)
@@ -259,7 +259,7 @@ class Transformer(Layered):
         xp = namespace(features, W_proj)
         features = features.astype(W_proj.dtype, copy=False)
         space = Workspace(fastest(xp), W_proj.dtype)
-        encoded = _Regions(self, features, space, _keep)
+        encoded = _Regions(self, features, space, keep)
         shape = len(features), self.sizes["max_length"], W_proj.shape[1]
         stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
         image = xp.arange(len(features))
@@ -292,8 +292,8 @@ class Transformer(Layered):
             if isinstance(layer.layer, SelfAttention):
                 layer.advance(x, *next(caches), position)
             else:
-                layer.forward(x, _keep)
-        _Norm(self.params, rows, space, "last").forward(x, out)
+                layer.forward(x, keep)
+        Norm(self.params, rows, space, "last").forward(x, out)
         return out, (*stored, image, position + 1)
 
     def attention(self, cache: Any) -> Array:
@@ -339,7 +339,7 @@ class Transformer(Layered):
         rows: Sequences,
         space: Workspace,
         by_image: _ByImage | None = None,
-    ) -> list[_Residual]:
+    ) -> list[Residual]:
         """Return the layers that words pass through."""
         heads, cross = self.sizes["heads"], CrossAttention if by_image is None else by_image.layer
         kinds = {
@@ -347,7 +347,7 @@ class Transformer(Layered):
             "cross": (cross, heads, regions, present),
             "feed": (FeedForward,),
         }
-        return _stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
+        return stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
 
 
 class _Context(NamedTuple):
@@ -405,118 +405,13 @@ def _by_image(image: numpy.ndarray, count: int) -> tuple[_ByImage | None, numpy.
 
 class _Cache(NamedTuple):
     encoded: _Regions
-    layers: list[_Residual]
-    last: _Norm
+    layers: list[Residual]
+    last: Norm
     rows: Sequences
     order: Array
     words: Array
     drop: Drop
     space: Workspace
-
-
-def _keep(values: Array, number: int) -> None:
-    """Drop nothing."""
-
-
-def _own(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
-    """Return the arrays of one layer, by their names in it."""
-    return {
-        key[len(name) + 1 :]: value for key, value in arrays.items() if key.startswith(name + ".")
-    }
-
-
-class _Norm:
-    """A layer norm with parameters `w_norm` and `b_norm`, and what its backward pass needs."""
-
-    def __init__(
-        self, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
-    ) -> None:
-        self._w, self._b, self._space = params["w_norm"], params["b_norm"], space
-        self._n = rows.empty(space, f"{name} n", len(self._w))
-        self._scale = rows.empty(space, f"{name} scale", 1)
-
-    def forward(self, x: Array, out: Array) -> None:
-        layer_norm(self._space.xp, x, self._w, self._b, self._n, self._scale, out)
-
-    def again(self, out: Array) -> None:
-        """Write the output of `forward` once more."""
-        self._space.xp.multiply(self._n, self._w, out=out)
-        out += self._b
-
-    def backward(self, dout: Array, dx: Array, gradients: Mapping[str, Array]) -> None:
-        """Add the gradient of the input to `dx`, and write those of the parameters."""
-        dw, db = gradients["w_norm"], gradients["b_norm"]
-        layer_norm_gradient(self._space.xp, dout, self._w, self._n, self._scale, dx, dw, db)
-
-
-class _Residual:
-    """x + drop(layer(norm(x))), in place.
-
-    The normalized input is not kept, as its backward pass has it again from the norm.
-    """
-
-    def __init__(
-        self, layer: Any, params: Mapping[str, Array], rows: Sequences, space: Workspace, name: str
-    ) -> None:
-        self.layer, self.name = layer, name
-        self._rows, self._space = rows, space
-        self._norm = _Norm(params, rows, space, name)
-
-    def forward(self, x: Array, drop: Drop, number: int = 0) -> None:
-        self._add(x, self.layer.forward, drop, number)
-
-    def advance(self, x: Array, *state: Array) -> None:
-        """Do what `forward` does in decoding, for a layer with a state."""
-        self._add(x, lambda normalized, out: self.layer.advance(normalized, *state, out), _keep, 0)
-
-    def _add(
-        self, x: Array, layer: Callable[[Array, Array], None], drop: Drop, number: int
-    ) -> None:
-        normalized, out = self._scratch(x.shape[1])
-        self._norm.forward(x, normalized)
-        layer(normalized, out)
-        drop(out, number)
-        x += out
-
-    def backward(
-        self,
-        dx: Array,
-        drop: Drop,
-        number: int,
-        gradients: Mapping[str, Array],
-        *more: Array,
-    ) -> None:
-        """Change the gradient of the output to that of the input, and write the parameters'."""
-        normalized, dout = self._scratch(dx.shape[1])
-        dnormalized = self._rows.empty(self._space, "dnormalized", dx.shape[1])
-        own = _own(gradients, self.name)
-        dout[...] = dx
-        drop(dout, number)
-        self._norm.again(normalized)
-        more = more if isinstance(self.layer, CrossAttention) else ()
-        self.layer.backward(dout, normalized, dnormalized, own, *more)
-        self._norm.backward(dnormalized, dx, own)
-
-    def _scratch(self, width: int) -> Iterator[Array]:
-        return (self._rows.empty(self._space, name, width) for name in ("normalized", "out"))
-
-
-def _stack(
-    prefix: str,
-    count: int,
-    kinds: Mapping[str, tuple[Any, ...]],
-    params: Mapping[str, Array],
-    rows: Sequences,
-    space: Workspace,
-) -> list[_Residual]:
-    """Return `count` times the layers of these kinds, a class and what else it takes."""
-    found = []
-    for k in range(count):
-        for key, (kind, *more) in kinds.items():
-            name = f"{prefix}.{k}.{key}"
-            own = _own(params, name)
-            found.append(_Residual(kind(own, rows, space, name, *more), own, rows, space, name))
-    return found
 
 
 class _Regions:
@@ -544,10 +439,10 @@ class _Regions:
             "feed": (FeedForward,),
         }
         count = model.sizes["encoder_layers"]
-        self._layers = _stack("encoder", count, kinds, params, self._rows, space)
+        self._layers = stack("encoder", count, kinds, params, self._rows, space)
         for number, layer in enumerate(self._layers, 1):
             layer.forward(x, self._dropping, number)
-        self._norm = _Norm(_own(params, "regions"), self._rows, space, "norm of regions")
+        self._norm = Norm(part_of(params, "regions"), self._rows, space, "norm of regions")
         self._norm.forward(x, regions.reshape(-1, H))
         self.regions = regions
 
@@ -559,7 +454,7 @@ class _Regions:
         D, W_proj = self._features.shape[2], self._params["W_proj"]
         dp = self._space.zeros("dp", N, L, H)
         dx = dp.reshape(-1, H)
-        self._norm.backward(dregions.reshape(-1, H), dx, _own(gradients, "regions"))
+        self._norm.backward(dregions.reshape(-1, H), dx, part_of(gradients, "regions"))
         for number, layer in reversed([*enumerate(self._layers, 1)]):
             layer.backward(dx, self._dropping, number, gradients)
         self._drop(dp, 0)
