@@ -113,8 +113,12 @@ def test_no_more_than_a_model_of_an_ensemble_can():
     run = xpcap.open_run("long", "limited", device="cpu")
     assert lengths(run.caption(FEATURES)) == {WORDS["short"]}
     for options in ({}, {"beam": 2}, {"sample": True}):
-        with pytest.raises(ConfigurationError, match="max_words of this model must be at most 5"):
+        with pytest.raises(ConfigurationError, match=r"at most 5 \(max_words=N\)"):
             run.caption(FEATURES, max_words=6, **options)
+    result = CliRunner().invoke(main, ["caption", "limited", "--max-words", "6"])
+    assert result.exit_code == 2
+    assert "captions of 6 words are longer than the model can generate" in result.stderr
+    assert "expected at most 5 (--max-words N)" in result.stderr
 
 
 def test_in_other_formats(tmp_path):

@@ -186,7 +186,8 @@ class TransformerProducts:
     """The matrix products of a Transformer alone, on the words that are not padding.
 
     `operations` are the floating-point operations of the last call, 2 M K N for each product of
-    `(M, K)` and `(K, N)`. Keys and values of regions are not projected; see `layers.cross_attention`.
+    `(M, K)` and `(K, N)`. Keys and values of regions are not projected; see
+    `layers.cross_attention`.
     """
 
     operations = 0

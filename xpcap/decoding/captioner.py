@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, namespace
 from xpcap.errors import ConfigurationError
-from xpcap.options import check_counts
 
 State = tuple[Array, ...]
 """Arrays with one row per hypothesis."""
@@ -46,7 +45,11 @@ def start_and_end(model: Captioner, limit: int) -> tuple[int, int]:
         raise ConfigurationError(
             "the vocabulary lacks <START> or <END>, with which captions begin and end"
         )
-    check_counts(0, model.max_length - 1, **{"max_words of this model": limit})
+    if limit >= model.max_length:
+        raise ConfigurationError(
+            f"captions of {limit} words are longer than the model can generate; expected at most"
+            f" {model.max_length - 1} (max_words=N)"
+        )
     return model.start_word, model.end
 
 

@@ -21,6 +21,7 @@ from xpcap.exchange.parameters import COMMON, sizes_of, unified
 from xpcap.exchange.tensors import read_safetensors, split_transform
 from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import check_plain, explained, new_folder
+from xpcap.layers.multi_head import check_heads
 from xpcap.runs import Run, check_new_run, open_run
 from xpcap.runs.dataset import check_regions, open_data
 
@@ -154,7 +155,10 @@ def _heads(file: Path, model: Mapping[str, Any], heads: int | None) -> dict[str,
     if heads is not None and (family != "transformer" or known not in (None, heads)):
         what = "no attention with heads" if family != "transformer" else f"{known} heads"
         raise ConfigurationError(f"{file} has {what}, not {heads}")
-    return {} if heads is None else {"heads": heads}
+    if heads is None:
+        return {}
+    check_heads(str(file), heads, model["hidden_dim"])
+    return {"heads": heads}
 
 
 def _check_features(run: Run, data: Path | None) -> None:

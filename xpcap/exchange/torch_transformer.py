@@ -13,8 +13,8 @@ units. The regions are projected, encoded and normalized, then what the decoder 
 it reads is sqrt(H) times word vectors and learned positions, or sqrt(H) times word vectors plus
 sinusoids.
 
-PyTorch's cross attention has a bias of keys, which changes no output, see `layers.cross_attention`: it
-is exported as zeros, and left out on import.
+PyTorch's cross attention has a bias of keys, which changes no output, see
+`layers.cross_attention`: it is exported as zeros, and left out on import.
 """
 
 from __future__ import annotations

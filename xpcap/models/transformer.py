@@ -249,7 +249,7 @@ class Transformer(Layered):
                 gradients["W_position"][:T] += dx[part].reshape(-1, T, H).sum(axis=0)
 
     def start(self, features: Array) -> tuple[Any, State]:
-        """Return the regions, and the state before the first word; see `CaptionModel.start`.
+        """Return regions, positions and the state before the first word; see `CaptionModel.start`.
 
         The state has the keys and the values of each layer, `(N, max_length, H)`, and `(N,)` the
         image that a caption belongs to, and the number of words read.
@@ -263,7 +263,7 @@ class Transformer(Layered):
         shape = len(features), self.sizes["max_length"], W_proj.shape[1]
         stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
         image = xp.arange(len(features))
-        context = _Context(encoded.regions, encoded.present, space)
+        context = _Context(encoded.regions, encoded.present, self._positions(), space)
         return context, (*stored, image, xp.zeros_like(image))
 
     def advance(
@@ -277,11 +277,11 @@ class Transformer(Layered):
         if parents is not None:
             state = tuple(part[parents] for part in state)
         *stored, image, position = state
-        (regions, present, space), R, H = context, len(words), stored[0].shape[2]
+        (regions, present, positions, space), R, H = context, len(words), stored[0].shape[2]
         rows, by_image = Sequences.even(R, 1), None
         x, out = space.empty("x", R, H), xp.empty((R, H), dtype=stored[0].dtype)
         self._read(words, x, space.xp)
-        x += self._positions()[position]
+        x += positions[position]
         images = image
         if is_host(xp):  # there rows of one image look at it together
             by_image, images = _by_image(image, len(regions))
@@ -351,10 +351,11 @@ class Transformer(Layered):
 
 
 class _Context(NamedTuple):
-    """What decoding needs: the regions of the images `(N, L, H)`, which there are, and memory."""
+    """What decoding needs: regions of the images `(N, L, H)`, which there are, and memory."""
 
     regions: Array
     present: Array
+    positions: Array
     space: Workspace
 
 
