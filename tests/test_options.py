@@ -128,7 +128,7 @@ def test_seeds_and_steps_may_be_integers_of_numpy():
     assert len(losses) == 1
 
 
-@pytest.mark.parametrize("value", [-1, 2.5, "a", None, True])
+@pytest.mark.parametrize("value", [-1, 2.5, "a", True])
 def test_lengths_and_steps_that_are_no_counts_are_refused(value):
     model = CaptioningRNN(WORDS, 2, 2, 2, seed=0)
     with pytest.raises(ConfigurationError, match="max_length must be at least 0"):
