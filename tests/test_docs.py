@@ -109,7 +109,11 @@ def modules():
 NEEDS = {
     "xpcap.kernels.compiled": "numba",
     "xpcap.kernels.compiled_attention": "numba",
+    "xpcap.kernels.compiled_transformer": "numba",
     "xpcap.exchange.onnx_graph": "onnx",
+    "xpcap.exchange.onnx_operations": "onnx",
+    "xpcap.exchange.onnx_recurrent": "onnx",
+    "xpcap.exchange.onnx_transformer": "onnx",
 }
 
 

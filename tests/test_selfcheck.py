@@ -17,6 +17,7 @@ def failing(prefix=""):
     return [name for name in names if name.startswith(prefix)]
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cupy"], indirect=True)  # guard: in other tests
 def test_all_checks_pass(backend):
     checks = xpcap.selfcheck.run(backend)
     assert [check for check in checks if not check.passed] == []
