@@ -1,4 +1,13 @@
-"""The Transformer's operations compiled for the CPU by numba; see `xpcap.kernels.compiled`."""
+"""The Transformer's operations compiled for the CPU by numba; see `xpcap.kernels.compiled`.
+
+Milliseconds for 716 rows of 512 numbers, 2,048 in the feed-forward layer, and for the weights of
+880 queries of 49 regions, on one thread beside other programs, NumPy's first:
+
+                forward         gradient
+    GELU        8.1 to 1.4      38 to 1.7
+    norm        1.5 to 0.3      2.3 to 0.2
+    softmax     0.35 to 0.10    0.11 to 0.02
+"""
 
 from __future__ import annotations
 

@@ -157,7 +157,11 @@ class CuBLAS:
                 numbers.zero, _pointer(out, number), numbers.data_type, ldc, of_out,
                 G, numbers.compute[precision], _DEFAULT_ALGORITHM,
             )  # fmt: skip
-            self._check(status, f"cublasGemmStridedBatchedEx of {a.shape} and {b.shape}")
+            if status:
+                raise BackendError(
+                    f"cublasGemmStridedBatchedEx of {a.shape} and {b.shape} failed with status"
+                    f" {status}"
+                )
 
     def _use_current_stream(self) -> None:
         """Set the handle's stream if it changed, and the workspace, which that resets."""
