@@ -129,6 +129,14 @@ ARGUMENTS = {
         "out": unwritten(G, A, T, L),
     },
     "masked_softmax": {"scores": normal(G, A, T, L), "scale": 0.6, "mask": SOME},
+    "attention_step": {
+        "qkv": normal(N, 3 * A * D),
+        "position": RNG.integers(T, size=N),
+        "keys": normal(N, T, A * D),
+        "values": normal(N, T, A * D),
+        "weights": unwritten(N, A, T),
+        "context": unwritten(N, A * D),
+    },
     "softmax_gradient": {
         "weights": gates(G, A, T, L),
         "scale": 0.6,
@@ -355,6 +363,7 @@ def test_operations_change_only_what_they_write(name):
         "dot_product_attention_gradient": {"dkeys", "dvalues"},
         "additive_attention_gradient": {"dkeys", "dvalues"}, "present_regions": {"out"},
         "masked_softmax": {"scores"}, "softmax_gradient": {"dweights"},
+        "attention_step": {"keys", "values"},
         "layer_norm_gradient": {"dx"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]

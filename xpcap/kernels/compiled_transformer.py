@@ -18,7 +18,7 @@ import numpy
 from xpcap.backend import Array
 from xpcap.kernels.compiled import F, _compiled, _normal, _power, _tanh
 from xpcap.layers.feed_forward import CUBIC, SLOPE, gelu, gelu_gradient
-from xpcap.layers.multi_head import masked_softmax, softmax_gradient
+from xpcap.layers.multi_head import attention_step, masked_softmax, softmax_gradient
 from xpcap.layers.normalization import EPSILON, layer_norm, layer_norm_gradient
 
 
@@ -113,3 +113,36 @@ def _softmax_gradient(weights: Array, scale: float, dweights: Array) -> None:
             inner += w[j] * d[j]
         for j in range(L):
             d[j] = _normal(F(scale) * w[j] * (d[j] - inner))
+
+
+@_compiled(attention_step)
+def _attention_step(
+    qkv: Array, position: Array, keys: Array, values: Array, weights: Array, context: Array
+) -> None:
+    R, A, _ = weights.shape
+    H = context.shape[1]
+    d = H // A
+    scale = F(1 / math.sqrt(d))
+    for r in range(R):
+        last, row, to = position[r], qkv[r], context[r]
+        keys[r, last], values[r, last] = row[H : 2 * H], row[2 * H :]
+        for a in range(A):
+            part = slice(a * d, (a + 1) * d)
+            q, out, w = row[part], to[part], weights[r, a]
+            top = -F(numpy.inf)
+            for j in range(last + 1):
+                k, e = keys[r, j, part], F(0)
+                for i in range(d):
+                    e += q[i] * k[i]
+                w[j] = scale * e
+                top = max(top, w[j])
+            total = F(0)
+            for j in range(last + 1):
+                w[j] = _power(w[j] - top)
+                total += w[j]
+            out[:], w[last + 1 :] = F(0), F(0)
+            for j in range(last + 1):
+                w[j] /= total
+                v = values[r, j, part]
+                for i in range(d):
+                    out[i] += w[j] * v[i]

@@ -14,6 +14,7 @@ The weights alpha are not kept: N A T L numbers, which the backward pass compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from xpcap.backend import Array, Namespace, namespace
@@ -53,6 +54,34 @@ def softmax_gradient(xp: Namespace, weights: Array, scale: float, dweights: Arra
     inner = (weights * dweights).sum(axis=-1, keepdims=True)
     with flushed(xp, dweights):
         dweights[...] = weights.dtype.type(scale) * weights * (dweights - inner)
+
+
+@operation
+def attention_step(
+    xp: Namespace,
+    qkv: Array,
+    position: Array,
+    keys: Array,
+    values: Array,
+    weights: Array,
+    context: Array,
+) -> None:
+    """Store key and value of one further row of each sequence, and write its context `(R, H)`.
+
+    Its query, key and value are `qkv (R, 3H)`. They are stored at `position (R,)` of `keys` and
+    `values (R, P, H)`, behind those of the rows before it, at which it looks; what comes behind may
+    be anything finite. `weights (R, A, P)` is scratch memory, and tells the number of heads.
+    """
+    (R, A, P), H, sequence = weights.shape, context.shape[1], xp.arange(len(qkv))
+    keys[sequence, position], values[sequence, position] = qkv[:, H : 2 * H], qkv[:, 2 * H :]
+    query, k, v = (
+        part.reshape(R, -1, A, H // A).swapaxes(1, 2) for part in (qkv[:, :H], keys, values)
+    )
+    mask = (xp.arange(P) <= position[:, None])[:, None, None]
+    found = weights[:, :, None]
+    stacked_product(xp, query, k.swapaxes(2, 3), found)
+    masked_softmax(xp, found, 1 / math.sqrt(H // A), mask)
+    stacked_product(xp, found, v, context.reshape(R, A, 1, H // A))
 
 
 class Heads:

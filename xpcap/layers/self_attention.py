@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
 from xpcap.layers.affine import column_sum, product
-from xpcap.layers.multi_head import Heads, check_heads_and_shapes, from_above
+from xpcap.layers.multi_head import Heads, attention_step, check_heads_and_shapes, from_above
 from xpcap.layers.sequences import Sequences
 from xpcap.workspace import Workspace
 
@@ -75,17 +75,11 @@ class SelfAttention:
         Its key and value are stored at `position (R,)` of `keys` and `values (R, P, H)`, behind
         those of the rows before it.
         """
-        p, xp, (R, P, H), A = self._params, self._space.xp, keys.shape, self._count
+        p, xp, (R, P, _) = self._params, self._space.xp, keys.shape
         product(xp, x, p["W_qkv"], self._qkv)
         self._qkv += p["b_qkv"]
-        query, key, value = self._split(self._qkv)
-        sequence = xp.arange(R)
-        keys[sequence, position], values[sequence, position] = key, value
-        mask = (xp.arange(P) <= position[:, None])[:, None, None, :]
-        stored = (part.reshape(R, P, A, H // A).swapaxes(1, 2) for part in (keys, values))
-        one = (part.reshape(R, A, 1, H // A) for part in (query, self._context))
-        (q, context), (k, v) = one, stored
-        self._heads.forward(q, k, v, mask, context)
+        weights = self._space.empty("weights of step", R, self._count, P)
+        attention_step(xp, self._qkv, position, keys, values, weights, self._context)
         product(xp, self._context, p["W_out"], out)
         out += p["b_out"]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _WORK = 2**22  # rows times H^2 that are worth a thread: 105 images with 200 hidden units
 _ASK_EVERY = 4  # steps between two questions whether all captions have ended
 _KEPT = 4  # decoders of a model, each for another N or length: full batches, the last one, ...
+_ENDED = 1 / 8  # of the captions for whose sake the others are copied
 _TILE = 8  # rows that a product on a CPU takes together: 41 of them need as long as 48, or longer
 
 
@@ -63,8 +64,9 @@ def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: in
     context, state = model.start(features)
     W, b = model.vocabulary_layer(model.params)
     memory, xp = passing(numpy, state[0].dtype), fastest(numpy)
+    kept = None
     for t in range(max_length):
-        hidden, state = model.advance(words, None, state, context)
+        hidden, state = model.advance(words, kept, state, context)
         scores = memory.empty("scores", len(words), len(b), most=N)
         product(xp, hidden, W, scores)
         scores += b
@@ -74,11 +76,10 @@ def _dropping_ended(model: CaptionModel, features: numpy.ndarray, max_length: in
         active = numpy.count_nonzero(caption_of < N)
         if not active:
             break
-        rows = -(-active // _TILE) * _TILE
-        if rows < len(words):
+        rows, kept = -(-active // _TILE) * _TILE, None
+        if rows <= len(words) * (1 - _ENDED):
             kept = caption_of.argsort(kind="stable")[:rows]
             words, caption_of = words[kept], caption_of[kept]
-            state = tuple(part[kept] for part in state)
     return captions[:N]
 
 

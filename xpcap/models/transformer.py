@@ -274,9 +274,10 @@ class Transformer(Layered):
         Without `parents` its keys and values are stored in `state` itself, behind those before.
         """
         xp = namespace(words, *state)
-        if parents is not None:
-            state = tuple(part[parents] for part in state)
         *stored, image, position = state
+        if parents is not None:
+            stored = [_read_so_far(part, parents, position) for part in stored]
+            image, position = image[parents], position[parents]
         (regions, present, positions, space), R, H = context, len(words), stored[0].shape[2]
         rows, by_image = Sequences.even(R, 1), None
         x, out = space.empty("x", R, H), xp.empty((R, H), dtype=stored[0].dtype)
@@ -348,6 +349,16 @@ class Transformer(Layered):
             "feed": (FeedForward,),
         }
         return stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
+
+
+def _read_so_far(stored: Array, parents: Array, position: Array) -> Array:
+    """Return keys or values `(R, P, H)` of these rows; on a CPU without the positions to come."""
+    if not is_host(namespace(stored)):
+        return stored[parents]
+    _, P, H = stored.shape
+    found, read = numpy.zeros((len(parents), P, H), stored.dtype), int(position.max(initial=0))
+    found[:, :read] = stored[parents, :read]
+    return found
 
 
 class _Context(NamedTuple):
