@@ -396,7 +396,7 @@ def test_decoding_and_likelihoods_are_shared(tmp_path, monkeypatch):
     features = numpy.random.default_rng(0).random((70, 7), numpy.float32)
     captions = numpy.ones((70, 3), numpy.int32)
     several, original = [], threads.run
-    monkeypatch.setattr("xpcap.models.greedy._WORK", 0)  # however small the model is
+    monkeypatch.setattr("xpcap.models.generation._WORK", 0)  # however small the model is
 
     def counted(tasks):
         several.append(len(tasks))

@@ -128,6 +128,12 @@ ARGUMENTS = {
         "b": normal(G, A, D, L),
         "out": unwritten(G, A, T, L),
     },
+    "draw_words": {
+        "scores": 3 * normal(N, V),
+        "uniform": RNG.random(N),
+        "words": numpy.full(N, -1, numpy.int32),
+        "log_probs": unwritten(N),
+    },
     "masked_softmax": {"scores": normal(G, A, T, L), "scale": 0.6, "mask": SOME},
     "attention_step": {
         "qkv": normal(N, 3 * A * D),
@@ -363,7 +369,7 @@ def test_operations_change_only_what_they_write(name):
         "dot_product_attention_gradient": {"dkeys", "dvalues"},
         "additive_attention_gradient": {"dkeys", "dvalues"}, "present_regions": {"out"},
         "masked_softmax": {"scores"}, "softmax_gradient": {"dweights"},
-        "attention_step": {"keys", "values"},
+        "attention_step": {"keys", "values"}, "draw_words": {"scores", "words"},
         "layer_norm_gradient": {"dx"},
     }.get(name, set())  # fmt: skip
     before = ARGUMENTS[name]

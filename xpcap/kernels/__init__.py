@@ -35,8 +35,8 @@ def _accelerated(xp: Namespace, compiled: bool) -> Accelerated:
     importlib.import_module("xpcap.kernels.in_place")
     if compiled:
         try:
-            for name in ("compiled", "compiled_attention", "compiled_transformer"):
-                importlib.import_module(f"xpcap.kernels.{name}")
+            for part in ("", "_attention", "_sampling", "_transformer"):
+                importlib.import_module(f"xpcap.kernels.compiled{part}")
         except ImportError:
             compiled = False
     return Accelerated(xp, ("numba", "numpy") if compiled else ("numpy",))

@@ -22,7 +22,7 @@ from xpcap.backend import Array, Backend, as_backend, namespace, to_host
 from xpcap.data.vocabulary import END, NULL, START, as_index
 from xpcap.errors import CheckpointError, ConfigurationError, first_line
 from xpcap.files import check_plain, new_file
-from xpcap.models.greedy import greedy
+from xpcap.models.generation import greedy
 from xpcap.models.objective import Objective, PackedBatch
 from xpcap.options import check_counts, check_number, given
 from xpcap.workspace import Workspace

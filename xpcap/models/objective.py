@@ -72,7 +72,7 @@ class PackedBatch(NamedTuple):
     def counted(self) -> Array:
         """Return which of the rows `(M,)` have a word to predict."""
         found = namespace(self.words).zeros(self.packing.total, dtype=bool)
-        found[slice(None) if self.scored is None else self.scored] = self.weight > 0
+        found[slice(None) if self.scored is None else self.scored] = self.weight != 0
         return found
 
 
@@ -82,15 +82,17 @@ def pack_captions(
     dtype: Any,
     to_device: Callable[[numpy.ndarray], Array],
     share: Share | None = None,
+    weights: numpy.ndarray | None = None,
 ) -> PackedBatch:
     """Sort captions `(N, T+1)` by length, longest first, and pack them, on the host.
 
     They are padded with the word `null`; weights are of `dtype`. If the captions are a `share` of a
-    minibatch, N is that of the whole in weights and places.
+    minibatch, N is that of the whole in weights and places. `weights (N, T)` are what each target
+    counts, instead of 1 for all that are not `null`; then there is no penalty.
     """
     N, T = captions.shape[0], captions.shape[1] - 1
-    whole = N if share is None else share.captions
-    counted = captions[:, 1:] != null
+    whole = max(1, N if share is None else share.captions)
+    counted = captions[:, 1:] != null if weights is None else weights != 0
     lengths = ((T - counted[:, ::-1].argmax(axis=1)) * counted.any(axis=1)).astype(numpy.int64)
     order = numpy.argsort(-lengths, kind="stable")
     sizes = (lengths[None, :] > numpy.arange(lengths.max(initial=0))[:, None]).sum(axis=1)
@@ -99,18 +101,23 @@ def pack_captions(
     words, scored = captions[caption, time], counted[caption, time]
     distinct, which = numpy.unique(words, return_inverse=True)
     targets = captions[caption, time + 1][scored]
+    if weights is None:
+        weight, penalized = numpy.full(len(targets), 1 / whole, dtype), lengths[order] > 0
+    else:
+        weight = (weights[caption, time][scored] / whole).astype(dtype)
+        penalized = numpy.zeros(N, dtype=bool)
     return PackedBatch(
         Packing(N, sizes.tolist(), capacity=N * T),
         to_device(order),
         to_device(words),
         to_device(targets),
-        to_device(numpy.full(len(targets), 1 / max(whole, 1), dtype)),
+        to_device(weight),
         to_device((caption if share is None else share.places[caption]) * T + time),
         to_device(distinct),
         to_device(which),
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
-        share=to_device((lengths[order] > 0).astype(dtype) / max(whole, 1)),
+        share=to_device(penalized.astype(dtype) / whole),
         order=to_device(order if share is None else share.places[order]),
         whole=whole,
     )
@@ -163,15 +170,19 @@ class Objective:
         gradients: dict[str, Array],
         share: Share | None = None,
         images: numpy.ndarray | None = None,
+        weights: numpy.ndarray | None = None,
     ) -> Array:
         """Compute cross entropy as `CaptionModel.loss` does, and write `gradients` by name.
 
         The gradients are those of the whole loss, with the `penalty`. Captions are packed on the
         host and best come from it. If they are a `share` of a minibatch, loss and gradients are its
         part of those of the whole. `images (N,)` are the captions' rows of features, if not 0..N-1.
+
+        With `weights (N, T)`, of any sign, the loss is the mean over captions of the sum of the
+        words' cross entropies times their weights, without dropout and penalty.
         """
-        streams = (2 * step, 2 * step + 1) if self.model.dropout else None
-        batch = _some(self._pack(features, captions, share, images))
+        streams = (2 * step, 2 * step + 1) if self.model.dropout and weights is None else None
+        batch = _some(self._pack(features, captions, share, images, weights))
         return self.compute(features, batch, streams, gradients).sum()
 
     def evaluate(
@@ -233,6 +244,7 @@ class Objective:
         captions: Array,
         share: Share | None = None,
         images: numpy.ndarray | None = None,
+        weights: numpy.ndarray | None = None,
     ) -> PackedBatch:
         """Pack captions; those that are on a device stay there, padding and all."""
         model, dtype = self.model, self._dtype()
@@ -248,8 +260,10 @@ class Objective:
         check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
             return keep_padding(captions, model.null, dtype)
-        batch = pack_captions(captions, model.null, dtype, model.backend.to_device, share)
-        return batch if images is None else batch._replace(images=images[batch.images])
+        batch = pack_captions(captions, model.null, dtype, model.backend.to_device, share, weights)
+        if images is None:
+            return batch
+        return batch._replace(images=model.backend.to_device(images)[batch.images])
 
     def _forward(
         self, features: Array, batch: PackedBatch, streams: Streams | None, smoothing: float

@@ -33,7 +33,7 @@ from xpcap.decoding import (
 from xpcap.distributed import Alone, Ranks, share_out
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.models import CaptionModel
-from xpcap.models.greedy import decoding_spans
+from xpcap.models.generation import decoding_spans
 from xpcap.runs.attention import Attention, attending, weights_of
 from xpcap.runs.folder import TRANSFORM
 from xpcap.runs.search import check_search, make_search, with_length

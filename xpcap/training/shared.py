@@ -34,14 +34,15 @@ class SharedLoss(Objective):
         gradients: dict[str, Array],
         share: Share | None = None,
         images: numpy.ndarray | None = None,
+        weights: numpy.ndarray | None = None,
     ) -> Array:
         """As `Objective.loss`."""
-        parts = self._deal(features, captions, share, images)
+        parts = self._deal(features, captions, share, images, weights)
         several = [gradients, *self._memory(len(parts) - 1, gradients)]
         shared = zip([self, *self._others], parts, several, strict=False)
         tasks = [
-            partial(Objective.loss, one, features, some, step, own, its, rows)
-            for one, (some, its, rows), own in shared
+            partial(Objective.loss, one, features, some, step, own, its, rows, counts)
+            for one, (some, its, rows, counts), own in shared
         ]
         loss, *others = threads.run(tasks)
         _add(several)
@@ -59,7 +60,7 @@ class SharedLoss(Objective):
         shared = zip([self, *self._others], parts, strict=False)
         tasks = [
             partial(Objective.evaluate, one, features, some, its, rows)
-            for one, (some, its, rows) in shared
+            for one, (some, its, rows, _) in shared
         ]
         loss, *others = threads.run(tasks)
         return sum(others, start=loss)
@@ -70,13 +71,14 @@ class SharedLoss(Objective):
         captions: Array,
         share: Share | None,
         images: numpy.ndarray | None,
-    ) -> list[tuple[Array, Share | None, numpy.ndarray | None]]:
-        """Return each thread's captions, which share of the batch they are, and their images."""
+        weights: numpy.ndarray | None = None,
+    ) -> list[tuple[Array, Share | None, numpy.ndarray | None, numpy.ndarray | None]]:
+        """Return each thread's captions, which share of the batch they are, images and weights."""
         fits = images is not None or features.shape[:1] == captions.shape[:1]
         shared = captions.ndim == 2 and fits and is_host(self.model.backend.xp)
         count = len(threads.spans(len(captions))) if shared else 1
         if count == 1:
-            return [(captions, share, images)]
+            return [(captions, share, images, weights)]
         while len(self._others) < count - 1:
             self._others.append(Objective(self.model, self.label_smoothing))
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
@@ -85,6 +87,7 @@ class SharedLoss(Objective):
                 captions[rows],
                 whole._replace(places=whole.places[rows]),
                 rows if images is None else images[rows],
+                None if weights is None else weights[rows],
             )
             for rows in deal(captions, count)
         ]

@@ -12,7 +12,7 @@ from kinds import KINDS
 from xpcap.backend import to_host
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
-from xpcap.models import greedy
+from xpcap.models import generation as greedy
 
 WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a", "cat", "sat"))}
 D, H = 5, 7
