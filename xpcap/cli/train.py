@@ -176,9 +176,10 @@ def train(
     from xpcap.training.trainer import ended_line, perplexity_of
 
     tensorboard = options.pop("tensorboard")
+    given = {name: value for name, value in options.items() if _given(name)}
     if resume is None:
         with common.named_as_options():
-            chosen = run_options(**options)
+            chosen = run_options(**given)
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
@@ -191,7 +192,6 @@ def train(
         start = functools.partial(train_run, folder, out, chosen, backend)
     elif out is None:
         backend, ranks = common.open_shared_device(device)
-        given = {name: value for name, value in options.items() if _given(name)}
         moved = _data_folder(data, ranks) if _given("data") else None
         out = resume
         change = functools.partial(_changed, given)
