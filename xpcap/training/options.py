@@ -45,7 +45,7 @@ CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan"
 """Options of `run_options` that may be given when a run is resumed."""
 
 
-def _of_others(family: str) -> list[str]:
+def of_others(family: str) -> list[str]:
     """Return the options of models that other families have, and this one has not."""
     others = {name for other in FAMILIES.values() for name in other.options}
     return [
@@ -56,7 +56,7 @@ def _of_others(family: str) -> list[str]:
 def _refuse_others(family: str, given: Iterable[str]) -> None:
     """Raise `ConfigurationError` for an option of models that only other families have."""
     for name in given:
-        if name in _of_others(family):
+        if name in of_others(family):
             owners = [key for key, other in FAMILIES.items() if _MODEL[name] in other.options]
             raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
 
@@ -207,7 +207,7 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
 def _named(options: RunOptions) -> dict[str, Any]:
     """Return the arguments of `run_options` that give these options."""
     schedule, saving, on_nan = options.schedule, options.saving, options.on_nan
-    left_out = ("schedule", "saving", "on_nan", *_of_others(options.model))
+    left_out = ("schedule", "saving", "on_nan", *of_others(options.model))
     return {
         **{one.name: getattr(options, one.name) for one in fields(options)
            if one.name not in left_out},
@@ -248,7 +248,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
-    for name in _of_others(options.model):
+    for name in of_others(options.model):
         del model[_MODEL[name]]
     if "max_length" in FAMILIES[options.model].options:
         model["max_length"] = dataset.max_words + 1  # with `<END>`
