@@ -16,6 +16,7 @@ import xpcap.training.assembly
 from xpcap.backend import CPU, to_host
 from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
+from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import CheckpointError, DataError, Stopped
 from xpcap.optim import cosine
 from xpcap.runs import open_run
@@ -607,6 +608,17 @@ def test_the_same_options_may_be_said_again(ended, tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "resumed")
     assert command(ended, *TRAIN, *SCHEDULE, "--epochs", 3).exit_code == 0
     same(tmp_path / "resumed", tmp_path / "run")
+
+
+@pytest.mark.parametrize("model", ["recurrent", "attention"])
+def test_the_built_in_scenes_are_those_that_the_model_needs(call, model):
+    folder = cache_folder()
+    make_tiny(folder / "scenes")
+    make_tiny(folder / "scenes-grid", regions=True)
+    words = ["--hidden", 8, "--wordvec", 4, "--model", model, "--out", "run", "--epochs"]
+    assert command(call, *words, 1).exit_code == 0
+    resumed = command(call, "--resume", "run", "--data", "scenes", "--epochs", 2)
+    assert resumed.exit_code == 0, resumed.output
 
 
 def test_a_rate_given_anew_starts_the_schedule_again(call, tiny, tmp_path):
