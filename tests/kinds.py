@@ -53,6 +53,6 @@ TRANSFORMERS = {
         {"layers": 1, "heads": 2, "encoder_layers": 1, "positions": "learned", "max_length": 12},
         2,
     ),
-    "transformer on a vector": Kind(Transformer, {"layers": 2, "heads": 2, "tie_embeddings": True}),
+    "transformer on a vector": Kind(Transformer, {"layers": 2, "heads": 1, "tie_embeddings": True}),
 }
 KINDS = {**WITH_A_CELL, **TRANSFORMERS}

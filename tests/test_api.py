@@ -20,6 +20,7 @@ from xpcap.decoding import Beam, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
 from xpcap.training.assembly import default_batch_size
+from xpcap.training.options import of_others
 
 SMALL = {"hidden": 12, "wordvec": 8, "epochs": 2, "lr": 0.02, "device": "cpu"}
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
@@ -191,6 +192,9 @@ def test_training_takes_every_option_of_the_command(place):
     with main.commands["train"].make_context("train", []) as context:  # which sets the threads
         options = context.params
     given = {name: value for name, value in options.items() if name not in own_names}
+    for name in of_others("recurrent"):
+        with pytest.raises(ConfigurationError, match=f"{name} goes with model"):
+            xpcap.train("mydata", **{name: given.pop(name)})
     changed = {**given, "epochs": 1, "hidden": 4, "wordvec": 4}
     run = xpcap.train("mydata", out="every", device="cpu", verbose=False, **changed)
     assert run.config["training"]["batch_size"] == 16

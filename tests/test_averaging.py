@@ -111,6 +111,11 @@ def test_no_file_is_replaced(run, call):
         result = call("average", "run", "--out", run / file)
         one_line(result, rf"{file} exists; expected a new name \(--out FILE\)")
         assert content(run) == before
+    result = call("average", "run", "--out", "run/step-5.safetensors")
+    one_line(
+        result, r"step-5.safetensors has a name of training's .*; expected another \(--out FILE"
+    )
+    assert content(run) == before
     assert call("average", "run").exit_code == 0
     one_line(call("average", "run"), r"average.safetensors exists; expected a new name")
 

@@ -7,6 +7,7 @@ import h5py
 import numpy
 import pytest
 from click.testing import CliRunner
+from commands import one_line
 from oracle import END, NULL, START, UNK
 from runs import TRANSFORMER, begin
 from tiny import make_tiny
@@ -18,6 +19,7 @@ from xpcap.decoding import Beam, Constraints, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError
 from xpcap.exchange import export_run, import_run
 from xpcap.report import gather
+from xpcap.runs import Run
 from xpcap.runs.checkpoint import read_checkpoint, write_checkpoint
 
 WORDS = {"long": 40, "short": 5}
@@ -119,6 +121,15 @@ def test_no_more_than_a_model_of_an_ensemble_can():
     assert result.exit_code == 2
     assert "captions of 6 words are longer than the model can generate" in result.stderr
     assert "expected at most 5 (--max-words N)" in result.stderr
+
+
+def test_longer_captions_have_no_perplexity(monkeypatch):
+    """That is said before any image is captioned."""
+    words = ["evaluate", "limited", "--data", "long-set"]
+    assert call(*words, "--metrics", "BLEU-1")["images"] == 12
+    monkeypatch.setattr(Run, "decode", None)
+    message = "long-set has captions of 'val' longer than the 5 words that limited can read; expect"
+    one_line(CliRunner().invoke(main, words), message)
 
 
 def test_in_other_formats(tmp_path):

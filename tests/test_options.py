@@ -1,6 +1,7 @@
 """Options at the ends of their ranges, and of other types."""
 
 import dataclasses
+import functools
 import math
 
 import numpy
@@ -10,7 +11,7 @@ from xpcap.decoding import Beam, Constraints, Sampling
 from xpcap.errors import ConfigurationError
 from xpcap.models import CaptioningRNN
 from xpcap.options import check_counts, check_number
-from xpcap.training.options import RunOptions, run_options
+from xpcap.training.options import RunOptions, changed_options, run_options
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
 from xpcap.training.trainer import Schedule
@@ -72,11 +73,21 @@ def test_what_is_no_number_of_the_option_is_refused_everywhere(make, name, value
         make(**{name: value})
 
 
-def test_options_of_another_model_are_refused():
-    for options in ({"scoring": "dot"}, {"doubly_stochastic": 1.0}):
-        assert run_options(model="attention", **options)
-        with pytest.raises(ConfigurationError, match="goes with model attention alone"):
-            run_options(**options)
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("attention", {"scoring": "dot"}),
+        ("attention", {"doubly_stochastic": 0.0}),
+        ("transformer", {"layers": RunOptions.layers}),
+        ("transformer", {"tie_embeddings": False}),
+    ],
+)
+def test_options_of_another_model_are_refused(model, options):
+    """Also with their default values, and when a run is resumed."""
+    assert changed_options(run_options(model=model, **options), **options)
+    for make in (run_options, functools.partial(changed_options, RunOptions())):
+        with pytest.raises(ConfigurationError, match=f"goes with model {model} alone"):
+            make(**options)
 
 
 @pytest.mark.parametrize("value", ["1", True, [1], 1j, numpy.array(1), math.nan, -1, 0.5], ids=repr)

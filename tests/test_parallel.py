@@ -30,7 +30,7 @@ NAMES = [
     "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID",
     "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID",
 ]  # fmt: skip
-SMALL = ["--hidden", "16", "--wordvec", "8", "--batch-size", "10", "--epochs", "10"]  # 50 steps
+SMALL = ["--hidden", "16", "--batch-size", "10", "--epochs", "10"]  # 50 steps
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,11 @@ RUNS = {
     "rnn": (1e-4, "--cell rnn --dropout 0.3"),
     "single": (1e-4, ""),
     "few": (1e-9, "--dtype float64 --batch-size 3 --epochs 4 --max-train 40"),
+    "attention": (1e-9, "--data regions --dtype float64 --model attention --dropout 0.3"),
+    "transformer": (
+        1e-9,
+        "--data regions --dtype float64 --model transformer --layers 1 --heads 2 --dropout 0.3",
+    ),
 }
 
 
@@ -245,6 +250,7 @@ RUNS = {
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_compute_what_one_computes(tiny, tmp_path, call, ranks):
     """Over 50 steps and more; of the last minibatches some ranks have less, or nothing."""
+    make_tiny(tmp_path / "regions", regions=True)
     words = [["train", "--data", tiny, *SMALL, *options.split()] for _, options in RUNS.values()]
     for name, command in zip(RUNS, words, strict=True):
         assert call(*command, "--out", f"alone-{name}").exit_code == 0

@@ -66,6 +66,8 @@ def evaluate_run(
     check_names(names, METRICS)
     part, references = dataset.split(split), dataset.references(split)
     rows = with_references(dataset, split)
+    if PERPLEXITY in names:
+        _check_lengths(run, dataset, split)
     if most is not None and len(rows) > most:
         rows = [rows[k] for k in numpy.linspace(0, len(rows) - 1, most).astype(int)]
     whole = len(rows) == part.features.shape[0]  # stay in their file
@@ -107,6 +109,16 @@ def with_references(dataset: Dataset, split: str) -> list[int]:
     if not rows:
         raise DataError(f"{dataset.folder}: no image of '{split}' has a caption to compare with")
     return rows
+
+
+def _check_lengths(run: Run, dataset: Dataset, split: str) -> None:
+    """Raise `DataError` if encoded captions of a split are longer than the model can read."""
+    most, captions = run.captioner.max_length, dataset.split(split).captions
+    if captions.shape[1] - 1 > most and (captions[:, 1 + int(most) :] != run.model.null).any():
+        raise DataError(
+            f"{dataset.folder} has captions of '{split}' longer than the {int(most) - 1} words that"
+            f" {run.folder} can read; expected shorter ones, or metrics without {PERPLEXITY}"
+        )
 
 
 def _number(value: float) -> float | None:

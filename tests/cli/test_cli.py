@@ -61,6 +61,7 @@ def test_train_as_json(call, tiny):
     ("words", "message"),
     [
         (["--cell", "mlp"], "cell 'mlp' is unknown; expected rnn, lstm, gru"),
+        (["--heads", "8"], "--heads goes with --model transformer alone"),
         (["--rule", "adagrad"], "rule 'adagrad' is unknown; expected sgd"),
         (["--data", "nowhere"], "nowhere is not a folder; expected a data folder"),
         (["--lr", "nan"], r"--lr must be a number in \(0, inf\), got nan"),

@@ -91,6 +91,10 @@ def test_export_replaces_an_existing_file(trained, tmp_path):
         (["export", "run", "--to", "npz", "--out", "run"], "cannot write run"),
         (["import", "none", "--out", "b"], "cannot read none: No such file"),
         (["import", "a.npz"], "--out"),
+        (
+            ["import", "run/best.safetensors", "--out", "b"],
+            "run/best.safetensors is a checkpoint of a run, which needs no import: other commands",
+        ),
         (["import", "tiny/coco2014_vocab.json", "--out", "b"], "is not a whole safetensors file"),
         (["import", "a.npz", "--out", "b"], "does not say which words it knows; expected the data"),
         (["import", "a.npz", "--out", "b", "--data", "none"], "cannot read none/coco2014_vocab"),

@@ -88,7 +88,7 @@ def test_the_loss_of_the_naive_model(kind, backend):
 SEEDS = {
     **{kind: [0] for kind in KINDS}, **{kind: range(4) for kind in RECURRENT},
     "attention gru dot": [1],
-    "transformer": [5], "transformer with encoder": [3], "transformer on a vector": [1],
+    "transformer": [5], "transformer with encoder": [3], "transformer on a vector": [9],
 }  # fmt: skip
 """Those of captioners of which some captions end, and others do not."""
 

@@ -129,6 +129,7 @@ def test_initial_parameters():
         ({"layers": 0}, "layers must be at least 1"),
         ({"encoder_layers": -1}, "encoder_layers must be at least 0"),
         ({"max_length": 0}, "max_length must be at least 1"),
+        ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; expected True or False"),
         ({"positions": "none"}, "positions 'none' are unknown; expected sinusoidal or learned"),
     ],
 )

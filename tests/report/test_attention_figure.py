@@ -62,7 +62,7 @@ def test_tiles_stand_in_rows_with_their_words_below():
 def test_a_cropped_sliver_has_a_figure(size):
     """The part that the network saw is less than a pixel wide."""
     area = grid_area({"extractor": {"preprocessing": {"size": 224, "shorter_side": 256}}}, size)
-    words = ["red", "w" * 5000]
+    words = ["r\u00e9d", "\u65e5" * 5000]
     figure = attention_figure(Image.new("RGB", size), Attention(words, numpy.ones((2, 4))), area)
     assert figure.size[0] > 3 * 112
 

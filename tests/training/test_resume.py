@@ -16,6 +16,7 @@ import xpcap.training.assembly
 from xpcap.backend import CPU, to_host
 from xpcap.data import folder as layout
 from xpcap.data.minibatch import EpochBatches
+from xpcap.data.scenes.build import cache_folder
 from xpcap.errors import CheckpointError, DataError, Stopped
 from xpcap.optim import cosine
 from xpcap.runs import open_run
@@ -547,11 +548,12 @@ def command(call, *words):
 
 
 TRAIN = ["--data", "tiny", "--out", "run", "--hidden", 8, "--wordvec", 4, "--batch-size", 10]
+SCHEDULE = ["--lr", 0.02, "--schedule", "constant", "--warmup", 5]
 
 
 @pytest.fixture
 def ended(call, tiny):
-    found = command(call, *TRAIN, "--epochs", 2, "--lr", 0.02, "--schedule", "constant")
+    found = command(call, *TRAIN, *SCHEDULE, "--epochs", 2)
     assert found.exit_code == 0, found.output
     return call
 
@@ -566,7 +568,7 @@ def ended(call, tiny):
         (["--lr", 0], r"--lr must be a number in \(0, inf\), got 0\.0"),
         (["--clip", 0], r"--clip cannot be changed when a run is resumed \(it was 5.0\)"),
         (["--schedule", "cosine"], r"--schedule cannot be changed .*\(it was constant\)"),
-        (["--warmup", 3], r"--warmup cannot be changed .*\(it was 0\)"),
+        (["--warmup", 3], r"--warmup cannot be changed .*\(it was 5\)"),
         (["--lr-decay", 0.9], r"--lr-decay cannot be changed .*\(it was 1.0\)"),
         (["--batch-size", 5], r"--batch-size cannot be changed .*\(it was 10\)"),
         (["--feature-dtype", "float16"], r"--feature-dtype cannot be changed"),
@@ -583,6 +585,7 @@ def ended(call, tiny):
         (["--label-smoothing", 0.1], r"--label-smoothing cannot be changed .*\(it was 0.0\)"),
         (["--out", "other"], r"--out does not go with --resume"),
         (["--epochs", 0], "epochs must be at least 1"),
+        (["--epochs", 1], r"run, 5 steps; expected more epochs, --epochs N, or in a new run a"),
         (["--save-every", "0"], "save-every must be at least 1"),
         (["--save-every", "soon"], "'soon' is neither a number of steps nor one of minutes"),
         (["--data", "nowhere"], "nowhere is not a folder"),
@@ -597,14 +600,25 @@ def test_what_cannot_be_changed_is_refused_by_name(ended, tmp_path, words, messa
 
 
 def test_the_same_options_may_be_said_again(ended, tmp_path):
-    again = ["--hidden", 8, "--lr", 0.02, "--clip", 5, "--schedule", "constant", "--seed", 0]
+    again = ["--hidden", 8, *SCHEDULE, "--clip", 5, "--seed", 0]
     result = command(ended, "--resume", "run", *again, "--features", "auto", "--epochs", 3)
     assert result.exit_code == 0, result.output
     assert "run: run, from step 10 of 15" in result.stderr
     assert result.stdout.splitlines()[-1].endswith("(epoch 3); run: run")
     shutil.move(tmp_path / "run", tmp_path / "resumed")
-    assert command(ended, *TRAIN, "--epochs", 3, "--lr", 0.02, *again[4:8]).exit_code == 0
+    assert command(ended, *TRAIN, *SCHEDULE, "--epochs", 3).exit_code == 0
     same(tmp_path / "resumed", tmp_path / "run")
+
+
+@pytest.mark.parametrize("model", ["recurrent", "attention"])
+def test_the_built_in_scenes_are_those_that_the_model_needs(call, model):
+    folder = cache_folder()
+    make_tiny(folder / "scenes")
+    make_tiny(folder / "scenes-grid", regions=True)
+    words = ["--hidden", 8, "--wordvec", 4, "--model", model, "--out", "run", "--epochs"]
+    assert command(call, *words, 1).exit_code == 0
+    resumed = command(call, "--resume", "run", "--data", "scenes", "--epochs", 2)
+    assert resumed.exit_code == 0, resumed.output
 
 
 def test_a_rate_given_anew_starts_the_schedule_again(call, tiny, tmp_path):

@@ -54,16 +54,17 @@ def test_the_metric_is_that_of_evaluating_the_best_epoch(tiny, tmp_path, backend
 
 
 def test_the_highest_value_selects_whatever_the_loss(tiny, tmp_path, scripted):
-    """Of equal ones the first; patience counts epochs without a higher one."""
-    scripted(0.1, 0.7, 0.7, 0.2, 0.9)
-    trainer, _ = begin(tiny, tmp_path / "run", select="BLEU-4", patience=2, **LEARNS)
-    assert (trainer.best_epoch, trainer.epoch, trainer.best_value) == (2, 4, 0.7)
+    """Of equal ones that of the lower loss; patience counts epochs without a better one."""
+    scripted(numpy.nan, 0.1, 0.7, 0.7, numpy.nan, 0.2, 0.9)
+    how = {**LEARNS, "epochs": 9, "select": "BLEU-4", "patience": 2}
+    trainer, _ = begin(tiny, tmp_path / "run", **how)
+    assert (trainer.best_epoch, trainer.epoch, trainer.best_value) == (4, 6, 0.7)
     curves = read_history(tmp_path / "run" / "history.jsonl")
-    assert curves.best == 1
-    assert curves.val_loss.argmin() == 3
-    assert trainer.best_loss == curves.val_loss[1]
+    assert curves.best == 3
+    assert curves.val_loss.argmin() == 5
+    assert trainer.best_loss == curves.val_loss[3] < curves.val_loss[2]
     best, last = (read_checkpoint(tmp_path / "run" / name).state.progress for name in (BEST, LAST))
-    assert (best.epoch, best.best_value, last.best_value) == (2, 0.7, 0.7)
+    assert (best.epoch, best.best_value, last.best_value) == (4, 0.7, 0.7)
     kept = open_run(tmp_path / "run").model.params
     for name, value in trainer.model.params.items():
         numpy.testing.assert_array_equal(to_host(value), kept[name])

@@ -176,9 +176,10 @@ def train(
     from xpcap.training.trainer import ended_line, perplexity_of
 
     tensorboard = options.pop("tensorboard")
+    given = {name: value for name, value in options.items() if _given(name)}
     if resume is None:
         with common.named_as_options():
-            chosen = run_options(**options)
+            chosen = run_options(**given)
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
@@ -191,8 +192,10 @@ def train(
         start = functools.partial(train_run, folder, out, chosen, backend)
     elif out is None:
         backend, ranks = common.open_shared_device(device)
-        given = {name: value for name, value in options.items() if _given(name)}
-        moved = _data_folder(data, ranks) if _given("data") else None
+        moved = None
+        if _given("data"):
+            regions = data == "scenes" and _options_of(resume).attends
+            moved = _data_folder(data, ranks, regions)
         out = resume
         change = functools.partial(_changed, given)
         start = functools.partial(resume_run, resume, backend, change, moved)
@@ -277,6 +280,16 @@ def _data_folder(data: str, ranks: Ranks, regions: bool = False) -> Path:
 
     output = "grid" if regions else None
     return distributed.in_turn(ranks, lambda: built_in_scenes(draw, output))
+
+
+def _options_of(run: Path) -> RunOptions:
+    """Read the options of a run."""
+    from xpcap.runs.checkpoint import read_checkpoint
+    from xpcap.runs.folder import checkpoint_of
+    from xpcap.training.options import options_of
+
+    path = checkpoint_of(run)
+    return options_of(path, read_checkpoint(path).config)
 
 
 def _changed(given: dict[str, Any], before: RunOptions) -> RunOptions:

@@ -79,6 +79,7 @@ def split_transform(
 
 
 def _parsed(path: Path, text: str) -> tuple[Vocabulary, dict[str, Any]]:
+    content = None
     try:
         content = json.loads(text)
         words, config = content["vocabulary"], content["config"]
@@ -86,6 +87,11 @@ def _parsed(path: Path, text: str) -> tuple[Vocabulary, dict[str, Any]]:
         fits = content["format"] == FORMAT and all(isinstance(part, dict) for part in parts)
     except (ValueError, TypeError, LookupError, RecursionError):
         fits = False
+    if isinstance(content, dict) and "written_by" in content:
+        raise DataError(
+            f"{path} is a checkpoint of a run, which needs no import: other commands take it for a"
+            " RUN"
+        )
     if not fits:
         raise DataError(
             f"{path}: expected its text '{TEXT}' to be one of xpcap export: JSON of format"

@@ -40,7 +40,7 @@ from xpcap.layers.sequences import Sequences
 from xpcap.models.inspection import Layered
 from xpcap.models.model import State
 from xpcap.models.objective import PackedBatch
-from xpcap.options import check_counts
+from xpcap.options import check_counts, check_options
 from xpcap.workspace import Workspace
 
 POSITIONS = ("sinusoidal", "learned")
@@ -108,6 +108,7 @@ class Transformer(Layered):
             input_dim=D, hidden_dim=H, layers=sizes["layers"], max_length=sizes["max_length"]
         )
         check_counts(0, encoder_layers=sizes["encoder_layers"])
+        check_options({"tie_embeddings": sizes["tie_embeddings"]}, {"tie_embeddings": False})
         check_heads("Transformer", heads, H)
         if sizes["positions"] not in POSITIONS:
             raise ConfigurationError(

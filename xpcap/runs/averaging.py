@@ -46,7 +46,7 @@ def average_checkpoints(
     CheckpointError
         If too few checkpoints are kept, or one is damaged or that of another model.
     DataError
-        If the file exists or cannot be written.
+        If the file exists, cannot be written, or has a name that training gives.
     """
     folder = Path(folder)
     path = folder / AVERAGE if out is None else Path(out)
@@ -56,6 +56,8 @@ def average_checkpoints(
     with explained(path, "write"):
         if path.exists():
             raise DataError(f"{path} exists; expected a new name (out=FILE)")
+    if path.match(EARLIER):
+        raise DataError(f"{path} has a name of training's checkpoints; expected another (out=FILE)")
     kept, least = sorted(folder.glob(EARLIER)), last or 2
     if len(kept) < least:
         raise CheckpointError(

@@ -156,9 +156,10 @@ class Curves:
 
     @property
     def best(self) -> int | None:
-        """The index of the epoch with the highest metric, or else the lowest loss; or None."""
+        """The index of the epoch with the highest metric, then the lowest loss; or None."""
         score = next(iter(self.metrics.values()), -self.val_loss)
-        return int(numpy.nanargmax(score)) if numpy.isfinite(score).any() else None
+        known = numpy.flatnonzero(numpy.isfinite(score)).tolist()
+        return max(known, key=lambda k: (score[k], -self.val_loss[k]), default=None)
 
     def smoothed(self, name: str, points: int) -> tuple[int, numpy.ndarray, numpy.ndarray]:
         """Average the finite values of a column over groups of steps.

@@ -45,12 +45,20 @@ CHANGEABLE = ("epochs", "lr", "patience", "lazy", "save_every", "keep", "on_nan"
 """Options of `run_options` that may be given when a run is resumed."""
 
 
-def _of_others(family: str) -> list[str]:
+def of_others(family: str) -> list[str]:
     """Return the options of models that other families have, and this one has not."""
     others = {name for other in FAMILIES.values() for name in other.options}
     return [
         ours for ours, theirs in _MODEL.items() if theirs in others - {*FAMILIES[family].options}
     ]
+
+
+def _refuse_others(family: str, given: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for an option of models that only other families have."""
+    for name in given:
+        if name in of_others(family):
+            owners = [key for key, other in FAMILIES.items() if _MODEL[name] in other.options]
+            raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
 
 
 CHOICES: dict[str, Iterable[str]] = {
@@ -107,10 +115,8 @@ class RunOptions:
                 )
         if issubclass(FAMILIES[self.model], CaptioningRNN):
             check_cell(self.cell)
-        for name in _of_others(self.model):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                owners = [key for key, family in FAMILIES.items() if _MODEL[name] in family.options]
-                raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
+        changed = (f.name for f in fields(self) if getattr(self, f.name) != f.default)
+        _refuse_others(self.model, changed)
         check_number("dropout", self.dropout, "[0, 1)")
         check_number("doubly_stochastic", self.doubly_stochastic, "[0, inf)")
         check_number("label_smoothing", self.label_smoothing, "[0, 1)")
@@ -172,18 +178,21 @@ def run_options(
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
     cosine = schedule == "cosine"
-    return RunOptions(
+    found = RunOptions(
         schedule=Schedule(epochs, lr_decay, cosine, clip or None, patience, warmup=warmup),
         saving=Saving(*_saved_every(save_every), keep),
         on_nan=OnNaN(on_nan, on_nan_limit),
         **others,
     )
+    _refuse_others(found.model, others)
+    return found
 
 
 def changed_options(before: RunOptions, **given: Any) -> RunOptions:
     """Return the options of a resumed run, of which those in `CHANGEABLE` may be `given` anew."""
     values = _named(before)
     _check(given)
+    _refuse_others(before.model, given)
     for name, value in given.items():
         same = value == values[name] or (name, value) == ("features", "auto")
         if name not in CHANGEABLE and not same:
@@ -198,10 +207,10 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
 def _named(options: RunOptions) -> dict[str, Any]:
     """Return the arguments of `run_options` that give these options."""
     schedule, saving, on_nan = options.schedule, options.saving, options.on_nan
-    nested = ("schedule", "saving", "on_nan")
+    left_out = ("schedule", "saving", "on_nan", *of_others(options.model))
     return {
         **{one.name: getattr(options, one.name) for one in fields(options)
-           if one.name not in nested},
+           if one.name not in left_out},
         "epochs": schedule.epochs,
         "lr_decay": schedule.lr_decay,
         "schedule": "cosine" if schedule.cosine else "constant",
@@ -239,7 +248,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
     """Return the configuration of a run; `feature_scale` is for `ScalesFeatures`."""
     training = {**asdict(options), "features": dataset.kind}
     model = {theirs: training.pop(ours) for ours, theirs in _MODEL.items()}
-    for name in _of_others(options.model):
+    for name in of_others(options.model):
         del model[_MODEL[name]]
     if "max_length" in FAMILIES[options.model].options:
         model["max_length"] = dataset.max_words + 1  # with `<END>`

@@ -184,6 +184,11 @@ def _measure(
         return sum(part for part, _ in parts) / sum(count for _, count in parts)
 
 
+def _rank(value: float | None, loss: float) -> tuple[float, float]:
+    """Return what is larger for a better epoch; NaN is worse than any value."""
+    return -math.inf if value is None or math.isnan(value) else value, -loss
+
+
 class Trainer:
     """Trains a captioner.
 
@@ -200,7 +205,8 @@ class Trainer:
     training_step
         Takes the steps; None is a `TrainingStep` of model, optimizer and schedule.
     metric
-        The best epoch is that with its highest value; if None, with the lowest loss of `"val"`.
+        The best epoch is that with its highest value, and of equal ones, or if it is None, that
+        with the lowest loss of `"val"`.
 
     Attributes
     ----------
@@ -231,7 +237,7 @@ class Trainer:
         if 0 < steps <= schedule.warmup:
             raise ConfigurationError(
                 f"a warm-up of {schedule.warmup} steps is not shorter than the run, {steps} steps;"
-                " expected fewer, warmup=STEPS, or a longer run, epochs=N"
+                " expected more epochs, epochs=N, or in a new run a shorter one, warmup=STEPS"
             )
         self.model = model
         self.batches = batches
@@ -290,7 +296,7 @@ class Trainer:
             step=self.step,
             epoch=self.epoch,
             best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
-            best_value=self.best_value,
+            best_value=self.best_value if math.isfinite(self.best_value or 0) else None,
             best_epoch=self.best_epoch,
             rate_scale=self.rate_scale,
             recoveries=self.recoveries,
@@ -363,14 +369,11 @@ class Trainer:
             reason = divergence(loss, len(self.model.word_to_idx))
             if reason is not None:
                 raise StepDiverged(self.step, f"the {name} loss after epoch {self.epoch} {reason}")
-        if self.metric is None:
-            better = losses.get("val", math.inf) < self.best_loss
-        else:
+        loss, value = losses.get("val", math.inf), None
+        if self.metric is not None:
             value = self.figures[self.metric.figure] = self.metric()
-            better = self.best_value is None or value > self.best_value
-            self.best_value = value if better else self.best_value
-        if better:
-            self.best_loss = losses.get("val", math.inf)
+        if _rank(value, loss) > _rank(self.best_value, self.best_loss):
+            self.best_loss, self.best_value = loss, value
             self.best_epoch = self.epoch
             self.best_params = self._copies()
 
