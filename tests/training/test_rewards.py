@@ -87,8 +87,17 @@ def test_a_reward_does_not_depend_on_the_other_captions(drawn):
     found = reward(images, captions)
     order = numpy.random.default_rng(1).permutation(len(images))
     assert reward(images[order], captions[order]) == pytest.approx(found[order], abs=1e-12)
+    assert reward(images[:0], captions[:0]).shape == (0,)
     for k in range(0, 200, 20):
         assert reward(images[k : k + 1], captions[k : k + 1]) == pytest.approx(found[k], abs=1e-12)
+
+
+def test_sentences_too_short_for_longer_ngrams():
+    references, images = [[["cat"]], [["dog"]]], numpy.array([0, 0, 1])
+    captions = encode("cat", "dog", "")
+    found = Rewards(references, INDICES, {"CIDEr-D": 1})(images, captions)
+    assert found == pytest.approx([5, 0, 0])  # of 4 orders, 2
+    assert found == pytest.approx(of_text(references, images, captions, {"CIDEr-D": 1}))
 
 
 def test_rewards_by_hand():

@@ -163,8 +163,9 @@ class Rewards:
         longer = lengths[caption] - lengths[reference]
         penalized = numpy.exp(-(longer**2) / (2 * SIGMA**2)) * cosines
         consensus = numpy.bincount(caption, penalized, R) / (len(ORDERS) * counts[image])
-        closeness = abs(longer) * (1 + lengths.max()) + lengths[reference]  # of two, the shorter
-        closest = numpy.minimum.reduceat(closeness, first_pair) % (1 + lengths.max())
+        above = 1 + lengths.max(initial=0)
+        closeness = abs(longer) * above + lengths[reference]  # of two, the shorter
+        closest = numpy.minimum.reduceat(closeness, first_pair) % above
         totals = numpy.maximum(0, lengths[:R, None] - numpy.array(ORDERS) + 1)
         values = {
             "CIDEr-D": SCALE * consensus,

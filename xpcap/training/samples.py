@@ -46,11 +46,11 @@ def describe_samples(captions: numpy.ndarray, word_to_idx: Mapping[str, int]) ->
     words = lengths - ended
     pairs = captions[:, :-1].astype(numpy.int64) * (1 + int(captions.max())) + captions[:, 1:]
     place = numpy.arange(pairs.shape[1])
-    pairs = numpy.where(place < words[:, None] - 1, pairs, -1 - place)  # no two alike
+    pairs = numpy.where(place < words[:, None], pairs, -1 - place)  # no two alike
     pairs.sort(axis=1)
     repeats = (pairs[:, 1:] == pairs[:, :-1]).any(axis=1)
     endings = [word_to_idx[word] for word in BAD_ENDINGS if word in word_to_idx]
-    bad = numpy.isin(captions[rows, words - 1], endings) & (words > 0)
+    bad = numpy.isin(captions[rows, words - 1], endings)
     return {
         "words": float(words.mean()),
         "repeats": float(repeats.mean()),
