@@ -40,15 +40,15 @@ def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
     closest = numpy.array([_closest_length(*pair) for pair in pairs], numpy.float64)
     lengths = numpy.array([len(words) for words in candidates], numpy.float64)
     counts = numpy.maximum(0, lengths[:, None] - numpy.array(ORDERS) + 1)
-    images = _bleu(matches, counts, lengths, closest)
-    corpus = _bleu(matches.sum(axis=0), counts.sum(axis=0), lengths.sum(), closest.sum())
+    images = from_counts(matches, counts, lengths, closest)
+    corpus = from_counts(matches.sum(axis=0), counts.sum(axis=0), lengths.sum(), closest.sum())
     return [Score(float(corpus[k]), images[:, k]) for k in range(len(ORDERS))]
 
 
-def _bleu(
+def from_counts(
     matches: numpy.ndarray, counts: numpy.ndarray, length: numpy.ndarray, closest: numpy.ndarray
 ) -> numpy.ndarray:
-    """Apply the formula to `(..., 4)` matches and counts of n-grams, and `(...)` lengths."""
+    """Apply the formula to `(..., 4)` matches and counts of n-grams, and lengths c and r."""
     precisions = (matches + TINY) / (counts + SMALL)
     means = numpy.cumprod(precisions, axis=-1) ** (1 / numpy.array(ORDERS))
     ratio = (length + TINY) / (closest + SMALL)
