@@ -25,10 +25,10 @@ from xpcap.errors import ConfigurationError
 from xpcap.evaluation import DEFAULT, evaluate_run
 from xpcap.options import check_options
 from xpcap.report import check, gather, write_report
-from xpcap.runs.dataset import open_data
+from xpcap.runs.dataset import data_folder, open_data
 from xpcap.runs.folder import reserved_run
 from xpcap.runs.search import banned_tokens, check_search, make_search
-from xpcap.training.options import changed_options, run_options
+from xpcap.training.options import changed_options, following_options, run_options
 from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.trainer import EVENTS, Trainer, ended_line, epoch_line
 
@@ -131,9 +131,10 @@ def prepare(
 
 
 def train(
-    data: str | Path | Dataset = "scenes",
+    data: str | Path | Dataset | None = None,
     *,
     out: str | Path | None = None,
+    from_run: str | Path | Run | None = None,
     resume: str | Path | Run | None = None,
     device: str | None = None,
     tensorboard: str | Path | None = None,
@@ -146,9 +147,11 @@ def train(
     Parameters
     ----------
     data
-        A data folder, or `"scenes"` for the built-in set, which is drawn once.
+        A data folder, or `"scenes"` for the built-in set, which is drawn once, and the default.
     out
         The run folder, a new name; by default `runs/DATA-CELL-NUMBER`.
+    from_run
+        A run whose best epoch's model training starts from; its data are the default of `data`.
     resume
         A stopped run to continue with its own options, of which only some may be given anew.
     device
@@ -186,10 +189,13 @@ def train(
     backend = as_backend(device)
     context = RunContext(None if tensorboard is None else Path(tensorboard), watch, print)
     if resume is not None:
-        if out is not None:
-            raise ConfigurationError("out does not go with resume, which continues in its folder")
-        moved = None if data == "scenes" else _folder(data)
-        stopped = resume.folder if isinstance(resume, Run) else Path(resume)
+        for name, other in (("out", out), ("from_run", from_run)):
+            if other is not None:
+                raise ConfigurationError(
+                    f"{name} does not go with resume, which continues in its folder"
+                )
+        moved = None if data is None or data == "scenes" else _folder(data)
+        stopped = _path(resume)
         resume_run(
             stopped,
             backend,
@@ -198,13 +204,17 @@ def train(
             context,
         )
         return open_run(stopped, device=device)
-    chosen = run_options(**options)
-    folder = _folder(data, chosen.attends)
+    source = open_run(_path(from_run), device="cpu") if from_run is not None else None
+    chosen = run_options(**options) if source is None else following_options(source, **options)
+    if source is not None and data is None:
+        folder = data_folder(source, None)
+    else:
+        folder = _folder("scenes" if data is None else data, chosen.attends)
     if out is not None:
-        train_run(folder, Path(out), chosen, backend, context)
+        train_run(folder, Path(out), chosen, backend, context, source)
         return open_run(out, device=device)
     with reserved_run(Path("runs"), f"{folder.resolve().name}-{chosen.label}") as run:
-        train_run(folder, run, chosen, backend, context)
+        train_run(folder, run, chosen, backend, context, source)
     return open_run(run, device=device)
 
 
@@ -232,6 +242,10 @@ def _printed_progress() -> Progress:
             print(f"{doing}: {done} of {total}")
 
     return show
+
+
+def _path(run: str | Path | Run) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def _folder(data: str | Path | Dataset, regions: bool = False) -> Path:

@@ -97,12 +97,12 @@ compute_options = together(
 
 
 def option_name(parameter: str) -> str:
-    """Return `--some-option` for `some_option`."""
-    return f"--{parameter.replace('_', '-')}"
+    """Return `--some-option` for `some_option`; `from` is a word of Python."""
+    return "--from" if parameter == "from_run" else f"--{parameter.replace('_', '-')}"
 
 
 _NAMES = (
-    "data|epochs|heads|images|keep|lazy|max_words|out|patience|replace|save_every|skip_broken|splits"
+    "data|epochs|from_run|heads|images|keep|lazy|max_words|out|patience|replace|save_every|skip_broken|splits"
     "|vocab|warmup|weights"
 )
 _IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")

@@ -40,6 +40,34 @@ SHOWN = 8
 @click.option("--lazy", is_flag=True, help="Read features from disk as needed.")
 @choice("--feature-dtype", "float32|float16", "Floating-point type of the features in memory.")
 @choice(
+    "--stage",
+    "cross-entropy|self-critical",
+    "What is trained: the probability of references, or with --from the expected reward of"
+    " captions that the model draws (see xpcap/training/README.md).",
+)
+@path(
+    "--from from_run",
+    "Start from the best epoch of a run, with its model and, unless --data says otherwise, data.",
+    metavar="RUN",
+)
+@option(
+    "--reward",
+    "CIDEr-D",
+    "Self-critical reward: metrics, CIDEr-D or BLEU-4, and their weights.",
+    metavar="METRIC[:WEIGHT],...",
+)
+@option("--samples", 5, "Captions drawn of each image in a self-critical step.", type=Positive)
+@choice(
+    "--baseline",
+    "mean|greedy",
+    "Self-critical baseline of rewards: the mean reward of an image's other captions, or that of"
+    " its greedy caption.",
+)
+@option("--entropy", 0.0, "Weight of the entropy of captions in the self-critical objective.")
+@option(
+    "--cross-entropy", 0.0, "Share of the cross entropy of references in the self-critical loss."
+)
+@choice(
     "--model",
     "recurrent|attention|transformer",
     "Captioner: a recurrent network, one with attention to regions of the image, or a Transformer.",
@@ -76,10 +104,12 @@ SHOWN = 8
 )
 @option("--epochs", 6, "Number of passes over the training captions.")
 @option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
-@option(
+@click.option(
     "--lr",
-    1e-3,
-    "Initial learning rate; given anew with --resume, that from which the schedule starts again.",
+    type=float,
+    help="Initial learning rate; given anew with --resume, that from which the schedule starts"
+    " again.",
+    show_default="0.001; 5e-05 with --stage self-critical",
 )
 @click.option(
     "--weight-decay",
@@ -102,12 +132,12 @@ SHOWN = 8
     "Label smoothing of the training loss: the share of each target that goes to all words evenly.",
 )
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
-@option(
+@click.option(
     "--select",
-    "loss",
-    "What the best epoch has: the lowest validation loss, or the highest value of this metric of"
-    " greedy captions of at most 1,000 validation images, which take a few seconds after each epoch"
-    " on a CPU.",
+    help="What the best epoch has: the lowest validation loss, or the highest value of this metric"
+    " of greedy captions of at most 1,000 validation images, which take a few seconds after each"
+    " epoch on a CPU.",
+    show_default="loss; CIDEr-D with --stage self-critical",
     metavar="loss|BLEU-1|BLEU-2|BLEU-3|BLEU-4|ROUGE-L|CIDEr|CIDEr-D",
 )
 @click.option(
@@ -168,28 +198,40 @@ def train(
     validation loss and eight validation captions with their references. Ctrl-C stops after the
     current step, and --resume RUN continues as if the run had never been stopped.
     """
-    from xpcap.runs import Run, check_new_run
+    from xpcap.runs import Run, check_new_run, open_run
     from xpcap.runs.captions import caption_dataset
+    from xpcap.runs.dataset import data_folder
     from xpcap.runs.folder import reserved_run
-    from xpcap.training.options import run_options
+    from xpcap.training.options import following_options, run_options
     from xpcap.training.run import RunContext, resume_run, train_run
     from xpcap.training.trainer import ended_line, perplexity_of
 
-    tensorboard = options.pop("tensorboard")
+    tensorboard, source = options.pop("tensorboard"), options.pop("from_run")
     given = {name: value for name, value in options.items() if _given(name)}
     if resume is None:
-        with common.named_as_options():
-            chosen = run_options(**given)
+        from_run = None
+        if source is not None:
+            from_run = open_run(source, "cpu")
+            with common.named_as_options():
+                chosen = following_options(from_run, **given)
+        else:
+            with common.named_as_options():
+                chosen = run_options(**given)
         if out is not None:
             check_new_run(out)
         backend, ranks = common.open_shared_device(device)
-        folder = _data_folder(data, ranks, chosen.attends)
+        if from_run is not None and not _given("data"):
+            folder = data_folder(from_run, None)
+        else:
+            folder = _data_folder(data, ranks, chosen.attends)
         name = f"{folder.resolve().name}-{chosen.label}"
         if out is None:
             reserved, command = reserved_run(Path("runs"), name), click.get_current_context()
             out = distributed.by_first(ranks, lambda: command.with_resource(reserved))
         print_message(f"data: {folder}; run: {out}")
-        start = functools.partial(train_run, folder, out, chosen, backend)
+        start = functools.partial(train_run, folder, out, chosen, backend, source=from_run)
+    elif source is not None:
+        raise click.UsageError("--from does not go with --resume, which continues a run as it was")
     elif out is None:
         backend, ranks = common.open_shared_device(device)
         moved = None
@@ -214,7 +256,7 @@ def train(
             show_progress(trainer)
 
         context = RunContext(tensorboard, None if ranks.rank else watch, print_message, ranks)
-        trainer, dataset = start(context)
+        trainer, dataset = start(context=context)
     config = {"data": {"max_words": dataset.max_words}}
     run = Run(out, config, dataset.vocabulary, trainer.model)
     captions = [] if had_ended else caption_dataset(run, dataset, "val", SHOWN)

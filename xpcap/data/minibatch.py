@@ -75,7 +75,8 @@ def count_words(captions: numpy.ndarray) -> int:
 class EpochBatches:
     """Every caption of a split once per epoch, shuffled; the last batch may be smaller.
 
-    The order depends on the seed and the epoch alone; without a seed it is that of the file. The
+    With `by_image` it is every image, with one of its captions, another one in each epoch. The
+    order depends on the seed and the epoch alone; without a seed it is that of the file. The
     process `rank` of `ranks` gets its share of every batch, see `deal`. A `ConfigurationError` is
     raised if the batch size is not in 1..len(split).
     """
@@ -87,28 +88,35 @@ class EpochBatches:
         seed: int | None = None,
         *,
         with_features: bool = True,
+        by_image: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        if not 1 <= batch_size <= len(split):
+        self._count = len(numpy.unique(split.image_idxs)) if by_image else len(split)
+        if not 1 <= batch_size <= self._count:
+            what = "images with captions" if by_image else "captions"
             raise ConfigurationError(
-                f"batch size {batch_size} is not in 1..{len(split)}, the captions of the split"
+                f"batch size {batch_size} is not in 1..{self._count}, the {what} of the split"
             )
         self.split = split
         self.batch_size = batch_size
         self.seed = seed
         self.with_features = with_features
+        self.by_image = by_image
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
-        return -(-len(self.split) // self.batch_size)
+        return -(-self._count // self.batch_size)
 
     def order(self, number: int) -> numpy.ndarray:
-        """Return the order of all captions in an epoch (from 0)."""
+        """Return the order of all captions of an epoch (from 0)."""
         order = numpy.arange(len(self.split))
         if self.seed is not None:
             numpy.random.default_rng((self.seed, number)).shuffle(order)
+        if self.by_image:
+            first = numpy.unique(self.split.image_idxs[order], return_index=True)[1]
+            order = order[numpy.sort(first)]
         return order
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:

@@ -19,7 +19,10 @@ from xpcap.runs.run import Run
 from xpcap.training.attention import AttentionEntropy
 from xpcap.training.options import RunOptions
 from xpcap.training.resident import ResidentStep
+from xpcap.training.reward_check import check_rewards
+from xpcap.training.rewards import Rewards, parse_reward, training_references
 from xpcap.training.selection import LOSS, CaptionMetric
+from xpcap.training.self_critical import SelfCritical, SelfCriticalStep
 from xpcap.training.staging import StagedBatches
 from xpcap.training.step import TrainingStep
 from xpcap.training.trainer import Trainer
@@ -48,7 +51,10 @@ def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
     size = options.batch_size or len(train)
     settings = given(learning_rate=options.lr, weight_decay=options.weight_decay)
     optimizer = Optimizer(options.rule, **settings)
-    batches, step = _place(train, model, optimizer, options, size, ranks)
+    if options.self_critical is None:
+        batches, step = _place(train, model, optimizer, options, size, ranks)
+    else:
+        batches, step = _drawing(run, dataset, optimizer, options, options.self_critical, size)
     measured = {"train": _some_of(train), "val": val}
     validation = {
         name: _batches(split, min(size, len(split)), None, ranks)
@@ -87,6 +93,28 @@ def _place(
     return EpochBatches(split, size, seed, with_features=False), resident
 
 
+def _drawing(
+    run: Run,
+    dataset: Dataset,
+    optimizer: Optimizer,
+    options: RunOptions,
+    how: SelfCritical,
+    size: int,
+) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
+    """Return the batches of images and the steps of self-critical training, and test its reward."""
+    model, ranks, split = run.model, run.ranks, dataset.splits["train"]
+    references = training_references(dataset)
+    rewards = Rewards(references, model.word_to_idx, parse_reward(how.reward))
+    if not ranks.rank:
+        check_rewards(rewards, references, split, model.idx_to_word)
+    step = SelfCriticalStep(
+        model, optimizer, split.image_idxs, rewards, dataset.max_words + 1, how,
+        options.schedule.clip_norm, options.precision, ranks,
+    )  # fmt: skip
+    batches = _batches(split, size, options.seed, ranks, by_image=True)
+    return StagedBatches(batches, model.backend) if model.backend.device else batches, step
+
+
 def _some_of(split: Split) -> Split:
     """Take evenly spaced captions, to be measured after each epoch."""
     count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
@@ -116,7 +144,9 @@ def feature_scale(train: Split) -> float:
     return math.sqrt(squares / max(1, numbers)) or 1.0
 
 
-def _batches(split: Split, size: int, seed: int | None, ranks: Ranks) -> EpochBatches:
+def _batches(
+    split: Split, size: int, seed: int | None, ranks: Ranks, by_image: bool = False
+) -> EpochBatches:
     """Make batches; a thread prefetches features that are in a file."""
     kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
-    return kind(split, size, seed, rank=ranks.rank, ranks=ranks.size)
+    return kind(split, size, seed, by_image=by_image, rank=ranks.rank, ranks=ranks.size)

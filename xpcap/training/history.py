@@ -72,6 +72,7 @@ class History:
 
     def _step(self, trainer: Trainer) -> None:
         line = {"step": trainer.step, "epoch": trainer.epoch + 1, "lr": trainer.learning_rate}
+        line |= trainer.training_step.measured
         self._pending.append((time.time(), line, trainer.result))
         self._steps += 1
         if self._steps >= FLUSH_EVERY:

@@ -20,9 +20,11 @@ from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import INTERVALS, find_rule
 from xpcap.options import check_counts, check_number, check_options, given
 from xpcap.runs.dataset import digests
+from xpcap.runs.run import Run
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
 from xpcap.training.selection import SELECTIONS
+from xpcap.training.self_critical import SelfCritical
 from xpcap.training.trainer import Schedule
 
 _MODEL = {
@@ -61,6 +63,15 @@ def _refuse_others(family: str, given: Iterable[str]) -> None:
             raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
 
 
+STAGES = ("cross-entropy", "self-critical")
+_SELF_CRITICAL = tuple(one.name for one in fields(SelfCritical))
+_BY_STAGE: dict[str, dict[str, Any]] = {
+    "cross-entropy": {},
+    "self-critical": {"lr": 5e-5, "select": "CIDEr-D"},
+}
+"""Defaults that a stage of training has for itself."""
+
+
 CHOICES: dict[str, Iterable[str]] = {
     "features": ("auto", "pca", "fc7"),
     "feature_dtype": ("float32", "float16"),
@@ -70,6 +81,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "select": SELECTIONS,
     "scoring": SCORINGS,
     "positions": POSITIONS,
+    "stage": STAGES,
 }
 
 
@@ -101,6 +113,8 @@ class RunOptions:
     label_smoothing: float = 0.0  # of the training loss, see `softmax_cross_entropy`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
+    stage: str = "cross-entropy"  # or "self-critical", which the next is of
+    self_critical: SelfCritical | None = None
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)
@@ -136,6 +150,8 @@ class RunOptions:
             **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
         check_counts(0, math.inf, seed=self.seed)
+        if self.self_critical is not None and self.label_smoothing:
+            raise ConfigurationError("label_smoothing goes with stage cross-entropy alone")
 
     @property
     def attends(self) -> bool:
@@ -161,20 +177,26 @@ def run_options(
     keep: int = 0,
     on_nan: str = "stop",
     on_nan_limit: int = 3,
+    stage: str = "cross-entropy",
     **others: Any,
 ) -> RunOptions:
     """Return the options of a run, by the names of the command `xpcap train`.
 
     `schedule` is `"cosine"` or `"constant"`, `warmup` a number of steps, `clip` the largest norm of
     the gradient or 0, `save_every` a number of steps or, such as `"10m"`, of minutes, `on_nan` one
-    of `"stop"`, `"skip"` and `"rollback"`; `others` are fields of `RunOptions`. Unknown names and
-    invalid values raise `ConfigurationError`, whose message begins with the name.
+    of `"stop"`, `"skip"` and `"rollback"`; `others` are fields of `RunOptions`, and with the
+    `stage` `"self-critical"` of `SelfCritical`. Unknown names and invalid values raise
+    `ConfigurationError`, whose message begins with the name.
     """
     named = {
         "epochs": epochs, "lr_decay": lr_decay, "schedule": schedule, "warmup": warmup,
-        "clip": clip, "keep": keep, "on_nan": on_nan, "on_nan_limit": on_nan_limit,
+        "clip": clip, "keep": keep, "on_nan": on_nan, "on_nan_limit": on_nan_limit, "stage": stage,
     }  # fmt: skip
     _check({**named, **others})
+    critical = {name: others.pop(name) for name in _SELF_CRITICAL if name in others}
+    if critical and stage != "self-critical":
+        raise ConfigurationError(f"{next(iter(critical))} goes with stage self-critical alone")
+    others = {**_BY_STAGE.get(stage, {}), **others}
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
     cosine = schedule == "cosine"
@@ -182,6 +204,8 @@ def run_options(
         schedule=Schedule(epochs, lr_decay, cosine, clip or None, patience, warmup=warmup),
         saving=Saving(*_saved_every(save_every), keep),
         on_nan=OnNaN(on_nan, on_nan_limit),
+        stage=stage,
+        self_critical=SelfCritical(**critical) if stage == "self-critical" else None,
         **others,
     )
     _refuse_others(found.model, others)
@@ -204,13 +228,29 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
     return replace(after, schedule=replace(after.schedule, start=before.schedule.start))
 
 
+def following_options(source: Run, **given: Any) -> RunOptions:
+    """Return the options of a run that starts from another one's model, which it keeps."""
+    _check(given)
+    before = options_of(source.folder, source.config)
+    kept = {name: getattr(before, name) for name in (*_MODEL, "features", "feature_dtype")}
+    for name in of_others(before.model):
+        del kept[name]
+    for name, value in kept.items():
+        if name != "dropout" and given.get(name, value) != value:
+            raise ConfigurationError(
+                f"{name} cannot be changed when a run starts from another one (it was {value})"
+            )
+    return run_options(**{**kept, **given})
+
+
 def _named(options: RunOptions) -> dict[str, Any]:
     """Return the arguments of `run_options` that give these options."""
     schedule, saving, on_nan = options.schedule, options.saving, options.on_nan
-    left_out = ("schedule", "saving", "on_nan", *of_others(options.model))
+    left_out = ("schedule", "saving", "on_nan", "self_critical", *of_others(options.model))
     return {
         **{one.name: getattr(options, one.name) for one in fields(options)
            if one.name not in left_out},
+        **({} if options.self_critical is None else asdict(options.self_critical)),
         "epochs": schedule.epochs,
         "lr_decay": schedule.lr_decay,
         "schedule": "cosine" if schedule.cosine else "constant",
@@ -226,8 +266,10 @@ def _named(options: RunOptions) -> dict[str, Any]:
 
 def _check(options: Mapping[str, Any]) -> None:
     known = {n: p.default for n, p in inspect.signature(run_options).parameters.items()}
-    known |= {one.name: one.default for one in fields(RunOptions) if one.name not in known}
-    check_options(options, {n: d for n, d in known.items() if n not in ("others", "saving")})
+    also = (*fields(RunOptions), *fields(SelfCritical))
+    known |= {one.name: one.default for one in also if one.name not in known}
+    inner = ("others", "saving", "self_critical")
+    check_options(options, {name: d for name, d in known.items() if name not in inner})
 
 
 def _saved_every(value: int | str | None) -> tuple[int | None, float | None]:
@@ -275,6 +317,8 @@ def options_of(path: Path, config: Mapping[str, Any]) -> RunOptions:
         del training["feature_scale"]
         for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
             training[name] = kind(**training[name])
+        if training.get("self_critical") is not None:
+            training["self_critical"] = SelfCritical(**training["self_critical"])
         training["features"] = config["data"]["kind"]
         described = {"family": CaptioningRNN.family, **config["model"]}
         model = {ours: described[theirs] for ours, theirs in _MODEL.items() if theirs in described}

@@ -55,9 +55,17 @@ class RunContext:
 
 
 def train_run(
-    data: Path, out: Path, options: RunOptions, backend: Backend, context: RunContext | None = None
+    data: Path,
+    out: Path,
+    options: RunOptions,
+    backend: Backend,
+    context: RunContext | None = None,
+    source: Run | None = None,
 ) -> tuple[Trainer, Dataset]:
     """Train a captioner on a data folder, and write its run folder `out`, a new name.
+
+    It starts from the parameters of the run `source`, if given; `options` are then those of
+    `following_options`.
 
     Returns
     -------
@@ -79,20 +87,30 @@ def train_run(
     events = _events(context, out)
     dataset = _open(data, options, ranks)
     train = dataset.splits["train"]
+    if options.self_critical is not None and source is None:
+        raise ConfigurationError("stage self-critical needs a run to start from (from_run=RUN)")
+    drawn = options.self_critical is not None
+    count = len(numpy.unique(train.image_idxs)) if drawn else len(train)
     options = replace(
         options,
-        batch_size=options.batch_size or default_batch_size(len(train)),
+        batch_size=options.batch_size or default_batch_size(count),
         threads=options.threads or threads.number(),
     )
     config = configuration(dataset, options, feature_scale(train))
     check_regions(FAMILIES[options.model], dataset)
+    if source is not None:
+        check_data(source, dataset)
+        same = "dropout", "seed"
+        config["model"] |= {k: v for k, v in source.config["model"].items() if k not in same}
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
         raise ConfigurationError(
             f"a model with {config['model']} cannot be made: {error}"
         ) from error
-    if isinstance(model, ScalesFeatures):
+    if source is not None:
+        model.params = {n: backend.to_device(p) for n, p in source.model.params.items()}
+    elif isinstance(model, ScalesFeatures):
         model.scale_features(config["training"]["feature_scale"])
     _check_alike(context, config, dataset)
     run = Run(out, config, dataset.vocabulary, model, ranks=ranks)

@@ -19,6 +19,10 @@ language prior", EMNLP 2018; the list is that of R. Luo's ImageCaptioning.pytorc
 """
 
 
+DESCRIBED = ("words", "repeats", "bad_endings")
+"""The figures of `describe_samples`."""
+
+
 def count_words(captions: numpy.ndarray, word_to_idx: Mapping[str, int]) -> numpy.ndarray:
     """Return how many words captions `(R, T)` have, `<END>` included: `(R,)`.
 

@@ -27,11 +27,15 @@ import numpy
 from xpcap.backend import Array, to_host
 from xpcap.data.minibatch import Batch, Share
 from xpcap.distributed import Ranks
+from xpcap.errors import ConfigurationError
 from xpcap.kernels.products import multiplied_in
 from xpcap.layers.sampling import uniform
 from xpcap.models import CaptionModel
 from xpcap.models.generation import sampled
 from xpcap.optim import Optimizer
+from xpcap.options import LARGEST, check_counts, check_number
+from xpcap.training.rewards import parse_reward
+from xpcap.training.samples import DESCRIBED, describe_samples
 from xpcap.training.step import TrainingStep
 
 BASELINES = ("mean", "greedy")
@@ -45,10 +49,21 @@ Rewards = Callable[[numpy.ndarray, numpy.ndarray], numpy.ndarray]
 class SelfCritical:
     """How a self-critical step estimates the gradient; see the top of this file."""
 
+    reward: str = "CIDEr-D"  # see `parse_reward`
     samples: int = 5  # K, captions drawn of each image
     baseline: str = "mean"  # one of `BASELINES`
     entropy: float = 0.0  # weight of the entropy of captions
     cross_entropy: float = 0.0  # the share of the cross entropy of references in the loss
+
+    def __post_init__(self) -> None:
+        parse_reward(self.reward)
+        if self.baseline not in BASELINES:
+            raise ConfigurationError(
+                f"baseline {self.baseline!r:.40} is unknown; expected {', '.join(BASELINES)}"
+            )
+        check_counts(2 if self.baseline == "mean" else 1, LARGEST, samples=self.samples)
+        check_number("entropy", self.entropy, "[0, inf)")
+        check_number("cross_entropy", self.cross_entropy, "[0, 1]")
 
 
 def mean_of_others(rewards: numpy.ndarray) -> numpy.ndarray:
@@ -111,8 +126,8 @@ class SelfCriticalStep(TrainingStep):
     Attributes
     ----------
     measured
-        Of the last step, over all ranks: means of `reward`, `baseline`, `advantage` (its absolute
-        value), `entropy` (of captions, in nats per word) and `words` (without `<END>`).
+        Of the last step, over all ranks: means of `reward`, `baseline` and `advantage` (its
+        absolute value); `entropy` in nats per word; and those of `describe_samples`.
     """
 
     def __init__(
@@ -133,7 +148,6 @@ class SelfCriticalStep(TrainingStep):
         self._rewards = rewards
         self._max_length = max_length
         self._share: Share | None = None
-        self.measured: dict[str, float] = {}
 
     def epoch(
         self, batches: Any, number: int, first: int, step: int, factors: Sequence[float]
@@ -190,18 +204,19 @@ class SelfCriticalStep(TrainingStep):
 
     def _record(self, drawn: Drawn, batch: Batch) -> None:
         """Average what was drawn over all ranks."""
-        ended = (drawn.captions == self.model.end).sum()
-        sums = (
-            drawn.rewards.sum(), drawn.baseline.sum(), abs(drawn.advantages).sum(),
-            -drawn.log_probs.sum(), drawn.lengths.sum(), ended,
-        )  # fmt: skip
-        reward, baseline, advantage, nats, words, ended = numpy.sum(self.ranks.gather(sums), axis=0)
+        sums = {
+            "reward": drawn.rewards.sum(),
+            "baseline": drawn.baseline.sum(),
+            "advantage": abs(drawn.advantages).sum(),
+            "entropy": -drawn.log_probs.sum(),
+        }
+        count, described = len(drawn.captions), dict.fromkeys(DESCRIBED, 0.0)
+        if count:
+            described = describe_samples(drawn.captions, self.model.word_to_idx)
+        sums |= {name: count * value for name, value in described.items()}
+        parts = self.ranks.gather((drawn.lengths.sum(), *sums.values()))
+        words, *totals = numpy.sum(parts, axis=0).tolist()
         total = batch.total * self.options.samples
         self._share = Share(numpy.zeros(0, int), total, int(words))
-        self.measured = {
-            "reward": reward / total,
-            "baseline": baseline / total,
-            "advantage": advantage / total,
-            "entropy": nats / words,
-            "words": (words - ended) / total,
-        }
+        self.measured = {name: value / total for name, value in zip(sums, totals, strict=True)}
+        self.measured["entropy"] *= total / words

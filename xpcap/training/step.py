@@ -59,6 +59,8 @@ class TrainingStep:
         Of the last step, by parameter, before clipping.
     packed, measuring
         Compute losses with gradients; and losses of validation data.
+    measured
+        Of the last step, by name, what else the history records; here nothing.
     figures
         Of the last step, `(2,)` on the device: loss in nats per caption, and global norm of the
         gradient before clipping. Every step makes a new array; None before the first.
@@ -82,6 +84,7 @@ class TrainingStep:
         self.ranks = ranks or Alone()
         self.figures: Array = None
         self.gradients: dict[str, Array] = {}
+        self.measured: dict[str, float] = {}
         self.packed = self.measuring = SharedLoss(model, label_smoothing)
         shapes = {name: value.shape for name, value in model.params.items()}
         decayed = {name: shape for name, shape in shapes.items() if model.decays(name)}
