@@ -392,7 +392,7 @@ def test_non_finite_features_are_skipped_or_exhaust_the_rollbacks(
     warned, run = [], tmp_path / "run"
     # the images of the training split are measured after each epoch too, but not this one
     monkeypatch.setattr(
-        xpcap.training.assembly, "_some_of", lambda split: type(split)(
+        xpcap.training.assembly, "some_of", lambda split: type(split)(
             *(part[split.image_idxs != IMAGE] for part in (split.captions, split.image_idxs)),
             split.features, split.urls,
         ),

@@ -34,7 +34,7 @@ def stages(in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def training() -> Iterator[Callable[[Trainer], None]]:
-    """Yield `watch(trainer)`: one bar per epoch with loss and captions/s, and a line after each."""
+    """Yield `watch(trainer)`: one bar per epoch, with loss or reward, and a line after each."""
     from rich.progress import TextColumn
 
     with _bars(TextColumn("{task.fields[figures]}")) as progress:
@@ -42,7 +42,7 @@ def training() -> Iterator[Callable[[Trainer], None]]:
 
 
 class _TrainingBar:
-    """A bar that restarts at each epoch; the loss is fetched at most every `REFRESH_SECONDS`."""
+    """A bar that restarts at each epoch; a loss is fetched at most every `REFRESH_SECONDS`."""
 
     def __init__(self, progress: Any) -> None:
         self.progress = progress
@@ -66,9 +66,10 @@ class _TrainingBar:
         self.progress.update(self.task, advance=1)
         if now - self.shown >= REFRESH_SECONDS:
             self.shown = now
-            loss = trainer.result.loss
+            reward = trainer.training_step.measured.get("reward")
+            shown = f"loss {trainer.result.loss:.3f}" if reward is None else f"reward {reward:.3f}"
             rate = self.seen / (now - self.started)
-            self.progress.update(self.task, figures=f"loss {loss:.3f}  {rate:,.0f} captions/s")
+            self.progress.update(self.task, figures=f"{shown}  {rate:,.0f} captions/s")
 
     def _epoch(self, trainer: Trainer) -> None:
         from xpcap.training.trainer import epoch_line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from xpcap.training.history import Curves
 
 POINTS = 60  # of the training curve, at most
+_CHARTS = {
+    "advantage": ("advantage, its absolute value", "reward"),
+    "baseline": ("baseline", "reward"),
+    "reward": ("reward of captions drawn", "reward"),
+    "words": ("words per caption", "words"),
+    "repeats": ("captions that repeat a phrase", "share of captions"),
+    "bad_endings": ("captions with bad endings", "share of captions"),
+    "distinct": ("different captions of those drawn of an image", "captions"),
+}
+"""What is plotted of self-critical training, and in which chart; the entropy is the loss."""
 
 
 @click.command()
@@ -28,8 +39,9 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
     """Plot the losses of a RUN over its steps, or the validation losses of several.
 
     The training loss is averaged over groups of steps, to at most 60 points. A metric that selects
-    the best epoch, see xpcap train --select, has a chart of its own below. A run may still be
-    training; its last steps, up to 50, are not written yet.
+    the best epoch, see xpcap train --select, has a chart of its own below. Self-critical training
+    has charts of the captions that it draws, the reward first; its training loss is their entropy.
+    A run may still be training; its last steps, up to 50, are not written yet.
     """
     histories = [_read(run) for run in runs]
     if as_json:
@@ -38,10 +50,15 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
     from xpcap.cli._chart import Screen, draw
 
     screen = Screen.of_standard_output()
+    drawn = _of_samples(runs, histories)
+    if drawn:
+        echo(draw(drawn.pop("reward"), "reward", screen) + "\n")
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
     echo(draw(series, "nats per word", screen))
     for metric in dict.fromkeys(name for found in histories for name in found.metrics):
         echo("\n" + draw(_of_metric(metric, runs, histories), metric, screen))
+    for what, shown in drawn.items():
+        echo("\n" + draw(shown, what, replace(screen, rows=0)))  # the lowest chart
 
 
 def _read(run: Path) -> Curves:
@@ -80,7 +97,7 @@ def _columns(run: Path, found: Curves) -> dict[str, Any]:
             epochs[name] = values
     return {
         "run": str(run),
-        "steps": plain({name: getattr(found, name) for name in steps}),
+        "steps": plain({name: getattr(found, name) for name in steps} | dict(found.samples)),
         "epochs": plain(epochs),
         "best_epoch": None if found.best is None else int(found.epoch_number[found.best]),
     }
@@ -94,18 +111,39 @@ def _losses(run: Path, found: Curves) -> list[Series]:
     series = []
     size, step, loss = found.smoothed("loss", POINTS)
     if len(step):
-        means = f", means of {size} steps" if size > 1 else ""
-        label = f"training loss{means}: {loss[0]:.4g} to {loss[-1]:.4g}"
-        series.append(Series(label, step, loss, GREY))
+        what = "entropy of captions drawn, the training loss" if found.samples else "training loss"
+        series.append(Series(_ends(what, size, loss), step, loss, GREY))
     step, loss = _finite(found, found.val_loss)
     if len(step):
-        series.append(Series("validation loss", step, loss, COLOURS[0], MARKS[0]))
+        what = "validation loss, of references" if found.samples else "validation loss"
+        series.append(Series(what, step, loss, COLOURS[0], MARKS[0]))
         best = step == found.epoch_step[found.best]
         if best.any():
             series.append(Series(_best(found), step[best], loss[best], RED, BEST))
     if not series:
         raise DataError(f"{run} has no finite loss yet")
     return series
+
+
+def _ends(what: str, size: int, values: numpy.ndarray) -> str:
+    means = f", means of {size} steps" if size > 1 else ""
+    return f"{what}{means}: {values[0]:.4g} to {values[-1]:.4g}"
+
+
+def _of_samples(runs: Sequence[Path], histories: Sequence[Curves]) -> dict[str, list[Series]]:
+    """Return the charts of self-critical training: of several runs, their rewards alone."""
+    from xpcap.cli._chart import COLOURS, MARKS, Series
+
+    charts: dict[str, list[Series]] = {}
+    for run, found, look in zip(runs, histories, _looks(), strict=False):
+        for name, (what, unit) in _CHARTS.items():
+            if name in found.samples and (len(runs) == 1 or name == "reward"):
+                size, step, values = found.smoothed(name, POINTS // 3)
+                chart = charts.setdefault(unit, [])
+                looks = look if len(runs) > 1 else (COLOURS[len(chart)], MARKS[len(chart)])
+                label = _ends(what if len(runs) == 1 else f"{run}: {what}", size, values)
+                chart.append(Series(label, step, values, *looks))
+    return charts
 
 
 def _compared(runs: Sequence[Path], histories: Sequence[Curves]) -> list[Series]:

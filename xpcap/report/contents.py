@@ -30,6 +30,7 @@ from xpcap.models.inspection import (
     self_attention,
 )
 from xpcap.report.attribution import attribute
+from xpcap.report.before import Before, find_before
 from xpcap.report.images import View, categories_of, name_of, open_image, view
 from xpcap.report.regions import RegionMap, levels_of, map_of_attention, regions_of, shown
 from xpcap.runs import HISTORY, Run
@@ -75,7 +76,8 @@ class Heads:
 class RunCaption:
     """The words of a run's best caption, the captions of its beam, and the metrics.
 
-    `area` is the part of the image that its regions cover.
+    `area` is the part of the image that its regions cover. `before` is the caption of the run that
+    training started from, with its metric, if there is one.
     """
 
     words: Sequence[Word]
@@ -83,6 +85,7 @@ class RunCaption:
     values: dict[str, float | None]
     area: Area
     heads: Heads | None = None
+    before: tuple[str, float] | None = None
 
     @property
     def value(self) -> float:
@@ -108,7 +111,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunPart:
-    """A run's options, loss curves, gradients, gates and metrics."""
+    """A run's options, loss curves, gradients, gates and metrics; and what it started from."""
 
     name: str
     facts: dict[str, str]
@@ -117,6 +120,7 @@ class RunPart:
     flow: GradientFlow | None = None
     saturation: GateSaturation | None = None
     layers: LayerGradients | None = None
+    before: Before | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Report:
     """All that a page shows.
 
     `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
-    `worst` and `different` are indices into them, the last empty for one run. `unattributed` and
+    `worst` and `different` are indices into them, the last of the images on which two runs differ
+    most, or a run and what it started from, or empty. `unattributed` and
     `unplaced` have, for each run, why there is no attribution, and why there are no heat maps, or
     an empty text.
     """
@@ -163,7 +168,10 @@ def gather(
         parts.append(_part(run, name, dataset, split, beam))
     progress("evaluation", len(parts), len(runs))
     values = numpy.array([part.evaluation.scores.images[SORTED_BY] for part in parts])
-    extremes = _extremes(values, min(EXTREMES, -(-count // 3)))
+    before = parts[0].before
+    if len(parts) == 1 and before is not None and before.evaluation is not None:
+        values = numpy.stack([values[0], before.evaluation.scores.images[SORTED_BY]])
+    extremes = _extremes(values, len(parts), min(EXTREMES, -(-count // 3)))
     listed = _listed(values.shape[1], count, extremes)
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
@@ -174,6 +182,13 @@ def gather(
         _captions(run, dataset, split, rows, beam, of_run, images, shown_first, progress)
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
+    for part, (of_run, _) in zip(parts, found, strict=True):
+        if part.before is not None and part.before.evaluation is not None:
+            earlier = [part.before.evaluation.images[k] for k in listed]
+            of_run[:] = [
+                replace(one, before=(image["caption"], image[SORTED_BY] or 0.0))
+                for one, image in zip(of_run, earlier, strict=True)
+            ]
     captions, unattributed = zip(*found, strict=True)
     first = datasets[0]
     entries = [
@@ -210,6 +225,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunPart:
     evaluation = evaluate_run(run, dataset, split, beam, DEFAULT)
+    before = find_before(run, dataset, split, beam, evaluation)
     part = dataset.splits[split]
     some = numpy.unique(numpy.linspace(0, len(part) - 1, INSPECTED).astype(int))
     of_run = (name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation)
@@ -218,12 +234,13 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     captions = model.backend.to_device(part.captions[some])
     if isinstance(model, Layered):
         names, *norms = layer_gradients(model, features, captions)
-        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)))
+        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)), before=before)
     if not isinstance(model, Inspectable):
-        return RunPart(*of_run)
+        return RunPart(*of_run, before=before)
     flow = GradientFlow(*map(to_host, gradient_flow(model, features, captions)))
     gates, *shares = gate_saturation(model, features, captions)
-    return RunPart(*of_run, flow, GateSaturation(gates, *map(to_host, shares)))
+    saturation = GateSaturation(gates, *map(to_host, shares))
+    return RunPart(*of_run, flow, saturation, before=before)
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
@@ -240,6 +257,12 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
             f"{options.rule}, learning rate {options.lr}, batches of {options.batch_size},"
             f" {options.schedule.epochs} epochs, dropout {options.dropout}, seed {options.seed}"
         )
+        if (drawn := options.self_critical) is not None:
+            how += (
+                f"; self-critical: reward {drawn.reward}, {drawn.samples} captions of each image,"
+                f" baseline {drawn.baseline}, entropy {drawn.entropy:g}, cross entropy"
+                f" {drawn.cross_entropy:g}"
+            )
     except CheckpointError:
         how = "elsewhere"
     return {
@@ -253,9 +276,14 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _extremes(values: numpy.ndarray, count: int) -> tuple[list[int], list[int], list[int]]:
-    """Return the best, worst and most different images, given values `(runs, N)`."""
-    mean = values.mean(axis=0)
+def _extremes(
+    values: numpy.ndarray, runs: int, count: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the best and worst images of `runs` runs, and those where two rows differ most.
+
+    Values are `(runs, N)`, or of one run `(2, N)`: its own, and those of what it started from.
+    """
+    mean = values[:runs].mean(axis=0)
     best, worst = (numpy.argsort(order, kind="stable")[:count] for order in (-mean, mean))
     if len(values) == 1:
         return best.tolist(), worst.tolist(), []

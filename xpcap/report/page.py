@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [run.name for run in report.runs]
     scores = [run.evaluation.scores.corpus for run in report.runs]
-    headings = ("Best", "Worst", "Most different")
+    headings = ("Best", "Worst", "Most changed" if len(names) == 1 else "Most different")
     chosen = zip(headings, (report.best, report.worst, report.different), strict=True)
     html: str = environment.from_string(_read("page.html")).render(
         report=report,

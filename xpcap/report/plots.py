@@ -16,6 +16,7 @@ import numpy
 from xpcap.errors import import_extra
 from xpcap.models.inspection import GateSaturation, GradientFlow, LayerGradients
 from xpcap.report.contents import SORTED_BY, RunPart
+from xpcap.training.samples import FIGURES
 
 # placeholders in the SVG for colour variables of the page's style, which has two themes
 _INK, _GRID = "#010101", "#020202"
@@ -67,7 +68,12 @@ def plots(runs: Sequence[RunPart]) -> dict[str, Any]:
     """Draw all plots of one or two runs: `scores`, and lists `training` and `inside`."""
     matplotlib = load("matplotlib")
     with matplotlib.rc_context(_STYLE):
+        drawn = [name for name in FIGURES if any(name in run.curves.samples for run in runs)]
         training = [
+            *(
+                _by_step(runs, name, name.replace("_", " "), f"{FIGURES[name].capitalize()}.")
+                for name in drawn
+            ),
             _losses(runs),
             _by_step(runs, "lr", "learning rate", "The learning rate of each step."),
         ]
@@ -96,7 +102,8 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
         curves = run.curves
         axes.plot(
             *curves.smoothed("loss", _POINTS)[1:],
-            color=_SERIES[k], linewidth=0.8, alpha=0.6, label=f"{run.name}: training",
+            color=_SERIES[k], linewidth=0.8, alpha=0.6,
+            label=f"{run.name}: {'captions drawn' if curves.samples else 'training'}",
         )  # fmt: skip
         axes.plot(
             curves.epoch_step, curves.val_loss,
@@ -106,7 +113,13 @@ def _losses(runs: Sequence[RunPart]) -> Plot:
             epoch, loss = curves.epoch_number[curves.best], curves.val_loss[curves.best]
             ends.append(f"{run.name} is best after epoch {epoch}, with {loss:.3f} in validation")
     _legend(figure)
-    return _plot(figure, f"Loss in training and validation: {'; '.join(ends) or 'no epoch yet'}.")
+    text = f"Loss in training and validation: {'; '.join(ends) or 'no epoch yet'}."
+    if any(run.curves.samples for run in runs):
+        text += (
+            " Self-critical training has as its loss the entropy of the captions drawn; its"
+            " validation loss, of references, rises because they are not what is trained."
+        )
+    return _plot(figure, text)
 
 
 def _by_step(
@@ -114,6 +127,8 @@ def _by_step(
 ) -> Plot:
     figure, axes = _axes("step", label, height=2.0)
     for k, run in enumerate(runs):
+        if name in FIGURES and name not in run.curves.samples:
+            continue
         axes.plot(
             *run.curves.smoothed(name, _POINTS)[1:],
             color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,

@@ -36,7 +36,7 @@ def open_run(path: Path, backend: Backend | str | None = None) -> Run:
             raise not_a_run(path)
     checkpoint = read_checkpoint(file)
     model = build_model(file, checkpoint).to(as_backend(backend))
-    return Run(file.parent, checkpoint.config, checkpoint.vocabulary, model)
+    return Run(file.parent, checkpoint.config, checkpoint.vocabulary, model, file=file)
 
 
 def make_model(

@@ -62,6 +62,7 @@ class Run:
     model: CaptionModel  # with the parameters of the best epoch
     partners: Sequence[CaptionModel] = ()  # models of other runs, see `ensemble`
     ranks: Ranks = field(default_factory=Alone)  # the processes that share the images
+    file: Path | None = None  # the checkpoint that it was opened from
 
     def __repr__(self) -> str:
         data = self.config.get("data", {})

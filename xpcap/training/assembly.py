@@ -55,7 +55,7 @@ def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
         batches, step = _place(train, model, optimizer, options, size, ranks)
     else:
         batches, step = _drawing(run, dataset, optimizer, options, options.self_critical, size)
-    measured = {"train": _some_of(train), "val": val}
+    measured = {"train": some_of(train), "val": val}
     validation = {
         name: _batches(split, min(size, len(split)), None, ranks)
         for name, split in measured.items()
@@ -63,7 +63,7 @@ def make_trainer(run: Run, dataset: Dataset, options: RunOptions) -> Trainer:
     metric = None if options.select == LOSS else CaptionMetric(options.select, run, dataset)
     trainer = Trainer(model, batches, optimizer, options.schedule, validation, step, metric)
     if attends(model, dataset.feature_shape):
-        some = _some_of(val)
+        some = some_of(val)
         looking = _batches(some, min(size, len(some)), None, ranks)
         AttentionEntropy(looking, ranks).follow(trainer)
     return trainer
@@ -115,7 +115,7 @@ def _drawing(
     return StagedBatches(batches, model.backend) if model.backend.device else batches, step
 
 
-def _some_of(split: Split) -> Split:
+def some_of(split: Split) -> Split:
     """Take evenly spaced captions, to be measured after each epoch."""
     count = min(len(split), EVALUATED_TRAINING_CAPTIONS)
     rows = numpy.linspace(0, len(split) - 1, count).astype(int)
@@ -127,7 +127,7 @@ def feature_scale(train: Split) -> float:
 
     Regions that are absent do not count.
     """
-    split = _some_of(train)
+    split = some_of(train)
     images, captions = numpy.unique(split.image_idxs, return_counts=True)
     squares, numbers = 0.0, 0
     for block in row_blocks(split.features):

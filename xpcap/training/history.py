@@ -15,6 +15,7 @@ import numpy
 from xpcap.errors import DataError
 from xpcap.files import append, explained, read_bytes
 from xpcap.metrics import QUALITY
+from xpcap.training.samples import FIGURES
 from xpcap.training.trainer import Priority, StepResult, Trainer, perplexity_of
 
 FLUSH_EVERY = 50
@@ -28,7 +29,8 @@ class History:
     """Writes a run's `history.jsonl`.
 
     A step is `{"step", "epoch", "lr", "loss", "grad_norm"}`: loss in nats per word and norm of the
-    gradient before clipping, null if not finite. An epoch is `{"step", "epoch"}` and
+    gradient before clipping, null if not finite; of self-critical training also the `FIGURES` of
+    the captions drawn, whose entropy is the loss. An epoch is `{"step", "epoch"}` and
     `{split}_loss`, `{split}_perplexity` for each split measured; of a model with attention also
     those of `AttentionEntropy`, and `val_{metric}` if a `CaptionMetric` selects the best epoch.
     Losses and norms stay on the device until lines are written, and are read together.
@@ -142,6 +144,7 @@ class Curves:
     loss: numpy.ndarray  # (S,), nats per word
     lr: numpy.ndarray  # (S,)
     grad_norm: numpy.ndarray  # (S,), before clipping
+    samples: Mapping[str, numpy.ndarray]  # by name, (S,): `FIGURES` of self-critical training
     epoch_step: numpy.ndarray  # (E,) integers: the last step of each epoch
     epoch_number: numpy.ndarray  # (E,) integers
     losses: Mapping[str, numpy.ndarray]  # by split, (E,), nats per word
@@ -168,7 +171,7 @@ class Curves:
         Returns the group size (the last group may be smaller), and the mean step and value of each
         of at most `points` groups.
         """
-        values = getattr(self, name)
+        values = self.samples[name] if name in self.samples else getattr(self, name)
         known = numpy.isfinite(values)
         size = max(1, math.ceil(known.sum() / points))
         starts = numpy.arange(0, known.sum(), size)
@@ -208,15 +211,12 @@ def read_history(path: Path) -> Curves:
         loss=_floats(steps, "loss"),
         lr=_floats(steps, "lr"),
         grad_norm=_floats(steps, "grad_norm"),
+        samples=_known(steps, {name: name for name in FIGURES}),
         epoch_step=_integers(epochs, "step"),
         epoch_number=_integers(epochs, "epoch"),
         losses=_by_split(epochs, "_loss"),
         perplexities=_by_split(epochs, "_perplexity"),
-        metrics={
-            name: values
-            for name in QUALITY
-            if numpy.isfinite(values := _floats(epochs, f"val_{name}")).any()
-        },
+        metrics=_known(epochs, {name: f"val_{name}" for name in QUALITY}),
         attention_entropy=_floats(epochs, "attention_entropy"),
         attention_entropy_share=_floats(epochs, "attention_entropy_share"),
     )
@@ -240,6 +240,12 @@ def _integers(lines: Sequence[Line], name: str) -> numpy.ndarray:
 
 def _floats(lines: Sequence[Line], name: str) -> numpy.ndarray:
     return numpy.array([line.get(name) for line in lines], numpy.float64)  # None becomes NaN
+
+
+def _known(lines: Sequence[Line], names: Mapping[str, str]) -> dict[str, numpy.ndarray]:
+    """Return the columns that have a finite value, by other names than in the file."""
+    columns = {name: _floats(lines, in_file) for name, in_file in names.items()}
+    return {name: values for name, values in columns.items() if numpy.isfinite(values).any()}
 
 
 def _by_split(lines: Sequence[Line], ending: str) -> dict[str, numpy.ndarray]:

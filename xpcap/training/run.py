@@ -31,13 +31,21 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
-from xpcap.training.assembly import ScalesFeatures, default_batch_size, feature_scale, make_trainer
+from xpcap.training.assembly import (
+    ScalesFeatures,
+    default_batch_size,
+    feature_scale,
+    make_trainer,
+    some_of,
+)
 from xpcap.training.history import History
 from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
+from xpcap.training.samples import describe_samples
 from xpcap.training.saving import Saver
 from xpcap.training.tensorboard import EventFile, check_events
 from xpcap.training.trainer import StepDiverged, Trainer
+from xpcap.training.watch import watch
 
 
 def ignore_warning(message: str) -> None:
@@ -95,6 +103,7 @@ def train_run(
         options,
         batch_size=options.batch_size or default_batch_size(count),
         threads=options.threads or threads.number(),
+        from_run=None if source is None else str((source.file or source.folder).resolve()),
     )
     config = configuration(dataset, options, feature_scale(train))
     check_regions(FAMILIES[options.model], dataset)
@@ -120,7 +129,7 @@ def train_run(
     if not ranks.rank:
         create_run(out, {LAST: initial}, read_transform(data) if reduced else None)
     with nullcontext() if ranks.rank else locked(out):
-        _train(out, trainer, initial, options, context, events)
+        _train(out, trainer, dataset, initial, options, context, events)
     return trainer, dataset
 
 
@@ -190,7 +199,7 @@ def resume_run(
         _warn_of_jump(context, trainer, before, options)
         initial = Checkpoint(config, dataset.vocabulary, last.state, written_by(backend.name))
         events = _events(context, folder, resumed=True)
-        _train(folder, trainer, initial, options, context, events)
+        _train(folder, trainer, dataset, initial, options, context, events)
     return trainer, dataset
 
 
@@ -254,7 +263,8 @@ def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Datase
     """Check that all ranks have the same options, data and versions."""
     if context.ranks.size > 1:
         found = {**fingerprints(dataset.splits), **_flat(config), **written_by("")}
-        del found["data.folder"], found["training.threads"]  # may differ between machines
+        for name in ("data.folder", "training.from_run", "training.threads"):
+            del found[name]  # may differ between machines
         check_alike(context.ranks, found)
 
 
@@ -282,6 +292,7 @@ def _open(data: Path, options: RunOptions, ranks: Ranks) -> Dataset:
 def _train(
     folder: Path,
     trainer: Trainer,
+    dataset: Dataset,
     initial: Checkpoint,
     options: RunOptions,
     context: RunContext,
@@ -304,6 +315,10 @@ def _train(
         saver.follow(trainer)
         if context.watch is not None:
             context.watch(trainer)
+        if options.self_critical is not None and not ranks.rank:
+            some = some_of(dataset.splits["train"]).captions[:, 1:]
+            references = describe_samples(some, trainer.model.word_to_idx)
+            watch(trainer, folder / HISTORY, references, context.warn)
         try:
             with (
                 trainer.model.backend.activate(),

@@ -22,6 +22,21 @@ language prior", EMNLP 2018; the list is that of R. Luo's ImageCaptioning.pytorc
 DESCRIBED = ("words", "repeats", "bad_endings")
 """The figures of `describe_samples`."""
 
+FIGURES = {
+    "reward": "mean reward of the captions drawn: what training raises",
+    "baseline": "mean baseline: the reward that the other captions of the image, or its greedy"
+    " caption, lead to expect",
+    "advantage": "mean absolute difference of reward and baseline: how much there is to learn from",
+    "entropy": "entropy of the captions drawn, in nats per word, which is the training loss: 0 if"
+    " the model is certain of each word; it falls slowly in a healthy run",
+    "distinct": "number of different captions among those drawn of an image: 1 if the model has one"
+    " caption for each image left",
+    "words": "mean number of words of a caption",
+    "repeats": "share of captions in which two or more words in a row occur twice",
+    "bad_endings": "share of captions that are cut off, or end with a word such as “a” or “of”",
+}
+"""The figures of the captions drawn in a self-critical step, with what they mean."""
+
 
 def count_words(captions: numpy.ndarray, word_to_idx: Mapping[str, int]) -> numpy.ndarray:
     """Return how many words captions `(R, T)` have, `<END>` included: `(R,)`.

@@ -97,6 +97,12 @@ def lengths_of(captions: numpy.ndarray, end: int | None) -> numpy.ndarray:
     return found
 
 
+def count_distinct(captions: numpy.ndarray, images: int) -> int:
+    """Return the number of different captions of N images `(N K, T)`, added up over images."""
+    image = numpy.repeat(numpy.arange(images), len(captions) // max(images, 1))
+    return len(numpy.unique(numpy.column_stack([image, captions]), axis=0))
+
+
 def _join(above: numpy.ndarray, below: numpy.ndarray) -> numpy.ndarray:
     """Stack rows of captions or weights; the narrower ones are padded with 0."""
     width = max(above.shape[1], below.shape[1])
@@ -127,7 +133,8 @@ class SelfCriticalStep(TrainingStep):
     ----------
     measured
         Of the last step, over all ranks: means of `reward`, `baseline` and `advantage` (its
-        absolute value); `entropy` in nats per word; and those of `describe_samples`.
+        absolute value); `entropy` in nats per word; `distinct`, the number of different captions
+        among those of an image; and those of `describe_samples`.
     """
 
     def __init__(
@@ -209,6 +216,7 @@ class SelfCriticalStep(TrainingStep):
             "baseline": drawn.baseline.sum(),
             "advantage": abs(drawn.advantages).sum(),
             "entropy": -drawn.log_probs.sum(),
+            "distinct": self.options.samples * count_distinct(drawn.captions, len(drawn.rewards)),
         }
         count, described = len(drawn.captions), dict.fromkeys(DESCRIBED, 0.0)
         if count:

@@ -19,6 +19,7 @@ from typing import Any
 from xpcap.errors import import_extra
 from xpcap.files import append, check_new_folder, check_writable, explained
 from xpcap.metrics import QUALITY
+from xpcap.training.samples import FIGURES
 
 _TAGS = {
     "loss": "loss/step",
@@ -31,6 +32,7 @@ _TAGS = {
     "attention_entropy": "attention/entropy",
     "attention_entropy_share": "attention/entropy_share",
     **{f"val_{name}": f"captions/{name}" for name in QUALITY},
+    **{name: f"self_critical/{name}" for name in FIGURES},
 }
 
 
@@ -51,7 +53,8 @@ class EventFile:
     Of each step `loss/step`, `learning_rate` and `gradient_norm`; of each epoch `loss/train`,
     `loss/val`, `perplexity/train` and `perplexity/val`, at its last step; of models with attention
     `attention/entropy` and `attention/entropy_share` too; and of a metric that selects the best
-    epoch `captions/NAME`. Losses are in nats per word. Null values are left out. The file begins
+    epoch `captions/NAME`; of each self-critical step `self_critical/NAME` of its `FIGURES`, whose
+    entropy `loss/step` is. Losses are in nats per word. Null values are left out. The file begins
     after `step`: TensorBoard drops later steps of other files in the folder, which is created if
     missing.
     """

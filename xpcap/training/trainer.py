@@ -72,12 +72,16 @@ def perplexity_of(loss: float) -> float:
 
 
 def epoch_line(trainer: Trainer) -> str:
-    """Return the losses after an epoch, and the metric that selects, as a line of text."""
+    """Return the losses after an epoch, and the metric that selects, as a line of text.
+
+    Of self-critical training also the mean reward of the epoch's steps.
+    """
     losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
-    metric = trainer.metric
+    metric, reward = trainer.metric, trainer.measured.get("reward")
+    drawn = "" if reward is None else f"reward {reward:.4f}; references in "
     selected = "" if metric is None else f", {metric.name} {trainer.figures[metric.figure]:.4f}"
     return (
-        f"epoch {trainer.epoch}/{trainer.schedule.epochs}: nats per word: {losses};"
+        f"epoch {trainer.epoch}/{trainer.schedule.epochs}: {drawn}nats per word: {losses};"
         f" val perplexity {perplexity_of(trainer.losses['val']):.2f}{selected}"
     )
 
@@ -214,6 +218,8 @@ class Trainer:
         The number of completed ones.
     batch, learning_rate, result
         Of the last step; its `StepResult` can be read later, together with others.
+    measured
+        Means of what the steps of this epoch `measured`, by name; since it was resumed, if it was.
     losses, figures
         Of the last epoch, by name: losses in nats per word; the metric, and what callbacks of
         `"epoch"` measure.
@@ -248,6 +254,7 @@ class Trainer:
         self.step = self.epoch = 0
         self.result: StepResult | None = None
         self.batch: Batch | None = None
+        self.measured: dict[str, float] = {}
         self.losses: dict[str, float] = {}
         self.figures: dict[str, float] = {}
         self.best_loss = math.inf
@@ -349,7 +356,10 @@ class Trainer:
         end = (self.epoch + 1) * len(self.batches)
         factors = [self._factor(step) for step in range(self.step, end)]
         taken = self.training_step.epoch(self.batches, self.epoch, self._first, self.step, factors)
-        for batch in taken:
+        totals = collections.Counter[str]()
+        for count, batch in enumerate(taken, start=1):
+            totals.update(self.training_step.measured)
+            self.measured = {name: total / count for name, total in totals.items()}
             self.step += 1
             self.batch = batch
             self.result = StepResult(self.step, self.training_step.figures, batch)
