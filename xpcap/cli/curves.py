@@ -51,7 +51,7 @@ def curves(runs: tuple[Path, ...], as_json: bool) -> None:
 
     screen = Screen.of_standard_output()
     drawn = _of_samples(runs, histories)
-    if drawn:
+    if "reward" in drawn:
         echo(draw(drawn.pop("reward"), "reward", screen) + "\n")
     series = _losses(runs[0], histories[0]) if len(runs) == 1 else _compared(runs, histories)
     echo(draw(series, "nats per word", screen))

@@ -36,7 +36,8 @@ def report(
     """Show what a RUN has learned, or compare two, in one self-contained HTML page.
 
     The best, the worst and other captions with their images, beams, word probabilities,
-    attributions and attention; metrics; loss curves; gradients and gates over time.
+    attributions and attention; metrics; loss curves; gradients and gates over time; of a RUN made
+    with --from also its captions before.
     """
     from xpcap.decoding import Beam, Constraints
     from xpcap.report import check, gather, write_report

@@ -16,7 +16,6 @@ from xpcap.evaluation import Evaluation, evaluate_run
 from xpcap.runs import Run, open_run
 from xpcap.runs.dataset import check_data
 from xpcap.runs.folder import BEST
-from xpcap.training.options import options_of
 from xpcap.training.samples import describe_samples
 
 METRICS = ("CIDEr-D", "BLEU-4")
@@ -26,13 +25,13 @@ METRICS = ("CIDEr-D", "BLEU-4")
 class Before:
     """The captions of the run that training started from, and what has changed since.
 
-    Each of `changes` is a phrase, and its figures before, after, and of the references of the same
-    images (or an empty text), as text. If the captions cannot be made again, `evaluation` is None
-    and `missing` says why.
+    `captions` are those of a split with references, each with its CIDEr-D. Each of `changes` is a
+    phrase, and its figures as text: before, after, and of the references, or an empty text. If the
+    captions cannot be made again, `missing` says why.
     """
 
     name: str
-    evaluation: Evaluation | None = None
+    captions: Sequence[tuple[str, float]] = ()
     changes: Sequence[Sequence[str]] = ()
     missing: str = ""
 
@@ -44,11 +43,9 @@ def find_before(
 
     `after` is the evaluation of the run itself, on the same split and by the same search.
     """
-    try:
-        started = options_of(run.folder, run.config).from_run
-    except XpcapError:  # an imported run has no options
-        return None
-    if started is None:
+    training = run.config.get("training")
+    started = training.get("from_run") if isinstance(training, dict) else None
+    if not isinstance(started, str):
         return None
     path = Path(started)
     name = path.parent.name if path.name == BEST else f"{path.parent.name}/{path.name}"
@@ -58,7 +55,8 @@ def find_before(
         found = evaluate_run(source, dataset, split, beam, METRICS)
     except XpcapError as error:
         return Before(name, missing=str(error))
-    return Before(name, found, _changes(run.vocabulary, found, after))
+    captions = [(image["caption"], image["CIDEr-D"]) for image in found.images]
+    return Before(name, captions, _changes(run.vocabulary, found, after))
 
 
 def _changes(
@@ -69,15 +67,15 @@ def _changes(
     captions = [[tokenize(image["caption"]) for image in of.images] for of in (before, after)]
     references = [tokenize(text) for image in after.images for text in image["references"]]
     described = [_describe(vocabulary, sentences) for sentences in (*captions, references)]
-    scores = [(name, [of.scores.corpus[name] for of in (before, after)]) for name in METRICS]
     used = [len({word for words in sentences for word in words}) for sentences in captions]
     return [
-        *((name, f"{values[0]:.4f}", f"{values[1]:.4f}", "") for name, values in scores),
+        *((name, *(f"{of.scores.corpus[name]:.4f}" for of in (before, after)), "")
+          for name in METRICS),
         ("words per caption, mean", *(f"{of['words']:.2f}" for of in described)),
         ("captions that repeat a phrase", *(f"{of['repeats']:.1%}" for of in described)),
         ("captions that end in “a”, “of” …", *(f"{of['bad_endings']:.1%}" for of in described)),
         ("different words", *(f"{count:,}" for count in used), ""),
-    ]
+    ]  # fmt: skip
 
 
 def _describe(vocabulary: Vocabulary, sentences: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,10 @@ class RunPart:
     facts: dict[str, str]
     curves: Curves
     evaluation: Evaluation
+    before: Before | None
     flow: GradientFlow | None = None
     saturation: GateSaturation | None = None
     layers: LayerGradients | None = None
-    before: Before | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,8 @@ class Report:
 
     `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
     `worst` and `different` are indices into them, the last of the images on which two runs differ
-    most, or a run and what it started from, or empty. `unattributed` and
-    `unplaced` have, for each run, why there is no attribution, and why there are no heat maps, or
-    an empty text.
+    most, or a run and what it started from. `unattributed` and `unplaced` have, for each run, why
+    there is no attribution, and why there are no heat maps, or an empty text.
     """
 
     sorted_by = SORTED_BY
@@ -167,12 +166,11 @@ def gather(
         progress("evaluation", len(parts), len(runs))
         parts.append(_part(run, name, dataset, split, beam))
     progress("evaluation", len(parts), len(runs))
-    values = numpy.array([part.evaluation.scores.images[SORTED_BY] for part in parts])
-    before = parts[0].before
-    if len(parts) == 1 and before is not None and before.evaluation is not None:
-        values = numpy.stack([values[0], before.evaluation.scores.images[SORTED_BY]])
-    extremes = _extremes(values, len(parts), min(EXTREMES, -(-count // 3)))
-    listed = _listed(values.shape[1], count, extremes)
+    values = [part.evaluation.scores.images[SORTED_BY] for part in parts]
+    if len(parts) == 1 and (before := parts[0].before) is not None and before.captions:
+        values.append(numpy.array([value for _, value in before.captions]))
+    extremes = _extremes(numpy.array(values), len(parts), min(EXTREMES, -(-count // 3)))
+    listed = _listed(len(values[0]), count, extremes)
     described = [k for k, known in enumerate(datasets[0].references(split)) if known]
     rows = [described[k] for k in listed]
     images = [open_image(datasets[0], split, row) for row in rows]
@@ -183,12 +181,9 @@ def gather(
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
     for part, (of_run, _) in zip(parts, found, strict=True):
-        if part.before is not None and part.before.evaluation is not None:
-            earlier = [part.before.evaluation.images[k] for k in listed]
-            of_run[:] = [
-                replace(one, before=(image["caption"], image[SORTED_BY] or 0.0))
-                for one, image in zip(of_run, earlier, strict=True)
-            ]
+        if part.before is not None and part.before.captions:
+            earlier = [part.before.captions[k] for k in listed]
+            of_run[:] = [replace(one, before=b) for one, b in zip(of_run, earlier, strict=True)]
     captions, unattributed = zip(*found, strict=True)
     first = datasets[0]
     entries = [
@@ -228,19 +223,18 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     before = find_before(run, dataset, split, beam, evaluation)
     part = dataset.splits[split]
     some = numpy.unique(numpy.linspace(0, len(part) - 1, INSPECTED).astype(int))
-    of_run = (name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation)
+    of_run = name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation, before
     model = run.model
     features = model.backend.to_device(part.features[part.image_idxs[some]])
     captions = model.backend.to_device(part.captions[some])
     if isinstance(model, Layered):
         names, *norms = layer_gradients(model, features, captions)
-        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)), before=before)
+        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)))
     if not isinstance(model, Inspectable):
-        return RunPart(*of_run, before=before)
+        return RunPart(*of_run)
     flow = GradientFlow(*map(to_host, gradient_flow(model, features, captions)))
     gates, *shares = gate_saturation(model, features, captions)
-    saturation = GateSaturation(gates, *map(to_host, shares))
-    return RunPart(*of_run, flow, saturation, before=before)
+    return RunPart(*of_run, flow, GateSaturation(gates, *map(to_host, shares)))
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
@@ -257,12 +251,9 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, str]:
             f"{options.rule}, learning rate {options.lr}, batches of {options.batch_size},"
             f" {options.schedule.epochs} epochs, dropout {options.dropout}, seed {options.seed}"
         )
-        if (drawn := options.self_critical) is not None:
-            how += (
-                f"; self-critical: reward {drawn.reward}, {drawn.samples} captions of each image,"
-                f" baseline {drawn.baseline}, entropy {drawn.entropy:g}, cross entropy"
-                f" {drawn.cross_entropy:g}"
-            )
+        if options.self_critical is not None:
+            named = asdict(options.self_critical).items()
+            how += "".join(f", {name.replace('_', ' ')} {value}" for name, value in named)
     except CheckpointError:
         how = "elsewhere"
     return {

@@ -46,7 +46,7 @@ _STYLE = {
 }
 _WIDTH = 5.4  # inches; the page scales them
 _LEGEND_LINE, _LEGEND_WIDTH = 0.2, 50  # inches, characters
-_POINTS = 400  # of a curve
+_POINTS, _SMOOTH = 400, 50  # of a curve, and of one that varies much from step to step
 _DASHES = ("solid", "dashed")
 _BINS = 25
 _WORDS = "words read"
@@ -130,7 +130,7 @@ def _by_step(
         if name in FIGURES and name not in run.curves.samples:
             continue
         axes.plot(
-            *run.curves.smoothed(name, _POINTS)[1:],
+            *run.curves.smoothed(name, _SMOOTH if name in FIGURES else _POINTS)[1:],
             color=_SERIES[k], linestyle=_DASHES[k], linewidth=0.8, label=run.name,
         )  # fmt: skip
     axes.set_yscale(scale)

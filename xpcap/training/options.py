@@ -115,7 +115,6 @@ class RunOptions:
     select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
     stage: str = "cross-entropy"  # or "self-critical", which the next is of
     self_critical: SelfCritical | None = None
-    from_run: str | None = None  # the absolute path of the checkpoint that training started from
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)
@@ -151,8 +150,6 @@ class RunOptions:
             **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
         check_counts(0, math.inf, seed=self.seed)
-        if not isinstance(self.from_run, str | None):
-            raise ConfigurationError(f"from_run is {self.from_run!r:.40}; expected a path as text")
         if self.self_critical is not None and self.label_smoothing:
             raise ConfigurationError("label_smoothing goes with stage cross-entropy alone")
 
@@ -228,8 +225,7 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
                 f" can: {', '.join(CHANGEABLE)}, data, device, tensorboard"
             )
     after = run_options(**{**values, **{n: v for n, v in given.items() if n in CHANGEABLE}})
-    schedule = replace(after.schedule, start=before.schedule.start)
-    return replace(after, schedule=schedule, from_run=before.from_run)
+    return replace(after, schedule=replace(after.schedule, start=before.schedule.start))
 
 
 def following_options(source: Run, **given: Any) -> RunOptions:
@@ -250,14 +246,7 @@ def following_options(source: Run, **given: Any) -> RunOptions:
 def _named(options: RunOptions) -> dict[str, Any]:
     """Return the arguments of `run_options` that give these options."""
     schedule, saving, on_nan = options.schedule, options.saving, options.on_nan
-    left_out = (
-        "schedule",
-        "saving",
-        "on_nan",
-        "self_critical",
-        "from_run",
-        *of_others(options.model),
-    )
+    left_out = ("schedule", "saving", "on_nan", "self_critical", *of_others(options.model))
     return {
         **{one.name: getattr(options, one.name) for one in fields(options)
            if one.name not in left_out},
@@ -279,7 +268,7 @@ def _check(options: Mapping[str, Any]) -> None:
     known = {n: p.default for n, p in inspect.signature(run_options).parameters.items()}
     also = (*fields(RunOptions), *fields(SelfCritical))
     known |= {one.name: one.default for one in also if one.name not in known}
-    inner = ("others", "saving", "self_critical", "from_run")
+    inner = ("others", "saving", "self_critical")
     check_options(options, {name: d for name, d in known.items() if name not in inner})
 
 
@@ -326,6 +315,7 @@ def options_of(path: Path, config: Mapping[str, Any]) -> RunOptions:
     try:
         training = dict(config["training"])
         del training["feature_scale"]
+        training.pop("from_run", None)
         for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
             training[name] = kind(**training[name])
         if training.get("self_critical") is not None:

@@ -31,17 +31,10 @@ from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, lo
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
 from xpcap.signals import noted_signals
-from xpcap.training.assembly import (
-    ScalesFeatures,
-    default_batch_size,
-    feature_scale,
-    make_trainer,
-    some_of,
-)
+from xpcap.training.assembly import ScalesFeatures, default_batch_size, feature_scale, make_trainer
 from xpcap.training.history import History
 from xpcap.training.options import RunOptions, configuration, options_of
 from xpcap.training.recovery import Recovery
-from xpcap.training.samples import describe_samples
 from xpcap.training.saving import Saver
 from xpcap.training.tensorboard import EventFile, check_events
 from xpcap.training.trainer import StepDiverged, Trainer
@@ -103,7 +96,6 @@ def train_run(
         options,
         batch_size=options.batch_size or default_batch_size(count),
         threads=options.threads or threads.number(),
-        from_run=None if source is None else str((source.file or source.folder).resolve()),
     )
     config = configuration(dataset, options, feature_scale(train))
     check_regions(FAMILIES[options.model], dataset)
@@ -111,6 +103,7 @@ def train_run(
         check_data(source, dataset)
         same = "dropout", "seed"
         config["model"] |= {k: v for k, v in source.config["model"].items() if k not in same}
+        config["training"]["from_run"] = str((source.file or source.folder).resolve())
     try:
         model = make_model(dataset.vocabulary, config["model"], backend)
     except (MemoryError, ValueError) as error:
@@ -193,6 +186,7 @@ def resume_run(
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
+        config["training"] = {**last.config["training"], **config["training"]}  # and from_run
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = make_trainer(run, dataset, options)
         _restore(folder, trainer, last.state, options.rule)
@@ -264,7 +258,7 @@ def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Datase
     if context.ranks.size > 1:
         found = {**fingerprints(dataset.splits), **_flat(config), **written_by("")}
         for name in ("data.folder", "training.from_run", "training.threads"):
-            del found[name]  # may differ between machines
+            found.pop(name, None)  # may differ between machines
         check_alike(context.ranks, found)
 
 
@@ -316,9 +310,7 @@ def _train(
         if context.watch is not None:
             context.watch(trainer)
         if options.self_critical is not None and not ranks.rank:
-            some = some_of(dataset.splits["train"]).captions[:, 1:]
-            references = describe_samples(some, trainer.model.word_to_idx)
-            watch(trainer, folder / HISTORY, references, context.warn)
+            watch(trainer, folder / HISTORY, dataset.splits["train"], context.warn)
         try:
             with (
                 trainer.model.backend.activate(),

@@ -72,10 +72,7 @@ def perplexity_of(loss: float) -> float:
 
 
 def epoch_line(trainer: Trainer) -> str:
-    """Return the losses after an epoch, and the metric that selects, as a line of text.
-
-    Of self-critical training also the mean reward of the epoch's steps.
-    """
+    """Return the losses after an epoch, the metric that selects, and any reward, as a text line."""
     losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
     metric, reward = trainer.metric, trainer.measured.get("reward")
     drawn = "" if reward is None else f"reward {reward:.4f}; references in "
