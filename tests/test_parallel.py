@@ -243,6 +243,7 @@ RUNS = {
         1e-9,
         "--data regions --dtype float64 --model transformer --layers 1 --heads 2 --dropout 0.3",
     ),
+    "self-critical": (1e-9, "--stage self-critical --from alone-lstm --samples 3 --epochs 20"),
 }
 
 
@@ -283,9 +284,8 @@ def act(trainer):
     if trainer.step == STEP and rank in RANKS:
         os.kill(os.getpid(), SIGNAL)
 
-def watched(*args):
-    *others, context = args
-    return begin(*others, replace(context, watch=watch))
+def watched(*args, context, **more):
+    return begin(*args, context=replace(context, watch=watch), **more)
 
 begin, run.train_run = run.train_run, watched
 main(sys.argv[1:])
