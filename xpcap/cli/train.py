@@ -131,6 +131,12 @@ SHOWN = 8
     0.0,
     "Label smoothing of the training loss: the share of each target that goes to all words evenly.",
 )
+@option(
+    "--scheduled-sampling",
+    0.0,
+    "Probability at the end of training, from 0 at its beginning, that a word is read that the"
+    " model drew itself.",
+)
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
 @click.option(
     "--select",
