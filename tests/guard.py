@@ -100,15 +100,6 @@ class GuardArray:
         raise TypeError("a NumPy function was called on a guard array; use xp's")
 
     def __getattr__(self, name: str) -> Any:
-        if name in ATTRIBUTES:
-            return getattr(self._values, name)
-        if name in METHODS:
-            return lambda *args, **kwargs: _call(
-                getattr(numpy.ndarray, name),
-                (self, *args),
-                kwargs,
-                explicit=name == "astype" or kwargs.get("dtype") is not None,
-            )
         raise AttributeError(f"guard arrays have no '{name}'")
 
     @property
@@ -179,11 +170,28 @@ def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
     return method
 
 
+def _method(name: str) -> Callable[..., Any]:
+    function = getattr(numpy.ndarray, name)
+
+    def method(self: GuardArray, *args: Any, **kwargs: Any) -> Any:
+        explicit = name == "astype" or kwargs.get("dtype") is not None
+        return _call(function, (self, *args), kwargs, explicit)
+
+    return method
+
+
+for _name in ATTRIBUTES:
+    setattr(GuardArray, _name, property(operator.attrgetter(f"_values.{_name}")))
+for _name in METHODS:
+    setattr(GuardArray, _name, _method(_name))
 for _name in BINARY | COMPARISONS | UNARY:
     setattr(GuardArray, f"__{_name}__", _operator(_name))
 for _name in BINARY:
     setattr(GuardArray, f"__r{_name}__", _operator(_name, reflected=True))
     setattr(GuardArray, f"__i{_name}__", _operator(f"i{_name}"))
+
+
+_UNTYPED = frozenset({bool, int, float, slice, str, type, type(None), type(Ellipsis)})
 
 
 def _plain(value: Any, typed: list[Any]) -> Any:
@@ -194,8 +202,10 @@ def _plain(value: Any, typed: list[Any]) -> Any:
     if isinstance(value, GuardArray):
         typed.append(value)
         return value._values
+    if type(value) in _UNTYPED:  # nothing else is to be asked of most arguments
+        return value
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(part, typed) for part in value)
+        return type(value)([_plain(part, typed) for part in value])
     if isinstance(value, numpy.ndarray):
         raise TypeError("a NumPy array where a guard array is expected; use xp.asarray")
     if isinstance(value, numpy.generic):
@@ -237,7 +247,7 @@ def _wrap(result: Any, typed: list[Any]) -> Any:
             continue
         if values is source._values:
             return source
-        if numpy.may_share_memory(values, source._values):
+        if values.base is not None and numpy.may_share_memory(values, source._values):
             return GuardArray(values, source if source.base is None else source.base)
     counters.large_arrays += values.nbytes >= counters.large_bytes
     return GuardArray(values)
@@ -247,7 +257,7 @@ def _call(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], explicit: bool
 ) -> Any:
     """Call a NumPy function under the guard's rules; `explicit` lets it change a floating dtype."""
-    if refused := REFUSED_KEYWORDS.intersection(kwargs):
+    if kwargs and (refused := REFUSED_KEYWORDS.intersection(kwargs)):
         raise TypeError(f"CuPy's functions have no {', '.join(refused)}")
     typed: list[Any] = []
     plain = _plain(args, typed)
@@ -285,6 +295,11 @@ class GuardNamespace:
     ndarray = GuardArray
 
     def __getattr__(self, name: str) -> Any:
+        """Return what NumPy has under a name, as the guard lets it be used; kept from then on."""
+        found = self.__dict__[name] = self._guarded(name)
+        return found
+
+    def _guarded(self, name: str) -> Any:
         if name in CONSTANTS:
             return getattr(numpy, name)
         if name not in CREATION | UFUNCS | FUNCTIONS | SYNCHRONIZING:

@@ -5,6 +5,7 @@ import json
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy
 import pytest
@@ -21,6 +22,7 @@ from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
 from xpcap.training.assembly import default_batch_size
 from xpcap.training.options import of_others
+from xpcap.training.self_critical import SelfCritical
 
 SMALL = {"hidden": 12, "wordvec": 8, "epochs": 2, "lr": 0.02, "device": "cpu"}
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3}
@@ -188,13 +190,16 @@ def test_options_of_training_are_checked_before_a_folder_is_made(place, options,
 
 
 def test_training_takes_every_option_of_the_command(place):
-    own_names = {"data", "out", "resume", "device", "tensorboard", "as_json"}
+    own_names = {"data", "out", "from_run", "resume", "device", "tensorboard", "as_json"}
     with main.commands["train"].make_context("train", []) as context:  # which sets the threads
         options = context.params
     given = {name: value for name, value in options.items() if name not in own_names}
     for name in of_others("recurrent"):
         with pytest.raises(ConfigurationError, match=f"{name} goes with model"):
             xpcap.train("mydata", **{name: given.pop(name)})
+    for one in fields(SelfCritical):
+        with pytest.raises(ConfigurationError, match=f"{one.name} goes with stage self-critical"):
+            xpcap.train("mydata", **{one.name: given.pop(one.name)})
     changed = {**given, "epochs": 1, "hidden": 4, "wordvec": 4}
     run = xpcap.train("mydata", out="every", device="cpu", verbose=False, **changed)
     assert run.config["training"]["batch_size"] == 16

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("hypothesis")
 
 from fuzzing.changes import generated
-from fuzzing.child import Child
-from fuzzing.faults import FAULTS, hangs
+from fuzzing.child import SECONDS, Child
+from fuzzing.faults import FAULTS, hangs, takes_long
 from fuzzing.hdf5 import ELSEWHERE, hdf5, moved
 from fuzzing.loaders import LOADERS
 from hypothesis import given, seed
@@ -61,12 +61,19 @@ def test_no_number_is_read_from_another_place(name, how, tmp_path):
         LOADERS[name].load(path)
 
 
+@pytest.fixture(scope="module")
+def faulty():
+    child = Child("faults")
+    yield child
+    child.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory is taken is not known")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_whatever_goes_wrong_is_seen(fault, tmp_path):
-    child = Child("faults", hangs=2 if fault is hangs else WITHIN)
-    found = child.load(fault.__name__, tmp_path)
-    again = child.load("refuses", tmp_path)
-    child.close()
+def test_whatever_goes_wrong_is_seen(fault, faulty, tmp_path, monkeypatch):
+    monkeypatch.setattr(faulty, "hangs", 0.5 if fault is hangs else WITHIN)
+    monkeypatch.setattr(faulty, "seconds", 0.1 if fault is takes_long else SECONDS)
+    found = faulty.load(fault.__name__, tmp_path)
+    again = faulty.load("refuses", tmp_path)
     assert found.fault == FAULTS[fault] or FAULTS[fault] in found.fault
     assert (again.opened, again.fault) == (False, None)

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import gpu_check
+import gpu_stages
 import pytest
 from gpu_check import Log, Outcome, Stage, check, summary
+
+from xpcap.training.resident import ResidentStep
 
 TOOL = Path(gpu_check.__file__)
 GOOD = 'print("RESULT {\\"speed\\": 1.5}")'
@@ -57,12 +60,13 @@ def test_a_stage_that_fails_is_repeated_with_blocking_launches(log):
     assert [entry["end"] for entry in saved(log).values()] == [[], ["blocking"]]
 
 
-def test_a_stage_has_no_more_time_than_there_is(log):
+def test_a_stage_has_no_more_time_than_there_is(log, monkeypatch):
+    monkeypatch.setattr(gpu_check, "SHORTEST", 1.0)
     start = time.monotonic()
-    check([python("one", "import time; time.sleep(60)"), python("two", GOOD)], 0.25, "gpu", log)
+    check([python("one", "import time; time.sleep(60)"), python("two", GOOD)], 0.08, "gpu", log)
     assert time.monotonic() - start < 40
     assert [outcome.status for outcome in log.outcomes] == [
-        "stopped after 12 s", "not run: no time left", "not run: no time left"
+        "stopped after 2 s", "not run: no time left", "not run: no time left"
     ]  # fmt: skip
 
 
@@ -123,22 +127,17 @@ def test_stages_run_from_a_bare_copy_without_the_package(tmp_path):
     assert "epoch: passed" in done.stdout
 
 
-def test_a_result_that_is_wrong_fails_its_stage(tmp_path, monkeypatch):
-    wrong = tmp_path / "sitecustomize.py"
-    wrong.write_text(
-        "import xpcap.training.resident as resident\n"
-        "launch = resident.ResidentStep._launch\n"
-        "def more(self):\n"
-        "    launch(self)\n"
-        "    self._parameters *= 1.001\n"
-        "resident.ResidentStep._launch = more\n"
-    )
-    root = TOOL.parent.parent
-    paths = [tmp_path, root, root / "tools", root / "tests" / "cuda"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    done = subprocess.run(
-        [sys.executable, str(TOOL.with_name("gpu_stages.py")), "agreement", "cpu"], check=False,
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert '{"lstm float64": {"FAILED":' in done.stdout
+def test_a_result_that_is_wrong_fails_its_stage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_stages.py", "agreement", "cpu"])
+    monkeypatch.setattr(gpu_stages, "STEPS", 2)
+    monkeypatch.setattr(gpu_stages, "failures", 0)
+    assert gpu_stages.main() == 0
+    launch = ResidentStep._launch
+
+    def more(step):
+        launch(step)
+        step._parameters *= 1.001
+
+    monkeypatch.setattr(ResidentStep, "_launch", more)
+    assert gpu_stages.main() == 1
+    assert '{"lstm float64": {"FAILED":' in capsys.readouterr().out

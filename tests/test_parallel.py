@@ -234,7 +234,7 @@ def assert_same_history(run, other, tolerance):
 
 RUNS = {
     "lstm": (1e-9, "--dtype float64 --dropout 0.3"),
-    "gru": (1e-9, "--dtype float64 --cell gru --lazy --rule sgd"),
+    "gru": (1e-9, "--dtype float64 --cell gru --lazy --rule sgd --scheduled-sampling 0.5"),
     "rnn": (1e-4, "--cell rnn --dropout 0.3"),
     "single": (1e-4, ""),
     "few": (1e-9, "--dtype float64 --batch-size 3 --epochs 4 --max-train 40"),
@@ -243,6 +243,7 @@ RUNS = {
         1e-9,
         "--data regions --dtype float64 --model transformer --layers 1 --heads 2 --dropout 0.3",
     ),
+    "self-critical": (1e-9, "--stage self-critical --from alone-lstm --samples 3 --epochs 20"),
 }
 
 
@@ -283,9 +284,8 @@ def act(trainer):
     if trainer.step == STEP and rank in RANKS:
         os.kill(os.getpid(), SIGNAL)
 
-def watched(*args):
-    *others, context = args
-    return begin(*others, replace(context, watch=watch))
+def watched(*args, context, **more):
+    return begin(*args, context=replace(context, watch=watch), **more)
 
 begin, run.train_run = run.train_run, watched
 main(sys.argv[1:])

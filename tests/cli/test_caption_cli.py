@@ -112,5 +112,5 @@ def test_an_ensemble_of_a_run_with_itself_is_the_run(trained, call):
         (["a.jpg"], "run was trained on features that xpcap cannot compute from an image"),
     ],
 )
-def test_bad_options_are_one_line(trained, words, message):
-    one_line(trained(*words), message)
+def test_bad_options_are_one_line(call_beside_a_run, words, message):
+    one_line(call_beside_a_run("caption", "run", "--device", "cpu", *words), message)

@@ -113,8 +113,8 @@ def test_an_ensemble_of_different_vocabularies_is_refused(trained, call, tmp_pat
         (["--images", "none/a/b.jsonl", "--split", "x"], "--split"),
     ],
 )
-def test_bad_options_are_one_line(trained, words, message):
-    one_line(trained(*words), message)
+def test_bad_options_are_one_line(call_beside_a_run, words, message):
+    one_line(call_beside_a_run("evaluate", "run", "--device", "cpu", *words), message)
 
 
 def test_cider_of_a_single_image_is_remarked(trained, tmp_path):

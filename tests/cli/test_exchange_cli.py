@@ -106,7 +106,7 @@ def test_export_replaces_an_existing_file(trained, tmp_path):
         (["import", "a.npz", "--out", "b", "--data", "tiny", "--features", "pca"], "no pca feat"),
     ],
 )
-def test_bad_arguments_are_one_line(trained, words, message, tmp_path):
-    assert trained("export", "run", "--to", "npz", "--out", "a.npz").exit_code == 0
-    one_line(trained(*words), message)
-    assert not (tmp_path / "b").exists()
+def test_bad_arguments_are_one_line(call_beside_a_run, words, message, place_of_a_run):
+    assert call_beside_a_run("export", "run", "--to", "npz", "--out", "a.npz").exit_code == 0
+    one_line(call_beside_a_run(*words), message)
+    assert not (place_of_a_run / "b").exists()

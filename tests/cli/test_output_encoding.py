@@ -1,7 +1,9 @@
 """Texts that the encoding of stdout or stderr lacks are escaped; no command fails."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,11 +19,11 @@ WORD = "日本🐈"
 ESCAPED = r"\u65e5\u672c\U0001f408"
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A folder with a data folder and a run, whose captions and names ASCII does not have."""
-    monkeypatch.chdir(tmp_path)
-    file, records = own(tmp_path, 12)
+    folder = tmp_path_factory.mktemp("made")
+    file, records = own(folder, 12)
     for record in records:
         record["captions"] = [f"{WORD} {caption}" for caption in record["captions"]]
     file.write_text(json.dumps(records))
@@ -30,9 +32,16 @@ def place(tmp_path, monkeypatch):
         ["data", "prepare", file, "--out", data, "--extractor", "filter-bank"],
         ["train", "--data", data, "--out", f"run-{WORD}", *SMALL],
     ):
-        result = CliRunner().invoke(main, list(map(str, words)))
+        with contextlib.chdir(folder):
+            result = CliRunner().invoke(main, list(map(str, words)))
         assert result.exit_code == 0, result.output
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -9,7 +9,7 @@ from xpcap.compat.cs231n import CaptioningRNN, CaptioningSolver, eval_numerical_
 from xpcap.models.recurrent import CELLS
 
 WORDS = {"<NULL>": 0, "<START>": 1, "<END>": 2, "cat": 3, "dog": 4}
-SIZES = {"input_dim": 4, "wordvec_dim": 5, "hidden_dim": 6}
+SIZES = {"input_dim": 4, "wordvec_dim": 3, "hidden_dim": 2}
 FEATURES = numpy.random.default_rng(231).standard_normal((2, 4))
 CAPTIONS = numpy.array([[1, 3, 2, 0], [1, 4, 3, 2]])
 
@@ -88,7 +88,7 @@ def test_the_solver_takes_numpy_data_and_parameters(elsewhere):
     for backend in (CPU, elsewhere):
         numpy.random.seed(0)
         model = build(backend)
-        model.params["b"] = numpy.zeros(6)
+        model.params["b"] = numpy.zeros(SIZES["hidden_dim"])
         solver = CaptioningSolver(model, data, "adam", batch_size=2, num_epochs=3, verbose=False)
         solver.train()
         histories.append(solver.loss_history)

@@ -28,33 +28,40 @@ OUTCOMES = {
 COMPILER = shutil.which("g++")
 
 
+FLAGS = ["-std=c++17", "-O0", "-fPIC", "-fno-strict-aliasing", "-fsanitize=alignment"]
+"""Kernels this small are compiled for longer than they run, so that none is optimized."""
+
+
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="host_cuda_")
+    """Return a folder with `shim.h` precompiled, which g++ takes before the header itself."""
+    folder = tempfile.TemporaryDirectory(prefix="host_cuda_")
+    _compile(*FLAGS, "-x", "c++-header", SHIM, "-o", Path(folder.name) / "shim.h.gch")
+    return folder
+
+
+def _compile(*words: str | Path) -> None:
+    subprocess.run([COMPILER, *words], check=True, capture_output=True)
 
 
 @functools.cache
 def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
     """Compile a source with a launcher for each of its kernels."""
+    synchronizes = str("_sync" in code or "__syncthreads" in code).lower()
     names = re.findall(r"__global__ void (\w+)\(", code)
     launchers = "".join(
         f"""
         extern "C" const char *signature_{name}() {{ return shim::signature({name}); }}
         extern "C" int launch_{name}(const int *grid, int threads, int reverse, void **values)
-        {{ return shim::launch<{name}>({name}, grid, threads, reverse, values); }}
+        {{ return shim::launch<{name}, {synchronizes}>({name}, grid, threads, reverse, values); }}
         """
         for name in names
     )
     stem = Path(_folder().name) / hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(f'#include "{SHIM}"\n{code}\n{launchers}')
-    synchronizes = f"-DSYNCHRONIZES={int('_sync' in code or '__syncthreads' in code)}"
     made = {end: stem.with_suffix(end) for end in (".cpp", ".o", ".so")}
-    flags = ["-O1", "-fPIC", "-fno-strict-aliasing", "-fsanitize=alignment", synchronizes, *options]
-    for command in (
-        [*flags, "-c", made[".cpp"], "-o", made[".o"]],
-        ["-shared", made[".o"], "-o", made[".so"]],
-    ):
-        subprocess.run([COMPILER, *command], check=True, capture_output=True)
+    made[".cpp"].write_text(f'#include "shim.h"\n{code}\n{launchers}')
+    _compile(*FLAGS, *options, f"-I{SHIM.parent}", "-c", made[".cpp"], "-o", made[".o"])
+    _compile("-shared", made[".o"], "-o", made[".so"])
     return ctypes.CDLL(str(made[".so"]))
 
 

@@ -7,6 +7,7 @@
 // read or written at an address that its type's size does not divide.
 
 #include <math.h>
+#include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -44,6 +45,8 @@ enum Place { RUNNING, AT_WARP, AT_BLOCK, ENDED };
 
 struct Fiber {
     ucontext_t context;
+    jmp_buf here;
+    bool begun;
     Place place;
     Dim3 index;
     unsigned long long sent;
@@ -52,7 +55,7 @@ struct Fiber {
 constexpr int LANES = 32, MOST = 1024, STACK = 65536;
 static Fiber fibers[MOST];
 static std::unique_ptr<char[]> stacks;
-static ucontext_t scheduler;
+static jmp_buf back;
 static int current;
 static void (*body)(void **);
 static void **arguments;
@@ -62,12 +65,14 @@ static void begin()
 {
     body(arguments);
     fibers[current].place = ENDED;
+    _longjmp(back, 1);
 }
 
 static void wait(Place place)
 {
     fibers[current].place = place;
-    swapcontext(&fibers[current].context, &scheduler);
+    if (!_setjmp(fibers[current].here))  // unlike swapcontext it makes no system call
+        _longjmp(back, 1);
 }
 
 // Let threads first ... last - 1 go on if all of them wait at this place.
@@ -89,7 +94,12 @@ static void run_warp(int warp, bool reverse)
         if (fibers[current].place != RUNNING)
             continue;
         threadIdx = fibers[current].index;
-        swapcontext(&scheduler, &fibers[current].context);
+        if (_setjmp(back))
+            continue;
+        if (fibers[current].begun)
+            _longjmp(fibers[current].here, 1);
+        fibers[current].begun = true;
+        setcontext(&fibers[current].context);
     }
 }
 
@@ -102,8 +112,8 @@ static bool run_block(int threads, bool reverse)
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = stacks.get() + (size_t)k * STACK;
         fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = &scheduler;
         makecontext(&fiber.context, begin, 0);
+        fiber.begun = false;
         fiber.place = RUNNING;
         fiber.index = {(unsigned int)k, 0, 0};
     }
@@ -168,7 +178,7 @@ template <auto kernel, typename... P> void call(void **values)
     unpack<kernel>(kernel, values, std::make_index_sequence<sizeof...(P)>());
 }
 
-template <auto kernel, typename... P>
+template <auto kernel, bool synchronizes, typename... P>
 Outcome launch(void (*)(P...), const int *grid, int threads, bool reverse, void **values)
 {
     body = call<kernel, P...>;
@@ -180,7 +190,7 @@ Outcome launch(void (*)(P...), const int *grid, int threads, bool reverse, void 
     for (long long n = 0; n < blocks && !misaligned; ++n) {
         long long block = reverse ? blocks - 1 - n : n;
         blockIdx = {(unsigned int)(block % grid[0]), (unsigned int)(block / grid[0]), 0};
-        if (SYNCHRONIZES) {
+        if (synchronizes) {
             if (!run_block(threads, reverse))
                 return LOST_THREAD;
             continue;

@@ -21,7 +21,7 @@ from xpcap.selfcheck.cases import (
     scaled_difference,
 )
 
-REAL = Sizes(N=16, T=16, D=128, H=128, V=500)
+REAL = Sizes(N=8, T=16, D=64, H=64, V=500)
 # seeds whose draws have no gradient so close to zero that its relative error is all rounding
 EDGES = {
     "T=1": (SMALL._replace(T=1), 6),

@@ -32,13 +32,13 @@ def run(tiny, out, backend=CPU, epochs=2, **options):
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
-    trainer, dataset = run(tiny, tmp_path / "run", backend, cell=cell, epochs=30)
+    trainer, dataset = run(tiny, tmp_path / "run", backend, cell=cell, epochs=20, lr=0.05)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock", "history.jsonl", "best.safetensors", "last.safetensors",
     }  # fmt: skip
     opened = open_run(tmp_path / "run")
     assert opened.config["data"]["name"] == "tiny"
-    assert opened.config["training"]["schedule"]["epochs"] == 30
+    assert opened.config["training"]["schedule"]["epochs"] == 20
     # two of seven features are 1, the others 0
     assert opened.config["training"]["feature_scale"] == pytest.approx((2 / 7) ** 0.5)
     loss = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))
@@ -52,9 +52,9 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"model": "attention", "doubly_stochastic": 0.1, "epochs": 15, "lr": 0.04},
-        {"model": "attention", "cell": "gru", "scoring": "dot", "epochs": 15, "lr": 0.04},
+        {"epochs": 20, "lr": 0.02},
+        {"model": "attention", "doubly_stochastic": 0.1},
+        {"model": "attention", "cell": "gru", "scoring": "dot"},
         {**TRANSFORMER, "dropout": 0.0, "epochs": 6, "lr": 0.02},
     ],
     ids=["recurrent", "additive", "dot", "transformer"],
@@ -62,7 +62,7 @@ def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
 def test_a_run_on_regions(tmp_path, backend, options):
     """They are scaled without those that are absent; runs know their shape."""
     tiny = make_tiny(tmp_path / "tiny", regions=True)
-    _, dataset = run(tiny, tmp_path / "run", backend, **{"epochs": 30, **options})
+    _, dataset = run(tiny, tmp_path / "run", backend, **{"epochs": 8, "lr": 0.08, **options})
     opened = open_run(tmp_path / "run", backend)
     assert opened.feature_shape == (3, 7)
     assert opened.config["training"]["feature_scale"] == pytest.approx((1 / 7) ** 0.5)

@@ -262,7 +262,7 @@ def test_errors_from_some_moment_on_lose_only_what_follows(tiny, tmp_path, disk,
         if count >= moment:
             raise OSError(number, os.strerror(number))
 
-    for moment in [*moments(disk, tiny, tmp_path)][:-12:5]:
+    for moment in [*moments(disk, tiny, tmp_path)][5 * ERRORS.index(number) : -12 : 15]:
         run, warned = tmp_path / f"run-{moment}", []
         disk.count, disk.act = 0, fail
         message = "the end of training could not be saved; the run can be resumed from the"

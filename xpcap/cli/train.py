@@ -106,7 +106,7 @@ SHOWN = 8
 @option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
 @click.option(
     "--lr",
-    type=float,
+    default=1e-3,
     help="Initial learning rate; given anew with --resume, that from which the schedule starts"
     " again.",
     show_default="0.001; 5e-05 with --stage self-critical",
@@ -131,9 +131,16 @@ SHOWN = 8
     0.0,
     "Label smoothing of the training loss: the share of each target that goes to all words evenly.",
 )
+@option(
+    "--scheduled-sampling",
+    0.0,
+    "Probability at the end of training, from 0 at its beginning, that a word is read that the"
+    " model drew itself.",
+)
 @option("--clip", 5.0, "Maximum norm of all gradients together; 0 disables clipping.")
 @click.option(
     "--select",
+    default="loss",
     help="What the best epoch has: the lowest validation loss, or the highest value of this metric"
     " of greedy captions of at most 1,000 validation images, which take a few seconds after each"
     " epoch on a CPU.",

@@ -28,6 +28,7 @@ from xpcap.layers.embedding import take_rows
 from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.random import keep_mask
 from xpcap.layers.recurrence import Packing
+from xpcap.models.scheduled_sampling import ScheduledSampling
 from xpcap.workspace import Workspace, round_up, row_multiple
 
 if TYPE_CHECKING:
@@ -152,12 +153,18 @@ class Objective:
 
     The model's parameters are read at each call; it stays on its device. `xp` chooses the kernels.
     Where gradients are computed, `label_smoothing`, in [0, 1), is that of the loss; `evaluate` and
-    `words` have none.
+    `words` have none. With `scheduled` sampling `loss` reads some of the model's own words.
     """
 
-    def __init__(self, model: CaptionModel, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: CaptionModel,
+        label_smoothing: float = 0.0,
+        scheduled: ScheduledSampling | None = None,
+    ) -> None:
         self.model = model
         self.label_smoothing = label_smoothing
+        self.scheduled = scheduled
         self.xp = fastest(model.backend.xp)
         self.penalty: Array | None = None
         self._space = Workspace(self.xp, numpy.float32)
@@ -183,6 +190,8 @@ class Objective:
         """
         streams = (2 * step, 2 * step + 1) if self.model.dropout and weights is None else None
         batch = _some(self._pack(features, captions, share, images, weights))
+        if self.scheduled is not None and weights is None:
+            batch = self._read_own(features, batch, step, self.scheduled)
         return self.compute(features, batch, streams, gradients).sum()
 
     def evaluate(
@@ -237,6 +246,19 @@ class Objective:
         self.penalty = self.model.penalty(forward.cache)
         self._backward(batch, forward, gradients)
         return losses
+
+    def _read_own(
+        self, features: Array, batch: PackedBatch, step: int, scheduled: ScheduledSampling
+    ) -> PackedBatch:
+        """Replace some of the words to read by the model's own, without dropout."""
+        model, space = self.model, self._workspace()
+        hidden, _ = model.forward(self._gather(features, batch.images), batch, space)
+        W, b = model.vocabulary_layer(model.params)
+        scores = batch.packing.empty(space, "scores", len(b))
+        product(self.xp, hidden, W, scores)
+        scores += b
+        kept = model.null, model.start_word, model.end
+        return scheduled.draw(scores, batch, kept, model.seed, step)
 
     def _pack(
         self,

@@ -13,6 +13,7 @@ from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
 from xpcap.distributed import Ranks
 from xpcap.models import CaptionModel
 from xpcap.models.inspection import attends
+from xpcap.models.scheduled_sampling import ScheduledSampling
 from xpcap.optim import Optimizer
 from xpcap.options import given
 from xpcap.runs.run import Run
@@ -82,13 +83,17 @@ def _place(
     Of several ranks, each gets its share of every batch from the host.
     """
     backend, clip_norm, seed = model.backend, options.schedule.clip_norm, options.seed
-    smoothing = options.label_smoothing
-    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks, smoothing)
+    smoothing, batches = options.label_smoothing, _batches(split, size, seed, ranks)
+    scheduled = None
+    if options.scheduled_sampling:
+        steps = options.schedule.epochs * len(batches)
+        scheduled = ScheduledSampling(options.scheduled_sampling, steps)
+    step = TrainingStep(model, optimizer, clip_norm, options.precision, ranks, smoothing, scheduled)
     if backend.device is None:
-        return _batches(split, size, seed, ranks), step
+        return batches, step
     bytes_needed = math.prod(split.features.shape) * split.features.dtype.itemsize
-    if ranks.size > 1 or 2 * bytes_needed > backend.free_memory():
-        return StagedBatches(_batches(split, size, seed, ranks), backend), step
+    if ranks.size > 1 or scheduled or 2 * bytes_needed > backend.free_memory():
+        return StagedBatches(batches, backend), step
     resident = ResidentStep(model, optimizer, split, size, clip_norm, options.precision, smoothing)
     return EpochBatches(split, size, seed, with_features=False), resident
 

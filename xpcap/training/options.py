@@ -111,6 +111,7 @@ class RunOptions:
     lr: float = 1e-3  # learning rate
     weight_decay: float | None = None  # with rule adamw alone; None: the rule's own
     label_smoothing: float = 0.0  # of the training loss, see `softmax_cross_entropy`
+    scheduled_sampling: float = 0.0  # see `ScheduledSampling`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
     stage: str = "cross-entropy"  # or "self-critical", which the next is of
@@ -150,8 +151,10 @@ class RunOptions:
             **given(batch_size=self.batch_size, max_train=self.max_train, threads=self.threads)
         )
         check_counts(0, math.inf, seed=self.seed)
-        if self.self_critical is not None and self.label_smoothing:
-            raise ConfigurationError("label_smoothing goes with stage cross-entropy alone")
+        check_number("scheduled_sampling", self.scheduled_sampling, "[0, 1]")
+        for name in ("label_smoothing", "scheduled_sampling"):
+            if self.self_critical is not None and getattr(self, name):
+                raise ConfigurationError(f"{name} goes with stage cross-entropy alone")
 
     @property
     def attends(self) -> bool:

@@ -16,13 +16,19 @@ from xpcap.backend import Array, is_host, namespace
 from xpcap.data.minibatch import Share, count_words, deal
 from xpcap.models import CaptionModel
 from xpcap.models.objective import Objective
+from xpcap.models.scheduled_sampling import ScheduledSampling
 
 
 class SharedLoss(Objective):
     """An `Objective` that all threads compute together."""
 
-    def __init__(self, model: CaptionModel, label_smoothing: float = 0.0) -> None:
-        super().__init__(model, label_smoothing)
+    def __init__(
+        self,
+        model: CaptionModel,
+        label_smoothing: float = 0.0,
+        scheduled: ScheduledSampling | None = None,
+    ) -> None:
+        super().__init__(model, label_smoothing, scheduled)
         self._others: list[Objective] = []
         self._gradients: list[dict[str, Array]] = []
 
@@ -80,7 +86,7 @@ class SharedLoss(Objective):
         if count == 1:
             return [(captions, share, images, weights)]
         while len(self._others) < count - 1:
-            self._others.append(Objective(self.model, self.label_smoothing))
+            self._others.append(Objective(self.model, self.label_smoothing, self.scheduled))
         whole = share or Share(numpy.arange(len(captions)), len(captions), count_words(captions))
         return [
             (

@@ -17,6 +17,7 @@ from xpcap.distributed import Alone, Ranks
 from xpcap.kernels.products import check_precision, multiplied_in
 from xpcap.kernels.updates import clip_scale, square_sum
 from xpcap.models import CaptionModel
+from xpcap.models.scheduled_sampling import ScheduledSampling
 from xpcap.optim import Optimizer
 from xpcap.training.flat import FlatLayout
 from xpcap.training.shared import SharedLoss
@@ -52,6 +53,8 @@ class TrainingStep:
         The processes that share each batch; None is this one alone.
     label_smoothing
         Of the training loss, see `softmax_cross_entropy`; `measuring` has none.
+    scheduled
+        Scheduled sampling, or None.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class TrainingStep:
         precision: str = "float32",
         ranks: Ranks | None = None,
         label_smoothing: float = 0.0,
+        scheduled: ScheduledSampling | None = None,
     ) -> None:
         dtype = numpy.result_type(*(value.dtype for value in model.params.values()))
         check_precision(precision, model.backend.device is not None, dtype)
@@ -85,7 +89,7 @@ class TrainingStep:
         self.figures: Array = None
         self.gradients: dict[str, Array] = {}
         self.measured: dict[str, float] = {}
-        self.packed = self.measuring = SharedLoss(model, label_smoothing)
+        self.packed = self.measuring = SharedLoss(model, label_smoothing, scheduled)
         shapes = {name: value.shape for name, value in model.params.items()}
         decayed = {name: shape for name, shape in shapes.items() if model.decays(name)}
         multiple = row_multiple(model.backend.xp)

@@ -1,0 +1,136 @@
+"""Runs of the self-critical stage: where they start, how they go on, and what they refuse."""
+
+import json
+
+import numpy
+import pytest
+from commands import one_line
+from runs import begin, same, stopping
+from tiny import make_tiny
+
+from xpcap.api import train
+from xpcap.backend import CPU, to_host
+from xpcap.data.dataset import open_dataset
+from xpcap.data.minibatch import EpochBatches
+from xpcap.data.vocabulary import Vocabulary
+from xpcap.errors import DataError, Stopped
+from xpcap.runs import open_run
+from xpcap.training.history import read_history
+from xpcap.training.options import following_options
+from xpcap.training.rewards import Rewards
+from xpcap.training.run import RunContext, resume_run, train_run
+
+STEPS = 3  # an epoch of the 24 images of `tiny`
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path / "tiny", regions=True)
+
+
+@pytest.fixture(params=["recurrent", "attention", "transformer"])
+def source(request, tiny, tmp_path):
+    more = {"model": request.param, "dropout": 0.3}
+    if request.param == "transformer":
+        more |= {"layers": 1, "heads": 2, "wordvec": 256}
+    begin(tiny, tmp_path / "source", epochs=4, **more)
+    return tmp_path / "source"
+
+
+def follow(source, out, watch=None, backend=CPU, **options):
+    """Train on from a run."""
+    before = open_run(source, backend)
+    given = {"stage": "self-critical", "samples": 3, "epochs": 2, "batch_size": 10, "lr": 1e-3}
+    chosen = following_options(before, **{**given, **options})
+    data = source.parent / "tiny"
+    return train_run(data, out, chosen, backend, RunContext(watch=watch), before)[0]
+
+
+def test_it_goes_on_from_any_step_bit_for_bit(source, tmp_path):
+    follow(source, tmp_path / "whole")
+    for count in (1, STEPS, STEPS + 1):
+        run = tmp_path / f"run-{count}"
+        with pytest.raises(Stopped):
+            follow(source, run, stopping(count=count))
+        resume_run(run, CPU)
+        same(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_the_reward_rises(tiny, tmp_path, baseline):
+    """From a model that knows little, over 60 steps, by more than a third."""
+    begin(tiny, tmp_path / "source", epochs=12, hidden=32, wordvec=8)
+    trainer = follow(tmp_path / "source", tmp_path / "run", epochs=20, lr=0.01, baseline=baseline)
+    found = rewards_of(tmp_path / "run")
+    assert numpy.mean(found[-STEPS:]) > 4 / 3 * numpy.mean(found[:STEPS])
+    assert trainer.metric.name == "CIDEr-D"
+
+
+def rewards_of(run):
+    lines = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    return [line["reward"] for line in lines if "lr" in line]
+
+
+def test_it_starts_from_the_parameters_of_the_run(source, tmp_path):
+    for stage in ("self-critical", "cross-entropy"):
+        before = open_run(source)
+        given = {"stage": stage, "epochs": 1, "batch_size": 10, "lr": 1e-30}
+        chosen = following_options(before, **given)
+        train_run(source.parent / "tiny", tmp_path / stage, chosen, CPU, None, before)
+        after = open_run(tmp_path / stage)
+        for name, value in before.model.params.items():
+            numpy.testing.assert_allclose(to_host(after.model.params[name]), value, atol=1e-12)
+
+
+def test_images_once_an_epoch_with_another_caption(tiny):
+    split = open_dataset(tiny).splits["train"]
+    batches = EpochBatches(split, 10, 0, by_image=True)
+    orders = [batches.order(number) for number in range(2)]
+    assert len(batches) == STEPS
+    for order in orders:
+        assert sorted(split.image_idxs[order]) == list(range(24))
+    assert set(orders[0].tolist()) != set(orders[1].tolist())
+
+
+def test_a_reward_of_other_words_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch):
+    begin(tiny, tmp_path / "source", epochs=1)
+    shifted = Rewards.__call__
+    monkeypatch.setattr(Rewards, "__call__", lambda self, i, c: shifted(self, i, (c + 1) % 12))
+    with pytest.raises(DataError, match="vocabulary"):
+        follow(tmp_path / "source", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stage", "self-critical"], r"stage self-critical needs a run.*--from RUN"),
+        (["--samples", "3"], r"--samples goes with --?stage self-critical alone"),
+        (["--stage", "self-critical", "--from", "source", "--samples", "1"], "--samples must be"),
+        (["--stage", "self-critical", "--from", "source", "--baseline", "x"], "--baseline"),
+        (["--stage", "self-critical", "--from", "source", "--reward", "METEOR"], "METEOR"),
+        (["--stage", "self-critical", "--from", "source", "--hidden", "9"], "--hidden cannot"),
+        (["--stage", "self-critical", "--from", "source", "--entropy", "-1"], "--entropy must"),
+        (
+            ["--stage", "self-critical", "--from", "source", "--label-smoothing", "0.1"],
+            "--label-smoothing goes with",
+        ),
+        (["--from", "source", "--resume", "source"], "--from does not go with --resume"),
+        (["--from", "nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_mistakes_are_one_line(call, tiny, tmp_path, options, message):
+    begin(tiny, tmp_path / "source", epochs=1)
+    one_line(call("train", *options, "--data", "tiny"), message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_from_python(tiny, tmp_path):
+    begin(tiny, tmp_path / "source", epochs=1)
+    run = train(
+        from_run=tmp_path / "source", out=tmp_path / "run", stage="self-critical", epochs=1,
+        samples=2, reward="CIDEr-D:1,BLEU-4:0.5", verbose=False,
+    )  # fmt: skip
+    assert run.config["training"]["self_critical"]["reward"] == "CIDEr-D:1,BLEU-4:0.5"
+    assert isinstance(run.vocabulary, Vocabulary)
+    assert len(read_history(tmp_path / "run" / "history.jsonl").step) == 2
