@@ -214,6 +214,34 @@ def test_a_metric_that_selects_has_its_own_chart(call, tmp_path, plotext):
     assert found["best_epoch"] == 2
 
 
+def test_self_critical_runs_have_charts_of_captions_drawn(call, tmp_path, plotext):
+    """The reward first, which alone is compared."""
+    figures = {"reward": 0.5, "advantage": 0.1, "words": 9.5, "repeats": 0.2, "bad_endings": 0.1}
+    for name in ("run", "other"):
+        text = line(10, 1, lr=0.1, loss=2.0, **figures) + line(20, 1, lr=0.1, loss=1.0, reward=0.75)
+        (write_run(tmp_path / name, {}) / "history.jsonl").write_text(text)
+    rows = call("curves", "run").stdout.splitlines()
+    titles = [row.strip() for row in rows]
+    found = [
+        titles.index(what) for what in ("reward", "nats per word", "words", "share of captions")
+    ]
+    assert found == sorted(found)
+    assert found[0] == 0
+    low, high = (row for _, row in places(rows[: found[1]], "▲"))
+    assert low > high
+    assert "▲ reward of captions drawn: 0.5 to 0.75" in rows[: found[1]]
+    assert "⠒ entropy of captions drawn, the training loss: 2 to 1" in rows
+    assert "● captions that repeat a phrase: 0.2 to 0.2" in rows[found[3] :]
+    write_run(tmp_path / "plain")
+    rows = call("curves", "run", "plain", "other").stdout.splitlines()
+    assert {"● run: reward of captions drawn: 0.5 to 0.75"} < {*rows}
+    assert "■ other: reward of captions drawn: 0.5 to 0.75" in rows
+    assert not any("words per caption" in row for row in rows)
+    (shown,) = json.loads(call("curves", "run", "--json").stdout)
+    assert shown["steps"]["reward"] == [0.5, 0.75]
+    assert shown["steps"]["words"] == [9.5, None]
+
+
 def test_bad_arguments_are_one_line(call, tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     one_line(call("curves"), "Missing argument 'RUN...'")

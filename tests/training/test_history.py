@@ -195,6 +195,21 @@ def test_a_file_is_read_as_far_as_it_is_written(tmp_path):
         assert len(curves.step) + len(curves.epoch_step) == whole
 
 
+def test_figures_of_self_critical_steps_are_columns(tmp_path):
+    """Those that no step has are left out, as they are of other runs."""
+    path = tmp_path / "history.jsonl"
+    steps = [{"reward": 0.5}, {"reward": 0.75, "words": 9.5}, {"reward": None}]
+    lines = [{"step": k, "epoch": 1, "loss": 2.0, **of} for k, of in enumerate(steps, start=1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves, nan = read_history(path), numpy.nan
+    assert [*curves.samples] == ["reward", "words"]
+    numpy.testing.assert_array_equal(curves.samples["reward"], [0.5, 0.75, nan])
+    numpy.testing.assert_array_equal(curves.samples["words"], [nan, 9.5, nan])
+    assert curves.smoothed("reward", 1)[1:] == ([1.5], [0.625])
+    path.write_text(WRITTEN)
+    assert not read_history(path).samples
+
+
 def test_figures_that_are_not_there_are_nan(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text(WRITTEN)

@@ -5,20 +5,12 @@ import itertools
 import numpy
 import pytest
 from kinds import KINDS
-from runs import begin, resume, same, stopping
-from tiny import make_tiny
 
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch, Share
-from xpcap.errors import Stopped
 from xpcap.models.generation import sampled
 from xpcap.optim import Optimizer
-from xpcap.runs import open_run
 from xpcap.training import self_critical
-from xpcap.training.history import read_history
-from xpcap.training.options import following_options
-from xpcap.training.run import RunContext, train_run
-from xpcap.training.samples import FIGURES
 from xpcap.training.self_critical import (
     SelfCritical,
     SelfCriticalStep,
@@ -26,7 +18,6 @@ from xpcap.training.self_critical import (
     lengths_of,
     mean_of_others,
 )
-from xpcap.training.trainer import epoch_line
 
 WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a"))}
 NULL, START, END, A = range(4)
@@ -76,7 +67,8 @@ class Enumerated:
         return numpy.array(found)
 
     def step(self, baseline, **options):
-        options = SelfCritical(1 if baseline == "greedy" else 2, baseline, **options)
+        samples = 1 if baseline == "greedy" else 2
+        options = SelfCritical(samples=samples, baseline=baseline, **options)
         return SelfCriticalStep(
             self.model, Optimizer("sgd", learning_rate=1e-30), numpy.zeros(1000, int),
             lambda images, captions: reward(captions), T, options,
@@ -223,48 +215,3 @@ def test_captions_are_counted_as_different_within_their_image():
     captions = numpy.array([[A, END], [A, END], [A, A], [A, A], [A, END], [END, NULL]])
     assert [count_distinct(captions, images) for images in (1, 2, 3)] == [3, 5, 4]
     assert count_distinct(captions[:0], 0) == 0
-
-
-@pytest.fixture
-def train(tmp_path):
-    """Train a run self-critically, from one of the tiny set."""
-    begin(make_tiny(tmp_path / "tiny"), tmp_path / "source")
-
-    def start(name, watch=None):
-        source = open_run(tmp_path / "source", "cpu")
-        options = following_options(source, stage="self-critical", epochs=2, batch_size=4)
-        context = RunContext(watch=watch)
-        train_run(tmp_path / "tiny", tmp_path / name, options, CPU, context, source)
-        return tmp_path / name
-
-    return start
-
-
-def test_figures_of_a_run_are_in_its_history_and_its_line(train):
-    lines, means = [], []
-
-    def watch(trainer):
-        rewards = []
-        trainer.on("step", lambda t: rewards.append(t.training_step.measured["reward"]))
-        trainer.on("epoch", lambda t: means.append(numpy.mean(rewards[-6:])))
-        trainer.on("epoch", lambda t: lines.append(epoch_line(t)))
-
-    curves = read_history(train("run", watch) / "history.jsonl")
-    assert curves.samples.keys() == FIGURES.keys()
-    for line, mean in zip(lines, means, strict=True):
-        assert f"/2: reward {mean:.4f}; references in nats per word: train" in line
-    numpy.testing.assert_allclose(curves.samples["reward"].reshape(2, 6).mean(axis=1), means)
-    numpy.testing.assert_allclose(curves.samples["entropy"], curves.loss, rtol=1e-6)
-    assert (1 <= curves.samples["distinct"]).all()
-    assert (curves.samples["distinct"] <= 5).all()
-
-
-def test_a_stopped_run_continues_as_it_was(train, tmp_path):
-    """Bit for bit, and with what it started from."""
-    whole = train("whole")
-    with pytest.raises(Stopped):
-        train("stopped", stopping("step", 8))
-    resume(tmp_path / "stopped")
-    same(whole, tmp_path / "stopped")
-    started = open_run(tmp_path / "stopped", "cpu").config["training"]["from_run"]
-    assert started == str(tmp_path / "source" / "best.safetensors")

@@ -19,6 +19,8 @@ from xpcap.training.history import read_history
 from xpcap.training.options import following_options
 from xpcap.training.rewards import Rewards
 from xpcap.training.run import RunContext, resume_run, train_run
+from xpcap.training.samples import FIGURES
+from xpcap.training.trainer import epoch_line
 
 STEPS = 3  # an epoch of the 24 images of `tiny`
 
@@ -54,6 +56,25 @@ def test_it_goes_on_from_any_step_bit_for_bit(source, tmp_path):
             follow(source, run, stopping(count=count))
         resume_run(run, CPU)
         same(run, tmp_path / "whole")
+    started = open_run(run, "cpu").config["training"]["from_run"]
+    assert started == str(source / "best.safetensors")
+
+
+def test_figures_are_in_the_history_and_the_reward_in_the_line(tiny, tmp_path):
+    begin(tiny, tmp_path / "source", epochs=1)
+    rewards, lines = [], []
+
+    def watch(trainer):
+        trainer.on("step", lambda t: rewards.append(t.training_step.measured["reward"]))
+        trainer.on("epoch", lambda t: lines.append(epoch_line(t)))
+
+    follow(tmp_path / "source", tmp_path / "run", watch)
+    for line, mean in zip(lines, numpy.reshape(rewards, (2, STEPS)).mean(axis=1), strict=True):
+        assert f"/2: reward {mean:.4f}; references in nats per word: train" in line
+    samples = read_history(tmp_path / "run" / "history.jsonl").samples
+    assert samples.keys() == FIGURES.keys()
+    assert samples["reward"].tolist() == rewards
+    assert ((samples["distinct"] >= 1) & (samples["distinct"] <= 3)).all()
 
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])

@@ -123,6 +123,16 @@ def test_what_is_null_is_left_out(tmp_path, event_pb2):
     assert scalars(tmp_path / "logs", event_pb2) == [(2, "loss/step", 2.5)]
 
 
+def test_figures_of_self_critical_steps_are_events(tmp_path, event_pb2):
+    line = {"step": 1, "loss": 2.5, "reward": 0.5, "bad_endings": 0.25}
+    EventFile(tmp_path / "logs").write([(time.time(), line)])
+    assert sorted(scalars(tmp_path / "logs", event_pb2)) == [
+        (1, "loss/step", 2.5),
+        (1, "self_critical/bad_endings", 0.25),
+        (1, "self_critical/reward", 0.5),
+    ]
+
+
 def test_events_that_cannot_be_written_whole_leave_no_part(tmp_path, event_pb2, monkeypatch):
     def refused(descriptor):
         raise OSError(errno.EIO, "Input/output error")
