@@ -26,7 +26,7 @@ def after(trained, tmp_path_factory):
     """A run that goes on from the run `one`, and its report."""
     folder = tmp_path_factory.mktemp("before") / "runs"
     shutil.copytree(trained, folder)
-    how = ["--stage", "self-critical", "--samples", 2, "--epochs", 2, "--lr", 0.003]
+    how = ["--stage", "self-critical", "--samples", 2, "--epochs", 2, "--lr", 0.01]
     run_xpcap("train", "--from", folder / "one", "--out", folder / "after", *how)
     run_xpcap("report", folder / "after", "--beam", 2)
     return folder / "after"
