@@ -281,8 +281,8 @@ def transform(sizes, params, image, words, masks):
 class Masks(NamedTuple):
     """Scales of dropout in one caption, 1 without.
 
-    By number: word vectors `(T, W)` and what a Transformer's layers add to them `(T, H)`. And hidden
-    states `(T, H)` that give scores.
+    By number: word vectors `(T, W)` and what a Transformer's layers add to them `(T, H)`. And
+    hidden states `(T, H)` that give scores.
     """
 
     words: Mapping[int, Any] = collections.defaultdict(lambda: 1.0)
