@@ -229,18 +229,18 @@ def cross_attention(params, layer, heads, x, regions):
         yield affine(params, layer, "out", found), numpy.mean(weights, axis=0)
 
 
-def encoded(sizes, params, image, masks):
+def encoded(sizes, params, image):
     """Return the regions of an image that words look at, `(H,)` each."""
     regions = [image[..., number, :] for number in regions_there(image)]
-    p = [masks.regions[0] * affine(params, "", "proj", region) for region in regions]
+    p = [affine(params, "", "proj", region) for region in regions]
     for k in range(sizes.get("encoder_layers", 0)):
         name = f"encoder.{k}.self."
         normal = [normalized(params, name, one) for one in p]
         added = self_attention(params, name, sizes["heads"], normal, causal=False)
-        p = [one + masks.regions[2 * k + 1] * more for one, more in zip(p, added, strict=True)]
+        p = [one + more for one, more in zip(p, added, strict=True)]
         name = f"encoder.{k}.feed."
         added = [feed(params, name, normalized(params, name, one)) for one in p]
-        p = [one + masks.regions[2 * k + 2] * more for one, more in zip(p, added, strict=True)]
+        p = [one + more for one, more in zip(p, added, strict=True)]
     return [normalized(params, "regions.", one) for one in p]
 
 
@@ -254,7 +254,7 @@ def position(params, t, H):
 
 def transform(sizes, params, image, words, masks):
     """Return the hidden state of a Transformer after each word, and its last mean weights."""
-    regions, H = encoded(sizes, params, image, masks), params["b_proj"].shape[-1]
+    regions, H = encoded(sizes, params, image), params["b_proj"].shape[-1]
     x = [
         masks.at(0, t) * (math.sqrt(H) * params["W_embed"][..., word, :] + position(params, t, H))
         for t, word in enumerate(words)
@@ -281,12 +281,11 @@ def transform(sizes, params, image, words, masks):
 class Masks(NamedTuple):
     """Scales of dropout in one caption, 1 without.
 
-    By number: word vectors `(T, W)` and what a Transformer's layers add to them `(T, H)`; projected
-    regions and what its encoder adds to them `(H,)`. And hidden states `(T, H)` that give scores.
+    By number: word vectors `(T, W)` and what a Transformer's layers add to them `(T, H)`. And
+    hidden states `(T, H)` that give scores.
     """
 
     words: Mapping[int, Any] = collections.defaultdict(lambda: 1.0)
-    regions: Mapping[int, Any] = collections.defaultdict(lambda: 1.0)
     hidden: Any = 1.0
 
     def at(self, number, t):
@@ -357,8 +356,7 @@ def loss(sizes, params, features, captions, masks=None, doubly_stochastic=0.0, s
 def dropout_masks(model, captions, step):
     """Return the masks of each caption at a training step.
 
-    Number k of word vectors is of the stream 2 step + 2k 2^40, of regions one 2^40 further; hidden
-    states are of 2 step + 1.
+    Number k of word vectors is of the stream 2 step + k 2^41; hidden states are of 2 step + 1.
     """
     (N, columns), H = captions.shape, len(model.params["b_proj"])
 
@@ -367,10 +365,9 @@ def dropout_masks(model, captions, step):
         return dropout_forward(ones, model.dropout, model.seed, 2 * step + stream)[1].mask
 
     T, W = columns - 1, model.params["W_embed"].shape[1]
-    numbers = (3 * model.sizes.get("layers", 0) + 1, 2 * model.sizes.get("encoder_layers", 0) + 1)
-    words = [drawn(2 * k * 2**40, T, W) for k in range(numbers[0])]
-    regions = [drawn((2 * k + 1) * 2**40, H) for k in range(numbers[1])]
-    return [*map(Masks, zip(*words, strict=True), zip(*regions, strict=True), drawn(1, T, H))]
+    numbers = range(3 * model.sizes.get("layers", 0) + 1)
+    words = [drawn(k * 2**41, T, W) for k in numbers]
+    return [*map(Masks, zip(*words, strict=True), drawn(1, T, H))]
 
 
 def sample(sizes, params, features, max_length):

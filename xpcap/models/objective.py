@@ -34,7 +34,7 @@ from xpcap.workspace import Workspace, round_up, row_multiple
 if TYPE_CHECKING:
     from xpcap.models.model import CaptionModel
 
-_OF_IMAGES = 2**40  # added to the stream of words: the stream of the images' dropout masks
+_NUMBERED = 2**41  # between the streams of dropout masks with different numbers
 
 Streams = tuple["int | Array", "int | Array"]
 """Numbers of the dropout masks of word vectors, and of hidden states."""
@@ -58,11 +58,7 @@ class PackedBatch(NamedTuple):
 
     With `order (M,)`, their rows are these rows of the batch.
     """
-    drop_images: Callable[..., None] = lambda regions, number=0: None
-    """The same for regions `(N, L, H)`: all of an image lose the same elements."""
     share: Array | None = None  # (N,): what each caption counts; None: as its words do
-    order: Array | None = None  # (N,): each caption's place in the minibatch; None: its own
-    whole: int | None = None  # captions of the minibatch, if this is a share of one
 
     def of_captions(self) -> Array:
         """Return what each caption `(N,)` counts in the loss, 0 if it has no word to predict."""
@@ -119,8 +115,6 @@ def pack_captions(
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
         share=to_device(penalized.astype(dtype) / whole),
-        order=to_device(order if share is None else share.places[order]),
-        whole=whole,
     )
 
 
@@ -301,7 +295,6 @@ class Objective:
             batch = batch._replace(
                 distinct=None,
                 drop=self._dropping(batch, streams[0]),
-                drop_images=self._dropping_images(batch, streams[0]),
             )
         hidden, cache = model.forward(images, batch, space)
         if streams is not None:
@@ -368,29 +361,10 @@ class Objective:
 
         def drop(values: Array, number: int = 0, order: Array | None = None) -> None:
             if number not in kept:
-                which = stream + number * 2 * _OF_IMAGES
+                which = stream + number * _NUMBERED
                 mask = self._draw(f"kept {number}", batch, values.shape[1], which)
                 kept[number] = mask if order is None else mask[order]
             self._drop(values, kept[number])
-
-        return drop
-
-    def _dropping_images(self, batch: PackedBatch, stream: int | Array) -> Callable[..., None]:
-        """Return a function that applies the same mask to the regions of images at each call."""
-        kept: dict[int, Array] = {}
-
-        def drop(regions: Array, number: int = 0) -> None:
-            (N, _, width), space = regions.shape, self._space
-            if number not in kept:
-                drawn = space.empty("images kept", batch.whole or N, width, dtype=bool)
-                which = dropout.threshold(self.model.dropout), self.model.seed
-                of_images = stream + (2 * number + 1) * _OF_IMAGES
-                keep_mask(space.xp, *which, of_images, drawn.reshape(-1))
-                mask = space.empty(f"mask of images {number}", N, width)
-                mask[...] = drawn if batch.order is None else drawn[batch.order]
-                mask *= dropout.scale(self.model.dropout)
-                kept[number] = mask
-            regions *= kept[number][:, None, :]
 
         return drop
 

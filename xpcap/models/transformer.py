@@ -11,7 +11,7 @@ layer (Xiong et al., "On layer normalization in the Transformer architecture", I
     scores_t = norm(x_t) W_vocab + b_vocab                      W_vocab may be W_embed^T
 
 `self` and `cross` are multi-head attention, `feed` the feed-forward layer of 4 H units. Dropout is
-of x_t, of p_l and of what each layer adds, as there, but not of attention's weights.
+of x_t and of what each of the layers of words adds, but not of attention's weights, nor of regions.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Transformer(Layered):
                 f" {self.sizes['max_length']}"
             )
         order = rows.packed_rows(xp, batch.packing)
-        encoded = _Regions(self, features, space, batch.drop_images)
+        encoded = _Regions(self, features, space)
         x, normalized, hidden = (
             rows.empty(space, name, H) for name in ("x", "normalized", "hidden")
         )
@@ -260,7 +260,7 @@ class Transformer(Layered):
         xp = namespace(features, W_proj)
         features = features.astype(W_proj.dtype, copy=False)
         space = Workspace(fastest(xp), W_proj.dtype)
-        encoded = _Regions(self, features, space, keep)
+        encoded = _Regions(self, features, space)
         shape = len(features), self.sizes["max_length"], W_proj.shape[1]
         stored = (xp.zeros(shape, dtype=W_proj.dtype) for _ in range(2 * self.sizes["layers"]))
         image = xp.arange(len(features))
@@ -430,7 +430,7 @@ class _Cache(NamedTuple):
 class _Regions:
     """The regions of images, projected, encoded and normalized: `regions (N, L, H)`."""
 
-    def __init__(self, model: Transformer, features: Array, space: Workspace, drop: Drop) -> None:
+    def __init__(self, model: Transformer, features: Array, space: Workspace) -> None:
         if features.ndim == 2:
             features = features[:, None]
         size = check_shapes(
@@ -438,7 +438,7 @@ class _Regions:
         )
         N, L, D, H = size.values()
         xp, params = space.xp, model.params
-        self._features, self._params, self._space, self._drop = features, params, space, drop
+        self._features, self._params, self._space = features, params, space
         self._rows = Sequences.even(N, L)
         self.present = space.empty("present", N, L, dtype=bool)
         present_regions(xp, features, self.present)
@@ -446,15 +446,14 @@ class _Regions:
         x = p.reshape(-1, H)
         product(xp, features.reshape(-1, D), params["W_proj"], x)
         x += params["b_proj"]
-        drop(p, 0)
         kinds = {
             "self": (SelfAttention, model.sizes["heads"], self.present),
             "feed": (FeedForward,),
         }
         count = model.sizes["encoder_layers"]
         self._layers = stack("encoder", count, kinds, params, self._rows, space)
-        for number, layer in enumerate(self._layers, 1):
-            layer.forward(x, self._dropping, number)
+        for layer in self._layers:
+            layer.forward(x, keep)
         self._norm = Norm(part_of(params, "regions"), self._rows, space, "norm of regions")
         self._norm.forward(x, regions.reshape(-1, H))
         self.regions = regions
@@ -468,14 +467,9 @@ class _Regions:
         dp = self._space.zeros("dp", N, L, H)
         dx = dp.reshape(-1, H)
         self._norm.backward(dregions.reshape(-1, H), dx, part_of(gradients, "regions"))
-        for number, layer in reversed([*enumerate(self._layers, 1)]):
-            layer.backward(dx, self._dropping, number, gradients)
-        self._drop(dp, 0)
+        for layer in reversed(self._layers):
+            layer.backward(dx, keep, 0, gradients)
         product(xp, self._features.reshape(-1, D).T, dx, gradients["W_proj"])
         column_sum(xp, dx, gradients["b_proj"])
         if dfeatures is not None:
             product(xp, dx, W_proj.T, dfeatures.reshape(-1, D))
-
-    def _dropping(self, rows: Array, number: int) -> None:
-        """Drop elements of rows `(N L, H)`."""
-        self._drop(rows.reshape(*self.present.shape, rows.shape[1]), number)
