@@ -87,6 +87,7 @@ def test_a_healthy_run_is_not_warned_of(curves):
     assert not [*causes(curves(), REFERENCES)]
     assert not [*causes(curves(repeats=(0.5, 0.4), words=(6.0, 6.5)), REFERENCES)]
     assert not [*causes(curves(distinct=(1.0, 1.0), noise=0), REFERENCES)]  # a single sample
+    assert not [*causes(curves(repeats=(0.12, 0.2)), REFERENCES)]  # of captions drawn, not chosen
 
 
 @pytest.mark.parametrize("name", ["repeats", "entropy", "val_CIDEr-D"])

@@ -10,7 +10,8 @@ differs by more than twice the standard error of the two means, as the reward do
 captions of other images, so that all figures vary from step to step. Beyond that, a figure must be
 further away than training moves it where it goes well:
 
-* repeats and bad endings: 0.1 above the share among training captions;
+* repeats and bad endings: 0.1 above the share among training captions, and at the start, as
+  captions that are drawn have more of them;
 * length: a fifth more or less than that of training captions;
 * entropy, and the number of different captions of an image beyond the first: below a quarter of
   that at the start. Both always fall, since training makes good captions likelier;
@@ -82,14 +83,17 @@ def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[st
         errors = [values[rows].var() / max(1, len(rows) - 1) for rows in parts]
         return bool(now - before > ERRORS * numpy.sqrt(sum(errors)))
 
+    def share(name: str) -> float:
+        return max(references[name], means(found[name])[0])
+
     if not rises(found["reward"]):
         return
     rose = "the reward rose from {:.3f} to {:.3f}, but".format(*means(found["reward"]))
     among, words = "{:.0%} at the start and {:.0%} of training captions", references["words"]
     for name, badness, limit, text in (
-        ("repeats", found["repeats"], references["repeats"] + SHARE,
+        ("repeats", found["repeats"], share("repeats") + SHARE,
          f"{{:.0%}} of captions repeat a phrase, {among}; {_PHRASES} would help"),
-        ("bad_endings", found["bad_endings"], references["bad_endings"] + SHARE,
+        ("bad_endings", found["bad_endings"], share("bad_endings") + SHARE,
          f"{{:.0%}} of captions break off or end with a word such as 'a', {among}; {_PHRASES} would"
          " help"),
         ("words", abs(found["words"] - words), LENGTH * words,
