@@ -62,7 +62,11 @@ WORSE = [
     ("bad_endings", (0.1, 0.5), "4.% of captions break off or end with a word such as 'a', 1"),
     ("words", (9.5, 6.0), r"captions have 6\.\d words, 9\.\d at the start and 10\.0 in training"),
     ("words", (9.5, 16.0), r"captions have 15\.\d words, 9\.\d at the start and 10\.0 in training"),
-    ("entropy", (2.0, 0.1), r"entropy of captions fell to 0\.\d\d nats per word, from 1\.\d\d at"),
+    (
+        "entropy",
+        (2.0, 0.1),
+        r"entropy of captions fell to 0\.\d\d nats per word, from [12]\.\d\d at",
+    ),
     ("distinct", (4.9, 1.1), r"only 1\.\d\d of the captions drawn of an image are different, 4\."),
     (
         "val_CIDEr-D",
@@ -136,7 +140,7 @@ def test_a_run_that_collapses_is_warned_of_once(source, tmp_path, paid_for_repea
     assert trainer.measured["reward"] > 0.5
     assert all(text.startswith("warning: the reward rose from ") for text in warnings)
     for text in (
-        "of captions repeat a phrase, 0% at the start and 0% of training captions",
+        "of captions repeat a phrase, [0-4]% at the start and 0% of training captions",
         "of captions break off or end with a word such as 'a'",
         r"captions have [5-7]\.\d words, 3\.\d at the start and 4\.0 in training captions",
     ):

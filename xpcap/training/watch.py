@@ -3,12 +3,12 @@
 Training for a metric finds whatever the metric lets through: captions that break off after "a",
 repeat what is rewarded, or are the same for each image. The reward only rises meanwhile.
 
-Compared are the first tenth of the first epoch's steps, in which the model is almost the one that
-training started from; and the second half of the last epoch's, almost the one that it has become.
-Nothing is said unless the reward has risen between them, and a figure counts as worse only if it
-differs by more than twice the standard error of the two means, as the reward does: steps draw other
-captions of other images, so that all figures vary from step to step. Beyond that, a figure must be
-further away than training moves it where it goes well:
+Compared are the first three steps, before a high learning rate can have changed the model much, and
+the second half of the last epoch's. Nothing is said unless the reward has risen between them, and a
+figure counts as worse only if it differs by more than twice the standard error of the difference of
+the two means, as the reward does: steps draw other captions of other images, so that all figures
+vary from step to step, as they do in the second half. Beyond that, a figure must be further away
+than training moves it where it goes well:
 
 * repeats and bad endings: 0.1 above the share among training captions, and at the start, as
   captions that are drawn have more of them;
@@ -23,6 +23,7 @@ The validation loss is not among them: it rises, as references are not what is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ from xpcap.training.history import Curves, read_history
 from xpcap.training.samples import FIGURES, describe_samples
 from xpcap.training.trainer import Trainer
 
-START, END = 0.1, 0.5  # shares of an epoch's steps
+START, END = 3, 0.5  # steps, and a share of an epoch's steps
 ERRORS = 2.0  # standard errors of a difference
 SHARE, LENGTH, COLLAPSED, METRIC = 0.1, 0.2, 0.25, 0.05
 
@@ -70,9 +71,9 @@ def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[st
     """
     epochs, absent = curves.epoch_number, numpy.full(len(curves.step), numpy.nan)
     found = {name: curves.samples.get(name, absent) for name in FIGURES}
-    first, last = (numpy.flatnonzero(curves.epoch == k) for k in (1, epochs.max(initial=0)))
-    parts = first[: 2 + int(START * len(first))], last[int(END * len(last)) :]
-    if not all(map(len, parts)):
+    last = numpy.flatnonzero(curves.epoch == epochs.max(initial=0))
+    parts = slice(START), last[int(END * len(last)) :]
+    if not len(last):
         return
 
     def means(values: numpy.ndarray) -> list[float]:
@@ -80,8 +81,8 @@ def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[st
 
     def rises(values: numpy.ndarray) -> bool:
         before, now = means(values)
-        errors = [values[rows].var() / max(1, len(rows) - 1) for rows in parts]
-        return bool(now - before > ERRORS * numpy.sqrt(sum(errors)))
+        error = values[parts[1]].std() * math.sqrt(1 / START + 1 / len(parts[1]))
+        return bool(now - before > ERRORS * error)
 
     def share(name: str) -> float:
         return max(references[name], means(found[name])[0])
