@@ -201,6 +201,34 @@ def test_ranks_draw_the_captions_of_one_process():
         numpy.testing.assert_array_equal(part.captions.reshape(-1, 2, T), whole[places])
 
 
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_rewards_and_baselines_are_those_of_the_image(baseline):
+    every = Enumerated(KINDS["lstm"], CPU)
+    features, rows = KINDS["lstm"].features(4, D, 0), numpy.array([3, 0, 2, 1])
+    step = SelfCriticalStep(
+        every.model, Optimizer("sgd"), numpy.array([10, 20, 30, 40]),
+        lambda images, captions: images + 0.01 * reward(captions), T,
+        SelfCritical(samples=3, baseline=baseline),
+    )  # fmt: skip
+    step._gather()
+    drawn = step._draw(features, Batch(numpy.zeros((4, T + 1), int), features, rows), 0)
+    images = numpy.repeat([[40.0], [10], [30], [20]], 3, axis=1)
+    numpy.testing.assert_allclose(drawn.rewards, images, atol=0.5)
+    numpy.testing.assert_allclose(drawn.baseline, images, atol=0.5)
+    numpy.testing.assert_allclose(drawn.advantages, drawn.rewards - drawn.baseline, atol=1e-12)
+
+
+def test_each_step_draws_other_captions():
+    every = Enumerated(KINDS["lstm"], CPU)
+    features, some = KINDS["lstm"].features(20, D, 0), numpy.zeros((20, T + 1), int)
+    step = every.step("mean")
+    step._gather()
+    batch = Batch(some, features, numpy.arange(20))
+    first, again, second = (step._draw(features, batch, number).captions for number in (0, 0, 1))
+    numpy.testing.assert_array_equal(first, again)
+    assert (first != second).any(axis=1).mean() > 0.2
+
+
 def test_baselines():
     rewards = numpy.array([[1.0, 2, 6], [0, 0, 3]])
     numpy.testing.assert_allclose(mean_of_others(rewards), [[4, 3.5, 1.5], [1.5, 1.5, 0]])
