@@ -124,29 +124,34 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline, kind, ba
     numpy.testing.assert_allclose(found, exact, atol=1e-10 * abs(exact).max())
 
 
-def test_the_exact_gradient_is_that_of_differences(kind):
+@pytest.mark.parametrize("entropy", [0.0, 0.3])
+def test_the_exact_gradient_is_that_of_differences(kind, entropy):
     every = Enumerated(kind, CPU)
     params, rng = every.model.params, numpy.random.default_rng(5)
     way = {name: rng.standard_normal(value.shape) for name, value in params.items()}
+    lengths = lengths_of(every.captions, END)
 
     def expected(distance):
         before = {name: value.copy() for name, value in params.items()}
         for name, value in params.items():
             value += distance * way[name]
         try:
-            return numpy.exp(every.log_probs()) @ every.rewards
+            log_probs = every.log_probs()
+            return numpy.exp(log_probs) @ (every.rewards - entropy * log_probs / lengths)
         finally:
             params.update(before)
 
     steps = [1e-3, 5e-4]
     wide, narrow = ((expected(h) - expected(-h)) / (2 * h) for h in steps)
-    along = flat(way) @ every.exact(every.rewards)
+    scores = every.rewards - entropy * (every.log_probs() + 1) / lengths
+    along = flat(way) @ every.exact(scores)
     assert -along == pytest.approx((4 * narrow - wide) / 3, rel=1e-7)
 
 
 def test_an_entropy_bonus_adds_the_gradient_of_the_entropy(kind, monkeypatch):
     every = Enumerated(kind, CPU)
-    exact = every.exact(every.rewards - 0.3 * every.log_probs())
+    per_word = (every.log_probs() + 1) / lengths_of(every.captions, END)
+    exact = every.exact(every.rewards - 0.3 * per_word)
     found = every.expectation("mean", monkeypatch, entropy=0.3)
     assert abs(exact - every.exact(every.rewards)).max() > 0.01
     numpy.testing.assert_allclose(found, exact, atol=1e-10 * abs(exact).max())

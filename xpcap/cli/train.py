@@ -63,7 +63,9 @@ SHOWN = 8
     "Self-critical baseline of rewards: the mean reward of an image's other captions, or that of"
     " its greedy caption.",
 )
-@option("--entropy", 0.0, "Weight of the entropy of captions in the self-critical objective.")
+@option(
+    "--entropy", 0.0, "Weight of the entropy of captions, in nats per word, added to the reward."
+)
 @option(
     "--cross-entropy", 0.0, "Share of the cross entropy of references in the self-critical loss."
 )

@@ -12,8 +12,9 @@ caption (Rennie et al., "Self-critical sequence training for image captioning", 
 mean reward of its other K - 1 captions (R. Luo, "A better variant of self-critical sequence
 training", 2020).
 
-An entropy bonus adds entropy * H(p), the entropy of whole captions. Its gradient is that of the
-reward -entropy * log p(w), as sum of p d log p = 0.
+An entropy bonus adds beta E[-log p(w) / n(w)], with n the number of words, to what is raised: the
+entropy in nats per word. Its gradient is that of the reward -beta (log p(w) + 1) / n(w), in which
+the 1 comes from the gradient of log p(w) itself. Without n, long captions of any words would pay.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SelfCritical:
     reward: str = "CIDEr-D"  # see `parse_reward`
     samples: int = 5  # K, captions drawn of each image
     baseline: str = "mean"  # one of `BASELINES`
-    entropy: float = 0.0  # weight of the entropy of captions
+    entropy: float = 0.0  # beta, weight of the entropy of captions per word
     cross_entropy: float = 0.0  # the share of the cross entropy of references in the loss
 
     def __post_init__(self) -> None:
@@ -200,13 +201,13 @@ class SelfCriticalStep(TrainingStep):
         images = self._images[to_host(batch.rows)]
         rewards = self._rewards(numpy.repeat(images, K), captions).reshape(N, K)
         log_probs = log_probs.reshape(N, K)
-        scores = rewards - self.options.entropy * log_probs
+        lengths = lengths_of(captions, model.end)
+        scores = rewards - self.options.entropy * (log_probs + 1) / lengths.reshape(N, K)
         if self.options.baseline == "greedy":
             greedy = self._rewards(images, to_host(model.sample(features, T)))
             baseline = numpy.repeat(greedy[:, None], K, axis=1)
         else:
             baseline = mean_of_others(scores)
-        lengths = lengths_of(captions, model.end)
         return Drawn(captions, lengths, log_probs, rewards, baseline, scores - baseline)
 
     def _record(self, drawn: Drawn, batch: Batch) -> None:
