@@ -210,13 +210,13 @@ def test_the_pytorch_program_computes_the_same(cell, scoring):
 def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):
     torch = pytest.importorskip("torch")
     import bench
-    import torch_peer
+    import torch_recurrent
 
     def mean_over_words(self, features, captions):
         return original(self, features, captions) / 2
 
-    original = torch_peer.Captioner.loss
-    monkeypatch.setattr(torch_peer.Captioner, "loss", mean_over_words)
+    original = torch_recurrent.Captioner.loss
+    monkeypatch.setattr(torch_recurrent.Captioner, "loss", mean_over_words)
     assert bench.compare(Workload(SMALL, "lstm"), CPU) > 0.1
     assert torch.get_default_dtype() == torch.float32
 
