@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_recurrent import Captioner
+from torch_recurrent import Captioner, cross_entropy
 
 from xpcap.benchmark.workload import NULL, Workload
 
@@ -36,11 +36,11 @@ class AttentionCaptioner(Captioner):
         cell = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[workload.cell]
         return cell(size.wordvec + size.hidden, size.hidden)
 
-    def start(self, features: torch.Tensor) -> tuple[Any, Any]:
-        """Return the first state, and the projected regions."""
-        h0 = self.project(features.mean(dim=1))
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
+        """Return the first states, and the projected regions, `copies` of each image."""
+        h0 = self.project(features.mean(dim=1)).repeat_interleave(copies, dim=0)
         state = (h0, torch.zeros_like(h0)) if self.cell == "lstm" else (h0,)
-        return state, self.grid(features)
+        return state, self.grid(features).repeat_interleave(copies, dim=0)
 
     def look(
         self, x: torch.Tensor, state: Any, grid: torch.Tensor
@@ -62,21 +62,37 @@ class AttentionCaptioner(Captioner):
         h, z, state = self.look(self.embed(words[:, 0]), state, images)
         return h + self.context(z), state
 
-    def loss(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-        """Return the cross entropy, summed over words and averaged over captions."""
+    def loss(
+        self,
+        features: torch.Tensor,
+        captions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As for the other captioner."""
         N, T = captions.shape[0], captions.shape[1] - 1
+        copies, order = N // len(features), None
         sizes = [N] * T
         if self.masked:
             lengths, order = (captions[:, 1:] != NULL).sum(dim=1).sort(descending=True)
-            captions, features = captions[order], features[order]
+            captions = captions[order]
+            weights = None if weights is None else weights[order]
             longer = lengths[None, :] > torch.arange(T, device=lengths.device)[:, None]
             sizes = [n for n in longer.sum(dim=1).tolist() if n]
-        state, grid = self.start(features)
+        if order is None:
+            state, grid = self.start(features, copies)
+        elif copies == 1:
+            state, grid = self.start(features[order])
+        else:  # regions are projected once
+            state, grid = self.start(features)
+            images = order // copies
+            state = tuple(part.index_select(0, images) for part in state)
+            grid = grid.index_select(0, images)
         x, found = self.embed(captions[:, :-1]), []
         for t, n in enumerate(sizes):
             h, z, state = self.look(x[:n, t], tuple(part[:n] for part in state), grid[:n])
             found.append((h, z, captions[:n, t + 1]))
         h, z, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
         scores = self.vocabulary(h + self.context(z))
-        total = nn.functional.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum")
-        return total / N
+        if weights is not None:
+            weights = torch.cat([weights[:n] for n in sizes])
+        return cross_entropy(scores, targets, weights) / N

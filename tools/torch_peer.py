@@ -1,4 +1,4 @@
-"""PyTorch's programs: training steps, losses and greedy decoding of the same captioners."""
+"""PyTorch's programs: training, losses, greedy decoding and self-critical steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import functools
 import torch
 from torch_attention import AttentionCaptioner
 from torch_recurrent import Captioner
+from torch_self_critical import SelfCritical
 from torch_transformer import TransformerCaptioner
 
-from xpcap.benchmark.workload import Workload
+from xpcap.benchmark.workload import STILL, Workload
 
 
 def captioner(workload: Workload, masked: bool = False) -> Captioner:
@@ -17,6 +18,15 @@ def captioner(workload: Workload, masked: bool = False) -> Captioner:
     if workload.cell == "transformer":
         return TransformerCaptioner(workload, masked)
     return (Captioner if workload.scoring is None else AttentionCaptioner)(workload, masked)
+
+
+def adam(module: Captioner, rate: float) -> torch.optim.Adam:
+    """Return fused Adam of the parameters that ours has, too."""
+    # a GRU's two biases of r and z are one bias of ours: PyTorch's second ones do not move
+    if module.cell in ("rnn", "lstm"):
+        module.second_bias.requires_grad_(False)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.Adam(trained, lr=rate, fused=True)
 
 
 class TorchPeer:
@@ -42,11 +52,7 @@ class TorchPeer:
         self._images = torch.from_numpy(split.image_idxs).to(device)
         self._features = torch.from_numpy(split.features).to(device, dtype)
         self._device, self._dtype = device, dtype
-        # a GRU's two biases of r and z are one bias of ours: PyTorch's second ones do not move
-        if workload.cell in ("rnn", "lstm"):
-            self.module.second_bias.requires_grad_(False)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(trained, lr=1e-3, fused=True)
+        self._optimizer = adam(self.module, 1e-3)
 
     def loss(self, k: int) -> torch.Tensor:
         """Compute the k-th minibatch's loss and gradients."""
@@ -74,6 +80,18 @@ class TorchPeer:
         module.load(self.workload.decoding_model("cpu").params)
         features = torch.from_numpy(self.workload.images_to_decode())
         return module.to(self._device), features.to(self._device, self._dtype)
+
+    def self_critical(self, k: int) -> torch.Tensor:
+        """Go from N images to the update by the rewards of captions drawn."""
+        return self.critical()
+
+    @functools.cached_property
+    def critical(self) -> SelfCritical:
+        """The self-critical step."""
+        module = captioner(self.workload, self.module.masked).to(self._dtype)
+        module.load(self.workload.sampling_model("cpu").params)
+        module.to(self._device)
+        return SelfCritical(self.workload, module, adam(module, STILL), self._decoder[1])
 
 
 class TorchGraphPeer(TorchPeer):

@@ -22,7 +22,7 @@ class Captioner(nn.Module):
     workload
         Sizes and the kind of cell.
     masked
-        Compute no scores where there is no target.
+        Compute no scores where there is no target, and draw words without `torch.multinomial`.
     """
 
     layer = "_l0"  # ends the names of the recurrent layer's parameters
@@ -47,50 +47,69 @@ class Captioner(nn.Module):
         """The bias that only a GRU needs."""
         return getattr(self.recurrent, f"bias_hh{self.layer}")
 
-    def state(self, features: torch.Tensor) -> Any:
-        """Return the recurrent layer's first state."""
-        h0 = self.project(features)[None]
+    def state(self, features: torch.Tensor, copies: int = 1) -> Any:
+        """Return the recurrent layer's first state, `copies` of each image."""
+        h0 = self.project(features).repeat_interleave(copies, dim=0)[None]
         return (h0, torch.zeros_like(h0)) if self.cell == "lstm" else h0
 
-    def start(self, features: torch.Tensor) -> tuple[Any, Any]:
-        """Return the first state, and what else decoding needs of the images."""
-        return self.state(features), None
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
+        """Return the first states, and what else decoding needs of the images."""
+        return self.state(features, copies), None
 
     def step(self, words: torch.Tensor, state: Any, images: Any) -> tuple[torch.Tensor, Any]:
         """Read a word `(N, 1)` of each caption; return what gives the scores `(N, H)`."""
         h, state = self.recurrent(self.embed(words), state)
         return h[:, 0], state
 
-    def loss(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-        """Return the cross entropy, summed over words and averaged over captions."""
-        h, _ = self.recurrent(self.embed(captions[:, :-1]), self.state(features))
+    def loss(
+        self,
+        features: torch.Tensor,
+        captions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the cross entropy, summed over words and averaged over captions.
+
+        Each image has as many captions, one after another. Each caption may have a weight.
+        """
+        copies = len(captions) // len(features)
+        h, _ = self.recurrent(self.embed(captions[:, :-1]), self.state(features, copies))
         targets = captions[:, 1:]
+        if weights is not None:
+            weights = weights.repeat_interleave(targets.shape[1])
         if self.masked:  # no scores of padding; how many rows are left, a GPU has to tell the host
             counted = targets != NULL
             h, targets = h[counted], targets[counted]
-        return nn.functional.cross_entropy(
-            self.vocabulary(h).flatten(0, -2),
-            targets.flatten(),
-            ignore_index=NULL,
-            reduction="sum",
-        ) / len(captions)
+            weights = None if weights is None else weights[counted.flatten()]
+        scores = self.vocabulary(h).flatten(0, -2)
+        return cross_entropy(scores, targets.flatten(), weights) / len(captions)
 
     @torch.inference_mode()
-    def sample(self, features: torch.Tensor) -> torch.Tensor:
-        """Decode greedily in one batch, and stop when all captions have ended."""
-        N = len(features)
+    def sample(self, features: torch.Tensor, draws: int = 0) -> torch.Tensor:
+        """Decode greedily in one batch, or draw captions; stop when all have ended."""
+        copies = draws or 1
+        N = len(features) * copies
         captions = torch.full((N, MAX_LENGTH), NULL, device=features.device)
         words = torch.full((N, 1), START, device=features.device)
         ended = torch.zeros(N, dtype=torch.bool, device=features.device)
-        state, images = self.start(features)
+        state, images = self.start(features, copies)
         for t in range(MAX_LENGTH):
             h, state = self.step(words, state, images)
-            words = self.vocabulary(h).argmax(dim=1, keepdim=True)
+            scores = self.vocabulary(h)
+            words = self._draw(scores) if draws else scores.argmax(dim=1, keepdim=True)
             captions[:, t] = words[:, 0].masked_fill(ended, NULL)
             ended |= words[:, 0] == END
             if ended.all():
                 break
         return captions
+
+    def _draw(self, scores: torch.Tensor) -> torch.Tensor:
+        """Draw words `(N, 1)`: as usually written, or by cumulative sums, faster on a CPU."""
+        probabilities = scores.softmax(dim=1)
+        if not self.masked:
+            return torch.multinomial(probabilities, 1)
+        sums = probabilities.cumsum(dim=1)
+        levels = torch.rand_like(sums[:, :1]) * sums[:, -1:]
+        return torch.searchsorted(sums, levels, right=True).clamp_(max=scores.shape[1] - 1)
 
     def load(self, params: dict[str, Any]) -> None:
         """Take our parameters over; PyTorch's second bias stays zero but for a GRU's."""
@@ -152,6 +171,16 @@ class Captioner(nn.Module):
             H = theirs["vocabulary.weight"].shape[1]
             found["bn"] = theirs[f"recurrent.bias_hh{self.layer}"][2 * H :]
         return found
+
+
+def cross_entropy(
+    scores: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the sum over words `(M,)`, which may have weights."""
+    if weights is None:
+        return nn.functional.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum")
+    each = nn.functional.cross_entropy(scores, targets, ignore_index=NULL, reduction="none")
+    return (each * weights).sum()
 
 
 LOOKING = {

@@ -10,11 +10,12 @@ from typing import Any
 import numpy
 import torch
 from torch import nn
-from torch_recurrent import Captioner
+from torch_recurrent import Captioner, cross_entropy
 
 from xpcap.backend import to_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 
+attend = nn.functional.scaled_dot_product_attention
 PARTS = "self", "cross", "feed"  # of a layer of our Transformer
 
 _OF_MODEL: dict[str, tuple[str, ...]] = {
@@ -54,12 +55,13 @@ class TransformerCaptioner(Captioner):
     """PyTorch's own decoder, with norms first and SDPA.
 
     With `masked`, captions are cut to the longest, and there are scores of targets only. Decoding
-    keeps keys and values of words, and projects those of regions once.
+    keeps keys and values of words. Keys and values of regions are projected once, except that
+    PyTorch's decoder, which reads captions of as many images, needs them for each.
     """
 
     def __init__(self, workload: Workload, masked: bool = False) -> None:
         nn.Module.__init__(self)
-        size, self.masked = workload.configuration, masked
+        size, self.masked, self.cell = workload.configuration, masked, workload.cell
         H, self.heads = size.hidden, size.heads
         self.project, self.norm = nn.Linear(size.features, H), nn.LayerNorm(H)
         self.embed = nn.Embedding(size.vocabulary, H)
@@ -78,14 +80,24 @@ class TransformerCaptioner(Captioner):
         """Return the regions that are attended to, `(N, L, H)`."""
         return self.norm(self.project(features if features.ndim == 3 else features[:, None]))
 
-    def loss(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-        """Return the cross entropy, summed over words and averaged over captions."""
-        if not self.masked:
-            return self._loss(features, captions[:, :-1], captions[:, 1:].flatten(), None)
-        longest = int((captions[:, 1:] != NULL).sum(dim=1).max())
-        targets = captions[:, 1 : longest + 1].flatten()
-        rows = targets.nonzero()[:, 0]
-        return self._loss(features, captions[:, :longest], targets[rows], rows)
+    def loss(
+        self,
+        features: torch.Tensor,
+        captions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As for the other captioners."""
+        if self.masked:
+            longest = int((captions[:, 1:] != NULL).sum(dim=1).max())
+            captions = captions[:, : longest + 1]
+        words, targets, rows = captions[:, :-1], captions[:, 1:].flatten(), None
+        if weights is not None:
+            weights = weights.repeat_interleave(words.shape[1])
+        if self.masked:
+            rows = targets.nonzero()[:, 0]
+            targets = targets[rows]
+            weights = None if weights is None else weights[rows]
+        return self._loss(features, words, targets, rows, weights)
 
     def _loss(
         self,
@@ -93,45 +105,65 @@ class TransformerCaptioner(Captioner):
         words: torch.Tensor,
         targets: torch.Tensor,
         rows: torch.Tensor | None,
+        weights: torch.Tensor | None,
     ) -> torch.Tensor:
         T = words.shape[1]
         x = (self.embed(words) + self.positions[:T]) * self.scale
-        mask = self.causal[:T, :T].to(x.dtype)
-        h = self.decoder(x, self.memory(features), tgt_mask=mask, tgt_is_causal=True).flatten(0, 1)
+        memory = self.memory(features)
+        if len(words) == len(features):
+            mask = self.causal[:T, :T].to(x.dtype)
+            h = self.decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)
+        else:
+            for layer, regions in zip(self.decoder.layers, self._regions(memory), strict=True):
+                x = self._after(layer, x, attend(*self._qkv(layer, x), is_causal=True), regions)
+            h = self.decoder.norm(x)
+        h = h.flatten(0, 1)
         scores = self.vocabulary(h if rows is None else h[rows])
-        total = nn.functional.cross_entropy(scores, targets, ignore_index=NULL, reduction="sum")
-        return total / len(words)
+        return cross_entropy(scores, targets, weights) / len(words)
 
-    def start(self, features: torch.Tensor) -> tuple[Any, Any]:
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
         """Return memory for keys and values of words, and those of regions, by layer."""
         memory, layers = self.memory(features), self.decoder.layers
         N, _, H = memory.shape
-        shape = len(layers), 2, N, self.heads, MAX_LENGTH, H // self.heads
-        regions = []
-        for layer in layers:
+        shape = len(layers), 2, N * copies, self.heads, MAX_LENGTH, H // self.heads
+        return (memory.new_empty(shape), 0), list(self._regions(memory))
+
+    def _regions(self, memory: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Yield each layer's keys and values of regions."""
+        H = memory.shape[2]
+        for layer in self.decoder.layers:
             cross = layer.multihead_attn
             both = nn.functional.linear(memory, cross.in_proj_weight[H:], cross.in_proj_bias[H:])
-            regions.append([self._split(part) for part in both.chunk(2, dim=2)])
-        return (memory.new_empty(shape), 0), regions
+            yield [self._split(part) for part in both.chunk(2, dim=2)]
 
     def step(self, words: torch.Tensor, state: Any, images: Any) -> tuple[torch.Tensor, Any]:
         """Read a word `(N, 1)` of each caption; return what gives the scores `(N, H)`."""
-        attend, linear = nn.functional.scaled_dot_product_attention, nn.functional.linear
         stored, t = state
         x = (self.embed(words) + self.positions[t]) * self.scale
-        H = x.shape[2]
         for layer, kept, regions in zip(self.decoder.layers, stored, images, strict=True):
-            own, cross = layer.self_attn, layer.multihead_attn
-            qkv = linear(layer.norm1(x), own.in_proj_weight, own.in_proj_bias).chunk(3, dim=2)
-            query, key, value = map(self._split, qkv)
+            query, key, value = self._qkv(layer, x)
             kept[0, :, :, t : t + 1], kept[1, :, :, t : t + 1] = key, value
-            keys, values = kept[:, :, :, : t + 1]
-            x = x + own.out_proj(attend(query, keys, values).transpose(1, 2).flatten(2))
-            query = linear(layer.norm2(x), cross.in_proj_weight[:H], cross.in_proj_bias[:H])
-            found = attend(self._split(query), *regions)
-            x = x + cross.out_proj(found.transpose(1, 2).flatten(2))
-            x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
+            x = self._after(layer, x, attend(query, *kept[:, :, :, : t + 1]), regions)
         return self.decoder.norm(x)[:, 0], (stored, t + 1)
+
+    def _qkv(self, layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return a layer's queries, keys and values of words."""
+        own = layer.self_attn
+        qkv = nn.functional.linear(layer.norm1(x), own.in_proj_weight, own.in_proj_bias)
+        return [self._split(part) for part in qkv.chunk(3, dim=2)]
+
+    def _after(
+        self, layer: Any, x: torch.Tensor, found: torch.Tensor, regions: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return a layer's result from what attention to words found."""
+        cross, H, N = layer.multihead_attn, x.shape[2], len(regions[0])
+        x = x + layer.self_attn.out_proj(found.transpose(1, 2).flatten(2))
+        weight, bias = cross.in_proj_weight[:H], cross.in_proj_bias[:H]
+        query = nn.functional.linear(layer.norm2(x), weight, bias)
+        query = query.reshape(N, -1, H)  # all captions of an image look at the same regions
+        found = attend(self._split(query), *regions).transpose(1, 2)
+        x = x + cross.out_proj(found.reshape(x.shape))
+        return x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
 
     def _split(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the heads `(N, A, T, d)` of rows `(N, T, H)`."""
