@@ -55,8 +55,8 @@ class TransformerCaptioner(Captioner):
     """PyTorch's own decoder, with norms first and SDPA.
 
     With `masked`, captions are cut to the longest, and there are scores of targets only. Decoding
-    keeps keys and values of words. Keys and values of regions are projected once, except that
-    PyTorch's decoder, which reads captions of as many images, needs them for each.
+    keeps keys and values of words, and projects those of regions once. So does the loss of several
+    captions of each image with `masked`, without PyTorch's decoder, which projects them for each.
     """
 
     def __init__(self, workload: Workload, masked: bool = False) -> None:
@@ -110,8 +110,10 @@ class TransformerCaptioner(Captioner):
         T = words.shape[1]
         x = (self.embed(words) + self.positions[:T]) * self.scale
         memory = self.memory(features)
-        if len(words) == len(features):
+        copies = len(words) // len(features)
+        if copies == 1 or not self.masked:
             mask = self.causal[:T, :T].to(x.dtype)
+            memory = memory if copies == 1 else memory.repeat_interleave(copies, dim=0)
             h = self.decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)
         else:
             for layer, regions in zip(self.decoder.layers, self._regions(memory), strict=True):
