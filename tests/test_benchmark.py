@@ -62,13 +62,33 @@ def test_generated_captions_have_the_statistics_of_coco(vocabulary, count, disti
         ("transformer", None),
     ],
 )  # fmt: skip
-def test_decoded_captions_have_the_lengths_of_the_data(cell, scoring):
+def test_decoded_and_drawn_captions_have_the_lengths_of_the_data(cell, scoring):
     recurrent = cell != "transformer" and scoring is None
     workload = Workload(SMALL if recurrent else SMALL_GRID, cell, scoring=scoring)
-    tokens = Ours(workload, CPU).decode(0)
+    ours = Ours(workload, CPU)
+    tokens = ours.decode(0)
     assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
     numpy.testing.assert_array_equal((tokens != NULL).sum(axis=1), expected)
+    for k in range(3):
+        ours.self_critical(k)
+    assert ours.critical.gradient_norm > 0
+    captions, rewards = ours.drawn
+    numpy.testing.assert_array_equal((captions != NULL).sum(axis=1), numpy.repeat(expected, 5))
+    assert rewards.std() > 0
+
+
+def test_drawn_captions_have_the_word_frequencies_of_the_data():
+    workload = Workload(CONFIGURATIONS["seed"], "lstm")
+    ours = Ours(workload, CPU)
+    ours.self_critical(0)
+    counts = [
+        numpy.bincount(words.ravel(), minlength=1004)[3:]
+        for words in (ours.drawn[0], workload.split.captions)
+    ]
+    drawn, known = (count / count.sum() for count in counts)
+    assert drawn[1] == pytest.approx(known[1], rel=0.1)  # the most frequent
+    assert abs(drawn - known).sum() / 2 < 0.15
 
 
 @pytest.mark.parametrize(
@@ -205,20 +225,49 @@ def test_the_pytorch_program_computes_the_same(cell, scoring):
     workload = Workload(SMALL if recurrent else SMALL_GRID, cell, scoring=scoring)
     for masked in (False, True):
         assert bench.compare(workload, CPU, masked) < 1e-8
+        assert bench.compare_self_critical(workload, CPU, masked) < 1e-9
 
 
 def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):
     torch = pytest.importorskip("torch")
     import bench
-    import torch_peer
+    import torch_recurrent
 
-    def mean_over_words(self, features, captions):
-        return original(self, features, captions) / 2
+    def mean_over_words(self, *args):
+        return original(self, *args) / 2
 
-    original = torch_peer.Captioner.loss
-    monkeypatch.setattr(torch_peer.Captioner, "loss", mean_over_words)
-    assert bench.compare(Workload(SMALL, "lstm"), CPU) > 0.1
+    original = torch_recurrent.Captioner.loss
+    monkeypatch.setattr(torch_recurrent.Captioner, "loss", mean_over_words)
+    workload = Workload(SMALL, "lstm")
+    assert bench.compare(workload, CPU) > 0.1
+    assert bench.compare_self_critical(workload, CPU) > 0.1
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_pytorch_program_with_other_rewards_is_detected(monkeypatch):
+    pytest.importorskip("torch")
+    import bench
+    import torch_self_critical
+
+    workload = Workload(SMALL, "lstm")
+    monkeypatch.setattr(torch_self_critical, "END", 1)
+    assert bench.compare_self_critical(workload, CPU) > 1e-3
+
+
+def test_both_programs_draw_words_of_the_same_distribution():
+    """Both captions have the same mean cross entropy, whichever way PyTorch draws."""
+    torch = pytest.importorskip("torch")
+    from torch_peer import TorchPeer
+
+    workload = Workload(CONFIGURATIONS["seed"], "lstm")
+    ours = Ours(workload, CPU)
+    ours.self_critical(0)
+    torch.manual_seed(0)
+    for masked in (False, True):
+        critical = TorchPeer(workload, masked=masked).critical
+        captions = critical.draw()
+        loss = critical.loss(captions, torch.ones(len(captions))).item()
+        assert loss == pytest.approx(float(ours.critical.loss), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +318,7 @@ def test_a_failing_program_does_not_stop_the_others(bench, monkeypatch, tmp_path
     found = json.loads(file.read_text())
     assert [(r["task"], r["program"]) for r in found["results"]] == [
         ("train", "xpcap"), ("train", "products"), ("loss", "xpcap"), ("loss", "products"),
-        ("decode", "xpcap"),
+        ("decode", "xpcap"), ("self-critical", "xpcap"),
     ]  # fmt: skip
     assert found["processor"] == bench.processor()
     assert bench.processor() in done.output

@@ -3,11 +3,13 @@
     python tools/bench.py --config full --cell lstm --task train --json result.json
     python tools/bench.py --model attention --scoring additive --config grid-256 --cell lstm
     python tools/bench.py --model transformer --task train
+    python tools/bench.py --config seed --cell lstm --task self-critical
 
 Starts from a bare checkout: the package need not be installed. Before anything is timed, losses,
 gradients and parameters after one step are compared in double precision, and decoded captions word
-by word: a peer that computes something else is not timed. A contender that fails is left out with
-one line that says why, and the exit status is 1.
+by word; of a self-critical step, rewards and gradients of the same drawn captions. A peer that
+computes something else is not timed. A contender that fails is left out with one line that says
+why, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from xpcap.backend import Backend, open_backend, to_host
 from xpcap.benchmark.contenders import TASKS, Ours, products
 from xpcap.benchmark.machine import busy_processes, by_threads, processor
 from xpcap.benchmark.timing import Result, interleave
-from xpcap.benchmark.workload import CONFIGURATIONS, GRIDS, Configuration, Workload
+from xpcap.benchmark.workload import CONFIGURATIONS, GRIDS, NULL, SAMPLES, Configuration, Workload
 from xpcap.data.vocabulary import tokenize
 from xpcap.models import FAMILIES, AttentionRNN, Transformer
 from xpcap.models.attention import SCORINGS
@@ -48,7 +51,11 @@ PHOTOGRAPHS = {  # and the same reduced by PCA
 }
 KNOWN = {**CONFIGURATIONS, **PHOTOGRAPHS, **GRIDS}
 BY_MODEL = {AttentionRNN.family: PHOTOGRAPHS, Transformer.family: GRIDS}  # unless others are named
-EVERY_TASK = {"xpcap", "numpy", "products", "torch"}  # the others only train
+PROGRAMS = {  # of a task; all train
+    "loss": {"xpcap", "numpy", "products", "torch"},
+    "decode": {"xpcap", "numpy", "products", "torch"},
+    "self-critical": {"xpcap", "numpy", "torch", "torch masked"},
+}
 UNDER_LOAD = {"xpcap", "torch", "torch masked"}
 
 
@@ -77,8 +84,9 @@ class WithNumPyAlone:
 
     def __init__(self, workload: Workload, backend: Backend) -> None:
         self._ours = self._quietly(Ours, workload, backend)
-        for task in TASKS:
-            setattr(self, task, functools.partial(self._quietly, getattr(self._ours, task)))
+
+    def __getattr__(self, task: str) -> Any:
+        return functools.partial(self._quietly, getattr(self._ours, task))
 
     def _quietly(self, function: Callable[..., Any], *args: Any) -> Any:
         before = os.environ.get("XPCAP_COMPILED", "1")
@@ -109,6 +117,39 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     for name, value in peer.module.unload().items():
         sure = abs(gradients[name]) > 1e-9
         found.append((to_host(ours.model.params[name])[sure], value[sure]))
+    return _apart(found)
+
+
+def compare_self_critical(workload: Workload, backend: Backend, masked: bool = False) -> float:
+    """Return the same for a self-critical step.
+
+    Compared are how many words the captions have that both draw, and of those that ours draws,
+    their rewards, their advantages, and the loss without them and the gradients with them.
+    """
+    import torch
+    from torch_peer import TorchPeer
+
+    ours = Ours(workload, backend, numpy.float64)
+    ours.self_critical(0)
+    assert ours.drawn is not None
+    words, rewards = ours.drawn
+    peer = TorchPeer(workload, torch_device(backend), torch.float64, masked).critical
+    torch.manual_seed(0)
+    found = [((words != NULL).sum(axis=1), (peer.draw() != NULL).sum(dim=1).cpu().numpy())]
+    captions = torch.from_numpy(words[:, words.any(axis=0)]).long().to(torch_device(backend))
+    again = peer.rewards(captions)
+    advantages = peer.advantages(again)
+    found.append((rewards, again.flatten().cpu().numpy()))
+    found.append((ours.critical.measured["advantage"], advantages.abs().mean().item()))
+    found.append((to_host(ours.critical.loss), peer.loss(captions, 1 + 0 * advantages).item()))
+    peer.loss(captions, advantages)
+    gradients = peer.module.unload(gradients=True).items()
+    found += [(to_host(ours.critical.gradients[name]), value) for name, value in gradients]
+    return _apart(found)
+
+
+def _apart(found: list[tuple[Any, Any]]) -> float:
+    """Return the largest difference of two values, relative to the largest of their elements."""
     return max(
         float(abs(one - other).max() / max(abs(other).max(), 1e-8))
         for one, other in ((numpy.asarray(a), numpy.asarray(b)) for a, b in found)
@@ -204,7 +245,7 @@ class Attempts:
         return None
 
 
-def same_as_torch(workload: Workload, backend: Backend) -> bool:
+def same_as_torch(workload: Workload, backend: Backend, tasks: Sequence[str]) -> bool:
     """Whether PyTorch computes what we compute.
 
     Raises
@@ -213,6 +254,12 @@ def same_as_torch(workload: Workload, backend: Backend) -> bool:
         If it computes something else.
     """
     apart = max(compare(workload, backend, masked) for masked in (False, True))
+    if "self-critical" in tasks:  # of a fifth of the images: as many captions
+        size = workload.configuration
+        fewer = replace(size, batch_size=max(1, size.batch_size // SAMPLES))
+        some = Workload(fewer, workload.cell, workload.split.captions, workload.scoring)
+        others = [compare_self_critical(some, backend, masked) for masked in (False, True)]
+        apart = max(apart, *others)
     print(f"PyTorch differs by at most {apart:.1e} in float64, relative to the largest value")
     if not apart < 1e-8:
         raise ArithmeticError(f"PyTorch computes something else ({apart:.1e})")
@@ -221,7 +268,7 @@ def same_as_torch(workload: Workload, backend: Backend) -> bool:
 
 def start(name: str, task: str, *where: Any) -> Callable[[int], Any]:
     """Build a contender, and return what does its task, having done so once."""
-    work: Callable[[int], Any] = getattr(make(name, *where), task)
+    work: Callable[[int], Any] = getattr(make(name, *where), task.replace("-", "_"))
     work(0)
     return work
 
@@ -304,7 +351,7 @@ def main(
         kind = cell if workload.scoring is None else f"attention-{cell}-{workload.scoring}"
         names = contenders_on(backend, workload)
         if HAS_TORCH and not attempt(
-            f"{config} {kind}: no torch", same_as_torch, workload, backend
+            f"{config} {kind}: no torch", same_as_torch, workload, backend, tasks or TASKS
         ):
             names = [name for name in names if not name.startswith("torch")]
         if compare_threads:
@@ -321,7 +368,7 @@ def main(
         }
         for task in tasks or TASKS:
             title = f"{config} {kind} {task}"
-            takes_part = [n for n in names if task == "train" or n in EVERY_TASK]
+            takes_part = [n for n in names if n in PROGRAMS.get(task, names)]
             with (
                 busy_processes(load or 0, nice),
                 xpcap.use_threads("auto") if compare_threads else contextlib.nullcontext(),

@@ -23,8 +23,15 @@ _CLOSED = {"forget": -20.0, "update": -20.0}
 _TICK, _WIDEST = 4.0, 0.75  # of x a step; of sqrt(H), the largest element of a normalized region
 
 
-def add_clock(model: CaptioningRNN | Transformer, frequencies: numpy.ndarray) -> None:
-    """Make hidden unit 0 a clock, and the last words of the vocabulary probable by frequency."""
+def add_clock(
+    model: CaptioningRNN | Transformer,
+    frequencies: numpy.ndarray,
+    weight: float = _FREQUENCY_WEIGHT,
+) -> None:
+    """Make hidden unit 0 a clock, and the last words of the vocabulary probable by frequency.
+
+    `weight` is that of the logarithms of frequencies.
+    """
     if isinstance(model, Transformer):
         _count_positions(model)
         threshold = 0.0
@@ -35,7 +42,7 @@ def add_clock(model: CaptioningRNN | Transformer, frequencies: numpy.ndarray) ->
     W[0] = 0
     W[0, model.end] = _WEIGHT
     known = numpy.maximum(frequencies, frequencies[frequencies > 0].min())
-    bias = _FREQUENCY_WEIGHT * numpy.log(known)
+    bias = weight * numpy.log(known)
     b[:] = -_WEIGHT  # bans all others
     b[-len(bias) :] = bias - bias.max()
     b[model.end] = -_WEIGHT * threshold

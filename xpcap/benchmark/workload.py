@@ -23,6 +23,9 @@ from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
+REFERENCES = 5  # captions of an image that rewards compare with
+SAMPLES = 5  # captions drawn of an image in a self-critical step
+STILL = 1e-12  # learning rate of self-critical steps, after which captions have the same lengths
 Model = CaptioningRNN | Transformer
 
 
@@ -167,6 +170,22 @@ class Workload:
         model = self._new()
         add_clock(model, _frequencies(self.configuration.vocabulary))
         return _moved(model, backend, dtype)
+
+    def sampling_model(self, backend: Backend | str, dtype: type = numpy.float32) -> Model:
+        """Return a new model to draw captions from, the same every time.
+
+        They have COCO's lengths for `images_to_decode`, and the words COCO's frequencies.
+        """
+        model = self._new()
+        add_clock(model, _frequencies(self.configuration.vocabulary), 1.0)
+        return _moved(model, backend, dtype)
+
+    def references(self) -> list[list[list[int]]]:
+        """Return captions of each image, without special tokens; V stands for unknown words."""
+        rows = numpy.random.default_rng(1).integers(len(self.split), size=(IMAGES, REFERENCES))
+        captions = self.split.captions[rows]
+        captions = numpy.where(captions == UNK, self.configuration.vocabulary, captions)
+        return [[caption[caption > UNK].tolist() for caption in known] for known in captions]
 
     def images_to_decode(self) -> numpy.ndarray:
         """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""
