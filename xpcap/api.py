@@ -151,7 +151,8 @@ def train(
     out
         The run folder, a new name; by default `runs/DATA-CELL-NUMBER`.
     from_run
-        A run whose best epoch's model training starts from; its data are the default of `data`.
+        A run whose best epoch's model training starts from, or a checkpoint file; its data are
+        the default of `data`.
     resume
         A stopped run to continue with its own options, of which only some may be given anew.
     device
@@ -204,7 +205,9 @@ def train(
             context,
         )
         return open_run(stopped, device=device)
-    source = open_run(_path(from_run), device="cpu") if from_run is not None else None
+    if isinstance(from_run, Run):
+        from_run = from_run.file or from_run.folder
+    source = None if from_run is None else open_run(from_run, device="cpu")
     chosen = run_options(**options) if source is None else following_options(source, **options)
     if source is not None and data is None:
         folder = data_folder(source, None)

@@ -67,7 +67,7 @@ def evaluate_run(
     part, references = dataset.split(split), dataset.references(split)
     rows = with_references(dataset, split)
     if PERPLEXITY in names:
-        _check_lengths(run, dataset, split)
+        check_lengths(run, dataset, split, f", or metrics without {PERPLEXITY}")
     if most is not None and len(rows) > most:
         rows = [rows[k] for k in numpy.linspace(0, len(rows) - 1, most).astype(int)]
     whole = len(rows) == part.features.shape[0]  # stay in their file
@@ -111,13 +111,13 @@ def with_references(dataset: Dataset, split: str) -> list[int]:
     return rows
 
 
-def _check_lengths(run: Run, dataset: Dataset, split: str) -> None:
+def check_lengths(run: Run, dataset: Dataset, split: str, advice: str = "") -> None:
     """Raise `DataError` if encoded captions of a split are longer than the model can read."""
     most, captions = run.captioner.max_length, dataset.split(split).captions
     if captions.shape[1] - 1 > most and (captions[:, 1 + int(most) :] != run.model.null).any():
         raise DataError(
             f"{dataset.folder} has captions of '{split}' longer than the {int(most) - 1} words that"
-            f" {run.folder} can read; expected shorter ones, or metrics without {PERPLEXITY}"
+            f" {run.folder} can read; expected shorter ones{advice}"
         )
 
 

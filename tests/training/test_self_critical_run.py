@@ -1,14 +1,16 @@
 """Runs of the self-critical stage: where they start, how they go on, and what they refuse."""
 
 import json
+import shutil
 
+import h5py
 import numpy
 import pytest
 from commands import one_line
 from runs import begin, same, stopping
 from tiny import make_tiny
 
-from xpcap.api import train
+from xpcap import api
 from xpcap.backend import CPU, to_host
 from xpcap.data.dataset import open_dataset
 from xpcap.data.minibatch import EpochBatches
@@ -16,7 +18,7 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError, Stopped
 from xpcap.runs import open_run
 from xpcap.training.history import read_history
-from xpcap.training.options import following_options
+from xpcap.training.options import changed_options, following_options
 from xpcap.training.rewards import Rewards
 from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.samples import FIGURES
@@ -70,7 +72,7 @@ def test_figures_are_in_the_history_and_the_reward_in_the_line(tiny, tmp_path):
 
     follow(tmp_path / "source", tmp_path / "run", watch)
     for line, mean in zip(lines, numpy.reshape(rewards, (2, STEPS)).mean(axis=1), strict=True):
-        assert f"/2: reward {mean:.4f}; references in nats per word: train" in line
+        assert f"/2: reward {mean:.4f}; nats per word of references: train" in line
     samples = read_history(tmp_path / "run" / "history.jsonl").samples
     assert samples.keys() == FIGURES.keys()
     assert samples["reward"].tolist() == rewards
@@ -122,6 +124,44 @@ def test_a_reward_of_other_words_is_refused_before_the_first_step(tiny, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_longer_captions_than_the_model_can_read(tiny, tmp_path):
+    """Room for them is no matter; captions that are longer are refused."""
+    more = {"model": "transformer", "layers": 1, "heads": 2, "wordvec": 256}
+    begin(tiny, tmp_path / "source", epochs=1, positions="learned", **more)
+    wide = shutil.copytree(tiny, tmp_path / "wide")
+    with h5py.File(next(wide.glob("*captions.h5")), "r+") as file:
+        for split in ("train", "val"):
+            captions = numpy.pad(file[f"{split}_captions"][:], ((0, 0), (0, 3)))
+            del file[f"{split}_captions"]
+            file[f"{split}_captions"] = captions
+    before = open_run(tmp_path / "source")
+    chosen = following_options(before, stage="self-critical", samples=2, epochs=1, batch_size=10)
+    train_run(wide, tmp_path / "run", chosen, CPU, None, before)
+    resume_run(tmp_path / "run", CPU, lambda before: changed_options(before, epochs=2))
+    assert open_run(tmp_path / "run").model.sizes == before.model.sizes
+    with h5py.File(next(wide.glob("*captions.h5")), "r+") as file:
+        file["val_captions"][0] = [1] + [4] * (file["val_captions"].shape[1] - 1)
+    with pytest.raises(DataError, match=r"longer than the .* words that"):
+        train_run(wide, tmp_path / "long", chosen, CPU, None, before)
+
+
+def test_the_checkpoint_that_was_opened_is_started_from(tiny, tmp_path):
+    begin(tiny, tmp_path / "source", epochs=2)
+    before = api.open_run(tmp_path / "source" / "last.safetensors")
+    run = api.train(from_run=before, out=tmp_path / "run", epochs=1, verbose=False)
+    assert run.config["training"]["from_run"].endswith("last.safetensors")
+
+
+def test_history_agrees_with_what_a_step_is(tiny, tmp_path):
+    """Entropy is the loss, both in nats per word; the baseline is one of rewards alone."""
+    begin(tiny, tmp_path / "source", epochs=1)
+    follow(tmp_path / "source", tmp_path / "run", entropy=0.5)
+    lines = [*map(json.loads, (tmp_path / "run" / "history.jsonl").read_text().splitlines())]
+    for line in (line for line in lines if "lr" in line):
+        assert line["entropy"] == pytest.approx(line["loss"], rel=1e-5)
+        assert line["baseline"] == pytest.approx(line["reward"], rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,6 +176,9 @@ def test_a_reward_of_other_words_is_refused_before_the_first_step(tiny, tmp_path
             ["--stage", "self-critical", "--from", "source", "--label-smoothing", "0.1"],
             "--label-smoothing goes with",
         ),
+        (["--stage", "self-critical", "--from", "source", "--dropout", "0.5"], "--dropout goes"),
+        (["--stage", "self-critical", "--from", "source", "--reward", "BLEU-4:1e9"], "1000"),
+        (["--resume", "source", "--samples", "3"], "--samples goes with --?stage self-critical"),
         (["--from", "source", "--resume", "source"], "--from does not go with --resume"),
         (["--from", "nowhere"], "nowhere is not a run"),
     ],
@@ -148,7 +191,7 @@ def test_mistakes_are_one_line(call, tiny, tmp_path, options, message):
 
 def test_from_python(tiny, tmp_path):
     begin(tiny, tmp_path / "source", epochs=1)
-    run = train(
+    run = api.train(
         from_run=tmp_path / "source", out=tmp_path / "run", stage="self-critical", epochs=1,
         samples=2, reward="CIDEr-D:1,BLEU-4:0.5", verbose=False,
     )  # fmt: skip

@@ -113,7 +113,8 @@ def _drawing(
     if not ranks.rank:
         check_rewards(rewards, references, split, model.idx_to_word)
     step = SelfCriticalStep(
-        model, optimizer, split.image_idxs, rewards, dataset.max_words + 1, how,
+        model, optimizer, split.image_idxs, rewards,
+        int(min(dataset.max_words + 1, model.max_length)), how,
         options.schedule.clip_norm, options.precision, ranks,
     )  # fmt: skip
     batches = _batches(split, size, options.seed, ranks, by_image=True)

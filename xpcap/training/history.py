@@ -117,8 +117,8 @@ class History:
 def _complete(line: Line, result: StepResult | None) -> Line:
     if result is None:
         return line
-    loss, norm = _finite(result.loss), _finite(result.gradient_norm)
-    return {**line, "loss": loss, "grad_norm": norm}
+    whole = {**line, "loss": result.loss, "grad_norm": result.gradient_norm}
+    return {name: _finite(value) for name, value in whole.items()}
 
 
 def _whole_lines(path: Path | None, length: int) -> int:

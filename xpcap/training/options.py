@@ -72,6 +72,13 @@ _BY_STAGE: dict[str, dict[str, Any]] = {
 """Defaults that a stage of training has for itself."""
 
 
+def _refuse_self_critical(stage: str, given: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for an option of the stage self-critical in another one."""
+    for name in given:
+        if name in _SELF_CRITICAL and stage != "self-critical":
+            raise ConfigurationError(f"{name} goes with stage self-critical alone")
+
+
 CHOICES: dict[str, Iterable[str]] = {
     "features": ("auto", "pca", "fc7"),
     "feature_dtype": ("float32", "float16"),
@@ -197,8 +204,7 @@ def run_options(
     }  # fmt: skip
     _check({**named, **others})
     critical = {name: others.pop(name) for name in _SELF_CRITICAL if name in others}
-    if critical and stage != "self-critical":
-        raise ConfigurationError(f"{next(iter(critical))} goes with stage self-critical alone")
+    _refuse_self_critical(stage, critical)
     others = {**_BY_STAGE.get(stage, {}), **others}
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
@@ -220,6 +226,7 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
     values = _named(before)
     _check(given)
     _refuse_others(before.model, given)
+    _refuse_self_critical(before.stage, given)
     for name, value in given.items():
         same = value == values[name] or (name, value) == ("features", "auto")
         if name not in CHANGEABLE and not same:
@@ -234,6 +241,12 @@ def changed_options(before: RunOptions, **given: Any) -> RunOptions:
 def following_options(source: Run, **given: Any) -> RunOptions:
     """Return the options of a run that starts from another one's model, which it keeps."""
     _check(given)
+    if "training" not in source.config:
+        raise ConfigurationError(
+            f"{source.folder} was imported; expected a run that xpcap train has made to start from"
+        )
+    if given.get("stage") == "self-critical" and given.get("dropout"):
+        raise ConfigurationError("dropout goes with stage cross-entropy alone")
     before = options_of(source.folder, source.config)
     kept = {name: getattr(before, name) for name in (*_MODEL, "features", "feature_dtype")}
     for name in of_others(before.model):

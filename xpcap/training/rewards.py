@@ -43,7 +43,7 @@ def parse_reward(text: str) -> dict[str, float]:
             raise ConfigurationError(
                 f"the weight of {name} in a reward is {weight!r:.40}; expected a number"
             ) from None
-        check_number(f"the weight of {name} in a reward", terms[name], "(-inf, inf)")
+        check_number(f"the weight of {name} in a reward", terms[name], "[-1000, 1000]")
     if not any(terms.values()):
         raise ConfigurationError(f"reward {text!r:.80}: every weight is 0; expected another")
     return terms

@@ -16,6 +16,7 @@ from xpcap.data.dataset import Dataset, open_dataset
 from xpcap.data.pca import read_transform
 from xpcap.distributed import Alone, Ranks, check_alike
 from xpcap.errors import CheckpointError, ConfigurationError, DivergedError
+from xpcap.evaluation import check_lengths
 from xpcap.files import explained
 from xpcap.models import FAMILIES
 from xpcap.optim import find_rule
@@ -101,6 +102,8 @@ def train_run(
     check_regions(FAMILIES[options.model], dataset)
     if source is not None:
         check_data(source, dataset)
+        for name in ("train", "val"):
+            check_lengths(source, dataset, name)
         same = "dropout", "seed"
         config["model"] |= {k: v for k, v in source.config["model"].items() if k not in same}
         config["training"]["from_run"] = str((source.file or source.folder).resolve())
@@ -186,6 +189,7 @@ def resume_run(
         check_unchanged(run, dataset)
         scale = last.config["training"]["feature_scale"]
         config = {**last.config, **configuration(dataset, options, scale)}
+        config["model"] = last.config["model"]
         config["training"] = {**last.config["training"], **config["training"]}  # and from_run
         _check_alike(context, {**config, "progress": asdict(last.state.progress)}, dataset)
         trainer = make_trainer(run, dataset, options)
@@ -309,8 +313,11 @@ def _train(
         saver.follow(trainer)
         if context.watch is not None:
             context.watch(trainer)
-        if options.self_critical is not None and not ranks.rank:
-            watch(trainer, folder / HISTORY, dataset.splits["train"], context.warn)
+        if options.self_critical is not None:
+            metric = None if trainer.step else trainer.metric
+            before = None if metric is None else metric()
+            if not ranks.rank:
+                watch(trainer, folder / HISTORY, dataset.splits["train"], context.warn, before)
         try:
             with (
                 trainer.model.backend.activate(),

@@ -81,7 +81,7 @@ class Drawn(NamedTuple):
     log_probs: numpy.ndarray  # (N, K)
     rewards: numpy.ndarray  # (N, K)
     baseline: numpy.ndarray  # (N, K)
-    advantages: numpy.ndarray  # (N, K), rewards, with the entropy bonus, minus the baseline
+    advantages: numpy.ndarray  # (N, K), rewards minus the baseline, both with the entropy bonus
 
     def weights(self) -> numpy.ndarray:
         """Return what each word `(N K, T)` counts in the cross entropy of these captions."""
@@ -205,10 +205,10 @@ class SelfCriticalStep(TrainingStep):
         scores = rewards - self.options.entropy * (log_probs + 1) / lengths.reshape(N, K)
         if self.options.baseline == "greedy":
             greedy = self._rewards(images, to_host(model.sample(features, T)))
-            baseline = numpy.repeat(greedy[:, None], K, axis=1)
+            baseline = subtracted = numpy.repeat(greedy[:, None], K, axis=1)
         else:
-            baseline = mean_of_others(scores)
-        return Drawn(captions, lengths, log_probs, rewards, baseline, scores - baseline)
+            baseline, subtracted = mean_of_others(rewards), mean_of_others(scores)
+        return Drawn(captions, lengths, log_probs, rewards, baseline, scores - subtracted)
 
     def _record(self, drawn: Drawn, batch: Batch) -> None:
         """Average what was drawn over all ranks."""

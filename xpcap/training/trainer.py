@@ -75,10 +75,11 @@ def epoch_line(trainer: Trainer) -> str:
     """Return the losses after an epoch, the metric that selects, and any reward, as a text line."""
     losses = "  ".join(f"{name} {loss:.4f}" for name, loss in trainer.losses.items())
     metric, reward = trainer.metric, trainer.measured.get("reward")
-    drawn = "" if reward is None else f"reward {reward:.4f}; references in "
+    drawn = "" if reward is None else f"reward {reward:.4f}; "
+    whose = "" if reward is None else " of references"
     selected = "" if metric is None else f", {metric.name} {trainer.figures[metric.figure]:.4f}"
     return (
-        f"epoch {trainer.epoch}/{trainer.schedule.epochs}: {drawn}nats per word: {losses};"
+        f"epoch {trainer.epoch}/{trainer.schedule.epochs}: {drawn}nats per word{whose}: {losses};"
         f" val perplexity {perplexity_of(trainer.losses['val']):.2f}{selected}"
     )
 

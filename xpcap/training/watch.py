@@ -15,8 +15,9 @@ than training moves it where it goes well:
 * length: a fifth more or less than that of training captions;
 * entropy, and the number of different captions of an image beyond the first: below a quarter of
   that at the start. Both always fall, since training makes good captions likelier;
-* the metric that selects the best epoch: a twentieth below its best value so far, about twice the
-  standard error of the difference between two epochs on 1,000 images.
+* the metric that selects the best epoch, whatever the reward does: a twentieth below its best value
+  so far or before training, about twice the standard error of the difference between two epochs on
+  1,000 images.
 
 The validation loss is not among them: it rises, as references are not what is trained.
 """
@@ -45,18 +46,24 @@ _PHRASES = "--reward CIDEr-D:1,BLEU-4:0.5 or --cross-entropy 0.2"
 _DIVERSITY = "--entropy 0.01 or a lower --lr"
 
 
-def watch(trainer: Trainer, history: Path, split: Split, warn: Callable[[str], None]) -> None:
+def watch(
+    trainer: Trainer,
+    history: Path,
+    split: Split,
+    warn: Callable[[str], None],
+    before: float | None = None,
+) -> None:
     """After each epoch of self-critical training, warn of what gets worse, once for each cause.
 
     All steps are read from the run's `history.jsonl`, so that those before it was resumed count
-    too; `split` is the training split.
+    too; `split` is the training split, `before` the metric before the first step, if it is known.
     """
     references = describe_samples(some_of(split).captions[:, 1:], trainer.model.word_to_idx)
     warned = set[str]()
 
     def check(trainer: Trainer) -> None:
         with suppress(DataError):  # which the history warns of
-            for cause, text in causes(read_history(history), references):
+            for cause, text in causes(read_history(history), references, before):
                 if cause not in warned:
                     warned.add(cause)
                     warn(f"warning: {text}")
@@ -64,10 +71,13 @@ def watch(trainer: Trainer, history: Path, split: Split, warn: Callable[[str], N
     trainer.on("epoch", check)
 
 
-def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def causes(
+    curves: Curves, references: Mapping[str, float], before: float | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield the name of each figure that got worse while the reward rose, and the warning.
 
-    `references` are the figures of `describe_samples` of training captions.
+    `references` are the figures of `describe_samples` of training captions, `before` is the metric
+    before training. A metric that falls is told whatever the reward does.
     """
     epochs, absent = curves.epoch_number, numpy.full(len(curves.step), numpy.nan)
     found = {name: curves.samples.get(name, absent) for name in FIGURES}
@@ -75,13 +85,24 @@ def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[st
     parts = slice(START), last[int(END * len(last)) :]
     if not len(last):
         return
+    for name, values in curves.metrics.items():
+        best = -math.inf if before is None else before
+        when = "before training"
+        if numpy.nanmax(values) > best:
+            best, when = numpy.nanmax(values), f"after epoch {epochs[numpy.nanargmax(values)]}"
+        if values[-1] < (1 - METRIC) * best:
+            help = "--cross-entropy 0.2 or a lower --lr would help"
+            yield (
+                name,
+                f"{name} of validation captions is {values[-1]:.3f}, {best:.3f} {when}; {help}",
+            )
 
     def means(values: numpy.ndarray) -> list[float]:
-        return [float(values[rows].mean()) for rows in parts]
+        return [float(numpy.nanmean(values[rows])) for rows in parts]
 
     def rises(values: numpy.ndarray) -> bool:
         before, now = means(values)
-        error = values[parts[1]].std() * math.sqrt(1 / START + 1 / len(parts[1]))
+        error = numpy.nanstd(values[parts[1]]) * math.sqrt(1 / START + 1 / len(parts[1]))
         return bool(now - before > ERRORS * error)
 
     def share(name: str) -> float:
@@ -110,9 +131,3 @@ def causes(curves: Curves, references: Mapping[str, float]) -> Iterator[tuple[st
         if means(badness)[1] > limit and rises(badness):
             figures = *reversed(means(found[name])), references.get(name)
             yield name, f"{rose} {text.format(*figures)}"
-    for name, values in curves.metrics.items():
-        best, now = numpy.nanargmax(values), values[-1]
-        if now < (1 - METRIC) * values[best]:
-            text = f"{name} of validation captions fell to {now:.3f}, from {values[best]:.3f} after"
-            help = "--cross-entropy 0.2 or a lower --lr would help"
-            yield name, f"{rose} {text} epoch {epochs[best]}; {help}"
