@@ -16,7 +16,7 @@ from tiny import make_tiny
 import xpcap
 from xpcap import CaptioningRNN
 from xpcap.cli import main
-from xpcap.data.dataset import open_dataset
+from xpcap.data.dataset import Split, open_dataset
 from xpcap.decoding import Beam, Sampling
 from xpcap.errors import CheckpointError, ConfigurationError, DataError
 from xpcap.runs.search import make_search
@@ -283,7 +283,10 @@ def test_a_run_must_be_named():
     ("captions", "size"), [(5, 5), (100, 16), (1500, 20), (9600, 128), (10**6, 128)]
 )
 def test_small_data_sets_have_small_batches(captions, size):
-    assert default_batch_size(captions) == size
+    images = numpy.arange(captions) // 5
+    split = Split(numpy.zeros((captions, 3), int), images, numpy.zeros((1, 1)), [])
+    assert default_batch_size(split) == size
+    assert default_batch_size(split, "self-critical") == min(16, captions // 5)
 
 
 def test_a_report(run, tmp_path):

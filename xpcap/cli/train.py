@@ -101,10 +101,15 @@ SHOWN = 8
 @click.option(
     "--batch-size",
     type=int,
-    help="Captions per step.",
-    show_default="128; fewer of small sets, so that an epoch has 75 steps, but at least 16",
+    help="Captions per step, or with --stage self-critical images.",
+    show_default="128; fewer of small sets, so that an epoch has 75 steps, but at least 16; 16"
+    " images",
 )
-@option("--epochs", 6, "Number of passes over the training captions.")
+@option(
+    "--epochs",
+    6,
+    "Number of passes over the training captions, or with --stage self-critical images.",
+)
 @option("--rule", "adam", "Update rule.", metavar="sgd|sgd_momentum|rmsprop|adam|adamw")
 @click.option(
     "--lr",

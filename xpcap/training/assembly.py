@@ -40,8 +40,14 @@ class ScalesFeatures(Protocol):
         """Take features as if they were divided by their root mean square, `scale`."""
 
 
-def default_batch_size(captions: int) -> int:
-    """Return 128 captions, or fewer, at least 16, so that an epoch has 75 steps; at most all."""
+def default_batch_size(split: Split, stage: str = "cross-entropy") -> int:
+    """Return 128 captions, or fewer, at least 16, so that an epoch has 75 steps; at most all.
+
+    Self-critical training takes many more steps than passes over the images: 16 images.
+    """
+    if stage == "self-critical":
+        return min(SMALLEST_BATCH, len(numpy.unique(split.image_idxs)))
+    captions = len(split)
     return min(captions, LARGEST_BATCH, max(SMALLEST_BATCH, captions // STEPS))
 
 

@@ -91,11 +91,9 @@ def train_run(
     train = dataset.splits["train"]
     if options.self_critical is not None and source is None:
         raise ConfigurationError("stage self-critical needs a run to start from (from_run=RUN)")
-    drawn = options.self_critical is not None
-    count = len(numpy.unique(train.image_idxs)) if drawn else len(train)
     options = replace(
         options,
-        batch_size=options.batch_size or default_batch_size(count),
+        batch_size=options.batch_size or default_batch_size(train, options.stage),
         threads=options.threads or threads.number(),
     )
     config = configuration(dataset, options, feature_scale(train))
