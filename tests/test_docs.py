@@ -109,6 +109,7 @@ def modules():
 NEEDS = {
     "xpcap.kernels.compiled": "numba",
     "xpcap.kernels.compiled_attention": "numba",
+    "xpcap.kernels.compiled_sampling": "numba",
     "xpcap.kernels.compiled_transformer": "numba",
     "xpcap.exchange.onnx_graph": "onnx",
     "xpcap.exchange.onnx_operations": "onnx",

@@ -341,7 +341,7 @@ def losses(run):
 
 
 @pytest.mark.parametrize(
-    "family", [{"wordvec": 4, "dropout": 0.3}, {**TRANSFORMER, "lr": 0.05, "epochs": 3}]
+    "family", [{"wordvec": 4, "dropout": 0.3}, {**TRANSFORMER, "lr": 0.05, "epochs": 6}]
 )
 def test_numbers_of_threads_give_the_same_within_rounding(tmp_path, family):
     """With dropout too: its masks do not depend on how captions are shared."""

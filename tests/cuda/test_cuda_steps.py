@@ -25,7 +25,7 @@ from xpcap.errors import BackendError, ShapeError
 from xpcap.kernels import cublas
 from xpcap.kernels.cuda.launch import Source
 from xpcap.kernels.graphs import Repeated
-from xpcap.models import AttentionRNN, CaptioningRNN, greedy
+from xpcap.models import AttentionRNN, CaptioningRNN, generation
 from xpcap.models.objective import Objective
 from xpcap.operations import OPERATIONS
 from xpcap.optim import Optimizer
@@ -142,7 +142,7 @@ def test_each_batch_looks_at_its_own_images(scoring, rehearsal):
         numpy.testing.assert_array_equal(found, expected)
         captions |= {tuple(caption) for caption in expected.tolist()}
     assert len(captions) > 8
-    assert len(greedy._decoders[there].by_key) == 2
+    assert len(generation._decoders[there].by_key) == 2
 
 
 def test_a_step_launches_few_kernels_beside_the_recurrence(tmp_path, rehearsal, monkeypatch):

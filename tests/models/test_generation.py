@@ -12,7 +12,7 @@ from kinds import KINDS
 from xpcap.backend import to_host
 from xpcap.kernels.graphs import Repeated
 from xpcap.kernels.products import multiplied_in
-from xpcap.models import generation as greedy
+from xpcap.models import generation
 
 WORDS = {word: k for k, word in enumerate(("<NULL>", "<START>", "<END>", "a", "cat", "sat"))}
 D, H = 5, 7
@@ -113,7 +113,7 @@ def test_few_decoders_are_kept_on_cupy(gpu):
     model = build(gpu)
     for N in range(1, 12):
         sampled(model, N)
-    kept = greedy._decoders[model].by_key
+    kept = generation._decoders[model].by_key
     assert [N for N, *_ in kept] == [8, 9, 10, 11]
     sampled(model, 8)
     sampled(model, 12)
