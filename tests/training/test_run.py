@@ -32,13 +32,13 @@ def run(tiny, out, backend=CPU, epochs=2, **options):
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_run_opens_with_its_best_parameters(tiny, tmp_path, backend, cell):
-    trainer, dataset = run(tiny, tmp_path / "run", backend, cell=cell, epochs=20, lr=0.05)
+    trainer, dataset = run(tiny, tmp_path / "run", backend, cell=cell, epochs=30, lr=0.03)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock", "history.jsonl", "best.safetensors", "last.safetensors",
     }  # fmt: skip
     opened = open_run(tmp_path / "run")
     assert opened.config["data"]["name"] == "tiny"
-    assert opened.config["training"]["schedule"]["epochs"] == 20
+    assert opened.config["training"]["schedule"]["epochs"] == 30
     # two of seven features are 1, the others 0
     assert opened.config["training"]["feature_scale"] == pytest.approx((2 / 7) ** 0.5)
     loss = evaluate(opened.model, EpochBatches(dataset.splits["val"], 24))

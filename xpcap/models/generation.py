@@ -157,7 +157,7 @@ class _Decoder:
         self._captions = xp.empty((max_length, count), dtype=numpy.int32)
         self._words = xp.empty(count, dtype=numpy.int32)
         self._active = xp.empty(count, dtype=bool)
-        self._log_probs = xp.empty(count, dtype=dtype)
+        self._log_probs = xp.zeros(count, dtype=dtype)
         self._uniform: Any = None
         if uniform is not None:
             self._uniform = xp.empty((max_length, count), dtype=dtype)
@@ -181,17 +181,18 @@ class _Decoder:
             part[...] = first
         if uniform is not None:
             self._uniform[...] = uniform.T
+            self._log_probs[...] = 0
         self._captions[...] = model.null
         self._words[...] = model.start_word
         self._active[...] = True
-        self._log_probs[...] = 0
         self._now[...] = 0
         for t in range(len(self._captions)):
             self._repeated(self._step)
             ask = self._end is not None and t % _ASK_EVERY == _ASK_EVERY - 1
             if ask and not self._active.any():
                 break
-        return self._captions.T.copy(), self._log_probs.copy()
+        log_probs = self._log_probs if uniform is None else self._log_probs.copy()
+        return self._captions.T.copy(), log_probs
 
     def _step(self) -> None:
         xp, words, active, model = self._xp, self._words, self._active, self._model
