@@ -18,6 +18,7 @@ from xpcap.layers.activations import sigmoid
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.recurrence import Cell, split_gates
 from xpcap.models import FAMILIES, AttentionRNN, CaptioningRNN, CaptionModel
+from xpcap.models.objective import Objective
 from xpcap.models.recurrent import CELLS
 from xpcap.operations import Operation
 from xpcap.runs import open_run
@@ -180,18 +181,19 @@ class Bigram(CaptionModel):
     def forward(self, features, batch, space):
         vectors = self.params["words.vectors"][batch.words]
         batch.drop(vectors)
-        images = features @ self.params["image"]
+        images = batch.to_captions(features @ self.params["image"], "images", space)
         rows = space.xp.concatenate([images[: r.stop - r.start] for r in batch.packing.rows])
-        return space.xp.tanh(rows + vectors), (features, rows + vectors, batch, space.xp)
+        return space.xp.tanh(rows + vectors), (features, rows + vectors, batch, space)
 
     def backward(self, dhidden, cache, gradients):
-        features, sums, batch, xp = cache
-        dsums = dhidden * (1 - xp.tanh(sums) ** 2)
-        gradients["image"][...] = 0
+        features, sums, batch, space = cache
+        dsums = dhidden * (1 - space.xp.tanh(sums) ** 2)
+        dimages = space.zeros("dimages", len(batch.images), dsums.shape[1])
         for rows in batch.packing.rows:
-            gradients["image"] += features[: rows.stop - rows.start].T @ dsums[rows]
+            dimages[: rows.stop - rows.start] += dsums[rows]
+        gradients["image"][...] = features.T @ batch.to_images(dimages, "images", space)
         batch.drop(dsums)
-        add_rows(xp, batch.words, dsums, gradients["words.vectors"])
+        add_rows(space.xp, batch.words, dsums, gradients["words.vectors"])
 
     def start(self, features):
         return None, (features.astype(self.dtype, copy=False) @ self.params["image"],)
@@ -227,6 +229,16 @@ def test_a_new_family_is_gradient_checked(backend, dropout):
     for name, value in model.params.items():
         numerical = eval_numerical_gradient(loss, value, verbose=False, h=1e-5)
         assert scaled_difference(gradients[name], numerical) < 1e-7, name
+
+
+def test_a_new_family_reads_captions_of_one_image(backend):
+    model, features, captions = small_bigram(backend)
+    images = numpy.array([0, 2, 0])
+    _, expected = model.loss(features[backend.to_device(images)], captions)
+    found = {name: backend.xp.empty_like(value) for name, value in model.params.items()}
+    Objective(model).loss(features, to_host(captions), 0, found, images=images)
+    for name, gradient in expected.items():
+        numpy.testing.assert_allclose(to_host(found[name]), to_host(gradient), rtol=1e-12)
 
 
 def test_likelihoods_of_a_new_family_are_its_loss(backend):

@@ -175,6 +175,33 @@ def test_a_batch_that_is_not_packed_but_weighted_gives_the_same(kind, dropout, m
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "dropout"),
+    [
+        ("any lengths", "lstm", 0.4),
+        ("some without a word", "lstm on regions", 0.4),
+        ("all full", "attention gru dot", 0.0),
+        ("any lengths", "attention lstm", 0.0),
+        ("some without a word", "attention rnn", 0.4),
+        ("padding in the middle", "transformer", 0.4),
+        ("some without a word", "transformer with encoder", 0.4),
+    ],
+)
+def test_captions_of_one_image_share_its_features(name, kind, dropout, backend):
+    (features, loss, gradients), captions = naive(name, kind, dropout), BATCHES[name]
+    where = model_of(kind, dropout, backend)
+    found, objective, seen = gradients_of(where), Objective(where), []
+    forward = where.forward
+    where.forward = lambda given, *more: seen.append(len(given)) or forward(given, *more)
+    images = numpy.arange(len(captions)) % (len(captions) - 1)
+    found_loss = objective.loss(
+        backend.to_device(features[:-1]), captions, 5, found, images=images
+    )  # fmt: skip
+    assert seen == [len(captions) - 1]
+    assert with_penalty(objective, found_loss) == pytest.approx(loss, rel=1e-12)
+    assert_near(found, gradients)
+
+
+@pytest.mark.parametrize(
     "kind", [*RECURRENT, "attention lstm", "attention gru dot", "transformer with encoder"]
 )
 def test_in_single_precision_it_rounds_no_worse_than_with_numpy(kind, elsewhere):

@@ -129,9 +129,10 @@ class AttentionRNN(CaptioningRNN):
         """Run the cell over packed captions; see `CaptionModel.forward`."""
         self._check(features)
         mean, present = mean_region(features, space)
-        grid = self._project_grid(features, space)
-        attended = AttentionInput(self.params, grid, present, batch.packing, space)
-        h0 = self._first_state(mean, space)
+        grid = batch.to_captions(self._project_grid(features, space), "grid", space)
+        there = batch.to_captions(present, "present", space)
+        attended = AttentionInput(self.params, grid, there, batch.packing, space)
+        h0 = self._first_state(mean, batch, space)
         ax, b, vectors = self._read_words(batch, space)
         weights = self.recurrent_weights()
         run = unroll(self.cell, ax, b, (h0,), weights, batch.packing, space, attended)
@@ -165,9 +166,9 @@ class AttentionRNN(CaptioningRNN):
         weight_gradients(self.cell, run, dah, gradients, xp)
         attended.parameter_gradients(dax, run.prev_h, gradients)
         self._read_words_backward(dax, vectors, batch, gradients, space)
-        self._first_state_backward(dh0, mean, gradients, space)
+        dh0 = self._first_state_backward(dh0, mean, batch, gradients, space)
         D, H = params["W_grid"].shape
-        dgrid = attended.dgrid.reshape(-1, H)
+        dgrid = batch.to_images(attended.dgrid, "grid", space).reshape(-1, H)
         product(xp, features.reshape(-1, D).T, dgrid, gradients["W_grid"])
         column_sum(xp, dgrid, gradients["b_grid"])
         if dfeatures is not None:

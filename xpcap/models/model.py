@@ -145,7 +145,8 @@ class CaptionModel(abc.ABC):
     def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
         """Read packed captions, M words.
 
-        Features `(N, ...)` are in the order of the packed captions and of the parameters' dtype.
+        Features `(I, ...)` of images are of the parameters' dtype; `batch.to_captions` gives their
+        vectors to the packed captions, in whose order they are if each caption has its own image.
         The memory of `space` stays until `backward`; its namespace chooses the kernels. Returns
         `hidden (M, H)`, from which the vocabulary layer predicts words, and what `backward` needs.
         """
@@ -161,7 +162,7 @@ class CaptionModel(abc.ABC):
         """Write the gradients of all parameters but those of `vocabulary_layer`, by name.
 
         `dhidden (M, H)` is the gradient of `hidden` and may be changed; `cache` is from `forward`,
-        and of no use afterwards. `dfeatures (N, ...)` is written too, if given.
+        and of no use afterwards. `dfeatures (I, ...)` is written too, if given.
         """
 
     def vocabulary_layer(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ from xpcap.kernels.random import keep_parts
 from xpcap.layers import dropout
 from xpcap.layers._checks import check_indices, check_numbers, check_shapes
 from xpcap.layers.affine import column_sum, product
-from xpcap.layers.embedding import take_rows
+from xpcap.layers.embedding import add_rows, take_rows
 from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.random import keep_mask
 from xpcap.layers.recurrence import Packing
@@ -59,6 +59,27 @@ class PackedBatch(NamedTuple):
     With `order (M,)`, their rows are these rows of the batch.
     """
     share: Array | None = None  # (N,): what each caption counts; None: as its words do
+    distinct_images: Array | None = None  # (I,): rows of the features, each once; None: `images`
+    which_image: Array | None = None  # (N,): which of them each caption has; None: its own
+
+    def to_captions(self, of_images: Array, name: str, space: Workspace) -> Array:
+        """Return what belongs to images `(I, ...)` for each caption, `(N, ...)`."""
+        if self.which_image is None:
+            return of_images
+        rows = of_images.reshape(len(of_images), -1)
+        shape, dtype = (len(self.images), rows.shape[1]), of_images.dtype
+        found = space.empty(f"{name} of captions", *shape, dtype=dtype)
+        take_rows(space.xp, rows, self.which_image, found)
+        return found.reshape(len(found), *of_images.shape[1:])
+
+    def to_images(self, gradient: Array, name: str, space: Workspace) -> Array:
+        """Return the gradient of what `to_captions` was given, `(I, ...)`."""
+        if self.distinct_images is None:
+            return gradient
+        rows = gradient.reshape(len(gradient), -1)
+        sums = space.empty(f"{name} of images", len(self.distinct_images), rows.shape[1])
+        add_rows(space.xp, self.which_image, rows, sums)
+        return sums.reshape(len(sums), *gradient.shape[1:])
 
     def of_captions(self) -> Array:
         """Return what each caption `(N,)` counts in the loss, 0 if it has no word to predict."""
@@ -80,12 +101,14 @@ def pack_captions(
     to_device: Callable[[numpy.ndarray], Array],
     share: Share | None = None,
     weights: numpy.ndarray | None = None,
+    images: numpy.ndarray | None = None,
 ) -> PackedBatch:
     """Sort captions `(N, T+1)` by length, longest first, and pack them, on the host.
 
     They are padded with the word `null`; weights are of `dtype`. If the captions are a `share` of a
     minibatch, N is that of the whole in weights and places. `weights (N, T)` are what each target
-    counts, instead of 1 for all that are not `null`; then there is no penalty.
+    counts, instead of 1 for all that are not `null`; then there is no penalty. `images (N,)` are
+    the captions' rows of features, if not 0..N-1.
     """
     N, T = captions.shape[0], captions.shape[1] - 1
     whole = max(1, N if share is None else share.captions)
@@ -103,9 +126,12 @@ def pack_captions(
     else:
         weight = (weights[caption, time][scored] / whole).astype(dtype)
         penalized = numpy.zeros(N, dtype=bool)
+    images = order if images is None else images[order]
+    distinct_images, which_image = numpy.unique(images, return_inverse=True)
+    shared = len(distinct_images) < N
     return PackedBatch(
         Packing(N, sizes.tolist(), capacity=N * T),
-        to_device(order),
+        to_device(images),
         to_device(words),
         to_device(targets),
         to_device(weight),
@@ -115,6 +141,8 @@ def pack_captions(
         None if scored.all() else to_device(numpy.flatnonzero(scored)),
         None if share is None else whole * T,
         share=to_device(penalized.astype(dtype) / whole),
+        distinct_images=to_device(distinct_images) if shared else None,
+        which_image=to_device(which_image) if shared else None,
     )
 
 
@@ -202,7 +230,7 @@ class Objective:
     def read(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Any]:
         """Pack captions and run the model over them without dropout; see `CaptionModel.forward`."""
         batch, space = self._pack(features, captions), self._workspace()
-        return batch, *self.model.forward(self._gather(features, batch.images), batch, space)
+        return batch, *self.model.forward(self._gather(features, batch), batch, space)
 
     def words(self, features: Array, captions: Array) -> tuple[PackedBatch, Array, Array, Any]:
         """Compute the cross entropy of each word, and its gradient at the hidden state.
@@ -246,7 +274,7 @@ class Objective:
     ) -> PackedBatch:
         """Replace some of the words to read by the model's own, without dropout."""
         model, space = self.model, self._workspace()
-        hidden, _ = model.forward(self._gather(features, batch.images), batch, space)
+        hidden, _ = model.forward(self._gather(features, batch), batch, space)
         W, b = model.vocabulary_layer(model.params)
         scores = batch.packing.empty(space, "scores", len(b))
         product(self.xp, hidden, W, scores)
@@ -276,10 +304,8 @@ class Objective:
         check_indices(namespace(captions), "captions", captions, len(b))
         if not is_host(namespace(captions)):
             return keep_padding(captions, model.null, dtype)
-        batch = pack_captions(captions, model.null, dtype, model.backend.to_device, share, weights)
-        if images is None:
-            return batch
-        return batch._replace(images=model.backend.to_device(images)[batch.images])
+        to_device = model.backend.to_device
+        return pack_captions(captions, model.null, dtype, to_device, share, weights, images)
 
     def _forward(
         self, features: Array, batch: PackedBatch, streams: Streams | None, smoothing: float
@@ -289,7 +315,7 @@ class Objective:
         space, xp = self._workspace(), self.xp
         W, b = model.vocabulary_layer(model.params)
         S, (H, V) = len(batch.targets), W.shape
-        images = self._gather(features, batch.images)
+        images = self._gather(features, batch)
         kept = None
         if streams is not None:
             batch = batch._replace(
@@ -342,18 +368,18 @@ class Objective:
             self._space = Workspace(self.xp, self._dtype())
         return self._space
 
-    def _gather(self, features: Array, images: Array) -> Array:
-        """Return the features of each caption in the workspace's dtype."""
-        space, (count, *of_image), M = self._space, features.shape, len(images)
-        width = math.prod(of_image)
-        rows, found = features.reshape(count, width), space.empty("features", M, width)
+    def _gather(self, features: Array, batch: PackedBatch) -> Array:
+        """Return the features that `CaptionModel.forward` is given."""
+        images = batch.images if batch.distinct_images is None else batch.distinct_images
+        space, shape = self._space, (len(images), math.prod(features.shape[1:]))
+        rows, found = features.reshape(-1, shape[1]), space.empty("features", *shape)
         if features.dtype == found.dtype:
             take_rows(self.xp, rows, images, found)
         else:
-            gathered = space.empty("gathered", M, width, dtype=features.dtype)
+            gathered = space.empty("gathered", *shape, dtype=features.dtype)
             take_rows(self.xp, rows, images, gathered)
             found[...] = gathered.astype(found.dtype)
-        return found.reshape(M, *of_image)
+        return found.reshape(-1, *features.shape[1:])
 
     def _dropping(self, batch: PackedBatch, stream: int | Array) -> Callable[..., None]:
         """Return a function that applies the same dropout mask at each call with a number."""

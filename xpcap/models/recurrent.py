@@ -162,7 +162,7 @@ class CaptioningRNN(Inspectable):
     def forward(self, features: Array, batch: PackedBatch, space: Workspace) -> tuple[Array, Any]:
         """Run the cell over packed captions; see `CaptionModel.forward`."""
         vector, present = mean_region(features, space)
-        h0 = self._first_state(vector, space)
+        h0 = self._first_state(vector, batch, space)
         ax, b, vectors = self._read_words(batch, space)
         weights = self.recurrent_weights()
         run = unroll(self.cell, ax, b, (h0,), weights, batch.packing, space)
@@ -182,24 +182,32 @@ class CaptioningRNN(Inspectable):
         )
         weight_gradients(self.cell, run, dah, gradients, space.xp)
         self._read_words_backward(dax, vectors, batch, gradients, space)
-        self._first_state_backward(dh0, vector, gradients, space)
+        dh0 = self._first_state_backward(dh0, vector, batch, gradients, space)
         if dfeatures is not None:
             mean_region_backward(dh0 @ self.params["W_proj"].T, present, dfeatures)
 
-    def _first_state(self, vector: Array, space: Workspace) -> Array:
-        """Return h0 `(N, H)` of vectors `(N, D)`."""
+    def _first_state(self, vector: Array, batch: PackedBatch, space: Workspace) -> Array:
+        """Return h0 `(N, H)` of images' vectors `(I, D)`."""
         W_proj = self.params["W_proj"]
         size = check_shapes("loss", features=(vector, "N D"), W_proj=(W_proj, "D H"))
-        h0 = space.empty("h0", size["N"], size["H"])
+        h0 = space.empty("first state", size["N"], size["H"])
         product(space.xp, vector, W_proj, h0)
         h0 += self.params["b_proj"]
-        return h0
+        return batch.to_captions(h0, "first state", space)
 
     def _first_state_backward(
-        self, dh0: Array, vector: Array, gradients: Mapping[str, Array], space: Workspace
-    ) -> None:
+        self,
+        dh0: Array,
+        vector: Array,
+        batch: PackedBatch,
+        gradients: Mapping[str, Array],
+        space: Workspace,
+    ) -> Array:
+        """Write the gradients of W_proj and b_proj; return dh0 of images `(I, H)`."""
+        dh0 = batch.to_images(dh0, "first state", space)
         product(space.xp, vector.T, dh0, gradients["W_proj"])
         column_sum(space.xp, dh0, gradients["b_proj"])
+        return dh0
 
     def _read_words(
         self, batch: PackedBatch, space: Workspace

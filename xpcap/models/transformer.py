@@ -201,13 +201,15 @@ class Transformer(Layered):
             x[part].reshape(-1, T, H)[...] += positions[:T]
         drop = functools.partial(batch.drop, order=order)
         drop(x, 0)
-        layers = self._layers(encoded.regions, encoded.present, rows, space)
+        regions = batch.to_captions(encoded.regions, "regions", space)
+        present = batch.to_captions(encoded.present, "present", space)
+        layers = self._layers(regions, present, rows, space)
         for number, layer in enumerate(layers, 1):
             layer.forward(x, drop, number)
         last = Norm(self.params, rows, space, "last")
         last.forward(x, normalized)
         hidden[order] = normalized
-        return hidden, _Cache(encoded, layers, last, rows, order, words, drop, space)
+        return hidden, _Cache(encoded, layers, last, rows, order, words, drop, batch, space)
 
     def backward(
         self,
@@ -222,19 +224,19 @@ class Transformer(Layered):
         `look` is called for each layer of words, the last one first, with the beginning of its
         parameters' names and the gradient of its output x `(M, H)`, of the words read.
         """
-        encoded, layers, last, rows, order, words, drop, space = cache
+        encoded, layers, last, rows, order, words, drop, batch, space = cache
         xp, H = space.xp, dhidden.shape[1]
         dnormalized, dx = (rows.empty(space, name, H) for name in ("normalized", "dx"))
         take_rows(xp, dhidden, order, dnormalized)
         dx[...] = 0
         last.backward(dnormalized, dx, gradients)
-        dregions = space.zeros("dregions", *encoded.regions.shape)
+        dregions = space.zeros("dregions", len(batch.images), *encoded.regions.shape[1:])
         for number, layer in reversed([*enumerate(layers, 1)]):
             if look is not None:
                 look(layer.name, dx[xp.argsort(order)])
             more = [dregions] if isinstance(layer.layer, CrossAttention) else []
             layer.backward(dx, drop, number, gradients, *more)
-        encoded.backward(dregions, gradients, dfeatures)
+        encoded.backward(batch.to_images(dregions, "regions", space), gradients, dfeatures)
         drop(dx, 0)
         dx *= math.sqrt(H)
         dW = gradients["W_embed"]
@@ -424,6 +426,7 @@ class _Cache(NamedTuple):
     order: Array
     words: Array
     drop: Drop
+    batch: PackedBatch
     space: Workspace
 
 
