@@ -128,7 +128,7 @@ def pack_captions(
         penalized = numpy.zeros(N, dtype=bool)
     images = order if images is None else images[order]
     distinct_images, which_image = numpy.unique(images, return_inverse=True)
-    shared = len(distinct_images) < N
+    shared = 2 * len(distinct_images) <= N  # else copies cost more than they save
     return PackedBatch(
         Packing(N, sizes.tolist(), capacity=N * T),
         to_device(images),
