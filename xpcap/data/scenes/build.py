@@ -25,7 +25,7 @@ from xpcap.data import folder as layout
 from xpcap.data.encoding import CaptionedImage, encode
 from xpcap.data.extractors import FilterBank
 from xpcap.data.images import open_packed
-from xpcap.data.pca import PCA
+from xpcap.data.pca import fit_components
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.scenes.drawing import draw
 from xpcap.data.scenes.grammar import captions
@@ -78,7 +78,7 @@ def make_scenes(
             features[split] = {"fc7": _extract(bank, images[split], _DOING[split], progress)}
         if not output:
             fc7 = features["train"]["fc7"]
-            pca = PCA.fit(fc7, min(COMPONENTS, train - 1), progress=progress)
+            pca, _ = fit_components(fc7, min(COMPONENTS, train - 1), progress=progress)
             pca.write(folder / layout.PCA)
             for by_kind in features.values():
                 by_kind["pca"] = pca.transform(by_kind["fc7"])
