@@ -15,13 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xpcap.data.captions_entry import (
-    COLUMNS,
-    Entry,
-    excerpt,
-    find_columns,
-    without_ids_of_captions,
-)
+from xpcap.data.captions_entry import COLUMNS, Entry, excerpt, find_columns, without_ids_of_captions
 from xpcap.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")

@@ -15,12 +15,7 @@ from xpcap.data import folder as layout
 from xpcap.data.encoding import LONGEST
 from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array, whole
-from xpcap.data.vocabulary import (
-    NULL,
-    START,
-    Vocabulary,
-    has_words,
-)
+from xpcap.data.vocabulary import NULL, START, Vocabulary, has_words
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
 from xpcap.files import SMALL, explained, read_bytes, read_json
@@ -206,9 +201,8 @@ def splits_in(file: Any, path: Path) -> tuple[str, ...]:
 def check_folder(folder: Path) -> None:
     """Raise a `DataError` unless there is such a folder."""
     with explained(folder, "read"):
-        exists = folder.is_dir()
-    if not exists:
-        raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

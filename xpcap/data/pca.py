@@ -263,9 +263,8 @@ def reduce_folder(
     targets = {split: folder / layout.features_file(split, "pca") for split in splits}
     for path in () if replace else (*targets.values(), folder / layout.PCA):
         with explained(path, "read"):
-            exists = path.exists()
-        if exists:
-            raise DataError(f"{path} already exists; expected none (or replace=True)")
+            if path.exists():
+                raise DataError(f"{path} already exists; expected none (or replace=True)")
     with contextlib.ExitStack() as stack:
         features = {
             split: stack.enter_context(

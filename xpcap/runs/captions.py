@@ -15,7 +15,7 @@ from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import decode_captions
 from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.errors import DataError
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.runs.attention import weights_of
 from xpcap.runs.run import Run
 
@@ -106,7 +106,7 @@ def _add_attention(
 
 def write_json(path: Path, captioned: Sequence[dict[str, Any]]) -> None:
     """Write what `caption_images` or `caption_dataset` returns to a JSON file."""
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_text(json.dumps(captioned, indent=2) + "\n", encoding="ascii")
 
 
@@ -120,7 +120,6 @@ def write_csv(path: Path, captioned: Sequence[dict[str, Any]], ranked: bool = Fa
     rank = ["rank"] if ranked else []
     with (
         new_file(path) as temporary,
-        explained(path, "write"),
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.DictWriter(
