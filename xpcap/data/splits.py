@@ -52,10 +52,8 @@ def parse_splits(text: str) -> dict[str, str]:
 
 def split_of(where: str, name: Any, names: Mapping[str, str]) -> str | None:
     """Return the split called `name`, in any case; None if there is no name, or it is "none"."""
-    if name is None or name == "":
-        return None
     key = name.strip().lower() if isinstance(name, str) else ""
-    if key == NONE:
+    if name in (None, "") or key == NONE:
         return None
     if key not in names:
         raise DataError(
