@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.encoding import CaptionedImage, encode
+from xpcap.data.encoding import encode
 from xpcap.data.extractors import FilterBank
 from xpcap.data.images import open_packed
 from xpcap.data.pca import fit_components
@@ -72,7 +72,7 @@ def make_scenes(
             scenes[split] = [random_scene(rng, 1 + index % 2) for index in range(count)]
             images[split] = numpy.stack([draw(scene, rng) for scene in scenes[split]])
             captioned[split] = [
-                CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
+                layout.CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
                 for k, scene in enumerate(scenes[split])
             ]
             features[split] = {"fc7": _extract(bank, images[split], _DOING[split], progress)}
