@@ -36,16 +36,14 @@ class Broken(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """The features `(K, *shape)` of the K images that can be opened, in order, and the others.
+    """The features `(K, *shape)` of the K images that can be opened, in order.
 
-    They are in the dtype in which features of their shape are stored.
-
-    `opened (N,)` says of each image whether it can be opened.
+    They are in the dtype in which features of their shape are stored. `broken` has the reason why
+    each of the other images cannot be opened, by its index.
     """
 
     features: numpy.ndarray
-    opened: numpy.ndarray
-    broken: list[Broken]
+    broken: dict[int, str]
 
 
 def extract(
@@ -68,8 +66,7 @@ def extract(
         done += len(rows)
         progress("images", done, len(images))
     broken = by_first(ranks, lambda: _reasons(extractor, images, features))
-    opened = ~_are_broken(features)
-    return Extracted(features[opened] if broken else features, opened, broken)
+    return Extracted(numpy.delete(features, [*broken], axis=0) if broken else features, broken)
 
 
 class Extraction:
@@ -173,7 +170,8 @@ class Extraction:
         found = list[Broken]()
         for first, block in self._blocks(len(self.images)):
             images = self.images[first : first + len(block)]
-            found += _reasons(self.extractor, images, block["features"])
+            reasons = _reasons(self.extractor, images, block["features"])
+            found += [Broken(images[k], reason) for k, reason in reasons.items()]
         return found
 
 
@@ -189,14 +187,15 @@ def _are_broken(features: numpy.ndarray) -> numpy.ndarray:
     return numpy.asarray(numpy.isnan(rows[:, 0]))
 
 
-def _reasons(extractor: Extractor, images: Sequence[Any], features: numpy.ndarray) -> list[Broken]:
-    """Open the images whose features are NaN again, and say why they cannot be opened."""
-    found = []
+def _reasons(
+    extractor: Extractor, images: Sequence[Any], features: numpy.ndarray
+) -> dict[int, str]:
+    """Open the images whose features are NaN again; return why they cannot be, by index."""
+    found = {}
     for k in numpy.flatnonzero(_are_broken(features)).tolist():
         error = _open(extractor, images[k]).found
         again = isinstance(error, DataError)
-        reason = str(error) if again else f"{images[k]} could not be opened at first"
-        found.append(Broken(images[k], reason))
+        found[k] = str(error) if again else f"{images[k]} could not be opened at first"
     return found
 
 

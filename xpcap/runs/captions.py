@@ -77,19 +77,18 @@ def caption_images(
     None and no `captions`. If none can be opened, a `DataError` is raised anyway.
     """
     found = run.extract(images, weights, skip_broken, progress)
-    if found.broken and not found.opened.any():
-        raise DataError(f"none of the images can be opened: {found.broken[0].reason}")
+    if found.broken and not len(found.features):
+        raise DataError(f"none of the images can be opened: {found.broken[0]}")
     decoded = run.decode(found.features, how)
     captions = iter(captions_of(run, decoded))
-    broken = iter(found.broken)
-    entries = []
-    for image, opened in zip(map(str, images), found.opened, strict=True):
-        if opened:
+    entries: list[dict[str, Any]] = []
+    for k, image in enumerate(map(str, images)):
+        if k in found.broken:
+            error = found.broken[k]
+            entries.append({"image": image, "caption": None, "captions": [], "error": error})
+        else:
             best, *_ = of_image = next(captions)
             entries.append({"image": image, "caption": best["caption"], "captions": of_image})
-        else:
-            error = next(broken).reason
-            entries.append({"image": image, "caption": None, "captions": [], "error": error})
     if attention:
         _add_attention(run, [e for e in entries if e["captions"]], found.features, decoded)
     return entries
