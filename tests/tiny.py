@@ -47,9 +47,10 @@ def make_tiny(
             captions=numpy.array(captions),
             image_idxs=numpy.array(owners),
             features=dict.fromkeys(kinds, features),
-            urls=[f"http://localhost/{name}/{image}.png" for image in range(images)],
-            ids=range(images),
-            references=references,
+            images=[
+                layout.CaptionedImage(k, f"http://localhost/{name}/{k}.png", known)
+                for k, known in enumerate(references)
+            ],
         )
     path.mkdir(parents=True)
     layout.write_contents(path, vocabulary, splits, {"name": "tiny", "features": "given away"})

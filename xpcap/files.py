@@ -35,15 +35,19 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 
 def check_plain(path: Path) -> None:
-    """Raise a `DataError` unless `path` is a regular file; a device or pipe may never end."""
+    """Raise a `DataError` unless `path` can be opened and is a regular file.
+
+    A device or pipe may never end.
+    """
     with explained(path, "read"):
         try:
             mode = path.stat().st_mode
         except ValueError as error:
             raise DataError(f"{path} is not a valid file name") from error
-    if not stat.S_ISREG(mode):
-        what = " but a folder" if stat.S_ISDIR(mode) else ""
-        raise DataError(f"{path} is not a plain file{what}")
+        if not stat.S_ISREG(mode):
+            what = " but a folder" if stat.S_ISDIR(mode) else ""
+            raise DataError(f"{path} is not a plain file{what}")
+        open(path, "rb").close()
 
 
 def read_bytes(path: Path, most: int = LARGE) -> bytes:
@@ -188,9 +192,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            temporary.mkdir(mode=0o700)
+            temporary.mkdir()
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
             temporary.replace(path)
             synchronize(path.parent)
         except DataError as error:  # name the folder that was asked for
@@ -231,9 +234,3 @@ def check_writable(folder: Path) -> None:
         above = next(part for part in (path, *path.parents) if part.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise DataError(f"cannot write {folder}: {above} is not a folder that can be written to")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

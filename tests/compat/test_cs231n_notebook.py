@@ -28,7 +28,7 @@ from xpcap.compat.cs231n import (
     sample_coco_minibatch,
     sigmoid,
 )
-from xpcap.data.folder import SplitContents, write_contents
+from xpcap.data.folder import CaptionedImage, SplitContents, write_contents
 from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError
 
@@ -153,9 +153,10 @@ def test_load_coco_data_reads_the_assignments_folder(backend, tmp_path, monkeypa
             captions=made[f"{split}_captions"],
             image_idxs=made[f"{split}_image_idxs"],
             features={"pca": made[f"{split}_features"]},
-            urls=made[f"{split}_urls"].tolist(),
-            ids=range(len(made[f"{split}_urls"])),
-            references=[["a cat"]] * len(made[f"{split}_urls"]),
+            images=[
+                CaptionedImage(k, url, ["a cat"])
+                for k, url in enumerate(made[f"{split}_urls"].tolist())
+            ],
         )
         for split in ("train", "val")
     }

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from xpcap.backend import CPU
 from xpcap.data.dataset import open_dataset
-from xpcap.data.minibatch import PrefetchedBatches
+from xpcap.data.features import LazyFeatures
 from xpcap.training import Schedule
 from xpcap.training.options import RunOptions
 from xpcap.training.run import RunContext, train_run
@@ -71,8 +71,8 @@ def test_lazy_training_equals_training_from_memory(folder, tmp_path):
 
         context = RunContext(watch=watch)
         trainer, _ = train_run(folder, tmp_path / f"run-{lazy}", options, CPU, context)
-        assert isinstance(trainer.batches, PrefetchedBatches) == lazy
-        assert isinstance(trainer.validation["val"], PrefetchedBatches) == lazy
+        for batches in (trainer.batches, trainer.validation["val"]):
+            assert isinstance(batches.split.features, LazyFeatures) == lazy
         return [*found, trainer.best_loss]
 
     lazily = losses(lazy=True)

@@ -9,8 +9,12 @@ import pytest
 
 from xpcap.backend import CPU, Backend
 from xpcap.data.features import row_blocks
-from xpcap.data.pca import PCA
+from xpcap.data.pca import PCA, fit_components
 from xpcap.errors import DataError
+
+
+def fit(*args: Any, **options: Any) -> PCA:
+    return fit_components(*args, **options)[0]
 
 
 def some_features(count: int, width: int) -> numpy.ndarray:
@@ -74,7 +78,7 @@ def test_components_are_those_of_the_singular_value_decomposition(
     count: int, width: int, tolerance: float
 ) -> None:
     features = some_features(count, width)
-    pca = PCA.fit(features, 7)
+    pca = fit(features, 7)
     variances, directions = decompose(features)
     numpy.testing.assert_allclose(pca.mean, features.astype(numpy.float64).mean(axis=0))
     numpy.testing.assert_allclose(pca.explained_variance, variances[:7], rtol=tolerance)
@@ -89,7 +93,7 @@ def test_it_agrees_with_scikit_learn(count: int, width: int, whiten: bool) -> No
     decomposition = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn")
     features = some_features(count, width)
     theirs = decomposition.PCA(9, whiten=whiten, svd_solver="full").fit(features.astype(float))
-    ours = PCA.fit(features, 9, whiten)
+    ours = fit(features, 9, whiten)
     numpy.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-7)
     numpy.testing.assert_allclose(ours.explained_variance, theirs.explained_variance_, rtol=1e-6)
     assert_same_directions(ours.components, theirs.components_, 1e-6)
@@ -101,7 +105,7 @@ def test_it_agrees_with_scikit_learn(count: int, width: int, whiten: bool) -> No
 @pytest.mark.parametrize(("count", "width"), [(40, 15), (15, 40)])
 def test_transformed_features_have_mean_zero_and_the_variances(count: int, width: int) -> None:
     features = some_features(count, width)
-    pca = PCA.fit(features, 6)
+    pca = fit(features, 6)
     out = pca.transform(features)
     assert out.shape == (count, 6)
     assert out.dtype == numpy.float32
@@ -113,7 +117,7 @@ def test_transformed_features_have_mean_zero_and_the_variances(count: int, width
 @pytest.mark.parametrize(("count", "width"), [(40, 15), (15, 40)])
 def test_whitened_components_have_unit_covariance(count: int, width: int) -> None:
     features = some_features(count, width)
-    out = PCA.fit(features, 6, whiten=True).transform(features)
+    out = fit(features, 6, whiten=True).transform(features)
     numpy.testing.assert_allclose(numpy.cov(out.T), numpy.eye(6), atol=1e-5)
 
 
@@ -125,10 +129,10 @@ def test_row_blocks_cover_all_rows(small_blocks: None) -> None:
 def test_components_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     features = some_features(100, 10)
     features = features[features[:, 0].argsort()]  # the first block's mean is far from the mean
-    whole = PCA.fit(features, 4)
+    whole = fit(features, 4)
     for size in (280, 40):
         monkeypatch.setattr("xpcap.data.features.BLOCK_BYTES", size)
-        assert_same(PCA.fit(features, 4), whole)
+        assert_same(fit(features, 4), whole)
 
 
 def test_features_are_read_in_blocks_with_progress(small_blocks: None) -> None:
@@ -140,8 +144,8 @@ def test_features_are_read_in_blocks_with_progress(small_blocks: None) -> None:
             return some_features(20, 10)[rows]
 
     told: list[tuple[str, int, int]] = []
-    pca = PCA.fit(Rows(), 4, progress=lambda *what: told.append(what))
-    assert_same(pca, PCA.fit(some_features(20, 10), 4))
+    pca = fit(Rows(), 4, progress=lambda *what: told.append(what))
+    assert_same(pca, fit(some_features(20, 10), 4))
     assert told[:3] == [("covariance", done, 20) for done in (7, 14, 20)]
     assert told[3:] == [("components", 0, 1), ("components", 1, 1)]
 
@@ -151,7 +155,7 @@ def test_a_small_variance_beside_a_large_mean(small_blocks: None, count: int, wi
     rng = numpy.random.default_rng(6)
     spread = numpy.linspace(0.2, 0.02, width)
     features = (1000 / 3 + rng.standard_normal((count, width)) * spread).astype(numpy.float32)
-    pca = PCA.fit(features, 4)
+    pca = fit(features, 4)
     variances, directions = decompose(features)
     numpy.testing.assert_allclose(pca.explained_variance, variances[:4], rtol=1e-4)
     assert_same_directions(pca.components, directions[:4], 1e-6)
@@ -164,7 +168,7 @@ def test_a_small_variance_beside_a_large_mean(small_blocks: None, count: int, wi
 @pytest.mark.parametrize(("count", "width"), [(40, 10), (10, 40)])
 def test_a_device_computes_the_same_components(small_blocks: None, count: int, width: int) -> None:
     features = some_features(count, width)
-    host, device = (PCA.fit(features, 4, backend=backend) for backend in (CPU, GUARD))
+    host, device = (fit(features, 4, backend=backend) for backend in (CPU, GUARD))
     assert_same(device, host)
     assert type(device.components) is type(device.mean) is numpy.ndarray
     out = device.transform(features, GUARD)
@@ -175,7 +179,7 @@ def test_a_device_computes_the_same_components(small_blocks: None, count: int, w
 @pytest.mark.parametrize(("count", "width"), [(40, 10), (10, 40)])
 def test_a_gpu_computes_the_same_components(gpu: Backend, count: int, width: int) -> None:
     features = some_features(count, width)
-    host, device = (PCA.fit(features, 4, backend=backend) for backend in (CPU, gpu))
+    host, device = (fit(features, 4, backend=backend) for backend in (CPU, gpu))
     assert_same(device, host)
     numpy.testing.assert_allclose(
         device.transform(features, gpu), host.transform(features), atol=1e-4
@@ -184,7 +188,7 @@ def test_a_gpu_computes_the_same_components(gpu: Backend, count: int, width: int
 
 def test_transform_by_definition() -> None:
     features = some_features(40, 15)
-    pca = PCA.fit(features[:30], 6)
+    pca = fit(features[:30], 6)
     one_by_one = [
         [(row - pca.mean) @ component for component in pca.components] for row in features
     ]
@@ -194,7 +198,7 @@ def test_transform_by_definition() -> None:
 @pytest.mark.parametrize("whiten", [False, True])
 def test_backward_agrees_with_differences_of_transform(whiten: bool) -> None:
     features = some_features(40, 15)
-    pca = PCA.fit(features, 6, whiten)
+    pca = fit(features, 6, whiten)
     gradient = numpy.random.default_rng(7).standard_normal((2, 3, 6))
     found = pca.backward(gradient)
     assert found.shape == (2, 3, 15)
@@ -211,38 +215,38 @@ def test_backward_agrees_with_differences_of_transform(whiten: bool) -> None:
 def test_more_components_than_directions_are_refused(dim: int) -> None:
     features = some_features(9, 12)  # nine points differ in eight directions
     with pytest.raises(DataError, match=f"cannot make {dim} .* in 8 directions; expected 1 to 8$"):
-        PCA.fit(features, dim)
-    assert len(PCA.fit(features, 8).components) == 8
+        fit(features, dim)
+    assert len(fit(features, 8).components) == 8
     with pytest.raises(DataError, match="cannot make 0 principal components"):
-        PCA.fit(features, 0)
+        fit(features, 0)
 
 
 def test_directions_in_which_nothing_varies_are_refused() -> None:
     features = some_features(200, 12)
     features[:, 8:] = features[:, :4] + features[:, 4:8]
-    assert len(PCA.fit(features, 8).components) == 8
+    assert len(fit(features, 8).components) == 8
     for dim in (9, 12, 512):
         with pytest.raises(
             DataError, match="200 x 12 features vary in 8 directions; expected 1 to"
         ):
-            PCA.fit(features, dim)
+            fit(features, dim)
     with pytest.raises(DataError, match="features vary not at all"):
-        PCA.fit(numpy.ones((20, 12), numpy.float32), 1)
+        fit(numpy.ones((20, 12), numpy.float32), 1)
 
 
 def test_absent_regions_are_not_counted() -> None:
     features = numpy.zeros((4, 5, 12), numpy.float32)
     features[:3, 0] = some_features(3, 12)
     with pytest.raises(DataError, match="the 3 x 12 features vary in 2 directions; expected 1 to"):
-        PCA.fit(features, 3)
+        fit(features, 3)
     features[2] = 0
     with pytest.raises(DataError, match=r"2 x 12 features vary in 1 direction; expected 1$"):
-        PCA.fit(features, 3)
+        fit(features, 3)
 
 
 def test_of_a_single_image_there_are_no_components() -> None:
     with pytest.raises(DataError, match="of 1 x 12 features; expected two images or more"):
-        PCA.fit(some_features(1, 12), 1)
+        fit(some_features(1, 12), 1)
 
 
 @pytest.mark.parametrize("width", [10, 40])
@@ -257,11 +261,11 @@ def test_non_finite_features_are_refused(
     if width > 20:
         features = features.astype(float) * 1e170
     with pytest.raises(DataError, match="the features hold NaN or infinity"):
-        PCA.fit(features, 2)
+        fit(features, 2)
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
-    pca = PCA.fit(some_features(20, 10), 4)
+    pca = fit(some_features(20, 10), 4)
     pca.write(tmp_path / "pca.h5")
     again = PCA.read(tmp_path / "pca.h5")
     with h5py.File(tmp_path / "pca.h5") as file:
@@ -303,7 +307,7 @@ def test_arrays_of_other_shapes_are_refused(
 def test_each_region_that_is_there_is_a_row(few: bool) -> None:
     features = with_regions(7 if few else 40, 3, 10)
     present = features[features.any(axis=2)]
-    pca, whole = PCA.fit(features, 4), PCA.fit(present, 4)
+    pca, whole = fit(features, 4), fit(present, 4)
     numpy.testing.assert_allclose(pca.mean, whole.mean, rtol=1e-6)
     numpy.testing.assert_allclose(pca.explained_variance, whole.explained_variance, rtol=1e-5)
     numpy.testing.assert_allclose(pca.components, whole.components, atol=1e-4)
@@ -317,14 +321,14 @@ def test_each_region_that_is_there_is_a_row(few: bool) -> None:
 
 def test_regions_that_are_all_absent_vary_in_no_direction() -> None:
     with pytest.raises(DataError, match="the 0 x 5 features vary not at all"):
-        PCA.fit(numpy.zeros((4, 3, 5), numpy.float32), 1)
+        fit(numpy.zeros((4, 3, 5), numpy.float32), 1)
 
 
 def test_regions_on_any_backend(backend: Backend) -> None:
     features = with_regions(40, 3, 10)
-    expected = PCA.fit(features, 4)
+    expected = fit(features, 4)
     device = GUARD if backend.name == "guard" else backend
-    pca = PCA.fit(features, 4, backend=device)
+    pca = fit(features, 4, backend=device)
     assert_same(pca, expected)
     numpy.testing.assert_allclose(
         pca.transform(features, device), expected.transform(features), atol=1e-4
@@ -333,7 +337,7 @@ def test_regions_on_any_backend(backend: Backend) -> None:
 
 def test_a_stored_transform_of_any_scale_is_applied(tmp_path: Path) -> None:
     features = some_features(20, 10)
-    pca = PCA.fit(features, 4)
+    pca = fit(features, 4)
     old = replace(pca, components=0.3 * pca.components)  # as older versions scaled them
     old.write(tmp_path / "pca.h5")
     found = PCA.read(tmp_path / "pca.h5").transform(features)

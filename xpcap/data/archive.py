@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,7 @@ from xpcap.files import check_plain, explained, read_json
 
 PIECE = 2**20
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError)
-_PLAIN = (0, stat.S_IFREG)  # 0 in archives written on Windows
-_ENCRYPTED = 0x1  # of the flags of a zip member
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError)
 
 
 class Expected(NamedTuple):
@@ -49,9 +46,10 @@ def unpack(
 ) -> None:
     """Extract the files of the manifest, and no others, from an archive into a folder.
 
-    They are in the folder `inside` of the archive, or at its top level. If it is damaged, or a file
-    is missing, duplicate, encrypted, not a regular file, or not the expected one, a `DataError` is
-    raised, and an `OSError` if one cannot be written; the folder may then contain some of them.
+    They are in the folder `inside` of the archive, or at its top level, and become regular files.
+    If it is damaged, or a file is missing, duplicate, encrypted, or not the expected one, a
+    `DataError` is raised, and an `OSError` if one cannot be written; the folder may then contain
+    some of them.
     """
     with _opened(archive) as opened:
         members = []
@@ -112,10 +110,6 @@ def _find(opened: zipfile.ZipFile, name: str, *others: str) -> zipfile.ZipInfo:
     if len(found) != 1:
         raise DataError(f"the archive holds {name} {len(found)} times; expected it once")
     member = found[0]
-    if stat.S_IFMT(member.external_attr >> 16) not in _PLAIN:
-        raise DataError(f"{name} in the archive is a link or a device; expected a plain file")
-    if member.flag_bits & _ENCRYPTED:
-        raise DataError(f"{name} in the archive is encrypted; expected a plain file")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{name} in the archive is not compressed by deflate, as expected")
     return member

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from xpcap.errors import DataError
@@ -37,25 +37,23 @@ class Entry(NamedTuple):
     url: str = ""
 
 
-def find_columns(where: str, names: Iterable[str]) -> dict[str, str]:
+def find_columns(where: str, names: Collection[str]) -> dict[str, str]:
     """Return the column that holds each of `COLUMNS`, of those among `names`.
 
     A column of that very name is preferred to one of another; several others are a `DataError`.
     """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        for role, known in COLUMNS.items():
-            if name.strip().lower() in known:
-                found.setdefault(role, []).append(name)
-    for role, columns in found.items():
-        exact = [name for name in columns if name.strip().lower() == role]
-        found[role] = exact or columns
-        if len(found[role]) > 1:
+    found = {}
+    for role, known in COLUMNS.items():
+        columns = [name for name in names if name.strip().lower() in known]
+        chosen = [name for name in columns if name.strip().lower() == role] or columns
+        if len(chosen) > 1:
             raise DataError(
                 f"{where}: {' and '.join(map(repr, columns))} both hold the {role}; expected one"
                 f" column, '{role}'"
             )
-    return {role: columns[0] for role, columns in found.items()}
+        if chosen:
+            found[role] = chosen[0]
+    return found
 
 
 def value_of(where: str, record: Any, key: str, kind: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from xpcap.data.captions_entry import Entry
 from xpcap.data.captions_json import LINES, from_json
 from xpcap.data.captions_table import from_table, is_token_file
-from xpcap.data.encoding import CaptionedImage
+from xpcap.data.folder import CaptionedImage
 from xpcap.data.image_files import find_images, slashed
 from xpcap.data.splits import NONE, read_lists, split_names, split_of
 from xpcap.errors import ConfigurationError, DataError

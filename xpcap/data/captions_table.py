@@ -15,13 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xpcap.data.captions_entry import (
-    COLUMNS,
-    Entry,
-    excerpt,
-    find_columns,
-    without_ids_of_captions,
-)
+from xpcap.data.captions_entry import COLUMNS, Entry, excerpt, find_columns, without_ids_of_captions
 from xpcap.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -41,9 +35,8 @@ def from_table(file: Path, text: str) -> Sequence[Entry]:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if is_token_file(text):
         return list(_from_tokens(file, text))
-    number, first = next(
-        (k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()
-    )  # not empty
+    lines = enumerate(text.split("\n"), 1)
+    number, first = next((k, line) for k, line in lines if line.strip())
     delimiter, names = _header(first)
     columns = find_columns(f"{file}: line {number}", names)
     if not {"image", "caption"} <= columns.keys():
@@ -81,39 +74,27 @@ def from_table(file: Path, text: str) -> Sequence[Entry]:
 
 def _header(line: str) -> tuple[str, list[str]]:
     """Return the delimiter with which a line has the most known column names, and its columns."""
-
-    def known(delimiter: str) -> tuple[int, int]:
-        columns = split[delimiter]
-        names = [name for name in columns if any(name in known for known in COLUMNS.values())]
-        return len(names), len(columns)
-
-    split = {
-        delimiter: [
-            name.strip().lower()
-            for row in csv.reader([line[:_LONGEST_HEADER]], delimiter=delimiter)
-            for name in row
-        ]
-        for delimiter in DELIMITERS
-    }
-    best = max(DELIMITERS, key=known)
+    known = {name for names in COLUMNS.values() for name in names}
+    split = {}
+    for delimiter in DELIMITERS:
+        row = next(csv.reader([line[:_LONGEST_HEADER]], delimiter=delimiter))
+        split[delimiter] = [name.strip().lower() for name in row]
+    best = max(split, key=lambda d: (sum(name in known for name in split[d]), len(split[d])))
     return best, split[best]
 
 
 def _rows(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the line where each row begins, and its fields without outer spaces."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        number = rows.line_num + 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{file}: line {number}: {error}; expected a field that begins with a quotation"
-                " mark to end with one, and those inside doubled"
-            ) from error
-        yield number, [field.strip() for field in row]
+    rows, number = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
+    try:
+        for row in rows:
+            yield number, [field.strip() for field in row]
+            number = rows.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{file}: line {number}: {error}; expected a field that begins with a quotation mark to"
+            " end with one, and those inside doubled"
+        ) from error
 
 
 def _called(delimiter: str) -> str:

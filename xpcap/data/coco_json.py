@@ -18,8 +18,8 @@ import numpy
 
 from xpcap.data.captions_entry import NUMBER, value_of
 from xpcap.data.captions_json import add_captions, records_of
-from xpcap.data.encoding import BuildReport, CaptionedImage, check_limits, encode, held_out
-from xpcap.data.folder import write_contents
+from xpcap.data.encoding import BuildReport, check_limits, encode, held_out
+from xpcap.data.folder import CaptionedImage, write_contents
 from xpcap.data.vocabulary import Vocabulary, tokenize
 from xpcap.errors import DataError
 from xpcap.files import check_swelling, new_folder, read_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +14,7 @@ from xpcap.data import folder as layout
 from xpcap.data.encoding import LONGEST
 from xpcap.data.features import Features, LazyFeatures, read_features
 from xpcap.data.hdf5 import open_hdf5, read_array, whole
-from xpcap.data.vocabulary import (
-    NULL,
-    START,
-    Vocabulary,
-    has_words,
-)
+from xpcap.data.vocabulary import NULL, START, Vocabulary, has_words
 from xpcap.data.web import is_url
 from xpcap.errors import DataError
 from xpcap.files import SMALL, explained, read_bytes, read_json
@@ -97,36 +91,34 @@ class Dataset:
 
         They come from `references.json` if there is one, else they are decoded.
         """
-        split = self.split(name)
-        images = split.features.shape[0]
-        if not self._has_references:
-            by_image = collections.defaultdict(list)
+        split, known = self.split(name), self._described(name)
+        if known is not None:
+            captions = [image["captions"] for image in known]
+        else:
+            captions = [[] for _ in range(split.features.shape[0])]
             sentences = self.vocabulary.sentences(split.captions)
             for image, sentence in zip(split.image_idxs.tolist(), sentences, strict=True):
-                by_image[image].append(sentence)
-            captions = [by_image[image] for image in range(images)]
-        else:
-            captions = [image["captions"] for image in self._described(name)]
+                captions[image].append(sentence)
         return [list(filter(has_words, of_image)) for of_image in captions]
 
     def image_ids(self, name: str) -> list[int | str]:
         """Return the id of each image of a split from `references.json`, or else its index."""
-        if not self._has_references:
+        known = self._described(name)
+        if known is None:
             return list(range(self.split(name).features.shape[0]))
-        return [image.get("id", place) for place, image in enumerate(self._described(name))]
-
-    @property
-    def _has_references(self) -> bool:
-        return (self.folder / layout.REFERENCES).exists()
+        return [image.get("id", place) for place, image in enumerate(known)]
 
     @cached_property
     def _references(self) -> Any:
         """Contents of `references.json`, read once."""
         return read_json(self.folder / layout.REFERENCES)
 
-    def _described(self, name: str) -> list[dict[str, Any]]:
-        images = self.split(name).features.shape[0]
-        return described(self.folder / layout.REFERENCES, self._references, name, images)
+    def _described(self, name: str) -> list[dict[str, Any]] | None:
+        """Return the images of a split in `references.json`, or None without that file."""
+        path = self.folder / layout.REFERENCES
+        if not path.exists():
+            return None
+        return described(path, self._references, name, self.split(name).features.shape[0])
 
 
 def described(path: Path, content: Any, name: str, count: int) -> list[dict[str, Any]]:
@@ -206,9 +198,8 @@ def splits_in(file: Any, path: Path) -> tuple[str, ...]:
 def check_folder(folder: Path) -> None:
     """Raise a `DataError` unless there is such a folder."""
     with explained(folder, "read"):
-        exists = folder.is_dir()
-    if not exists:
-        raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; expected a data folder (xpcap data --help)")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

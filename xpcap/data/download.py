@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 import shutil
 import time
 import urllib.error
-from http.client import HTTPMessage, HTTPResponse, InvalidURL
+import zipfile
+from http.client import HTTPResponse, InvalidURL
 from pathlib import Path
 
 from xpcap.data.archive import Manifest, read_manifest, unpack, unpacked_size
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.web import FAILURES, check_web, open_url, reason_of
 from xpcap.errors import DataError
-from xpcap.files import check_new_folder, explained, lock, new_file, new_folder, read_json
+from xpcap.files import check_new_folder, explained, lock, new_folder
 
 ADDRESS = "http://cs231n.stanford.edu/coco_captioning.zip"
 FOLDER = "coco_captioning"
@@ -45,135 +44,88 @@ def download_coco(
     out, manifest = out.absolute(), manifest or read_manifest(MANIFEST)
     check_web(url)
     check_new_folder(out)
-    part = Part(out.with_name(f".{out.name}.zip.part"), url)
-    fetch(part, unpacked_size(manifest), progress)
+    part = out.with_name(f".{out.name}.zip.part")
+    if not zipfile.is_zipfile(part):
+        fetch(url, part, unpacked_size(manifest), progress)
     with new_folder(out) as folder:
         try:
-            unpack(part.path, folder, manifest, FOLDER, progress)
+            unpack(part, folder, manifest, FOLDER, progress)
         except DataError as error:
-            part.remove()
+            _remove(part)
             raise DataError(f"{url}: {error}; it is removed, the next call starts over") from error
-    part.remove()
-
-
-class Part:
-    """A partial download of `url` at `path`, and beside it a note of version and size."""
-
-    def __init__(self, path: Path, url: str) -> None:
-        self.path = path
-        self.url = url
-        self.version = ""
-        self.total: int | None = None
-        self._note = path.with_name(f"{path.name}.json")
-        with contextlib.suppress(DataError):
-            match read_json(self._note):
-                case {"url": self.url, "version": str(version), "total": int(total)}:
-                    self.version, self.total = version, total
-
-    @property
-    def have(self) -> int:
-        """Number of bytes that can be kept; 0 without a version to resume from."""
-        if not self.version or self.total is None or not self.path.is_file():
-            return 0
-        size = self.path.stat().st_size
-        return size if size <= self.total else 0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers that request the rest, if the version is the same, or else the whole file."""
-        if not self.have:
-            return {}
-        return {"Range": f"bytes={self.have}-", "If-Range": self.version}
-
-    def is_followed_by(self, headers: HTTPMessage) -> bool:
-        """Return whether an answer with these headers continues this part."""
-        follows = rf"bytes {self.have}-\d+/{self.total}"
-        same = _version(headers) in ("", self.version)
-        return same and re.fullmatch(follows, headers.get("Content-Range", "")) is not None
-
-    def begin(self, answer: HTTPResponse) -> None:
-        """Start over with a whole file."""
-        self.remove()
-        self.version, self.total = _version(answer.headers), answer.length
-        note = {"url": self.url, "version": self.version, "total": self.total}
-        with new_file(self._note) as temporary:
-            temporary.write_text(json.dumps(note))
-
-    def remove(self) -> None:
-        """Remove the partial download and its note."""
-        with explained(self.path, "remove"):
-            self.path.unlink(missing_ok=True)
-            self._note.unlink(missing_ok=True)
-        self.version, self.total = "", None
-
-
-def _version(headers: HTTPMessage) -> str:
-    """Return a strong identifier of the file's version, or an empty string."""
-    tag = headers.get("ETag", "")
-    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")
-    return version if version.isascii() and version.isprintable() else ""
+    _remove(part)
 
 
 class _CutError(Exception):
     """A failure that a retry may overcome."""
 
 
-def fetch(part: Part, spare: int, progress: Progress) -> None:
-    """Download the rest of a file, retrying if the connection is cut.
+def fetch(url: str, part: Path, spare: int, progress: Progress) -> None:
+    """Download what a partial file lacks, retrying if the connection is cut.
 
-    `spare` bytes must stay free on its disk. A `DataError` is raised if the file cannot be fetched;
-    what can be resumed is kept.
+    The caller checks the contents: bytes of another version of the file are kept, too. `spare`
+    bytes must stay free on its disk. A `DataError` is raised if the file cannot be fetched; what
+    can be resumed is kept.
     """
-    pauses, most = list(PAUSES), part.have
+    pauses, most = list(PAUSES), _size(part)
     while True:
         try:
-            _fetch_rest(part, spare, progress)
+            _fetch_rest(url, part, spare, progress)
             return
         except _CutError as cut:
-            if part.have > most:
-                pauses, most = list(PAUSES), part.have
+            have = _size(part)
+            if have > most:
+                pauses, most = list(PAUSES), have
             if not pauses:
-                kept = f"; {part.have} of {part.total} bytes are kept, the next call resumes there"
-                raise DataError(
-                    f"cannot fetch {part.url}: {cut}{kept if part.have else ''}"
-                ) from cut
+                kept = f"; {have} bytes are kept, the next call resumes there" if have else ""
+                raise DataError(f"cannot fetch {url}: {cut}{kept}") from cut
         time.sleep(pauses.pop(0))
 
 
-def _fetch_rest(part: Part, spare: int, progress: Progress) -> None:
-    if part.have and part.have == part.total:
-        _check_room(part, spare)
-        return
-    with _ask(part) as answer:
+def _size(part: Path) -> int:
+    with explained(part, "read"):
+        return part.stat().st_size if part.is_file() else 0
+
+
+def _remove(part: Path) -> None:
+    with explained(part, "remove"):
+        part.unlink(missing_ok=True)
+
+
+def _fetch_rest(url: str, part: Path, spare: int, progress: Progress) -> None:
+    have = _size(part)
+    with _ask(url, part, have) as answer:
+        total = answer.length
         if answer.status == 200:
-            part.begin(answer)
-        elif not part.is_followed_by(answer.headers):
-            part.remove()
-            raise _CutError("the server sends another range than requested")
-        try:
-            _check_room(part, spare)
-            _append(answer, part, progress)
-        except BaseException:
-            if not part.have:  # cannot be resumed
-                part.remove()
-            raise
+            _remove(part)
+            have = 0
+        else:
+            sent = answer.headers.get("Content-Range", "")
+            follows = re.fullmatch(rf"bytes {have}-\d+/(\d+)", sent)
+            if not follows:
+                _remove(part)
+                raise _CutError("the server sends another range than requested")
+            total = int(follows[1])
+        _check_room(url, part.parent, total, spare - have)
+        _append(answer, url, part, have, total, progress)
 
 
-def _ask(part: Part) -> HTTPResponse:
+def _ask(url: str, part: Path, have: int) -> HTTPResponse:
+    """Request what comes after the `have` bytes of a part."""
     try:
-        answer = open_url(part.url, TIMEOUT, part.headers)
+        answer = open_url(url, TIMEOUT, {"Range": f"bytes={have}-"} if have else {})
     except FAILURES as error:
         reason = reason_of(error)
         status = error.code if isinstance(error, urllib.error.HTTPError) else None
-        if part.have and status == 416:  # the file is shorter than before
-            part.remove()
+        if have and status == 416:  # the file is shorter
+            _remove(part)
             raise _CutError(reason) from error
         if _is_transient(error, status):
             raise _CutError(reason) from error
-        raise DataError(f"cannot fetch {part.url}: {reason}") from error
+        raise DataError(f"cannot fetch {url}: {reason}") from error
     if answer.status not in (200, 206):
         answer.close()
-        raise DataError(f"cannot fetch {part.url}: the server answers {answer.status}")
+        raise DataError(f"cannot fetch {url}: the server answers {answer.status}")
     return answer
 
 
@@ -183,31 +135,35 @@ def _is_transient(error: Exception, status: int | None) -> bool:
     return not isinstance(error, (ValueError, InvalidURL))
 
 
-def _check_room(part: Part, spare: int) -> None:
-    if part.total is not None and part.total > LARGEST:
-        raise DataError(f"{part.url} is {part.total} bytes; expected at most {LARGEST}")
-    folder = part.path.parent
-    needed = spare + (part.total or 0) - part.have
+def _check_room(url: str, folder: Path, total: int | None, more: int) -> None:
+    """Check that there is room for a file and for `more` bytes, and create its folder."""
+    if total is not None and total > LARGEST:
+        raise DataError(f"{url} is {total} bytes; expected at most {LARGEST}")
+    needed = (total or 0) + more
     with explained(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(
-            f"{folder} has {free / 1e9:.2f} GB free; {part.url} needs {needed / 1e9:.2f} GB"
-        )
+        raise DataError(f"{folder} has {free / 1e9:.2f} GB free; {url} needs {needed / 1e9:.2f} GB")
 
 
-def _append(answer: HTTPResponse, part: Part, progress: Progress) -> None:
-    done, total = part.have, part.total
+def _append(
+    answer: HTTPResponse, url: str, part: Path, have: int, total: int | None, progress: Progress
+) -> None:
     most = LARGEST if total is None else total
-    with explained(part.path, "write"), open(part.path, "ab") as file:
-        lock(file, part.path)
-        while done <= most and (piece := _read(answer)):
-            done += len(piece)
-            file.write(piece)
-            progress("downloading", done, total or done)
-    if done > most:
-        raise DataError(f"{part.url} is longer than {most} bytes")
-    if total is not None and done < total:
+    try:
+        with explained(part, "write"), open(part, "ab") as file:
+            lock(file, part)
+            while have <= most and (piece := _read(answer)):
+                have += len(piece)
+                file.write(piece)
+                progress("downloading", have, total or have)
+    finally:
+        if not 0 < have <= most:
+            _remove(part)
+    if have > most:
+        raise DataError(f"{url} is longer than {most} bytes")
+    if have < (total or 1):
         raise _CutError("the connection was cut")
 
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 
-from xpcap.data.folder import SplitContents
+from xpcap.data.folder import CaptionedImage, SplitContents
 from xpcap.data.vocabulary import SPECIAL, UNK, WORDS, Vocabulary
 from xpcap.errors import DataError
 from xpcap.options import check_counts
 
 LONGEST = 1000
-
-
-@dataclass
-class CaptionedImage:
-    """An image of a data set, and its captions as written."""
-
-    id: int | str  # in the source of the images
-    url: str
-    captions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,9 +105,7 @@ def encode(
         splits[split] = SplitContents(
             captions=numpy.stack([vocabulary.encode(words, max_words + 2) for _, words in kept]),
             image_idxs=numpy.array([k for k, _ in kept], numpy.int32),
-            urls=[image.url for image in images],
-            ids=[image.id for image in images],
-            references=[image.captions for image in images],
+            images=images,
         )
     lengths = [len(words) for images in tokenized.values() for image in images for words in image]
     indices = numpy.concatenate([contents.captions.reshape(-1) for contents in splits.values()])

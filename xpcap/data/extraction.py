@@ -36,16 +36,14 @@ class Broken(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """The features `(K, *shape)` of the K images that can be opened, in order, and the others.
+    """The features `(K, *shape)` of the K images that can be opened, in order.
 
-    They are in the dtype in which features of their shape are stored.
-
-    `opened (N,)` says of each image whether it can be opened.
+    They are in the dtype in which features of their shape are stored. `broken` has the reason why
+    each of the other images cannot be opened, by its index.
     """
 
     features: numpy.ndarray
-    opened: numpy.ndarray
-    broken: list[Broken]
+    broken: dict[int, str]
 
 
 def extract(
@@ -60,27 +58,15 @@ def extract(
     A `DataError` is raised if features are not finite, or an image cannot be opened and
     `skip_broken` is False.
     """
+    ranks = ranks or Alone()
     features = numpy.empty((len(images), *extractor.shape), stored_dtype(extractor.shape))
-    broken: list[Broken] = []
     done = 0
-    for batch in _batches(extractor, images, skip_broken, None, ranks or Alone()):
-        features[done : done + len(batch.rows)] = batch.rows["features"]
-        broken += batch.broken
-        done += len(batch.rows)
+    for rows in _batches(extractor, images, skip_broken, None, ranks):
+        features[done : done + len(rows)] = rows["features"]
+        done += len(rows)
         progress("images", done, len(images))
-    opened = ~_are_broken(features)
-    return Extracted(features[opened] if broken else features, opened, broken)
-
-
-def _compute(
-    extractor: Extractor, images: Sequence[Any], prepared: Sequence[numpy.ndarray]
-) -> numpy.ndarray:
-    rows: numpy.ndarray = extractor(numpy.stack(prepared))
-    for image, row in zip(images, rows, strict=True):
-        if not numpy.isfinite(row).all():
-            raise DataError(f"{image}: '{extractor.name}' gives NaN or infinity")
-    stored = [as_stored(row[None], image) for image, row in zip(images, rows, strict=True)]
-    return numpy.concatenate(stored)
+    broken = by_first(ranks, lambda: _reasons(extractor, images, features))
+    return Extracted(numpy.delete(features, [*broken], axis=0) if broken else features, broken)
 
 
 class Extraction:
@@ -137,10 +123,10 @@ class Extraction:
                 done = ranks.gather(done)[0]
                 try:
                     missing = self.images[done:]
-                    for batch in _batches(self.extractor, missing, skip_broken, workers, ranks):
-                        file.write(batch.rows.tobytes())
+                    for rows in _batches(self.extractor, missing, skip_broken, workers, ranks):
+                        file.write(rows.tobytes())
                         file.flush()
-                        done += len(batch.rows)
+                        done += len(rows)
                         progress("images", done, len(self.images))
                 finally:
                     if not (done or ranks.rank):
@@ -181,23 +167,12 @@ class Extraction:
         return written
 
     def _broken(self) -> list[Broken]:
-        """Return the images whose rows are NaN."""
-        found = []
+        found = list[Broken]()
         for first, block in self._blocks(len(self.images)):
-            for k in numpy.flatnonzero(_are_broken(block["features"])).tolist():
-                path = self.images[first + k]
-                error = _open(self.extractor, path).found
-                again = isinstance(error, DataError)
-                reason = str(error) if again else f"{path} could not be opened at first"
-                found.append(Broken(path, reason))
+            images = self.images[first : first + len(block)]
+            reasons = _reasons(self.extractor, images, block["features"])
+            found += [Broken(images[k], reason) for k, reason in reasons.items()]
         return found
-
-
-class _Batch(NamedTuple):
-    """Rows of consecutive images, with features of NaN for those that cannot be opened."""
-
-    rows: numpy.ndarray  # `_row_type`
-    broken: list[Broken]
 
 
 def _row_type(extractor: Extractor) -> numpy.dtype[numpy.void]:
@@ -212,13 +187,25 @@ def _are_broken(features: numpy.ndarray) -> numpy.ndarray:
     return numpy.asarray(numpy.isnan(rows[:, 0]))
 
 
+def _reasons(
+    extractor: Extractor, images: Sequence[Any], features: numpy.ndarray
+) -> dict[int, str]:
+    """Open the images whose features are NaN again; return why they cannot be, by index."""
+    found = {}
+    for k in numpy.flatnonzero(_are_broken(features)).tolist():
+        error = _open(extractor, images[k]).found
+        again = isinstance(error, DataError)
+        found[k] = str(error) if again else f"{images[k]} could not be opened at first"
+    return found
+
+
 def _batches(
     extractor: Extractor,
     images: Sequence[Any],
     skip_broken: bool,
     workers: int | None,
     ranks: Ranks,
-) -> Iterator[_Batch]:
+) -> Iterator[numpy.ndarray]:
     """Compute the rows of images in order, one batch of each rank at a time."""
     batches = [images[k : k + BATCH] for k in range(0, len(images), BATCH)]
     rounds = -(-len(batches) // ranks.size)
@@ -226,31 +213,30 @@ def _batches(
     pool = ThreadPoolExecutor(workers or threads.available())
     try:
         for batch, opened in zip(mine, _opened(pool, extractor, mine), strict=True):
-            yield from ranks.gather(_batch(extractor, batch, opened, skip_broken))
+            yield from ranks.gather(_rows(extractor, batch, opened, skip_broken))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batch(
+def _rows(
     extractor: Extractor, images: Sequence[Any], opened: Sequence[_Opened], skip_broken: bool
-) -> _Batch:
-    rows, broken = numpy.empty(len(images), _row_type(extractor)), list[Broken]()
-    if not images:
-        return _Batch(rows, broken)
-    rows["stamp"] = [image.stamp for image in opened]
+) -> numpy.ndarray:
+    """Return the rows of images; those that cannot be opened have features of NaN."""
+    rows = numpy.empty(len(images), _row_type(extractor))
     rows["features"] = numpy.nan
     prepared: dict[int, numpy.ndarray] = {}
-    for k, (_, found) in enumerate(opened):
+    for k, (stamp, found) in enumerate(opened):
+        rows["stamp"][k] = stamp
         if not isinstance(found, DataError):
             prepared[k] = found
-        elif skip_broken:
-            broken.append(Broken(images[k], str(found)))
-        else:
+        elif not skip_broken:
             raise DataError(f"{found} (skip_broken=True leaves it out)") from found
-    if prepared:
-        features = _compute(extractor, [images[k] for k in prepared], list(prepared.values()))
-        rows["features"][list(prepared)] = features
-    return _Batch(rows, broken)
+    features = extractor(numpy.stack([*prepared.values()])) if prepared else ()
+    for k, row in zip(prepared, features, strict=True):
+        if not numpy.isfinite(row).all():
+            raise DataError(f"{images[k]}: '{extractor.name}' gives NaN or infinity")
+        rows["features"][k] = as_stored(row[None], images[k])[0]
+    return rows
 
 
 class _Opened(NamedTuple):

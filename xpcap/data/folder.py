@@ -53,18 +53,24 @@ def urls_file(split: str) -> str:
     return f"{split}2014_urls.txt"
 
 
+@dataclass
+class CaptionedImage:
+    """An image of a data set, and its captions as written."""
+
+    id: int | str  # in the source of the images
+    url: str
+    captions: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class SplitContents:
-    """What is written for one split: `image_idxs` are indices of `urls`, `ids` and the others."""
+    """What is written for one split: `image_idxs` are indices of `images` and of features."""
 
     captions: numpy.ndarray  # (M, T), word indices <START> ... <END> padded with <NULL>
     image_idxs: numpy.ndarray  # (M,)
-    urls: Sequence[str]
-    ids: Sequence[int | str]  # in the source of the images
-    references: Sequence[Sequence[str]]  # captions as written
-    features: Mapping[str, numpy.ndarray] = field(
-        default_factory=dict
-    )  # by kind, (images, D) or (images, L, D)
+    images: Sequence[CaptionedImage]
+    # by kind, (images, D) or (images, L, D)
+    features: Mapping[str, numpy.ndarray] = field(default_factory=dict)
 
 
 def write_contents(
@@ -90,10 +96,11 @@ def write_contents(
             path = folder / features_file(split, kind)
             with explained(path, "write"):
                 write_features(path, features.shape, [features])
-        write_text(folder / urls_file(split), "".join(f"{url}\n" for url in contents.urls))
+        write_text(
+            folder / urls_file(split), "".join(f"{image.url}\n" for image in contents.images)
+        )
         references[split] = [
-            {"id": id_, "captions": list(captions)}
-            for id_, captions in zip(contents.ids, contents.references, strict=True)
+            {"id": image.id, "captions": image.captions} for image in contents.images
         ]
     write_text(folder / REFERENCES, json.dumps(references))
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 
 from xpcap.errors import DataError, first_line
-from xpcap.files import check_plain, check_swelling, explained
+from xpcap.files import check_plain, check_swelling
 
 DAMAGED = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, zlib.error
@@ -40,8 +40,6 @@ def open_hdf5(path: Path) -> Any:
     import h5py
 
     check_plain(path)
-    with explained(path, "read"), open(path, "rb"):
-        pass  # a missing permission is reported in the system's own words
     try:
         return h5py.File(path, "r")
     except DAMAGED as error:

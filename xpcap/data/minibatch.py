@@ -11,6 +11,7 @@ import numpy
 
 from xpcap.backend import Array, namespace, to_host
 from xpcap.data.dataset import Split
+from xpcap.data.features import LazyFeatures
 from xpcap.errors import ConfigurationError, DataError
 from xpcap.options import check_counts
 
@@ -77,8 +78,9 @@ class EpochBatches:
 
     With `by_image` it is every image, with one of its captions, another one in each epoch. The
     order depends on the seed and the epoch alone; without a seed it is that of the file. The
-    process `rank` of `ranks` gets its share of every batch, see `deal`. A `ConfigurationError` is
-    raised if the batch size is not in 1..len(split).
+    process `rank` of `ranks` gets its share of every batch, see `deal`. Features in a file are read
+    ahead, by a thread that ends with the epoch. A `ConfigurationError` is raised if the batch size
+    is not in 1..len(split).
     """
 
     def __init__(
@@ -121,6 +123,10 @@ class EpochBatches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch (from 0), starting with its batch `first`."""
+        batches = self._batches(number, first)
+        return made_ahead(batches) if isinstance(self.split.features, LazyFeatures) else batches
+
+    def _batches(self, number: int, first: int) -> Iterator[Batch]:
         order = self.order(number)
         for place in range(first * self.batch_size, len(order), self.batch_size):
             rows, share = order[place : place + self.batch_size], None
@@ -136,14 +142,6 @@ class EpochBatches:
         captions = self.split.captions[rows]
         places = deal(captions, self.ranks)[self.rank]
         return Share(places, len(rows), count_words(captions))
-
-
-class PrefetchedBatches(EpochBatches):
-    """`EpochBatches` whose batches are prefetched by a thread that ends with the epoch."""
-
-    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, as `EpochBatches` does."""
-        return made_ahead(super().epoch(number, first))
 
 
 def made_ahead(items: Iterator[Item]) -> Iterator[Item]:

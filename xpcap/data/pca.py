@@ -59,18 +59,6 @@ class PCA:
     components: numpy.ndarray  # (K, D)
     explained_variance: numpy.ndarray  # (K,)
 
-    @classmethod
-    def fit(
-        cls,
-        features: Features,
-        dim: int,
-        whiten: bool = False,
-        backend: Backend = CPU,
-        progress: Progress = no_progress,
-    ) -> PCA:
-        """Compute the first `dim` components, as `fit_components` does."""
-        return fit_components(features, dim, whiten, backend, progress)[0]
-
     def transform(self, features: numpy.ndarray, backend: Backend = CPU) -> numpy.ndarray:
         """Return the components of features `(n, D)`, as `(n, K)` float32 on the host.
 
@@ -135,7 +123,11 @@ def read_transform(folder: Path) -> PCA:
 
 
 def fit_components(
-    features: Features, dim: int, whiten: bool, backend: Backend, progress: Progress
+    features: Features,
+    dim: int,
+    whiten: bool = False,
+    backend: Backend = CPU,
+    progress: Progress = no_progress,
 ) -> tuple[PCA, float]:
     """Compute the first `dim` principal components of features `(n, D)` or `(images, L, D)`.
 
@@ -271,9 +263,8 @@ def reduce_folder(
     targets = {split: folder / layout.features_file(split, "pca") for split in splits}
     for path in () if replace else (*targets.values(), folder / layout.PCA):
         with explained(path, "read"):
-            exists = path.exists()
-        if exists:
-            raise DataError(f"{path} already exists; expected none (or replace=True)")
+            if path.exists():
+                raise DataError(f"{path} already exists; expected none (or replace=True)")
     with contextlib.ExitStack() as stack:
         features = {
             split: stack.enter_context(

@@ -52,10 +52,8 @@ def parse_splits(text: str) -> dict[str, str]:
 
 def split_of(where: str, name: Any, names: Mapping[str, str]) -> str | None:
     """Return the split called `name`, in any case; None if there is no name, or it is "none"."""
-    if name is None or name == "":
-        return None
     key = name.strip().lower() if isinstance(name, str) else ""
-    if key == NONE:
+    if name in (None, "") or key == NONE:
         return None
     if key not in names:
         raise DataError(
@@ -84,20 +82,14 @@ def read_lists(
         match = pattern.fullmatch(path.name.lower())
         if not match or not path.is_file():
             continue
-        lines = [
-            (k, line.strip())
-            for k, line in enumerate(read_text(path, SMALL).split("\n"), 1)
-            if line.strip()
-        ]
-        found = [
-            (k, line, exact.get(name) or bare.get(name))
-            for k, line in lines
-            for name in [slashed(line)]
-        ]
-        if not any(places for _, _, places in found):
+        lines = [line.strip() for line in read_text(path, SMALL).split("\n")]
+        found = [exact.get(name) or bare.get(name) for name in map(slashed, lines)]
+        if not any(found):
             continue
         used.append(path)
-        for k, line, places in found:
+        for k, (line, places) in enumerate(zip(lines, found, strict=True), 1):
+            if not line:
+                continue
             if places is None or len(places) > 1:
                 problem = "several images are" if places else "no image is"
                 raise DataError(

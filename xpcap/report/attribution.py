@@ -20,13 +20,11 @@ from typing import Any
 import numpy
 
 from xpcap.backend import to_host
-from xpcap.data.coco_json import NUMBERS
 from xpcap.data.extractors import EfficientNetLite0, FilterBank, open_extractor
 from xpcap.data.progress import Progress, no_progress
 from xpcap.errors import DataError
 from xpcap.models import CaptionModel
 from xpcap.models.inspection import word_gradients
-from xpcap.report.images import boxes_of
 from xpcap.report.regions import RegionMap, Regions, map_of_attribution, regions_of
 from xpcap.runs import Run
 
@@ -53,41 +51,33 @@ def attribute(
     ConfigurationError, DataError
         If the features cannot be divided among regions or boxes, or the extractor is not available.
     """
-    if features.ndim == 3:
-        return _to_regions(run, features, words, categories)
-    extractor = None if categories else _divisible(run)
+    extractor = None if features.ndim == 3 or categories else _divisible(run)
     if extractor and all(image is None for image in images):
         raise DataError("none of the images can be opened here")
-    gradients = _gradients(run.model, features, words)
-    if extractor is None:
-        shape = (words.shape[1], len(categories), len(NUMBERS))
-        return [
-            _mapped((gradient * of_image).reshape(shape).sum(axis=-1), regions)
-            for of_image, gradient in zip(features, gradients, strict=True)
-            for regions in [_categories(of_image, categories)]
-        ]
-    transform = run.transform
-    if transform is not None:
-        gradients = map(transform.backward, gradients)
-    found, unknown = [], [RegionMap()] * words.shape[1]
-    for image, gradient in zip(images, gradients, strict=True):
-        parts = None if image is None else _parts(extractor, image)
-        found.append(unknown if parts is None else _to_parts(parts, gradient))
-        progress("attribution", len(found), len(images))
-    return found
-
-
-def _to_regions(
-    run: Run, features: numpy.ndarray, words: numpy.ndarray, categories: Sequence[str]
-) -> list[list[RegionMap]]:
-    """Attribute words to regions `(N, L, D)`, which need not be divided."""
     transform, shift = run.transform, 0.0
     if transform is not None:  # gradient times the features before their mean was subtracted
         shift = transform.components @ transform.mean
     found = []
-    for of_image, gradient in zip(features, _gradients(run.model, features, words), strict=True):
-        values = (gradient * (of_image + shift * of_image.any(axis=1, keepdims=True))).sum(axis=2)
-        found.append(_mapped(values, regions_of(run.config["data"], of_image, categories)))
+    gradients = _gradients(run.model, features, words)
+    for of_image, image, gradient in zip(features, images, gradients, strict=True):
+        if extractor is None:
+            regions = regions_of(run.config["data"], of_image, categories)
+            if features.ndim == 3:
+                whole = of_image + shift * of_image.any(axis=1, keepdims=True)
+                values = (gradient * whole).sum(axis=2)
+            else:
+                by_category = (gradient * of_image).reshape(len(gradient), len(categories), -1)
+                values = by_category.sum(axis=2)
+            found.append(_mapped(values, regions))
+            continue
+        if image is None:
+            found.append([RegionMap()] * len(gradient))
+        else:
+            parts = _parts(extractor, image)
+            whole = gradient if transform is None else transform.backward(gradient)
+            values = numpy.tensordot(whole, parts, (1, 2)).reshape(len(gradient), -1)
+            found.append(_mapped(values, Regions(len(parts))))
+        progress("attribution", len(found), len(images))
     return found
 
 
@@ -129,15 +119,3 @@ def _parts(extractor: FilterBank | EfficientNetLite0, image: Any) -> numpy.ndarr
     cells: numpy.ndarray = extractor.grid(prepared)[0]
     side = math.isqrt(len(cells))
     return cells.reshape(side, side, -1) / len(cells)
-
-
-def _to_parts(parts: numpy.ndarray, gradients: numpy.ndarray) -> list[RegionMap]:
-    """Attribute words to parts `(S, S, D)` of the features, given their gradients `(T, D)`."""
-    maps = numpy.tensordot(gradients, parts, (1, 2)).reshape(len(gradients), -1)
-    return _mapped(maps, Regions(len(parts)))
-
-
-def _categories(features: numpy.ndarray, categories: Sequence[str]) -> Regions:
-    """Return the categories, and which of them have boxes, the largest first."""
-    index = {category: k for k, category in enumerate(categories)}
-    return Regions(None, categories, [index[b.category] for b in boxes_of(features, categories)])

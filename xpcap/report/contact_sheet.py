@@ -14,7 +14,7 @@ from xpcap import threads
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.web import is_url
 from xpcap.errors import DataError, printable
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.report.images import data_url
 
 _AHEAD = 32  # thumbnails in memory
@@ -79,7 +79,6 @@ def write_contact_sheet(
     style = resources.files("xpcap.report").joinpath("page.css").read_text(encoding="utf-8")
     with (
         new_file(path) as temporary,
-        explained(path, "write"),
         open(temporary, "w", encoding="utf-8") as file,
         ThreadPoolExecutor(threads.available()) as pool,
     ):

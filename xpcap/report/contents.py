@@ -111,13 +111,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunPart:
-    """A run's options, loss curves, gradients, gates and metrics; and what it started from."""
+    """A run's options, loss curves, gradients, gates and metrics; and what it started from.
+
+    `unattributed` and `unplaced` say why there is no attribution, and why there are no heat maps,
+    or are empty.
+    """
 
     name: str
     facts: dict[str, str]
     curves: Curves
     evaluation: Evaluation
     before: Before | None
+    unplaced: str
+    unattributed: str = ""
     flow: GradientFlow | None = None
     saturation: GateSaturation | None = None
     layers: LayerGradients | None = None
@@ -129,8 +135,7 @@ class Report:
 
     `decoding` is a phrase that describes it; `entries` are in the order of the split; `best`,
     `worst` and `different` are indices into them, the last of the images on which two runs differ
-    most, or a run and what it started from. `unattributed` and `unplaced` have, for each run, why
-    there is no attribution, and why there are no heat maps, or an empty text.
+    most, or a run and what it started from.
     """
 
     sorted_by = SORTED_BY
@@ -142,8 +147,6 @@ class Report:
     best: Sequence[int]
     worst: Sequence[int]
     different: Sequence[int]
-    unattributed: Sequence[str]
-    unplaced: Sequence[str]
 
 
 def gather(
@@ -180,11 +183,12 @@ def gather(
         _captions(run, dataset, split, rows, beam, of_run, images, shown_first, progress)
         for run, dataset, of_run in zip(runs, datasets, evaluated, strict=True)
     ]
-    for part, (of_run, _) in zip(parts, found, strict=True):
+    for k, (part, (of_run, unattributed)) in enumerate(zip(parts, found, strict=True)):
+        parts[k] = replace(part, unattributed=unattributed)
         if part.before is not None and part.before.captions:
             earlier = [part.before.captions[k] for k in listed]
             of_run[:] = [replace(one, before=b) for one, b in zip(of_run, earlier, strict=True)]
-    captions, unattributed = zip(*found, strict=True)
+    captions = [of_run for of_run, _ in found]
     first = datasets[0]
     entries = [
         Entry(
@@ -196,10 +200,7 @@ def gather(
         for entry, row, image, *by_run in zip(evaluated[0], rows, images, *captions, strict=True)
     ]
     best, worst, different = ([listed.index(k) for k in some] for some in extremes)
-    unplaced = [*map(_unplaced, runs, datasets)]
-    return Report(
-        parts, split, _describe(beam), entries, best, worst, different, unattributed, unplaced
-    )
+    return Report(parts, split, _describe(beam), entries, best, worst, different)
 
 
 def _check_same_images(datasets: Sequence[Dataset], split: str) -> None:
@@ -223,18 +224,19 @@ def _part(run: Run, name: str, dataset: Dataset, split: str, beam: Beam) -> RunP
     before = find_before(run, dataset, split, beam, evaluation)
     part = dataset.splits[split]
     some = numpy.unique(numpy.linspace(0, len(part) - 1, INSPECTED).astype(int))
-    of_run = name, _facts(run, dataset), read_history(run.folder / HISTORY), evaluation, before
+    curves = read_history(run.folder / HISTORY)
+    found = RunPart(name, _facts(run, dataset), curves, evaluation, before, _unplaced(run, dataset))
     model = run.model
     features = model.backend.to_device(part.features[part.image_idxs[some]])
     captions = model.backend.to_device(part.captions[some])
     if isinstance(model, Layered):
         names, *norms = layer_gradients(model, features, captions)
-        return RunPart(*of_run, layers=LayerGradients(names, *map(to_host, norms)))
+        return replace(found, layers=LayerGradients(names, *map(to_host, norms)))
     if not isinstance(model, Inspectable):
-        return RunPart(*of_run)
+        return found
     flow = GradientFlow(*map(to_host, gradient_flow(model, features, captions)))
     gates, *shares = gate_saturation(model, features, captions)
-    return RunPart(*of_run, flow, GateSaturation(gates, *map(to_host, shares)))
+    return replace(found, flow=flow, saturation=GateSaturation(gates, *map(to_host, shares)))
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, str]:

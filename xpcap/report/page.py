@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xpcap
 from xpcap.evaluation import METRICS
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.report.contents import Report
 from xpcap.report.plots import load, plots
 
@@ -26,7 +26,7 @@ def check() -> None:
 def write_report(path: Path, report: Report) -> None:
     """Render a report and write it to a file."""
     html = render(report)
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         # JSON can contain lone surrogates, which UTF-8 cannot encode
         temporary.write_text(html, encoding="utf-8", errors="replace")
 

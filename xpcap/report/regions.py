@@ -48,10 +48,12 @@ class Regions:
 def regions_of(data: Any, features: numpy.ndarray, categories: Sequence[str]) -> Regions:
     """Return what the L regions `(L, D)` of an image are, for a run's description of its data.
 
-    `categories` are those of the objects, if the features are theirs.
+    `categories` are those of the objects, if the features are theirs, or `(D,)` of their boxes.
     """
     if categories:
         names = [box.category for box in boxes_of(features, categories)]
+        if features.ndim == 1:
+            return Regions(None, categories, [*map(categories.index, names)])
         return Regions(None, names, range(len(names)))
     return Regions(grid_side(data, len(features)))
 

@@ -15,7 +15,7 @@ from xpcap.data.progress import Progress, no_progress
 from xpcap.data.vocabulary import decode_captions
 from xpcap.decoding import Beam, Decoded, Sampling
 from xpcap.errors import DataError
-from xpcap.files import explained, new_file
+from xpcap.files import new_file
 from xpcap.runs.attention import weights_of
 from xpcap.runs.run import Run
 
@@ -77,19 +77,18 @@ def caption_images(
     None and no `captions`. If none can be opened, a `DataError` is raised anyway.
     """
     found = run.extract(images, weights, skip_broken, progress)
-    if found.broken and not found.opened.any():
-        raise DataError(f"none of the images can be opened: {found.broken[0].reason}")
+    if found.broken and not len(found.features):
+        raise DataError(f"none of the images can be opened: {found.broken[0]}")
     decoded = run.decode(found.features, how)
     captions = iter(captions_of(run, decoded))
-    broken = iter(found.broken)
-    entries = []
-    for image, opened in zip(map(str, images), found.opened, strict=True):
-        if opened:
+    entries: list[dict[str, Any]] = []
+    for k, image in enumerate(map(str, images)):
+        if k in found.broken:
+            error = found.broken[k]
+            entries.append({"image": image, "caption": None, "captions": [], "error": error})
+        else:
             best, *_ = of_image = next(captions)
             entries.append({"image": image, "caption": best["caption"], "captions": of_image})
-        else:
-            error = next(broken).reason
-            entries.append({"image": image, "caption": None, "captions": [], "error": error})
     if attention:
         _add_attention(run, [e for e in entries if e["captions"]], found.features, decoded)
     return entries
@@ -106,7 +105,7 @@ def _add_attention(
 
 def write_json(path: Path, captioned: Sequence[dict[str, Any]]) -> None:
     """Write what `caption_images` or `caption_dataset` returns to a JSON file."""
-    with new_file(path) as temporary, explained(path, "write"):
+    with new_file(path) as temporary:
         temporary.write_text(json.dumps(captioned, indent=2) + "\n", encoding="ascii")
 
 
@@ -120,7 +119,6 @@ def write_csv(path: Path, captioned: Sequence[dict[str, Any]], ranked: bool = Fa
     rank = ["rank"] if ranked else []
     with (
         new_file(path) as temporary,
-        explained(path, "write"),
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.DictWriter(

@@ -138,8 +138,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
     check_plain(path)
-    with explained(path, "read"), open(path, "rb"):
-        pass  # a missing permission is reported in the system's own words
     try:
         with explained(path, "read"), safetensors.safe_open(path, framework="numpy") as file:
             text = json.loads((file.metadata() or {})[_TEXT])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 
 from xpcap.data.dataset import Dataset, Split, open_dataset
+from xpcap.data.folder import SPLITS
 from xpcap.data.pca import read_transform
 from xpcap.distributed import check_alike
 from xpcap.errors import ConfigurationError, DataError
@@ -27,7 +28,7 @@ def open_data(run: Run, data: Path | None = None) -> Dataset:
     dataset = open_dataset(data_folder(run, data), run.config["data"]["kind"], lazy=True)
     check_data(run, dataset)
     if run.ranks.size > 1:
-        check_alike(run.ranks, fingerprints(dataset.splits))
+        check_alike(run.ranks, digests(dataset.splits, dataset.splits))
     return dataset
 
 
@@ -87,26 +88,17 @@ def check_unchanged(run: Run, dataset: Dataset) -> None:
             )
 
 
-def fingerprints(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Return, by name, hashes of the captions of each split, and of the features of some images."""
-    found = {}
-    for name, split in splits.items():
-        found[f"captions of '{name}'"] = _digest([split.captions, split.image_idxs])
-        found[f"features of '{name}'"] = _digest([_some_features(split)])
-    return found
-
-
-def digests(splits: Mapping[str, Split]) -> dict[str, str]:
-    """Return hashes by which a run recognizes its training and validation data.
+def digests(splits: Mapping[str, Split], names: Iterable[str] = SPLITS) -> dict[str, str]:
+    """Return hashes by which a run recognizes its training and validation data, or other splits.
 
     `captions` is of all captions and their images, `feature_values` of the features' shapes and of
     those of some images.
     """
-    both = splits["train"], splits["val"]
-    shapes = numpy.array([split.features.shape for split in both])
+    parts = [splits[name] for name in names]
+    shapes = numpy.array([split.features.shape for split in parts])
     return {
-        "captions": _digest(array for part in both for array in (part.captions, part.image_idxs)),
-        "feature_values": _digest([shapes, *map(_some_features, both)]),
+        "captions": _digest(array for part in parts for array in (part.captions, part.image_idxs)),
+        "feature_values": _digest([shapes, *map(_some_features, parts)]),
     }
 
 

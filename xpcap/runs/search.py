@@ -14,9 +14,6 @@ from xpcap.options import check_options
 
 BEAM_ONLY = ("beam", "length_penalty", "groups", "diversity")
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
-DECODING = (
-    *BEAM_ONLY, *SAMPLING_ONLY, "sample", "min_words", "max_words", "no_repeat_ngram", "allow_unk",
-)  # fmt: skip
 
 
 def make_search(
@@ -62,7 +59,7 @@ def with_length(how: Beam | Sampling, max_words: int) -> Beam | Sampling:
 def check_search(options: Mapping[str, Any], n_best: int = 1) -> None:
     """Raise `ConfigurationError` if options are unknown, or have no effect with the others."""
     known = inspect.signature(make_search).parameters
-    defaults = {n: p.default for n, p in known.items() if n in DECODING}
+    defaults = {n: p.default for n, p in known.items() if n not in ("vocabulary", "n_best")}
     check_options(options, {**defaults, "max_words": MAX_LENGTH})
     sampling = options.get("sample", False)
     for name in BEAM_ONLY if sampling else SAMPLING_ONLY:

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy
 
 from xpcap.data.dataset import Dataset, Split
-from xpcap.data.features import LazyFeatures, row_blocks
-from xpcap.data.minibatch import EpochBatches, PrefetchedBatches
+from xpcap.data.features import row_blocks
+from xpcap.data.minibatch import EpochBatches
 from xpcap.distributed import Ranks
 from xpcap.models import CaptionModel
 from xpcap.models.inspection import attends
@@ -159,6 +159,4 @@ def feature_scale(train: Split) -> float:
 def _batches(
     split: Split, size: int, seed: int | None, ranks: Ranks, by_image: bool = False
 ) -> EpochBatches:
-    """Make batches; a thread prefetches features that are in a file."""
-    kind = PrefetchedBatches if isinstance(split.features, LazyFeatures) else EpochBatches
-    return kind(split, size, seed, by_image=by_image, rank=ranks.rank, ranks=ranks.size)
+    return EpochBatches(split, size, seed, by_image=by_image, rank=ranks.rank, ranks=ranks.size)

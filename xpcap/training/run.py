@@ -21,13 +21,7 @@ from xpcap.files import explained
 from xpcap.models import FAMILIES
 from xpcap.optim import find_rule
 from xpcap.runs.checkpoint import Checkpoint, TrainingState, read_checkpoint, written_by
-from xpcap.runs.dataset import (
-    check_data,
-    check_regions,
-    check_unchanged,
-    data_folder,
-    fingerprints,
-)
+from xpcap.runs.dataset import check_data, check_regions, check_unchanged, data_folder, digests
 from xpcap.runs.folder import BEST, HISTORY, LAST, check_new_run, create_run, locked, not_a_run
 from xpcap.runs.opening import build_model, make_model
 from xpcap.runs.run import Run
@@ -258,7 +252,7 @@ def _events(context: RunContext, folder: Path, resumed: bool = False) -> Path | 
 def _check_alike(context: RunContext, config: Mapping[str, Any], dataset: Dataset) -> None:
     """Check that all ranks have the same options, data and versions."""
     if context.ranks.size > 1:
-        found = {**fingerprints(dataset.splits), **_flat(config), **written_by("")}
+        found = {**digests(dataset.splits, dataset.splits), **_flat(config), **written_by("")}
         for name in ("data.folder", "training.from_run", "training.threads"):
             found.pop(name, None)  # may differ between machines
         check_alike(context.ranks, found)

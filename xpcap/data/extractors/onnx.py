@@ -16,7 +16,6 @@ from xpcap.files import explained
 
 _TYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that is available
-_CHUNK = 2**20
 
 
 class OnnxExtractor:
@@ -170,8 +169,7 @@ def digest(path: Path) -> str:
     for part in (path, _data_of(path)):
         if part == path or part.is_file():
             with explained(part, "read"), open(part, "rb") as file:
-                while chunk := file.read(_CHUNK):
-                    hashed.update(chunk)
+                hashlib.file_digest(file, lambda: hashed)  # updates it
     return hashed.hexdigest()
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy
 
 from xpcap.data import folder as layout
-from xpcap.data.encoding import CaptionedImage, encode
+from xpcap.data.encoding import encode
 from xpcap.data.extractors import FilterBank
 from xpcap.data.images import open_packed
-from xpcap.data.pca import PCA
+from xpcap.data.pca import fit_components
 from xpcap.data.progress import Progress, no_progress
 from xpcap.data.scenes.drawing import draw
 from xpcap.data.scenes.grammar import captions
@@ -72,13 +72,13 @@ def make_scenes(
             scenes[split] = [random_scene(rng, 1 + index % 2) for index in range(count)]
             images[split] = numpy.stack([draw(scene, rng) for scene in scenes[split]])
             captioned[split] = [
-                CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
+                layout.CaptionedImage(k, f"{PICTURES}/{_member(split, k)}", captions(scene, rng))
                 for k, scene in enumerate(scenes[split])
             ]
             features[split] = {"fc7": _extract(bank, images[split], _DOING[split], progress)}
         if not output:
             fc7 = features["train"]["fc7"]
-            pca = PCA.fit(fc7, min(COMPONENTS, train - 1), progress=progress)
+            pca, _ = fit_components(fc7, min(COMPONENTS, train - 1), progress=progress)
             pca.write(folder / layout.PCA)
             for by_kind in features.values():
                 by_kind["pca"] = pca.transform(by_kind["fc7"])
