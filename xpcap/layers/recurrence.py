@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_gradients
 from xpcap.layers.affine import column_sum, product, transposed
 from xpcap.operations import Operation
 from xpcap.workspace import Workspace, passing
@@ -91,12 +91,8 @@ class Cell:
         width = f"{len(self.gates)}H" if len(self.gates) > 1 else "H"
         layouts = {"x": inputs, "Wx": f"D {width}", "Wh": f"H {width}", "b": width}
         layouts |= dict.fromkeys(self.biases, "H")
-        xp = namespace(*arrays.values())
-        check_shapes(
-            function, **{name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
-        )
-        check_floating(function, **arrays)
-        return xp
+        given = {name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
+        return check_arguments(function, **given)[0]
 
     @functools.cached_property
     def unroll(self) -> Operation[Any, None]:
