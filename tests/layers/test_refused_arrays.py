@@ -36,6 +36,13 @@ def test_arrays_of_other_types_are_refused(case, dtype, backend):
         one_line(case, message, case.forward, **on_device(backend, changed))
 
 
+@pytest.mark.parametrize("case", [c for c in LAYERS if " masked" in c.name], ids=lambda c: c.name)
+def test_masks_of_numbers_are_refused(case):
+    arguments = draw(case)
+    arguments["mask"] = arguments["mask"].astype(int)
+    one_line(case, "expected booleans in mask, got int64", case.forward, **arguments)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "O"])
 @every_layer
 def test_gradients_of_other_types_are_refused(case, dtype):
