@@ -15,6 +15,7 @@ import numpy
 import pytest
 from click.testing import CliRunner
 from commands import one_line
+from xpcap_self_critical import WithSelfCritical
 
 from xpcap import threads
 from xpcap.backend import CPU
@@ -65,7 +66,7 @@ def test_generated_captions_have_the_statistics_of_coco(vocabulary, count, disti
 def test_decoded_and_drawn_captions_have_the_lengths_of_the_data(cell, scoring):
     recurrent = cell != "transformer" and scoring is None
     workload = Workload(SMALL if recurrent else SMALL_GRID, cell, scoring=scoring)
-    ours = Ours(workload, CPU)
+    ours = WithSelfCritical(workload, CPU)
     tokens = ours.decode(0)
     assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
@@ -80,7 +81,7 @@ def test_decoded_and_drawn_captions_have_the_lengths_of_the_data(cell, scoring):
 
 def test_drawn_captions_have_the_word_frequencies_of_the_data():
     workload = Workload(CONFIGURATIONS["seed"], "lstm")
-    ours = Ours(workload, CPU)
+    ours = WithSelfCritical(workload, CPU)
     ours.self_critical(0)
     counts = [
         numpy.bincount(words.ravel(), minlength=1004)[3:]
@@ -260,7 +261,7 @@ def test_both_programs_draw_words_of_the_same_distribution():
     from torch_peer import TorchPeer
 
     workload = Workload(CONFIGURATIONS["seed"], "lstm")
-    ours = Ours(workload, CPU)
+    ours = WithSelfCritical(workload, CPU)
     ours.self_critical(0)
     torch.manual_seed(0)
     for masked in (False, True):
@@ -381,9 +382,8 @@ def test_busy_processes_end_when_their_parent_is_killed():
 def test_the_tool_runs_from_a_bare_checkout(tmp_path):
     """It runs the package beside it, whatever is installed."""
     root = Path(__file__).resolve().parent.parent
-    (tmp_path / "tools").mkdir()
-    shutil.copy(root / "tools" / "bench.py", tmp_path / "tools")
-    shutil.copytree(root / "xpcap", tmp_path / "xpcap")
+    for folder in ("tools", "xpcap"):
+        shutil.copytree(root / folder, tmp_path / folder)
     code = f"import runpy; runpy.run_path({str(tmp_path / 'tools' / 'bench.py')!r}); import xpcap;"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code + "print(xpcap.__file__)"],

@@ -30,20 +30,24 @@ from typing import Any
 import click
 import numpy
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from xpcap_self_critical import SAMPLES, WithSelfCritical
 
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
-from xpcap.benchmark.contenders import TASKS, Ours, products
+from xpcap.benchmark.contenders import products
 from xpcap.benchmark.machine import busy_processes, by_threads, processor
 from xpcap.benchmark.timing import Result, interleave
-from xpcap.benchmark.workload import CONFIGURATIONS, GRIDS, NULL, SAMPLES, Configuration, Workload
+from xpcap.benchmark.workload import CONFIGURATIONS, GRIDS, NULL, Configuration, Workload
 from xpcap.data.vocabulary import tokenize
 from xpcap.models import FAMILIES, AttentionRNN, Transformer
 from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+TASKS = ("train", "loss", "decode", "self-critical")  # methods of programs
 MEMORY_STEPS = 5
 PHOTOGRAPHS = {  # and the same reduced by PCA
     "grid": Configuration(128, 512, 1280, 2500, regions=49),
@@ -80,10 +84,10 @@ def coco_captions(folder: Path, size: Configuration) -> numpy.ndarray:
 
 
 class WithNumPyAlone:
-    """What `Ours` does with NumPy alone."""
+    """What `WithSelfCritical` does with NumPy alone."""
 
     def __init__(self, workload: Workload, backend: Backend) -> None:
-        self._ours = self._quietly(Ours, workload, backend)
+        self._ours = self._quietly(WithSelfCritical, workload, backend)
 
     def __getattr__(self, task: str) -> Any:
         return functools.partial(self._quietly, getattr(self._ours, task))
@@ -106,7 +110,7 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     import torch
     from torch_peer import TorchPeer
 
-    ours = Ours(workload, backend, numpy.float64)
+    ours = WithSelfCritical(workload, backend, numpy.float64)
     peer = TorchPeer(workload, torch_device(backend), torch.float64, masked)
     found = [(to_host(ours.decode(0)), peer.decode(0).cpu().numpy())]
     found.append((to_host(ours.loss(0)), peer.loss(0).item()))
@@ -129,7 +133,7 @@ def compare_self_critical(workload: Workload, backend: Backend, masked: bool = F
     import torch
     from torch_peer import TorchPeer
 
-    ours = Ours(workload, backend, numpy.float64)
+    ours = WithSelfCritical(workload, backend, numpy.float64)
     ours.self_critical(0)
     assert ours.drawn is not None
     words, rewards = ours.drawn
@@ -159,7 +163,7 @@ def _apart(found: list[tuple[Any, Any]]) -> float:
 
 def check_first_loss(workload: Workload, backend: Backend) -> None:
     """Check that the model to train is an ordinary one, whose first loss is near ln V per word."""
-    loss, expected = float(Ours(workload, backend).loss(0)), workload.uniform_loss(0)
+    loss, expected = float(WithSelfCritical(workload, backend).loss(0)), workload.uniform_loss(0)
     if not abs(loss - expected) < 0.1 * expected:
         raise SystemExit(f"the first loss is {loss:.2f} nats per caption, not about {expected:.2f}")
 
@@ -186,7 +190,7 @@ def make(name: str, workload: Workload, backend: Backend, threads: int) -> Any:
         from torch_peer import TorchGraphPeer
 
         return TorchGraphPeer(workload, torch_device(backend), name.split()[-1])
-    return Ours(workload, backend, precision=name.partition(" ")[2] or "float32")
+    return WithSelfCritical(workload, backend, precision=name.partition(" ")[2] or "float32")
 
 
 @contextlib.contextmanager

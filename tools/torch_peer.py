@@ -9,8 +9,9 @@ from torch_attention import AttentionCaptioner
 from torch_recurrent import Captioner
 from torch_self_critical import SelfCritical
 from torch_transformer import TransformerCaptioner
+from xpcap_self_critical import FREQUENCIES, STILL
 
-from xpcap.benchmark.workload import STILL, Workload
+from xpcap.benchmark.workload import Workload
 
 
 def captioner(workload: Workload, masked: bool = False) -> Captioner:
@@ -89,7 +90,7 @@ class TorchPeer:
     def critical(self) -> SelfCritical:
         """The self-critical step."""
         module = captioner(self.workload, self.module.masked).to(self._dtype)
-        module.load(self.workload.sampling_model("cpu").params)
+        module.load(self.workload.decoding_model("cpu", weight=FREQUENCIES).params)
         module.to(self._device)
         return SelfCritical(self.workload, module, adam(module, STILL), self._decoder[1])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from python_cider import PythonCIDErD
 from torch_recurrent import Captioner
+from xpcap_self_critical import SAMPLES, references
 
-from xpcap.benchmark.workload import END, NULL, SAMPLES, START, Workload
+from xpcap.benchmark.workload import END, NULL, START, Workload
 
 
 class SelfCritical:
@@ -21,8 +22,8 @@ class SelfCritical:
     ) -> None:
         self.module = module
         self._optimizer, self._features = optimizer, features
-        references = [[[*words, END] for words in known] for known in workload.references()]
-        self._cider = PythonCIDErD(references)
+        ended = [[[*words, END] for words in known] for known in references(workload)]
+        self._cider = PythonCIDErD(ended)
         self._images = [image for image in range(len(features)) for _ in range(SAMPLES)]
 
     def __call__(self) -> torch.Tensor:

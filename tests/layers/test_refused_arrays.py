@@ -36,6 +36,13 @@ def test_arrays_of_other_types_are_refused(case, dtype, backend):
         one_line(case, message, case.forward, **on_device(backend, changed))
 
 
+@pytest.mark.parametrize("case", [c for c in LAYERS if " masked" in c.name], ids=lambda c: c.name)
+def test_masks_of_numbers_are_refused(case):
+    arguments = draw(case)
+    arguments["mask"] = arguments["mask"].astype(int)
+    one_line(case, "expected booleans in mask, got int64", case.forward, **arguments)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "O"])
 @every_layer
 def test_gradients_of_other_types_are_refused(case, dtype):
@@ -123,8 +130,12 @@ def test_course_functions_refuse_what_layers_refuse():
         ShapeError, match="rnn_forward: expected floating numbers in Wax, got int64"
     ):
         rnn_of_the_course(Wax=numpy.ones((5, 3), int))
-    for changes in ({"x": numpy.ones((3, 4, 0))}, {"x": numpy.ones((3, 0, 6))}, {"ba": 0.5}):
-        with pytest.raises(ShapeError, match=r"rnn_forward: expected x \(n_x, m, T_x\)"):
+    for changes, expected in (
+        ({"x": numpy.ones((3, 4, 0))}, "T_x of at least 1, got x"),
+        ({"x": numpy.ones((3, 0, 6)), "a0": numpy.ones((5, 0))}, "m of at least 1, got x"),
+        ({"ba": 0.5}, r"x \(n_x, m, T_x\)"),
+    ):
+        with pytest.raises(ShapeError, match=f"rnn_forward: expected {expected}"):
             rnn_of_the_course(**changes)
     *_, caches = rnn_of_the_course()
     with pytest.raises(

@@ -17,16 +17,13 @@ from xpcap.layers.normalization import EPSILON
 from xpcap.models import CaptioningRNN, Transformer
 
 _GROWTH, _THRESHOLD, _WEIGHT = 1.25, 0.3, 1000.0
-_FREQUENCY_WEIGHT = 0.05
 _OPEN = {"input": 20.0, "output": 20.0, "reset": 20.0}
 _CLOSED = {"forget": -20.0, "update": -20.0}
 _TICK, _WIDEST = 4.0, 0.75  # of x a step; of sqrt(H), the largest element of a normalized region
 
 
 def add_clock(
-    model: CaptioningRNN | Transformer,
-    frequencies: numpy.ndarray,
-    weight: float = _FREQUENCY_WEIGHT,
+    model: CaptioningRNN | Transformer, frequencies: numpy.ndarray, weight: float
 ) -> None:
     """Make hidden unit 0 a clock, and the last words of the vocabulary probable by frequency.
 

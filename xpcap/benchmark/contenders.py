@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 
 from xpcap.backend import CPU, Array, Backend, is_host
-from xpcap.benchmark.workload import MAX_LENGTH, NULL, SAMPLES, STILL, Workload
+from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
@@ -26,20 +26,15 @@ from xpcap.models import CaptioningRNN, CaptionModel, Transformer
 from xpcap.models.objective import pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.resident import ResidentStep
-from xpcap.training.rewards import Rewards
-from xpcap.training.self_critical import SelfCritical, SelfCriticalStep
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import TrainingStep
 
-TASKS = ("train", "loss", "decode", "self-critical")  # methods of programs
-
 
 class Ours:
-    """Training steps, losses with their gradients, decoding and self-critical steps.
+    """Training steps, losses with their gradients, and decoding.
 
     `dtype` is that of all floating-point arrays, `precision` that of the training step's products
-    (see `TrainingStep`); `gradients` are those of the last `loss`, by parameter, and `drawn` the
-    captions and rewards of the last self-critical step.
+    (see `TrainingStep`); `gradients` are those of the last `loss`, by parameter.
     """
 
     def __init__(
@@ -63,8 +58,7 @@ class Ours:
         self._packed = SharedLoss(self.model)
         xp = backend.xp
         self.gradients = {name: xp.empty_like(p) for name, p in self.model.params.items()}
-        self.drawn: tuple[numpy.ndarray, numpy.ndarray] | None = None
-        self._dtype, self._precision = dtype, precision
+        self.dtype, self.precision = dtype, precision
 
     def train(self, k: int) -> None:
         """Take a training step on minibatch k; on a GPU, on the next one in device memory."""
@@ -88,37 +82,8 @@ class Ours:
     def _decoder(self) -> tuple[CaptionModel, Array]:
         """The model to decode with, and features."""
         backend, images = self.model.backend, self.workload.images_to_decode()
-        model = self.workload.decoding_model(backend, self._dtype)
-        return model, backend.to_device(images, self._dtype)
-
-    def self_critical(self, k: int) -> None:
-        """Go from N images to the update by the rewards of captions drawn; k is the step."""
-        self.critical(self._images, k, 1.0)
-
-    @functools.cached_property
-    def critical(self) -> SelfCriticalStep:
-        """The self-critical step."""
-        model = self.workload.sampling_model(self.model.backend, self._dtype)
-        references = [[[f"w{k}" for k in words] for words in known]
-                      for known in self.workload.references()]  # fmt: skip
-        rewards = Rewards(references, model.word_to_idx, {"CIDEr-D": 1.0})
-
-        def reward(images: numpy.ndarray, captions: numpy.ndarray) -> numpy.ndarray:
-            self.drawn = captions, rewards(images, captions)
-            return self.drawn[1]
-
-        N = self.workload.configuration.batch_size
-        return SelfCriticalStep(
-            model, Optimizer("adam", learning_rate=STILL), numpy.arange(N), reward, MAX_LENGTH,
-            SelfCritical(samples=SAMPLES), precision=self._precision,
-        )  # fmt: skip
-
-    @functools.cached_property
-    def _images(self) -> Batch:
-        """The images to draw captions of."""
-        N = self.workload.configuration.batch_size
-        features = self.model.backend.to_device(self.workload.images_to_decode(), self._dtype)
-        return Batch(self.workload.split.captions[:N], features, numpy.arange(N))
+        model = self.workload.decoding_model(backend, self.dtype)
+        return model, backend.to_device(images, self.dtype)
 
 
 def products(workload: Workload, xp: Any) -> Products | TransformerProducts:

@@ -23,9 +23,6 @@ from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
-REFERENCES = 5  # captions of an image that rewards compare with
-SAMPLES = 5  # captions drawn of an image in a self-critical step
-STILL = 1e-12  # learning rate of self-critical steps, after which captions have the same lengths
 Model = CaptioningRNN | Transformer
 
 
@@ -161,31 +158,19 @@ class Workload:
             seed=1, backend="cpu", **options,
         )  # fmt: skip
 
-    def decoding_model(self, backend: Backend | str, dtype: type = numpy.float32) -> Model:
+    def decoding_model(
+        self, backend: Backend | str, dtype: type = numpy.float32, weight: float = 0.05
+    ) -> Model:
         """Return a new model to decode with, the same every time.
 
         It is untrained, but its captions have COCO's lengths, and 128 of them have some 110
         distinct words, as those of a model trained on COCO. Its weights are too large for training.
+        `weight` is that of the logarithms of word frequencies; with 1, captions that it draws have
+        COCO's frequencies.
         """
         model = self._new()
-        add_clock(model, _frequencies(self.configuration.vocabulary))
+        add_clock(model, _frequencies(self.configuration.vocabulary), weight)
         return _moved(model, backend, dtype)
-
-    def sampling_model(self, backend: Backend | str, dtype: type = numpy.float32) -> Model:
-        """Return a new model to draw captions from, the same every time.
-
-        They have COCO's lengths for `images_to_decode`, and the words COCO's frequencies.
-        """
-        model = self._new()
-        add_clock(model, _frequencies(self.configuration.vocabulary), 1.0)
-        return _moved(model, backend, dtype)
-
-    def references(self) -> list[list[list[int]]]:
-        """Return captions of each image, without special tokens; V stands for unknown words."""
-        rows = numpy.random.default_rng(1).integers(len(self.split), size=(IMAGES, REFERENCES))
-        captions = self.split.captions[rows]
-        captions = numpy.where(captions == UNK, self.configuration.vocabulary, captions)
-        return [[caption[caption > UNK].tolist() for caption in known] for known in captions]
 
     def images_to_decode(self) -> numpy.ndarray:
         """Return features `(N, D)` for which `decoding_model` writes captions of COCO's lengths."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xpcap import layers
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ConfigurationError, ShapeError
-from xpcap.layers._checks import check_floating
+from xpcap.layers._checks import check_arguments
 from xpcap.layers.loss import softmax
 from xpcap.layers.lstm import LSTMStepCache
 from xpcap.layers.recurrence import split_gates
@@ -295,27 +295,11 @@ def _check(
     layouts: Mapping[str, str],
     **inputs: tuple[Array, str],
 ) -> Namespace:
-    """Check the inputs, and the parameters named by `layouts`, against symbolic shapes.
-
-    A size is 1, a symbol (`n_a`), or a sum of symbols of earlier arrays (`n_a+n_x`).
-    """
+    """Check the inputs, and the parameters named by `layouts`; return their namespace."""
     missing = [name for name in layouts if name not in parameters]
     if missing:
         raise ConfigurationError(
             f"{function}: parameters lack {', '.join(missing)}; expected {', '.join(layouts)}"
         )
-    arrays = {**inputs, **{name: (parameters[name], layout) for name, layout in layouts.items()}}
-    xp = namespace(*(array for array, _ in arrays.values()))
-    sizes = {"1": 1}
-    for array, layout in arrays.values():
-        symbols, shape = layout.split(), getattr(array, "shape", ())
-        fits = len(symbols) == len(shape)
-        for symbol, size in zip(symbols, shape, strict=False):
-            expected = sum(sizes.setdefault(part, size) for part in symbol.split("+"))
-            fits = fits and 0 < size == expected
-        if not fits:
-            wanted = ", ".join(f"{k} ({v.replace(' ', ', ')})" for k, (_, v) in arrays.items())
-            given = ", ".join(f"{k} {getattr(a, 'shape', ())}" for k, (a, _) in arrays.items())
-            raise ShapeError(f"{function}: expected {wanted}; got {given}")
-    check_floating(function, **{name: array for name, (array, _) in arrays.items()})
-    return xp
+    given = {name: (parameters[name], layout) for name, layout in layouts.items()}
+    return check_arguments(function, **inputs, **given)[0]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
 from xpcap.errors import DataError
 from xpcap.layers._checks import check_shapes
-from xpcap.models import Transformer
+from xpcap.models import FAMILIES
+from xpcap.options import LARGEST
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 """The cells that other programs have too, and the number of their gates."""
@@ -18,37 +19,15 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 COMMON = ("W_proj", "b_proj", "W_embed", "W_vocab", "b_vocab")
 """The parameters of all captioners."""
 
-_NAMES = ("W_proj", "b_proj", "W_embed", "Wx", "Wh", "b", "W_vocab", "b_vocab")
+_OF_ATTENTION = {"W_grid", "W_query", "W_gate", "Wz", "W_context"}
 _SHOWN = 20  # arrays of a file, in a message
-
-
-class _Family(NamedTuple):
-    more: dict[str, str]  # parameters beyond _NAMES: their layouts, of G gates
-    optional: dict[str, str]  # further ones, and what has them
-    sizes: Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments beyond those of CaptioningRNN
-
-
-_FAMILIES = {
-    "attention": _Family(
-        {
-            "W_grid": "D H", "b_grid": "H", "W_query": "H H", "b_query": "H", "W_gate": "H O",
-            "b_gate": "O", "Wz": "H GH", "W_context": "H H",
-        },
-        {"bn": "a GRU", "w_score": "additive attention"},
-        lambda params: {
-            "family": "attention", "scoring": "additive" if "w_score" in params else "dot",
-        },
-    ),
-    "recurrent": _Family({}, {"bn": "a GRU"}, lambda params: {}),
-}  # fmt: skip
 
 
 def family_of(params: Mapping[str, Any]) -> str:
     """Return the family that some of these parameters belong to, else `"recurrent"`."""
     if stacked(params, "layer."):
         return "transformer"
-    own = (name for name, family in _FAMILIES.items() if not family.more.keys().isdisjoint(params))
-    return next(own, "recurrent")
+    return "recurrent" if _OF_ATTENTION.isdisjoint(params) else "attention"
 
 
 def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -57,59 +36,48 @@ def sizes_of(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any
     `params` are arrays, or their headers (`shape`, `dtype`), under the names of
     `CaptionModel.params`; `source` names them in messages. Returns V, and the arguments of the
     model that shapes tell: not the number of heads, nor how many sinusoids there are. Raises
-    `DataError` if a name is missing or unknown, or an array is empty or not floating; `ShapeError`
-    if shapes do not fit together.
+    `DataError` if a name is missing or unknown, or an array is empty, not floating or of another
+    shape; `ShapeError` if `W_proj`, `W_embed` and `W_vocab` do not fit together.
     """
     for name, value in params.items():
-        if value.dtype.kind != "f" or not all(size > 0 for size in value.shape):
+        if value.dtype.kind != "f" or not all(0 < n <= LARGEST for n in value.shape):
             raise DataError(
                 f"{source}: {name!r:.60} is {value.dtype} of shape {tuple(value.shape)}; expected"
-                " floating numbers"
+                f" floating numbers, from 1 to {LARGEST} a dimension"
             )
-    if (name := family_of(params)) == "transformer":
-        return _sizes_of_transformer(source, params)
-    family = _FAMILIES[name]
-    needed = [*_NAMES, *family.more]
-    if not set(needed) <= set(params) <= {*needed, *family.optional}:
-        optional = ", ".join(f"{name} for {what}" for name, what in family.optional.items())
-        raise DataError(
-            f"{source} holds {shown(params)}; expected {', '.join(needed)}, and {optional}"
-        )
-    gates = prod(params["b"].shape) / prod(params["b_proj"].shape)
+    if not set(COMMON) <= set(params):
+        raise DataError(f"{source} holds {shown(params)}; expected {', '.join(COMMON)} too")
+    layouts = {"W_proj": "D H", "W_vocab": "H V", "W_embed": "V W"}
+    found = check_shapes(source, **{name: (params[name], of) for name, of in layouts.items()})
+    V, H = found["V"], found["H"]
+    sizes: dict[str, Any] = {"input_dim": found["D"], "hidden_dim": H}
+    family = family_of(params)
+    if family == "transformer":
+        sizes |= {
+            "layers": stacked(params, "layer."), "encoder_layers": stacked(params, "encoder."),
+            "positions": "sinusoidal", "tie_embeddings": False,
+        }  # fmt: skip
+        if "W_position" in params:
+            longest = max((1, *params["W_position"].shape[:1]))
+            sizes |= {"positions": "learned", "max_length": longest}
+    else:
+        sizes |= {"wordvec_dim": found["W"], "cell_type": _cell(source, params, H)}
+    if family == "attention":
+        sizes["scoring"] = "additive" if "w_score" in params else "dot"
+    shapes = FAMILIES[family].shapes(V, **{"heads": 1, "max_length": 1, **sizes})
+    check_arrays(f"{source}: ", params, shapes)
+    return V, sizes if family == "recurrent" else {"family": family, **sizes}
+
+
+def _cell(source: str, params: Mapping[str, Any], H: int) -> str:
+    gates = prod(params["b"].shape) / H if "b" in params else 0
     cell = "gru" if "bn" in params else {1: "rnn", 4: "lstm"}.get(gates)
     if cell is None:
         raise DataError(
             f"{source} holds {shown(params)}: a cell of {gates:g} gates; expected the weights of"
-            f" {', '.join(f'{name} ({count})' for name, count in GATES.items())}"
+            f" {', '.join(f'{name} ({count})' for name, count in GATES.items())}, with bn of a GRU"
         )
-    wide = "H" if GATES[cell] == 1 else f"{GATES[cell]}H"
-    layouts = {
-        "b_proj": "H", "W_proj": "D H", "W_embed": "V W",
-        "Wx": f"W {wide}", "Wh": f"H {wide}", "b": wide, "bn": "H",
-        "W_vocab": "H V", "b_vocab": "V", "w_score": "H",
-        **{name: layout.replace("GH", wide) for name, layout in family.more.items()},
-    }  # fmt: skip
-    arrays = {name: (params[name], layout) for name, layout in layouts.items() if name in params}
-    found = check_shapes(source, **arrays)
-    sizes = {"input_dim": found["D"], "wordvec_dim": found["W"], "hidden_dim": found["H"]}
-    return found["V"], {**family.sizes(params), **sizes, "cell_type": cell}
-
-
-def _sizes_of_transformer(source: str, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    wanted = {"W_proj": "D H", "W_vocab": "H V"}
-    if not wanted.keys() <= params.keys():
-        raise DataError(f"{source} holds {shown(params)}; expected {', '.join(COMMON)} too")
-    found = check_shapes(source, **{name: (params[name], wanted[name]) for name in wanted})
-    sizes = {
-        "input_dim": found["D"], "hidden_dim": found["H"], "layers": stacked(params, "layer."),
-        "encoder_layers": stacked(params, "encoder."), "positions": "sinusoidal",
-        "tie_embeddings": False,
-    }  # fmt: skip
-    if "W_position" in params:
-        sizes |= {"positions": "learned", "max_length": max((1, *params["W_position"].shape[:1]))}
-    shapes = Transformer.shapes(found["V"], heads=1, **{"max_length": 1, **sizes})
-    check_arrays(f"{source}: ", params, shapes)
-    return found["V"], {"family": "transformer", **sizes}
+    return cell
 
 
 def stacked(names: Iterable[str], stack: str) -> int:

@@ -29,7 +29,7 @@ from xpcap.kernels.top import best_continuations
 from xpcap.kernels.updates import adam_update
 from xpcap.layers.embedding import add_rows
 from xpcap.layers.gru import GRU, gru_cell, gru_cell_gradient
-from xpcap.layers.loss import log_normalizer, softmax_cross_entropy
+from xpcap.layers.loss import softmax_cross_entropy
 from xpcap.layers.lstm import LSTM, lstm_cell, lstm_cell_gradient
 from xpcap.layers.recurrence import Cell, Packing, Unrolled, Weights
 from xpcap.layers.rnn import RNN, rnn_cell, rnn_cell_gradient
@@ -483,27 +483,6 @@ def _softmax_cross_entropy(
         for j in range(V):
             row[j] = row[j] * factor - shift
         row[targets[m]] -= weight * rest
-
-
-@numba.njit(fastmath={"reassoc", "nnan", "nsz"})
-def _largest(row: Array) -> Any:
-    top = row[0]
-    for j in range(row.size):
-        top = max(top, row[j])
-    return top
-
-
-@_compiled(log_normalizer)
-def _log_normalizer(scores: Array) -> Array:
-    R, V = scores.shape
-    found = numpy.empty(R, F)
-    for m in range(R):
-        row = scores[m]
-        largest, total = _largest(row), F(0)
-        for j in range(V):
-            total += _exp(row[j] - largest)
-        found[m] = largest + numpy.log(total)
-    return found
 
 
 @_compiled(best_continuations)

@@ -24,7 +24,7 @@ from xpcap.layers.attention import (
     dot_product_attention,
     dot_product_attention_gradient,
 )
-from xpcap.layers.regions import mean_of_present, present_regions
+from xpcap.layers.regions import present_regions
 
 
 @_kept
@@ -184,17 +184,3 @@ def _present_regions(regions: Array, out: Array) -> None:
             while j < D and row[j] == 0:
                 j += 1
             out[n, l] = j < D
-
-
-@_compiled(mean_of_present)
-def _mean_of_present(regions: Array, present: Array, out: Array) -> None:
-    N, L, _ = regions.shape
-    for n in range(N):
-        mean, count = out[n], F(0)
-        mean[:] = F(0)
-        for l in range(L):  # noqa: E741
-            if present[n, l]:
-                count += F(1)
-                _add_scaled(F(1), regions[n, l], mean)
-        for j in range(mean.size):
-            mean[j] /= max(count, F(1))

@@ -21,6 +21,25 @@ def top(xp: Namespace, values: Array, count: int) -> tuple[Array, Array]:
     return xp.take_along_axis(values, places, axis=1), places
 
 
+@top.version("numpy")
+def _top_by_largest(
+    xp: Namespace, values: Array, count: int
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Take the largest, and the largest of the others, and so on, in `values` and then undone."""
+    if count > _FEW:
+        return top.reference(xp, values, count)
+    rows = numpy.arange(len(values))
+    found = numpy.empty((len(values), count), values.dtype)
+    places = numpy.empty((len(values), count), numpy.int64)
+    for k in range(count):
+        places[:, k] = values.argmax(axis=1)
+        found[:, k] = values[rows, places[:, k]]
+        values[rows, places[:, k]] = -numpy.inf
+    for k in reversed(range(count)):
+        values[rows, places[:, k]] = found[:, k]
+    return found, places
+
+
 @operation
 def best_continuations(
     xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
@@ -41,46 +60,9 @@ def best_continuations(
         beam slot that each continues, and the word. Of equal sums the first.
     """
     best, word = top(xp, values + totals[:, None], min(width, values.shape[1]))
-    return _of_each_image(xp, best, word, places, images, width)
-
-
-def _of_each_image(
-    xp: Namespace, best: Array, word: Array, places: Array, images: int, width: int
-) -> tuple[Array, Array, Array]:
-    """Choose among the best words `(R, few)` of each hypothesis."""
     few = best.shape[1]
     sums = xp.full((images * width, few), -xp.inf, dtype=best.dtype)
     words = xp.zeros((images * width, few), dtype=numpy.int64)
     sums[places], words[places] = best, word
     found, index = top(xp, sums.reshape(images, -1), width)
     return found, index // few, xp.take_along_axis(words.reshape(images, -1), index, axis=1)
-
-
-@top.version("numpy")
-def _top_by_largest(
-    xp: Namespace, values: Array, count: int
-) -> tuple[numpy.ndarray, numpy.ndarray]:
-    return _largest(values.copy(), count)
-
-
-@best_continuations.version("numpy")
-def _best_continuations_by_largest(
-    xp: Namespace, values: Array, totals: Array, places: Array, images: int, width: int
-) -> tuple[Array, Array, Array]:
-    """The reference with one temporary array of the size of `values`."""
-    best, word = _largest(values + totals[:, None], min(width, values.shape[1]))
-    return _of_each_image(xp, best, word, places, images, width)
-
-
-def _largest(values: numpy.ndarray, count: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Take the largest, and the largest of the others, and so on; `values` is overwritten."""
-    if count > _FEW:
-        return top.reference(numpy, values, count)
-    rows = numpy.arange(len(values))
-    found = numpy.empty((len(values), count), values.dtype)
-    places = numpy.empty((len(values), count), numpy.int64)
-    for k in range(count):
-        places[:, k] = values.argmax(axis=1)
-        found[:, k] = values[rows, places[:, k]]
-        values[rows, places[:, k]] = -numpy.inf
-    return found, places

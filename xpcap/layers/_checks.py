@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from xpcap.backend import Array, Namespace, is_host
+from xpcap.backend import Array, Namespace, is_host, namespace
 from xpcap.errors import ShapeError
+
+
+def check_arguments(
+    function: str, **arrays: tuple[Array | None, str]
+) -> tuple[Namespace, dict[str, int]]:
+    """Check the arguments of a layer; return their namespace, and the size of each letter.
+
+    Layouts are those of `check_shapes`, for floating numbers, or with a final `?`, as `"N L ?"`,
+    for booleans. Arguments that are None are left out.
+    """
+    given = {name: (a, layout) for name, (a, layout) in arrays.items() if a is not None}
+    xp = namespace(*(array for array, _ in given.values()))
+    plain = {name: (array, layout.removesuffix(" ?")) for name, (array, layout) in given.items()}
+    sizes = check_shapes(function, **plain)
+    for name, (array, layout) in given.items():
+        if layout[-1] != "?":
+            check_floating(function, **{name: array})
+        elif array.dtype.kind != "b":
+            raise ShapeError(f"{function}: expected booleans in {name}, got {array.dtype}")
+    return xp, sizes
 
 
 def check_shapes(function: str, **arrays: tuple[Array, str]) -> dict[str, int]:
     """Check arrays against shapes written in letters, and return the size of each letter.
 
-    A layout has words: `"N T D"`; a size may be a multiple, `"4H"`, if the plain letter stands in
-    an earlier one. Only N, the batch, may be 0. The `ShapeError` names every array with the shape
-    expected and the shape given.
+    A layout has words: `"N T D"`; a size may be 1, and a multiple or a sum, `"4H"` or `"n_a+n_x"`,
+    if the plain letters stand in earlier ones. Only N, the batch, may be 0. The `ShapeError` names
+    every array with the shape expected and the shape given.
     """
-    sizes: dict[str, int] = {}
+    sizes = {"": 1}  # of a plain number
     for array, layout in arrays.values():
         letters, shape = layout.split(), _shape(array)
         fits = len(letters) == len(shape)
         for letter, size in zip(letters, shape, strict=False):
-            factor, symbol = int(letter[:-1] or 1), letter[-1]
-            fits = fits and size == factor * sizes.setdefault(symbol, size)
+            expected = 0
+            for part in letter.split("+"):
+                symbol = part.lstrip("0123456789")
+                factor = int(part.removesuffix(symbol) or 1)
+                expected += factor * sizes.setdefault(symbol, size)
+            fits = fits and size == expected
         if not fits:
             wanted = ", ".join(f"{name} ({_commas(shape)})" for name, (_, shape) in arrays.items())
             given = ", ".join(f"{name} {_shape(a)}" for name, (a, _) in arrays.items())
             raise ShapeError(f"{function}: expected {wanted}; got {given}")
+    del sizes[""]
     empty = [letter for letter, size in sizes.items() if not size and letter != "N"]
     if empty:
         given = ", ".join(f"{name} {_shape(a)}" for name, (a, _) in arrays.items())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, is_host, namespace
 from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_floating, check_gradients, check_shapes
 from xpcap.operations import operation
 from xpcap.workspace import Workspace
 
@@ -87,9 +87,8 @@ def temporal_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Affine
     Weights `w (D, M)`, biases `b (M,)`. Raises `ShapeError` if the shapes do not fit together, or
     arrays are not floating.
     """
-    namespace(x, w, b)
-    size = check_shapes("temporal_affine_forward", x=(x, "N T D"), w=(w, "D M"), b=(b, "M"))
-    check_floating("temporal_affine_forward", x=x, w=w, b=b)
+    arguments = {"x": (x, "N T D"), "w": (w, "D M"), "b": (b, "M")}
+    _, size = check_arguments("temporal_affine_forward", **arguments)
     out = x.reshape(-1, size["D"]) @ w + b
     return out.reshape(size["N"], size["T"], size["M"]), AffineCache(x, w)
 

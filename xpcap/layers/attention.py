@@ -20,8 +20,7 @@ import math
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_gradients
 from xpcap.layers.loss import softmax
 from xpcap.operations import operation
 from xpcap.subnormals import power
@@ -242,16 +241,10 @@ def additive_attention_backward(
 def _forward(
     function: str, query: Array, keys: Array, values: Array, w: Array | None, mask: Array | None
 ) -> tuple[Array, Array, AttentionCache]:
-    arrays = {"query": (query, "N A"), "keys": (keys, "N L A"), "values": (values, "N L D")}
-    if w is not None:
-        arrays["w"] = (w, "A")
-    if mask is not None:
-        arrays["mask"] = (mask, "N L")
-    xp = namespace(*(array for array, _ in arrays.values()))
-    size = check_shapes(function, **arrays)
-    check_floating(function, **{n: array for n, (array, _) in arrays.items() if n != "mask"})
-    if mask is not None and mask.dtype.kind != "b":
-        raise ShapeError(f"{function}: expected booleans in mask, got {mask.dtype}")
+    xp, size = check_arguments(
+        function, query=(query, "N A"), keys=(keys, "N L A"), values=(values, "N L D"),
+        w=(w, "A"), mask=(mask, "N L ?"),
+    )  # fmt: skip
     weights, context = (xp.empty((size["N"], size[k]), dtype=values.dtype) for k in "LD")
     if w is None:
         dot_product_attention(xp, query, keys, values, mask, None, weights, context)

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from xpcap.backend import Array, namespace
+from xpcap.layers._checks import check_arguments
 from xpcap.layers.affine import column_sum, product
-from xpcap.layers.multi_head import Heads, check_heads_and_shapes, from_above
+from xpcap.layers.multi_head import Heads, check_heads, from_above
 from xpcap.layers.sequences import Sequences
 from xpcap.workspace import Workspace
 
@@ -183,27 +184,19 @@ def cross_attention_forward(
     ShapeError
         As `self_attention_forward` does.
     """
-    params = {
-        "W_query": W_query, "b_query": b_query, "W_key": W_key, "W_value": W_value,
-        "b_value": b_value, "W_out": W_out, "b_out": b_out,
+    given = {
+        "W_query": (W_query, "H H"), "b_query": (b_query, "H"), "W_key": (W_key, "D H"),
+        "W_value": (W_value, "D H"), "b_value": (b_value, "H"), "W_out": (W_out, "H H"),
+        "b_out": (b_out, "H"),
     }  # fmt: skip
-    layouts = ("H H", "H", "D H", "D H", "H", "H H", "H")
-    given = {"x": (x, "N T H"), "regions": (regions, "N L D")}
-    given |= {n: (p, layout) for (n, p), layout in zip(params.items(), layouts, strict=True)}
-    size = check_heads_and_shapes(
-        "cross_attention_forward", given, heads, {} if mask is None else {"mask": (mask, "N L")}
-    )
-    xp, rows = namespace(x), x.reshape(-1, size["H"])
-    mask = xp.ones(regions.shape[:2], dtype=bool) if mask is None else mask
-    layer = CrossAttention(
-        params,
-        Sequences.even(size["N"], size["T"]),
-        Workspace(namespace(x), x.dtype),
-        "cross",
-        heads,
-        regions,
-        mask,
-    )
+    images = {"x": (x, "N T H"), "regions": (regions, "N L D"), "mask": (mask, "N L ?")}
+    xp, size = check_arguments("cross_attention_forward", **images, **given)
+    check_heads("cross_attention_forward", heads, size["H"])
+    params = {name: array for name, (array, _) in given.items()}
+    sequences, space = Sequences.even(size["N"], size["T"]), Workspace(xp, x.dtype)
+    present = xp.ones(regions.shape[:2], dtype=bool) if mask is None else mask
+    layer = CrossAttention(params, sequences, space, "cross", heads, regions, present)
+    rows = x.reshape(-1, size["H"])
     out = xp.empty(rows.shape, dtype=x.dtype)
     layer.forward(rows, out)
     return out.reshape(x.shape), CrossAttentionCache(x, regions, layer, params)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_gradients
 from xpcap.layers.affine import column_sum, product
 from xpcap.layers.sequences import Sequences
 from xpcap.operations import operation
@@ -100,12 +100,11 @@ def feed_forward_forward(
     Rows `x (N, H)`; `W_in (H, F)`, `b_in (F,)`, `W_out (F, M)`, `b_out (M,)` give `(N, M)`. Raises
     `ShapeError` if the shapes do not fit together, or arrays are not floating.
     """
-    params = {"W_in": W_in, "b_in": b_in, "W_out": W_out, "b_out": b_out}
-    xp = namespace(x, *params.values())
-    layouts = zip(("N H", "H F", "F", "F M", "M"), (x, *params.values()), strict=True)
-    named = zip(("x", *params), layouts, strict=True)
-    check_shapes("feed_forward_forward", **{n: (array, text) for n, (text, array) in named})
-    check_floating("feed_forward_forward", x=x, **params)
+    given = {
+        "W_in": (W_in, "H F"), "b_in": (b_in, "F"), "W_out": (W_out, "F M"), "b_out": (b_out, "M"),
+    }  # fmt: skip
+    xp, _ = check_arguments("feed_forward_forward", x=(x, "N H"), **given)
+    params = {name: array for name, (array, _) in given.items()}
     layer = FeedForward(params, Sequences.even(len(x), 1), Workspace(xp, x.dtype), "")
     out = xp.empty((len(x), W_out.shape[1]), dtype=x.dtype)
     layer.forward(x, out)

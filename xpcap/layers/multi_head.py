@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 from xpcap.backend import Array, Namespace, namespace
 from xpcap.errors import ShapeError
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_gradients
 from xpcap.operations import operation
 from xpcap.options import check_counts
 from xpcap.subnormals import flushed, power
@@ -126,23 +126,6 @@ class Heads:
         stacked_product(xp, dscores, keys, dquery)
         stacked_product(xp, dscores.swapaxes(2, 3), query, part)
         dkeys += part
-
-
-def check_heads_and_shapes(
-    function: str,
-    given: Mapping[str, tuple[Array, str]],
-    heads: int,
-    masks: Mapping[str, tuple[Array, str]],
-) -> dict[str, int]:
-    """Check the arguments of a public function; return the size of each letter."""
-    namespace(*(array for array, _ in (*given.values(), *masks.values())))
-    size = check_shapes(function, **given, **masks)
-    check_floating(function, **{name: array for name, (array, _) in given.items()})
-    for mask, _ in masks.values():
-        if mask.dtype.kind != "b":
-            raise ShapeError(f"{function}: expected booleans in mask, got {mask.dtype}")
-    check_heads(function, heads, size["H"])
-    return size
 
 
 def check_heads(function: str, heads: int, H: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_gradients
 from xpcap.operations import operation
 
 EPSILON = 1e-5
@@ -68,9 +68,7 @@ def layer_norm_forward(x: Array, w: Array, b: Array) -> tuple[Array, LayerNormCa
     Rows `x (N, H)`, gains `w (H,)`, shifts `b (H,)`; epsilon is 1e-5. Raises `ShapeError` if the
     shapes do not fit together, or arrays are not floating.
     """
-    xp = namespace(x, w, b)
-    check_shapes("layer_norm_forward", x=(x, "N H"), w=(w, "H"), b=(b, "H"))
-    check_floating("layer_norm_forward", x=x, w=w, b=b)
+    xp, _ = check_arguments("layer_norm_forward", x=(x, "N H"), w=(w, "H"), b=(b, "H"))
     n, out, scale = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), dtype=x.dtype)
     layer_norm(xp, x, w, b, n, scale, out)
     return out, LayerNormCache(n, scale, w)

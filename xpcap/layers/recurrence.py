@@ -8,13 +8,10 @@ With ax = x Wx + b for the inputs of all steps, which is one product, the loops 
         h_t = forward(ax_t, ah)                         dax_t, dah_t = backward(dh_t)
                                                         back = dah_t Wh^T
 
-h_t is used twice, so its gradient dh_t is a sum: `above` comes from the layer that reads h_t,
-`back` from step t+1, which is therefore undone before. After the last iteration `back` is the
-gradient of h_{-1}, the first state. A GRU reads h_{t-1} in h_t itself too, which adds a term to
-`back` (`Cell.direct`); an LSTM passes its cell state and the gradient of it along in the same way.
-
-Wh is the same at every step, and its gradient is the sum over steps of h_{t-1}^T dah_t. As the
-rows of all steps lie below each other, that sum is one product, `prev_h.T @ dah`.
+`above` comes from the layer that reads h_t, `back` from step t+1; after the last iteration `back`
+is the gradient of h_{-1}, the first state. A GRU reads h_{t-1} in h_t itself too, which adds a term
+to `back` (`Cell.direct`); an LSTM passes its cell state and the gradient of it along in the same
+way. README.md derives this, and the gradient of Wh, which is one product, `prev_h.T @ dah`.
 
 **Packed sequences.** The captions of a batch are sorted by length, longest first, and stored
 time-major: the rows of all captions at step 0, then of those still active at step 1, and so forth.
@@ -36,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from xpcap.backend import Array, Namespace, namespace
-from xpcap.layers._checks import check_floating, check_gradients, check_shapes
+from xpcap.layers._checks import check_arguments, check_gradients
 from xpcap.layers.affine import column_sum, product, transposed
 from xpcap.operations import Operation
 from xpcap.workspace import Workspace, passing
@@ -91,12 +88,8 @@ class Cell:
         width = f"{len(self.gates)}H" if len(self.gates) > 1 else "H"
         layouts = {"x": inputs, "Wx": f"D {width}", "Wh": f"H {width}", "b": width}
         layouts |= dict.fromkeys(self.biases, "H")
-        xp = namespace(*arrays.values())
-        check_shapes(
-            function, **{name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
-        )
-        check_floating(function, **arrays)
-        return xp
+        given = {name: (array, layouts.get(name, "N H")) for name, array in arrays.items()}
+        return check_arguments(function, **given)[0]
 
     @functools.cached_property
     def unroll(self) -> Operation[Any, None]:

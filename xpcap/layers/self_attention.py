@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from xpcap.backend import Array, namespace
+from xpcap.backend import Array
+from xpcap.layers._checks import check_arguments
 from xpcap.layers.affine import column_sum, product
-from xpcap.layers.multi_head import Heads, attention_step, check_heads_and_shapes, from_above
+from xpcap.layers.multi_head import Heads, attention_step, check_heads, from_above
 from xpcap.layers.sequences import Sequences
 from xpcap.workspace import Workspace
 
@@ -159,22 +160,18 @@ def self_attention_forward(
     ShapeError
         If shapes do not fit together, arrays are not floating, or the mask not one of booleans.
     """
-    params = {"W_qkv": W_qkv, "b_qkv": b_qkv, "W_out": W_out, "b_out": b_out}
-    layouts = {"W_qkv": "H 3H", "b_qkv": "3H", "W_out": "H H", "b_out": "H"}
-    given = {"x": (x, "N T H"), **{n: (p, layouts[n]) for n, p in params.items()}}
-    size = check_heads_and_shapes(
-        "self_attention_forward", given, heads, {} if mask is None else {"mask": (mask, "N T")}
-    )
+    given = {
+        "W_qkv": (W_qkv, "H 3H"), "b_qkv": (b_qkv, "3H"), "W_out": (W_out, "H H"),
+        "b_out": (b_out, "H"),
+    }  # fmt: skip
+    words = {"x": (x, "N T H"), "mask": (mask, "N T ?")}
+    xp, size = check_arguments("self_attention_forward", **words, **given)
+    check_heads("self_attention_forward", heads, size["H"])
+    params = {name: array for name, (array, _) in given.items()}
+    sequences, space = Sequences.even(size["N"], size["T"]), Workspace(xp, x.dtype)
+    layer = SelfAttention(params, sequences, space, "self", heads, mask)
     rows = x.reshape(-1, size["H"])
-    layer = SelfAttention(
-        params,
-        Sequences.even(size["N"], size["T"]),
-        Workspace(namespace(x), x.dtype),
-        "self",
-        heads,
-        mask,
-    )
-    out = namespace(x).empty(rows.shape, dtype=x.dtype)
+    out = xp.empty(rows.shape, dtype=x.dtype)
     layer.forward(rows, out)
     return out.reshape(x.shape), SelfAttentionCache(x, layer, params)
 

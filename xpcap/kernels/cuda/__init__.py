@@ -78,23 +78,19 @@ def _blocks_of_queries(query: Array, values: Array) -> tuple[Any, ...]:
     return (R,), 512, int32(L), int32(A), int32(D)
 
 
-_MASKED = {"bool": "present", "INDEX": "image"}
+def _launch_attention(made: Operation[Any, None], arrays: str) -> None:
+    kernel = made.reference.__name__
+
+    @cuda_version(made, REAL=arrays, bool="present", INDEX="image")
+    def run(
+        source: Source, xp: Namespace, query: Array, keys: Array, values: Array, *others: Array
+    ) -> None:
+        sizes = _blocks_of_queries(query, values)
+        source.launch(kernel, *sizes, query, keys, values, *others)
 
 
-@cuda_version(dot_product_attention, REAL="query keys values weights context", **_MASKED)
-def _dot_product_attention(
-    source: Source, xp: Namespace, query: Array, keys: Array, values: Array, *others: Array
-) -> None:
-    sizes = _blocks_of_queries(query, values)
-    source.launch("dot_product_attention", *sizes, query, keys, values, *others)
-
-
-@cuda_version(additive_attention, REAL="query keys values w weights context", **_MASKED)
-def _additive_attention(
-    source: Source, xp: Namespace, query: Array, keys: Array, values: Array, *others: Array
-) -> None:
-    sizes = _blocks_of_queries(query, values)
-    source.launch("additive_attention", *sizes, query, keys, values, *others)
+_launch_attention(dot_product_attention, "query keys values weights context")
+_launch_attention(additive_attention, "query keys values w weights context")
 
 
 def _launch_gradient(made: Operation[Any, None]) -> None:
