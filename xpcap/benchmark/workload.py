@@ -24,6 +24,7 @@ NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
 REFERENCES = 5  # captions of an image that rewards compare with
+BEAM = 3  # slots
 SAMPLES = 5  # captions drawn of an image in a self-critical step
 STILL = 1e-12  # learning rate of self-critical steps, after which captions have the same lengths
 Model = CaptioningRNN | Transformer
