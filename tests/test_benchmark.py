@@ -19,7 +19,7 @@ from xpcap_self_critical import WithSelfCritical
 
 from xpcap import threads
 from xpcap.backend import CPU
-from xpcap.benchmark import contenders
+from xpcap.benchmark import clock, contenders
 from xpcap.benchmark.contenders import Ours, Products, products
 from xpcap.benchmark.timing import Times, interleave
 from xpcap.benchmark.workload import (
@@ -71,6 +71,9 @@ def test_decoded_and_drawn_captions_have_the_lengths_of_the_data(cell, scoring):
     assert tokens.shape == (20, MAX_LENGTH)
     expected = (workload.split.captions[:20, 1:] != NULL).sum(axis=1)
     numpy.testing.assert_array_equal((tokens != NULL).sum(axis=1), expected)
+    searched, totals = ours.beam(0)
+    numpy.testing.assert_array_equal((searched != NULL).sum(axis=1), expected)
+    assert (totals < 0).all()
     for k in range(3):
         ours.self_critical(k)
     assert ours.critical.gradient_norm > 0
@@ -229,6 +232,27 @@ def test_the_pytorch_program_computes_the_same(cell, scoring):
         assert bench.compare_self_critical(workload, CPU, masked) < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("cell", "scoring"), [("lstm", None), ("gru", "additive"), ("transformer", None)]
+)
+def test_both_beams_are_the_same_where_their_captions_end_at_different_steps(
+    cell, scoring, monkeypatch
+):
+    torch = pytest.importorskip("torch")
+    from torch_peer import TorchPeer
+
+    monkeypatch.setattr(clock, "_WEIGHT", 2.0)  # the clock alone does not end captions
+    size = SMALL if cell == "lstm" else SMALL_GRID
+    workload = Workload(replace(size, batch_size=60), cell, scoring=scoring)
+    words, totals = Ours(workload, CPU, numpy.float64).beam(0)
+    by_clock = (workload.split.captions[:60, 1:] != NULL).sum(axis=1)
+    assert ((words != NULL).sum(axis=1) != by_clock).any()
+    for masked in (False, True):
+        found, log_probs = TorchPeer(workload, "cpu", torch.float64, masked).search(40)
+        numpy.testing.assert_array_equal(found.numpy(), words)
+        numpy.testing.assert_allclose(log_probs.numpy(), totals, rtol=1e-12)
+
+
 def test_a_pytorch_program_with_another_loss_is_detected(monkeypatch):
     torch = pytest.importorskip("torch")
     import bench
@@ -319,7 +343,7 @@ def test_a_failing_program_does_not_stop_the_others(bench, monkeypatch, tmp_path
     found = json.loads(file.read_text())
     assert [(r["task"], r["program"]) for r in found["results"]] == [
         ("train", "xpcap"), ("train", "products"), ("loss", "xpcap"), ("loss", "products"),
-        ("decode", "xpcap"), ("self-critical", "xpcap"),
+        ("decode", "xpcap"), ("beam", "xpcap"), ("self-critical", "xpcap"),
     ]  # fmt: skip
     assert found["processor"] == bench.processor()
     assert bench.processor() in done.output

@@ -3,13 +3,14 @@
     python tools/bench.py --config full --cell lstm --task train --json result.json
     python tools/bench.py --model attention --scoring additive --config grid-256 --cell lstm
     python tools/bench.py --model transformer --task train
+    python tools/bench.py --model transformer --task beam
     python tools/bench.py --config seed --cell lstm --task self-critical
 
 Starts from a bare checkout: the package need not be installed. Before anything is timed, losses,
 gradients and parameters after one step are compared in double precision, and decoded captions word
-by word; of a self-critical step, rewards and gradients of the same drawn captions. A peer that
-computes something else is not timed. A contender that fails is left out with one line that says
-why, and the exit status is 1.
+by word; of beam search, also their log-probabilities, and of a self-critical step, rewards and
+gradients of the same drawn captions. A peer that computes something else is not timed. A contender
+that fails is left out with one line that says why, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import numpy
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from xpcap_self_critical import SAMPLES, WithSelfCritical
+from xpcap_self_critical import WithSelfCritical
 
 import xpcap
 from xpcap.backend import Backend, open_backend, to_host
@@ -47,8 +48,9 @@ from xpcap.models.attention import SCORINGS
 from xpcap.models.recurrent import CELLS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-TASKS = ("train", "loss", "decode", "self-critical")  # methods of programs
+TASKS = ("train", "loss", "decode", "beam", "self-critical")  # methods of programs
 MEMORY_STEPS = 5
+COMPARED = 16  # images of which ours and PyTorch are compared
 PHOTOGRAPHS = {  # and the same reduced by PCA
     "grid": Configuration(128, 512, 1280, 2500, regions=49),
     "grid-256": Configuration(128, 512, 256, 2500, regions=49),
@@ -57,7 +59,8 @@ KNOWN = {**CONFIGURATIONS, **PHOTOGRAPHS, **GRIDS}
 BY_MODEL = {AttentionRNN.family: PHOTOGRAPHS, Transformer.family: GRIDS}  # unless others are named
 PROGRAMS = {  # of a task; all train
     "loss": {"xpcap", "numpy", "products", "torch"},
-    "decode": {"xpcap", "numpy", "products", "torch"},
+    "decode": {"xpcap", "numpy", "products", "torch", "torch masked"},
+    "beam": {"xpcap", "numpy", "torch", "torch masked"},
     "self-critical": {"xpcap", "numpy", "torch", "torch masked"},
 }
 UNDER_LOAD = {"xpcap", "torch", "torch masked"}
@@ -113,6 +116,8 @@ def compare(workload: Workload, backend: Backend, masked: bool = False) -> float
     ours = WithSelfCritical(workload, backend, numpy.float64)
     peer = TorchPeer(workload, torch_device(backend), torch.float64, masked)
     found = [(to_host(ours.decode(0)), peer.decode(0).cpu().numpy())]
+    searched = zip(ours.beam(0), peer.search(workload.configuration.batch_size), strict=True)
+    found += [(to_host(one), other.cpu().numpy()) for one, other in searched]
     found.append((to_host(ours.loss(0)), peer.loss(0).item()))
     gradients = peer.module.unload(gradients=True)
     found += [(to_host(ours.gradients[name]), value) for name, value in gradients.items()]
@@ -257,11 +262,11 @@ def same_as_torch(workload: Workload, backend: Backend, tasks: Sequence[str]) ->
     ArithmeticError
         If it computes something else.
     """
-    apart = max(compare(workload, backend, masked) for masked in (False, True))
-    if "self-critical" in tasks:  # of a fifth of the images: as many captions
-        size = workload.configuration
-        fewer = replace(size, batch_size=max(1, size.batch_size // SAMPLES))
-        some = Workload(fewer, workload.cell, workload.split.captions, workload.scoring)
+    size = workload.configuration
+    fewer = replace(size, batch_size=min(size.batch_size, COMPARED))
+    some = Workload(fewer, workload.cell, workload.split.captions, workload.scoring)
+    apart = max(compare(some, backend, masked) for masked in (False, True))
+    if "self-critical" in tasks:
         others = [compare_self_critical(some, backend, masked) for masked in (False, True)]
         apart = max(apart, *others)
     print(f"PyTorch differs by at most {apart:.1e} in float64, relative to the largest value")
@@ -364,7 +369,7 @@ def main(
         options += ["--cell", cell] if cell in CELLS else []
         options += ["--scoring", workload.scoring] if workload.scoring else []
         options += ["--captions", str(captions)] if captions else []
-        alone = backend.device is None and load is None
+        alone = backend.device is None and load is None and "train" in (tasks or TASKS)
         measured = [n for n in names if n != "products"] if alone else []
         memory = {
             name: attempt(f"{config} {kind}: no peak memory of {name}", peak_memory, name, options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_recurrent import Captioner, cross_entropy
+from torch_recurrent import Captioner, Images, cross_entropy
 
 from xpcap.benchmark.workload import NULL, Workload
 
@@ -36,30 +36,33 @@ class AttentionCaptioner(Captioner):
         cell = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[workload.cell]
         return cell(size.wordvec + size.hidden, size.hidden)
 
-    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
-        """Return the first states, and the projected regions, `copies` of each image."""
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Images]:
+        """Return the first states, `copies` of each image, and the projected regions."""
         h0 = self.project(features.mean(dim=1)).repeat_interleave(copies, dim=0)
         state = (h0, torch.zeros_like(h0)) if self.cell == "lstm" else (h0,)
-        return state, self.grid(features).repeat_interleave(copies, dim=0)
+        return state, [self.grid(features)]
 
     def look(
         self, x: torch.Tensor, state: Any, grid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Read word vectors `(n, W)`; return h and z `(n, H)`, and the state."""
+        """Read word vectors `(n, W)`; return h and z `(n, H)`, and the state.
+
+        All captions of an image look at the same regions, which are not copied.
+        """
         h = state[0]
-        q = self.query(h)
+        q = self.query(h).unflatten(0, (len(grid), -1))
         if self.scoring == "additive":
-            scores = torch.tanh(grid + q[:, None]) @ self.w_score
+            scores = torch.tanh(grid[:, None] + q[:, :, None]) @ self.w_score
         else:
-            scores = torch.bmm(grid, q[:, :, None])[:, :, 0] / math.sqrt(q.shape[1])
-        z = torch.bmm(scores.softmax(dim=1)[:, None], grid)[:, 0] * torch.sigmoid(self.gate(h))
+            scores = torch.bmm(q, grid.mT) / math.sqrt(q.shape[2])
+        z = torch.bmm(scores.softmax(dim=2), grid).flatten(0, 1) * torch.sigmoid(self.gate(h))
         found = self.recurrent(torch.cat([x, z], dim=1), state if self.cell == "lstm" else h)
         state = found if self.cell == "lstm" else (found,)
         return state[0], z, state
 
-    def step(self, words: torch.Tensor, state: Any, images: Any) -> tuple[torch.Tensor, Any]:
-        """Read a word `(N, 1)` of each caption; return what gives the scores `(N, H)`."""
-        h, z, state = self.look(self.embed(words[:, 0]), state, images)
+    def step(self, words: torch.Tensor, state: Any, images: Images) -> tuple[torch.Tensor, Any]:
+        """As for the other captioner."""
+        h, z, state = self.look(self.embed(words[:, 0]), state, *images)
         return h + self.context(z), state
 
     def loss(
@@ -79,11 +82,11 @@ class AttentionCaptioner(Captioner):
             longer = lengths[None, :] > torch.arange(T, device=lengths.device)[:, None]
             sizes = [n for n in longer.sum(dim=1).tolist() if n]
         if order is None:
-            state, grid = self.start(features, copies)
+            state, (grid,) = self.start(features, copies)
         elif copies == 1:
-            state, grid = self.start(features[order])
+            state, (grid,) = self.start(features[order])
         else:  # regions are projected once
-            state, grid = self.start(features)
+            state, (grid,) = self.start(features)
             images = order // copies
             state = tuple(part.index_select(0, images) for part in state)
             grid = grid.index_select(0, images)

@@ -1,4 +1,4 @@
-"""PyTorch's programs: training, losses, greedy decoding and self-critical steps."""
+"""PyTorch's programs: training, losses, decoding and self-critical steps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import functools
 
 import torch
 from torch_attention import AttentionCaptioner
+from torch_beam import beam_search
 from torch_recurrent import Captioner
 from torch_self_critical import SelfCritical
 from torch_transformer import TransformerCaptioner
 from xpcap_self_critical import FREQUENCIES, STILL
 
-from xpcap.benchmark.workload import Workload
-
-
-def captioner(workload: Workload, masked: bool = False) -> Captioner:
-    """Build the module for a workload."""
-    if workload.cell == "transformer":
-        return TransformerCaptioner(workload, masked)
-    return (Captioner if workload.scoring is None else AttentionCaptioner)(workload, masked)
+from xpcap.benchmark.timing import interleave
+from xpcap.benchmark.workload import BEAM, Model, Workload
 
 
 def adam(module: Captioner, rate: float) -> torch.optim.Adam:
@@ -42,18 +37,25 @@ class TorchPeer:
         compiled: bool = False,
     ) -> None:
         self.workload = workload
-        self.module = captioner(workload, masked).to(dtype)
+        self._device, self._dtype, self._masked = device, dtype, masked
+        self.module = self._captioner(workload.model("cpu"))
         if compiled:
             assert isinstance(self.module, TransformerCaptioner)
             self.module._loss = torch.compile(self.module._loss, dynamic=True)
-        self.module.load(workload.model("cpu").params)
-        self.module.to(device)
         split = workload.split
         self._captions = torch.from_numpy(split.captions).long().to(device)
         self._images = torch.from_numpy(split.image_idxs).to(device)
         self._features = torch.from_numpy(split.features).to(device, dtype)
-        self._device, self._dtype = device, dtype
         self._optimizer = adam(self.module, 1e-3)
+
+    def _captioner(self, ours: Model) -> Captioner:
+        """Build a module with our model's parameters."""
+        family = Captioner if self.workload.scoring is None else AttentionCaptioner
+        if self.workload.cell == "transformer":
+            family = TransformerCaptioner
+        module = family(self.workload, self._masked).to(self._dtype)
+        module.load(ours.params)
+        return module.to(self._device)
 
     def loss(self, k: int) -> torch.Tensor:
         """Compute the k-th minibatch's loss and gradients."""
@@ -74,13 +76,34 @@ class TorchPeer:
         module, features = self._decoder
         return module.sample(features)
 
+    def beam(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Caption N images by beam search, in the fastest of a few batch sizes."""
+        return self.search(self._fastest_batch)
+
+    def search(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return captions and their log-probabilities, found in batches of this size."""
+        module, features = self._decoder
+        found = [beam_search(module, part, BEAM) for part in features.split(size)]
+        captions, totals = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return captions, totals
+
+    @functools.cached_property
+    def _fastest_batch(self) -> int:
+        """The fastest number of images to search together."""
+        N = len(self._decoder[1])
+        searches = {
+            str(size): lambda _, size=size: self.search(size)
+            for size in (N, -(-N // 2), -(-N // 4))
+        }
+        times = interleave(searches, rounds=2, calls=1)
+        return int(min(times, key=lambda size: times[size].median))
+
     @functools.cached_property
     def _decoder(self) -> tuple[Captioner, torch.Tensor]:
         """The module to decode with, and features, made when they are needed first."""
-        module = captioner(self.workload).to(self._dtype)
-        module.load(self.workload.decoding_model("cpu").params)
+        module = self._captioner(self.workload.decoding_model("cpu"))
         features = torch.from_numpy(self.workload.images_to_decode())
-        return module.to(self._device), features.to(self._device, self._dtype)
+        return module, features.to(self._device, self._dtype)
 
     def self_critical(self, k: int) -> torch.Tensor:
         """Go from N images to the update by the rewards of captions drawn."""
@@ -89,9 +112,7 @@ class TorchPeer:
     @functools.cached_property
     def critical(self) -> SelfCritical:
         """The self-critical step."""
-        module = captioner(self.workload, self.module.masked).to(self._dtype)
-        module.load(self.workload.decoding_model("cpu", weight=FREQUENCIES).params)
-        module.to(self._device)
+        module = self._captioner(self.workload.decoding_model("cpu", weight=FREQUENCIES))
         return SelfCritical(self.workload, module, adam(module, STILL), self._decoder[1])
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from xpcap.backend import to_host
 from xpcap.benchmark.workload import END, MAX_LENGTH, NULL, START, Workload
 
+Images = list[torch.Tensor]  # what decoding needs of them, each with a row for each image
 ORDER = {"rnn": (0,), "gru": (0, 1, 2), "lstm": (0, 1, 3, 2)}  # of our gates in PyTorch's layers
 
 
@@ -52,14 +53,23 @@ class Captioner(nn.Module):
         h0 = self.project(features).repeat_interleave(copies, dim=0)[None]
         return (h0, torch.zeros_like(h0)) if self.cell == "lstm" else h0
 
-    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Images]:
         """Return the first states, and what else decoding needs of the images."""
-        return self.state(features, copies), None
+        return self.state(features, copies), []
 
-    def step(self, words: torch.Tensor, state: Any, images: Any) -> tuple[torch.Tensor, Any]:
-        """Read a word `(N, 1)` of each caption; return what gives the scores `(N, H)`."""
+    def step(self, words: torch.Tensor, state: Any, images: Images) -> tuple[torch.Tensor, Any]:
+        """Read a word `(R, 1)` of each caption; return what gives the scores `(R, H)`.
+
+        The captions of an image, one or as many for each, are one after another.
+        """
         h, state = self.recurrent(self.embed(words), state)
         return h[:, 0], state
+
+    def take(self, state: Any, rows: torch.Tensor) -> Any:
+        """Return the states of these captions."""
+        if isinstance(state, tuple):
+            return tuple(part.index_select(-2, rows) for part in state)
+        return state.index_select(-2, rows)
 
     def loss(
         self,
@@ -85,21 +95,33 @@ class Captioner(nn.Module):
 
     @torch.inference_mode()
     def sample(self, features: torch.Tensor, draws: int = 0) -> torch.Tensor:
-        """Decode greedily in one batch, or draw captions; stop when all have ended."""
-        copies = draws or 1
+        """Decode greedily in one batch, or draw captions; stop when all have ended.
+
+        With `masked`, those that have ended leave the batch once they are an eighth of it, unless
+        several captions share what is known of an image.
+        """
+        copies, device = draws or 1, features.device
         N = len(features) * copies
-        captions = torch.full((N, MAX_LENGTH), NULL, device=features.device)
-        words = torch.full((N, 1), START, device=features.device)
-        ended = torch.zeros(N, dtype=torch.bool, device=features.device)
+        captions = torch.full((N, MAX_LENGTH), NULL, device=device)
+        words = torch.full((N, 1), START, device=device)
+        rows, ended = (
+            torch.arange(N, device=device),
+            torch.zeros(N, dtype=torch.bool, device=device),
+        )
         state, images = self.start(features, copies)
+        leaving = self.masked and not (images and draws)
         for t in range(MAX_LENGTH):
             h, state = self.step(words, state, images)
             scores = self.vocabulary(h)
             words = self._draw(scores) if draws else scores.argmax(dim=1, keepdim=True)
-            captions[:, t] = words[:, 0].masked_fill(ended, NULL)
+            captions[rows, t] = words[:, 0].masked_fill(ended, NULL)
             ended |= words[:, 0] == END
             if ended.all():
                 break
+            if leaving and 8 * ended.sum() >= len(ended):
+                kept = (~ended).nonzero()[:, 0]
+                rows, words, ended, *images = (part[kept] for part in (rows, words, ended, *images))
+                state = self.take(state, kept)
         return captions
 
     def _draw(self, scores: torch.Tensor) -> torch.Tensor:

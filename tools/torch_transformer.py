@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 from torch import nn
-from torch_recurrent import Captioner, cross_entropy
+from torch_recurrent import Captioner, Images, cross_entropy
 
 from xpcap.backend import to_host
 from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
@@ -117,18 +117,19 @@ class TransformerCaptioner(Captioner):
             h = self.decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)
         else:
             for layer, regions in zip(self.decoder.layers, self._regions(memory), strict=True):
-                x = self._after(layer, x, attend(*self._qkv(layer, x), is_causal=True), regions)
+                heads = map(self._split, self._qkv(layer, x))
+                x = self._after(layer, x, attend(*heads, is_causal=True), regions)
             h = self.decoder.norm(x)
         h = h.flatten(0, 1)
         scores = self.vocabulary(h if rows is None else h[rows])
         return cross_entropy(scores, targets, weights) / len(words)
 
-    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Any]:
-        """Return memory for keys and values of words, and those of regions, by layer."""
+    def start(self, features: torch.Tensor, copies: int = 1) -> tuple[Any, Images]:
+        """Return memory for keys and values of words, and those of regions, layer by layer."""
         memory, layers = self.memory(features), self.decoder.layers
         N, _, H = memory.shape
-        shape = len(layers), 2, N * copies, self.heads, MAX_LENGTH, H // self.heads
-        return (memory.new_empty(shape), 0), list(self._regions(memory))
+        stored = memory.new_empty(MAX_LENGTH, len(layers), 2, N * copies, H)
+        return (stored, stored[:0], 0), [part for layer in self._regions(memory) for part in layer]
 
     def _regions(self, memory: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         """Yield each layer's keys and values of regions."""
@@ -138,21 +139,33 @@ class TransformerCaptioner(Captioner):
             both = nn.functional.linear(memory, cross.in_proj_weight[H:], cross.in_proj_bias[H:])
             yield [self._split(part) for part in both.chunk(2, dim=2)]
 
-    def step(self, words: torch.Tensor, state: Any, images: Any) -> tuple[torch.Tensor, Any]:
-        """Read a word `(N, 1)` of each caption; return what gives the scores `(N, H)`."""
-        stored, t = state
+    def step(self, words: torch.Tensor, state: Any, images: Images) -> tuple[torch.Tensor, Any]:
+        """As for the other captioners."""
+        stored, spare, t = state
         x = (self.embed(words) + self.positions[t]) * self.scale
-        for layer, kept, regions in zip(self.decoder.layers, stored, images, strict=True):
+        for k, layer in enumerate(self.decoder.layers):
             query, key, value = self._qkv(layer, x)
-            kept[0, :, :, t : t + 1], kept[1, :, :, t : t + 1] = key, value
-            x = self._after(layer, x, attend(query, *kept[:, :, :, : t + 1]), regions)
-        return self.decoder.norm(x)[:, 0], (stored, t + 1)
+            stored[t, k, 0], stored[t, k, 1] = key[:, 0], value[:, 0]
+            kept = [self._split(part.transpose(0, 1)) for part in stored[: t + 1, k].unbind(1)]
+            found = attend(self._split(query), *kept)
+            x = self._after(layer, x, found, images[2 * k : 2 * k + 2])
+        return self.decoder.norm(x)[:, 0], (stored, spare, t + 1)
 
-    def _qkv(self, layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return a layer's queries, keys and values of words."""
+    def take(self, state: Any, rows: torch.Tensor) -> Any:
+        """Return the states of these captions: their keys and values so far, in other memory."""
+        stored, spare, t = state
+        shape = *stored.shape[:3], len(rows), stored.shape[4]
+        if spare.numel() < math.prod(shape):
+            spare = stored.new_empty(shape)
+        spare = spare.flatten()[: math.prod(shape)].view(shape)
+        torch.index_select(stored[:t], 3, rows, out=spare[:t])
+        return spare, stored, t
+
+    def _qkv(self, layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return a layer's queries, keys and values of words, `(N, T, H)`."""
         own = layer.self_attn
         qkv = nn.functional.linear(layer.norm1(x), own.in_proj_weight, own.in_proj_bias)
-        return [self._split(part) for part in qkv.chunk(3, dim=2)]
+        return qkv.chunk(3, dim=2)
 
     def _after(
         self, layer: Any, x: torch.Tensor, found: torch.Tensor, regions: list[torch.Tensor]

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy
 
+from xpcap import threads
 from xpcap.backend import CPU, Array, Backend, is_host
-from xpcap.benchmark.workload import MAX_LENGTH, NULL, Workload
+from xpcap.benchmark.workload import BEAM, MAX_LENGTH, NULL, Workload
 from xpcap.data.minibatch import Batch
+from xpcap.decoding import Beam, Constraints, beam_search
 from xpcap.kernels import fastest
 from xpcap.kernels.graphs import Repeated
 from xpcap.layers.affine import product
 from xpcap.layers.multi_head import stacked_product
 from xpcap.layers.sequences import Sequences
 from xpcap.models import CaptioningRNN, CaptionModel, Transformer
+from xpcap.models.generation import decoding_spans
 from xpcap.models.objective import pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.resident import ResidentStep
@@ -77,6 +80,16 @@ class Ours:
         """Caption N images greedily."""
         model, features = self._decoder
         return model.sample(features, MAX_LENGTH)
+
+    def beam(self, k: int) -> tuple[Array, Array]:
+        """Caption N images by beam search; return words `(N, T)` and log-probabilities `(N,)`."""
+        model, features = self._decoder
+        beam = Beam(BEAM, constraints=Constraints(max_length=MAX_LENGTH - 1))
+        spans = decoding_spans(model, len(features))
+        tasks = [functools.partial(beam_search, model, features[span], beam) for span in spans]
+        found, concatenate = threads.run(tasks), model.backend.xp.concatenate
+        words, _, totals = (concatenate(parts)[:, 0] for parts in zip(*found, strict=True))
+        return words, totals
 
     @functools.cached_property
     def _decoder(self) -> tuple[CaptionModel, Array]:

@@ -23,6 +23,7 @@ from xpcap.models import AttentionRNN, CaptioningRNN, Transformer
 NULL, START, END, UNK = range(4)
 MAX_LENGTH = 30  # words of a decoded caption
 CAPTIONS, IMAGES = 2048, 512
+BEAM = 3  # slots
 Model = CaptioningRNN | Transformer
 
 
