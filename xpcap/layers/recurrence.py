@@ -8,10 +8,13 @@ With ax = x Wx + b for the inputs of all steps, which is one product, the loops 
         h_t = forward(ax_t, ah)                         dax_t, dah_t = backward(dh_t)
                                                         back = dah_t Wh^T
 
-`above` comes from the layer that reads h_t, `back` from step t+1; after the last iteration `back`
-is the gradient of h_{-1}, the first state. A GRU reads h_{t-1} in h_t itself too, which adds a term
-to `back` (`Cell.direct`); an LSTM passes its cell state and the gradient of it along in the same
-way. README.md derives this, and the gradient of Wh, which is one product, `prev_h.T @ dah`.
+h_t is used twice, so its gradient dh_t is a sum: `above` comes from the layer that reads h_t,
+`back` from step t+1, which is therefore undone before. After the last iteration `back` is the
+gradient of h_{-1}, the first state. A GRU reads h_{t-1} in h_t itself too, which adds a term to
+`back` (`Cell.direct`); an LSTM passes its cell state and the gradient of it along in the same way.
+
+Wh is the same at every step, and its gradient is the sum over steps of h_{t-1}^T dah_t. As the
+rows of all steps lie below each other, that sum is one product, `prev_h.T @ dah`.
 
 **Packed sequences.** The captions of a batch are sorted by length, longest first, and stored
 time-major: the rows of all captions at step 0, then of those still active at step 1, and so forth.

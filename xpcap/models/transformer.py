@@ -254,8 +254,8 @@ class Transformer(Layered):
     def start(self, features: Array) -> tuple[Any, State]:
         """Return regions, positions and the state before the first word; see `CaptionModel.start`.
 
-        The state has the keys and the values of each layer, `(N, max_length, H)`, and `(N,)` the
-        image that a caption belongs to, and the number of words read.
+        The state has the keys and the values of each layer, `(N, P, H)` with room for P words, and
+        `(N,)` the image that a caption belongs to, and the number of words read.
         """
         check_numbers("start", features=features)
         W_proj = self.params["W_proj"]
@@ -274,12 +274,16 @@ class Transformer(Layered):
     ) -> tuple[Array, State]:
         """Read one more word of each caption; see `CaptionModel.advance`.
 
-        Without `parents` its keys and values are stored in `state` itself, behind those before.
+        Without `parents` its keys and values are stored in `state` itself, behind those before, if
+        there is room.
         """
         xp = namespace(words, *state)
         *stored, image, position = state
+        if is_host(xp):
+            stored = _with_room(stored, parents, position, self.sizes["max_length"])
+        elif parents is not None:
+            stored = [part[parents] for part in stored]
         if parents is not None:
-            stored = [_read_so_far(part, parents, position) for part in stored]
             image, position = image[parents], position[parents]
         (regions, present, positions, space), R, H = context, len(words), stored[0].shape[2]
         rows, by_image = Sequences.even(R, 1), None
@@ -354,14 +358,19 @@ class Transformer(Layered):
         return stack("layer", self.sizes["layers"], kinds, self.params, rows, space)
 
 
-def _read_so_far(stored: Array, parents: Array, position: Array) -> Array:
-    """Return keys or values `(R, P, H)` of these rows; on a CPU without the positions to come."""
-    if not is_host(namespace(stored)):
-        return stored[parents]
-    _, P, H = stored.shape
-    found, read = numpy.zeros((len(parents), P, H), stored.dtype), int(position.max(initial=0))
-    found[:, :read] = stored[parents, :read]
-    return found
+def _with_room(
+    stored: list[Array], parents: Array | None, position: Array, limit: int
+) -> list[Array]:
+    """Return keys and values `(R, P, H)` of these rows, with room for one more word or twice."""
+    read = int(position.max(initial=0))
+    length = read + 1
+    if parents is None:
+        if read < stored[0].shape[1]:
+            return stored
+        parents, length = numpy.arange(len(position)), 2 * length
+    places = numpy.arange(min(length, limit))
+    places[read:] = 0  # anything finite
+    return [part[parents[:, None], places] for part in stored]
 
 
 class _Context(NamedTuple):
