@@ -116,7 +116,7 @@ SHOWN = 8
     default=1e-3,
     help="Initial learning rate; given anew with --resume, that from which the schedule starts"
     " again.",
-    show_default="0.001; 5e-05 with --stage self-critical",
+    show_default="0.001; 0.0002 with --stage self-critical",
 )
 @click.option(
     "--weight-decay",

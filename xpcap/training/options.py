@@ -67,7 +67,7 @@ STAGES = ("cross-entropy", "self-critical")
 _SELF_CRITICAL = tuple(one.name for one in fields(SelfCritical))
 _BY_STAGE: dict[str, dict[str, Any]] = {
     "cross-entropy": {},
-    "self-critical": {"lr": 5e-5, "select": "CIDEr-D"},
+    "self-critical": {"lr": 2e-4, "select": "CIDEr-D"},
 }
 """Defaults that a stage of training has for itself."""
 
