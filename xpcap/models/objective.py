@@ -128,7 +128,7 @@ def pack_captions(
         penalized = numpy.zeros(N, dtype=bool)
     images = order if images is None else images[order]
     distinct_images, which_image = numpy.unique(images, return_inverse=True)
-    shared = 2 * len(distinct_images) <= N  # else copies cost more than they save
+    shared = 0 < 2 * len(distinct_images) <= N  # else copies cost more than they save
     return PackedBatch(
         Packing(N, sizes.tolist(), capacity=N * T),
         to_device(images),
@@ -372,14 +372,14 @@ class Objective:
         """Return the features that `CaptionModel.forward` is given."""
         images = batch.images if batch.distinct_images is None else batch.distinct_images
         space, shape = self._space, (len(images), math.prod(features.shape[1:]))
-        rows, found = features.reshape(-1, shape[1]), space.empty("features", *shape)
+        rows, found = features.reshape(len(features), shape[1]), space.empty("features", *shape)
         if features.dtype == found.dtype:
             take_rows(self.xp, rows, images, found)
         else:
             gathered = space.empty("gathered", *shape, dtype=features.dtype)
             take_rows(self.xp, rows, images, gathered)
             found[...] = gathered.astype(found.dtype)
-        return found.reshape(-1, *features.shape[1:])
+        return found.reshape(len(images), *features.shape[1:])
 
     def _dropping(self, batch: PackedBatch, stream: int | Array) -> Callable[..., None]:
         """Return a function that applies the same dropout mask at each call with a number."""
