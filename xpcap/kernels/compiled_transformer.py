@@ -4,7 +4,7 @@ Milliseconds for 716 rows of 512 numbers, 2,048 in the feed-forward layer, and f
 880 queries of 49 regions, on one thread beside other programs, NumPy's first:
 
                 forward         gradient
-    GELU        8.1 to 1.4      38 to 1.7
+    GELU        7.9 to 0.8      17 to 1.2
     norm        1.5 to 0.3      2.3 to 0.2
     softmax     0.35 to 0.10    0.11 to 0.02
 """
@@ -16,7 +16,7 @@ import math
 import numpy
 
 from xpcap.backend import Array
-from xpcap.kernels.compiled import F, _compiled, _normal, _power, _tanh
+from xpcap.kernels.compiled import F, _compiled, _logistic, _normal, _power
 from xpcap.layers.feed_forward import CUBIC, SLOPE, gelu, gelu_gradient
 from xpcap.layers.multi_head import attention_step, masked_softmax, softmax_gradient
 from xpcap.layers.normalization import EPSILON, layer_norm, layer_norm_gradient
@@ -24,10 +24,11 @@ from xpcap.layers.normalization import EPSILON, layer_norm, layer_norm_gradient
 
 @_compiled(gelu)
 def _gelu(a: Array, out: Array) -> None:
+    """(1 + tanh u) / 2 is the logistic function of 2u."""
     flat, to = a.reshape(-1), out.reshape(-1)
     for j in range(flat.size):
         x = flat[j]
-        to[j] = F(0.5) * x * (F(1) + _tanh(F(SLOPE) * x * (F(1) + F(CUBIC) * x * x)))
+        to[j] = x * _logistic(F(2 * SLOPE) * x * (F(1) + F(CUBIC) * x * x))
 
 
 @_compiled(gelu_gradient)
@@ -35,10 +36,10 @@ def _gelu_gradient(dout: Array, a: Array, out: Array, da: Array) -> None:
     flat, above, to, back = a.reshape(-1), dout.reshape(-1), out.reshape(-1), da.reshape(-1)
     for j in range(flat.size):
         x = flat[j]
-        t = _tanh(F(SLOPE) * x * (F(1) + F(CUBIC) * x * x))
-        du = F(SLOPE) * (F(1) + F(3 * CUBIC) * x * x)
-        to[j] = F(0.5) * x * (F(1) + t)
-        back[j] = _normal(above[j] * F(0.5) * (F(1) + t + x * (F(1) - t * t) * du))
+        y = _logistic(F(2 * SLOPE) * x * (F(1) + F(CUBIC) * x * x))
+        du = F(2 * SLOPE) * (F(1) + F(3 * CUBIC) * x * x)
+        to[j] = x * y
+        back[j] = _normal(above[j] * (y + x * y * (F(1) - y) * du))
 
 
 @_compiled(layer_norm)
