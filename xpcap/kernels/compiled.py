@@ -132,9 +132,9 @@ def _logistic(x: Any) -> Any:
 
 @_inline
 def _tanh(x: Any) -> Any:
-    """x P(x^2) / Q(x^2), of degree 4 both, |x| held below 8.2, where tanh rounds to 1 or nearly so.
+    """Return x P(x^2) / Q(x^2), both of degree 4; beyond 8.2 tanh differs from 1 by rounding.
 
-    Of all such fractions the one whose largest relative error in exact arithmetic is smallest, 8e-9
+    Of all such fractions this one has the smallest largest relative error in exact arithmetic, 8e-9
     (weighted least squares, the weights raised where the error is large, as Lawson does).
     """
     x = min(max(x, F(-8.2)), F(8.2))
