@@ -15,7 +15,6 @@ import numpy
 from xpcap.data.dataset import Dataset
 from xpcap.data.vocabulary import END, NULL, START, UNK, plain, tokenizer
 from xpcap.errors import ConfigurationError, DataError
-from xpcap.metrics import check_names
 from xpcap.metrics.bleu import from_counts
 from xpcap.metrics.cider import SCALE, SIGMA
 from xpcap.metrics.sentences import ORDERS, Words
@@ -27,25 +26,27 @@ REWARDS = ("CIDEr-D", "BLEU-4")
 
 
 def parse_reward(text: str) -> dict[str, float]:
-    """Return the weights of a reward by metric, from text such as `"CIDEr-D:1,BLEU-4:0.5"`.
+    """Return the positive weights of a reward by metric, from text as `"CIDEr-D:1,BLEU-4:0.5"`.
 
     A metric without a weight has 1. Raises `ConfigurationError`.
     """
     terms: dict[str, float] = {}
     for term in text.split(","):
         name, colon, weight = (part.strip() for part in term.partition(":"))
-        check_names([name], REWARDS)
+        if name not in REWARDS:
+            raise ConfigurationError(
+                f"reward {name!r:.40} is unknown; expected {' or '.join(REWARDS)},"
+                " or both with weights, such as CIDEr-D:1,BLEU-4:0.5"
+            )
         if name in terms:
             raise ConfigurationError(f"reward {text!r:.80}: {name} is given twice")
         try:
             terms[name] = float(weight) if colon else 1.0
         except ValueError:
             raise ConfigurationError(
-                f"the weight of {name} in a reward is {weight!r:.40}; expected a number"
+                f"reward {text!r:.80}: the weight of {name} is {weight!r:.40}; expected a number"
             ) from None
-        check_number(f"the weight of {name} in a reward", terms[name], "[-1000, 1000]")
-    if not any(terms.values()):
-        raise ConfigurationError(f"reward {text!r:.80}: every weight is 0; expected another")
+        check_number(f"reward {text!r:.80}: the weight of {name}", terms[name], "(0, 1000]")
     return terms
 
 
