@@ -13,7 +13,8 @@ from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Batch
 from xpcap.errors import ShapeError
 from xpcap.layers.recurrence import Packing
-from xpcap.models.objective import Objective, PackedBatch, pack_captions
+from xpcap.models.objective import Objective
+from xpcap.models.packed_batch import PackedBatch, pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.step import TrainingStep
 

@@ -6,7 +6,8 @@ from kinds import KINDS
 
 from xpcap.backend import CPU, to_host
 from xpcap.data.minibatch import Share
-from xpcap.models.objective import Objective, pack_captions
+from xpcap.models.objective import Objective
+from xpcap.models.packed_batch import pack_captions
 from xpcap.models.scheduled_sampling import ScheduledSampling
 from xpcap.training.shared import SharedLoss
 

@@ -26,7 +26,7 @@ from xpcap.layers.multi_head import stacked_product
 from xpcap.layers.sequences import Sequences
 from xpcap.models import CaptioningRNN, CaptionModel, Transformer
 from xpcap.models.generation import decoding_spans
-from xpcap.models.objective import pack_captions
+from xpcap.models.packed_batch import pack_captions
 from xpcap.optim import Optimizer
 from xpcap.training.resident import ResidentStep
 from xpcap.training.shared import SharedLoss

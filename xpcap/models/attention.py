@@ -35,7 +35,7 @@ from xpcap.layers.attention import (
 from xpcap.layers.recurrence import Packing, Unrolled, unroll, unroll_backward, weight_gradients
 from xpcap.layers.regions import mean_of_present_backward
 from xpcap.models.model import State
-from xpcap.models.objective import PackedBatch
+from xpcap.models.packed_batch import PackedBatch
 from xpcap.models.recurrent import CaptioningRNN, Projected, mean_region
 from xpcap.options import check_number
 from xpcap.workspace import Workspace

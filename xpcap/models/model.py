@@ -23,7 +23,8 @@ from xpcap.data.vocabulary import END, NULL, START, as_index
 from xpcap.errors import CheckpointError, ConfigurationError, first_line
 from xpcap.files import check_plain, new_file
 from xpcap.models.generation import greedy
-from xpcap.models.objective import Objective, PackedBatch
+from xpcap.models.objective import Objective
+from xpcap.models.packed_batch import PackedBatch
 from xpcap.options import check_counts, check_number, given
 from xpcap.workspace import Workspace
 

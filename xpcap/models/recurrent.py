@@ -31,7 +31,7 @@ from xpcap.layers.regions import mean_of_present, mean_of_present_backward, pres
 from xpcap.layers.rnn import RNN
 from xpcap.models.inspection import Inspectable
 from xpcap.models.model import State
-from xpcap.models.objective import PackedBatch
+from xpcap.models.packed_batch import PackedBatch
 from xpcap.options import check_counts
 from xpcap.workspace import Workspace, passing
 

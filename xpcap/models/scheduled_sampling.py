@@ -24,7 +24,7 @@ from xpcap.layers.sampling import draw_words, uniform
 from xpcap.options import check_counts, check_number
 
 if TYPE_CHECKING:
-    from xpcap.models.objective import PackedBatch
+    from xpcap.models.packed_batch import PackedBatch
 
 _STREAM = 2**61  # added to the number of the step: the stream of its random numbers
 

@@ -39,7 +39,7 @@ from xpcap.layers.self_attention import SelfAttention
 from xpcap.layers.sequences import Sequences
 from xpcap.models.inspection import Layered
 from xpcap.models.model import State
-from xpcap.models.objective import PackedBatch
+from xpcap.models.packed_batch import PackedBatch
 from xpcap.options import check_counts, check_options
 from xpcap.workspace import Workspace
 

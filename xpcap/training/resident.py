@@ -23,7 +23,7 @@ from xpcap.kernels.products import multiplied_in
 from xpcap.kernels.updates import loss_and_norm
 from xpcap.layers.recurrence import Packing
 from xpcap.models import CaptionModel
-from xpcap.models.objective import PackedBatch
+from xpcap.models.packed_batch import PackedBatch
 from xpcap.optim import Optimizer
 from xpcap.training.shared import SharedLoss
 from xpcap.training.step import TrainingStep
