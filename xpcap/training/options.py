@@ -19,7 +19,7 @@ from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import INTERVALS, find_rule
 from xpcap.options import check_counts, check_number, check_options, given
-from xpcap.runs.dataset import digests
+from xpcap.runs.dataset import data_configuration, digests
 from xpcap.runs.run import Run
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
@@ -312,16 +312,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
         model["max_length"] = dataset.max_words + 1  # with `<END>`
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
-        "data": {
-            "shape": list(dataset.feature_shape),
-            "folder": str(dataset.folder.resolve()),
-            "kind": dataset.kind,
-            "name": dataset.description["name"],
-            "features": dataset.description.get("features"),
-            "extractor": dataset.description.get("extractor"),
-            "max_words": dataset.max_words,
-            **digests(dataset.splits),
-        },
+        "data": {**data_configuration(dataset), **digests(dataset.splits)},
         "training": {**training, "feature_scale": feature_scale},
     }
 
