@@ -18,7 +18,7 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError, Stopped
 from xpcap.runs import open_run
 from xpcap.training.history import read_history
-from xpcap.training.options import changed_options, following_options
+from xpcap.training.options import changed_options, following_options, options_of
 from xpcap.training.rewards import Rewards
 from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.samples import FIGURES
@@ -60,6 +60,17 @@ def test_it_goes_on_from_any_step_bit_for_bit(source, tmp_path):
         same(run, tmp_path / "whole")
     started = open_run(run, "cpu").config["training"]["from_run"]
     assert started == str(source / "best.safetensors")
+
+
+def test_options_of_a_run_that_names_its_stage_twice(tiny, tmp_path):
+    """As older versions wrote it."""
+    begin(tiny, tmp_path / "source", epochs=1)
+    follow(tmp_path / "source", tmp_path / "run", epochs=1)
+    config = open_run(tmp_path / "run", CPU).config
+    found = options_of(tmp_path / "run", config)
+    assert (found.stage, found.self_critical.samples) == ("self-critical", 3)
+    config["training"]["stage"] = "self-critical"
+    assert options_of(tmp_path / "run", config) == found
 
 
 def test_figures_are_in_the_history_and_the_reward_in_the_line(tiny, tmp_path):
