@@ -183,6 +183,7 @@ def test_history_agrees_with_what_a_step_is(tiny, tmp_path):
         (["--stage", "self-critical", "--from", "source", "--reward", "METEOR"], "METEOR"),
         (["--stage", "self-critical", "--from", "source", "--hidden", "9"], "--hidden cannot"),
         (["--stage", "self-critical", "--from", "source", "--entropy", "-1"], "--entropy must"),
+        (["--stage", "self-critical", "--from", "source", "--cross-entropy", "1"], r"in \[0, 1\)"),
         (
             ["--stage", "self-critical", "--from", "source", "--label-smoothing", "0.1"],
             "--label-smoothing goes with",
