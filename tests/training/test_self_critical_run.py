@@ -7,6 +7,7 @@ import h5py
 import numpy
 import pytest
 from commands import one_line
+from mpi import together
 from runs import begin, same, stopping
 from tiny import make_tiny
 
@@ -133,6 +134,21 @@ def test_a_reward_of_other_words_is_refused_before_the_first_step(tiny, tmp_path
     with pytest.raises(DataError, match="vocabulary"):
         follow(tmp_path / "source", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_that_is_refused_ends_all_ranks(tiny, tmp_path, monkeypatch):
+    begin(tiny, tmp_path / "source", epochs=1)
+    shifted = Rewards.__call__
+    monkeypatch.setattr(Rewards, "__call__", lambda self, i, c: shifted(self, i, (c + 1) % 12))
+
+    def work(ranks):
+        before = open_run(tmp_path / "source", CPU)
+        chosen = following_options(before, stage="self-critical")
+        with pytest.raises(DataError, match="vocabulary"):
+            train_run(tiny, tmp_path / "run", chosen, CPU, RunContext(ranks=ranks), before)
+        return "refused"
+
+    assert together(2, work) == ["refused"] * 2
 
 
 def test_longer_captions_than_the_model_can_read(tiny, tmp_path):
