@@ -123,6 +123,11 @@ def test_names_that_options_do_not_have_are_refused(name):
         run_options(**{name: "zz"})
 
 
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ConfigurationError, match="stage 'zz' is unknown; expected cross-entropy, "):
+        run_options(stage="zz")
+
+
 @pytest.mark.parametrize("dtype", ["zz", "int8", 0, "U3", object, [1]])
 def test_dtypes_of_a_model_that_are_not_floating_are_refused(dtype):
     with pytest.raises(ConfigurationError, match=r"dtype .* is not a floating one"):

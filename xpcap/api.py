@@ -14,7 +14,7 @@ from typing import Any
 from xpcap import runs
 from xpcap.backend import as_backend
 from xpcap.data.dataset import Dataset, open_dataset
-from xpcap.data.extractors import default_extractor, make_extractor
+from xpcap.data.extractors import choose_extractor
 from xpcap.data.prepare import UNSPACED
 from xpcap.data.prepare import prepare as prepare_folder
 from xpcap.data.progress import Progress
@@ -106,8 +106,6 @@ def prepare(
     `"none=train,eval=test"`, or a dict; the other `options` are those of
     `xpcap.data.prepare.prepare`. See datasets/README.md.
     """
-    if extractor in (None, "none") and (weights or preprocessing or (output and extractor)):
-        raise ConfigurationError("weights, output and preprocessing need an extractor")
     known = inspect.signature(prepare_folder).parameters
     counts = dict.fromkeys(("min_count", "max_words", "workers"), 1)  # whole numbers
     options = {name: value for name, value in options.items() if value is not None}
@@ -115,10 +113,8 @@ def prepare(
     for name in ("images", "vocabulary"):
         if name in options:
             options[name] = Path(options[name])
-    chosen = None
-    if extractor != "none":
-        file = None if weights is None else Path(weights)
-        chosen = make_extractor(extractor or default_extractor(), file, output, preprocessing)
+    file = None if weights is None else Path(weights)
+    chosen = choose_extractor(extractor, file, output, preprocessing)
     if isinstance(splits, str):
         splits = parse_splits(splits)
     options.setdefault("progress", _printed_progress())

@@ -161,7 +161,7 @@ def test_prepare_without_features_says_so(call, tmp_path):
     assert "features are missing" in result.stderr
     one_line(
         call("data", "prepare", "captions.json", "--out", "other", "--weights", "a.onnx"),
-        "--weights, --output and --preprocessing need --extractor",
+        r"weights, output and preprocessing need an extractor \(--extractor NAME\)",
     )
     one_line(call("data", "prepare", "captions.json", "--out", "mine"), "not an empty folder")
 

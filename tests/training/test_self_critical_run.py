@@ -7,6 +7,7 @@ import h5py
 import numpy
 import pytest
 from commands import one_line
+from mpi import together
 from runs import begin, same, stopping
 from tiny import make_tiny
 
@@ -18,7 +19,7 @@ from xpcap.data.vocabulary import Vocabulary
 from xpcap.errors import DataError, Stopped
 from xpcap.runs import open_run
 from xpcap.training.history import read_history
-from xpcap.training.options import changed_options, following_options
+from xpcap.training.options import changed_options, following_options, options_of
 from xpcap.training.rewards import Rewards
 from xpcap.training.run import RunContext, resume_run, train_run
 from xpcap.training.samples import FIGURES
@@ -60,6 +61,17 @@ def test_it_goes_on_from_any_step_bit_for_bit(source, tmp_path):
         same(run, tmp_path / "whole")
     started = open_run(run, "cpu").config["training"]["from_run"]
     assert started == str(source / "best.safetensors")
+
+
+def test_options_of_a_run_that_names_its_stage_twice(tiny, tmp_path):
+    """As older versions wrote it."""
+    begin(tiny, tmp_path / "source", epochs=1)
+    follow(tmp_path / "source", tmp_path / "run", epochs=1)
+    config = open_run(tmp_path / "run", CPU).config
+    found = options_of(tmp_path / "run", config)
+    assert (found.stage, found.self_critical.samples) == ("self-critical", 3)
+    config["training"]["stage"] = "self-critical"
+    assert options_of(tmp_path / "run", config) == found
 
 
 def test_figures_are_in_the_history_and_the_reward_in_the_line(tiny, tmp_path):
@@ -124,6 +136,21 @@ def test_a_reward_of_other_words_is_refused_before_the_first_step(tiny, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reward_that_is_refused_ends_all_ranks(tiny, tmp_path, monkeypatch):
+    begin(tiny, tmp_path / "source", epochs=1)
+    shifted = Rewards.__call__
+    monkeypatch.setattr(Rewards, "__call__", lambda self, i, c: shifted(self, i, (c + 1) % 12))
+
+    def work(ranks):
+        before = open_run(tmp_path / "source", CPU)
+        chosen = following_options(before, stage="self-critical")
+        with pytest.raises(DataError, match="vocabulary"):
+            train_run(tiny, tmp_path / "run", chosen, CPU, RunContext(ranks=ranks), before)
+        return "refused"
+
+    assert together(2, work) == ["refused"] * 2
+
+
 def test_longer_captions_than_the_model_can_read(tiny, tmp_path):
     """Room for them is no matter; captions that are longer are refused."""
     more = {"model": "transformer", "layers": 1, "heads": 2, "wordvec": 256}
@@ -172,6 +199,7 @@ def test_history_agrees_with_what_a_step_is(tiny, tmp_path):
         (["--stage", "self-critical", "--from", "source", "--reward", "METEOR"], "METEOR"),
         (["--stage", "self-critical", "--from", "source", "--hidden", "9"], "--hidden cannot"),
         (["--stage", "self-critical", "--from", "source", "--entropy", "-1"], "--entropy must"),
+        (["--stage", "self-critical", "--from", "source", "--cross-entropy", "1"], r"in \[0, 1\)"),
         (
             ["--stage", "self-critical", "--from", "source", "--label-smoothing", "0.1"],
             "--label-smoothing goes with",

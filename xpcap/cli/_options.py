@@ -102,8 +102,8 @@ def option_name(parameter: str) -> str:
 
 
 _NAMES = (
-    "data|epochs|from_run|heads|images|keep|lazy|max_words|out|patience|replace|save_every|skip_broken|splits"
-    "|vocab|warmup|weights"
+    "data|epochs|extractor|from_run|heads|images|keep|lazy|max_words|out|patience|replace|save_every"
+    "|skip_broken|splits|vocab|warmup|weights"
 )
 _IN_PYTHON = re.compile(rf"(?<![\w'/-])({_NAMES})=(True|[A-Z]+|\{{'(.+?)': '(\w+)'\}})(?![\w'])")
 

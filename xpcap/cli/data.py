@@ -165,21 +165,16 @@ def prepare(
     command resumes.
     """
     from xpcap.backend import CPU
-    from xpcap.data.extractors import default_extractor, make_extractor
+    from xpcap.data.extractors import choose_extractor
     from xpcap.data.prepare import UNSPACED
     from xpcap.data.prepare import prepare as make_folder
     from xpcap.data.splits import parse_splits
     from xpcap.files import read_json
 
-    if extractor in (None, "none") and (weights or preprocessing or (output and extractor)):
-        raise click.UsageError("--weights, --output and --preprocessing need --extractor")
-    if extractor is None:
-        extractor = default_extractor()
-        print_message(f"features: {extractor}{_HINTS.get(extractor, '')}")
-    chosen = None
-    if extractor != "none":
-        changes = None if preprocessing is None else read_json(preprocessing)
-        chosen = make_extractor(extractor, weights, output, changes)
+    changes = None if preprocessing is None else read_json(preprocessing)
+    chosen = choose_extractor(extractor, weights, output, changes)
+    if extractor is None and chosen is not None:
+        print_message(f"features: {chosen.name}{_HINTS.get(chosen.name, '')}")
     if splits:
         options["splits"] = parse_splits(",".join(splits))
     ranks = common.join_ranks(CPU)

@@ -67,7 +67,9 @@ SHOWN = 8
     "--entropy", 0.0, "Weight of the entropy of captions, in nats per word, added to the reward."
 )
 @option(
-    "--cross-entropy", 0.0, "Share of the cross entropy of references in the self-critical loss."
+    "--cross-entropy",
+    0.0,
+    "Share of the cross entropy of references in the self-critical loss, below 1.",
 )
 @choice(
     "--model",

@@ -23,7 +23,7 @@ from xpcap.exchange.torch_layout import from_torch
 from xpcap.files import check_plain, explained, new_folder
 from xpcap.layers.multi_head import check_heads
 from xpcap.runs import Run, check_new_run, open_run
-from xpcap.runs.dataset import check_regions, open_data
+from xpcap.runs.dataset import check_regions, data_configuration, open_data
 
 _ZIP = b"PK"  # the first bytes of an .npz file
 
@@ -130,17 +130,8 @@ def _origin(data: Path | None, features: str, dim: int) -> tuple[dict[str, Any],
     others = data / layout.features_file("train", "fc7")
     if features == "auto" and dataset.feature_dim != dim and others.exists():
         dataset = open_dataset(data, "fc7", lazy=True)
-    extractor = dataset.description.get("extractor")
-    origin = {
-        "folder": str(data.resolve()),
-        "kind": dataset.kind,
-        "name": dataset.description["name"],
-        "max_words": dataset.max_words,
-        "features": dataset.description.get("features"),
-        "extractor": extractor,
-        "shape": list(dataset.feature_shape),
-    }
-    reduced = dataset.kind == "pca" and extractor
+    origin = data_configuration(dataset)
+    reduced = dataset.kind == "pca" and origin["extractor"]
     return origin, read_transform(data) if reduced else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -42,6 +43,19 @@ def data_folder(run: Run, moved: Path | None) -> Path:
                 " folder there, or where it is now (data=FOLDER)"
             )
     return folder
+
+
+def data_configuration(dataset: Dataset) -> dict[str, Any]:
+    """Return what the configuration of a run holds of its data set, without `digests`."""
+    return {
+        "shape": list(dataset.feature_shape),
+        "folder": str(dataset.folder.resolve()),
+        "kind": dataset.kind,
+        "name": dataset.description["name"],
+        "features": dataset.description.get("features"),
+        "extractor": dataset.description.get("extractor"),
+        "max_words": dataset.max_words,
+    }
 
 
 def check_data(run: Run, dataset: Dataset) -> None:

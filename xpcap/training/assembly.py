@@ -112,12 +112,14 @@ def _drawing(
     how: SelfCritical,
     size: int,
 ) -> tuple[EpochBatches | StagedBatches, TrainingStep]:
-    """Return the batches of images and the steps of self-critical training, and test its reward."""
+    """Return the batches of images and the steps of self-critical training, and test its reward.
+
+    Every rank tests it, so that an error ends them all.
+    """
     model, ranks, split = run.model, run.ranks, dataset.splits["train"]
     references = training_references(dataset)
     rewards = Rewards(references, model.word_to_idx, parse_reward(how.reward))
-    if not ranks.rank:
-        check_rewards(rewards, references, split, model.idx_to_word)
+    check_rewards(rewards, references, split, model.idx_to_word)
     step = SelfCriticalStep(
         model, optimizer, split.image_idxs, rewards,
         int(min(dataset.max_words + 1, model.max_length)), how,

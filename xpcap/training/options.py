@@ -19,7 +19,7 @@ from xpcap.models.recurrent import CaptioningRNN, check_cell
 from xpcap.models.transformer import POSITIONS, Transformer
 from xpcap.optim import INTERVALS, find_rule
 from xpcap.options import check_counts, check_number, check_options, given
-from xpcap.runs.dataset import digests
+from xpcap.runs.dataset import data_configuration, digests
 from xpcap.runs.run import Run
 from xpcap.training.recovery import OnNaN
 from xpcap.training.saving import Saving
@@ -63,13 +63,12 @@ def _refuse_others(family: str, given: Iterable[str]) -> None:
             raise ConfigurationError(f"{name} goes with model {' or '.join(owners)} alone")
 
 
-STAGES = ("cross-entropy", "self-critical")
 _SELF_CRITICAL = tuple(one.name for one in fields(SelfCritical))
 _BY_STAGE: dict[str, dict[str, Any]] = {
     "cross-entropy": {},
     "self-critical": {"lr": 2e-4, "select": "CIDEr-D"},
 }
-"""Defaults that a stage of training has for itself."""
+"""The stages of training, with the defaults that each has for itself."""
 
 
 def _refuse_self_critical(stage: str, given: Iterable[str]) -> None:
@@ -88,7 +87,6 @@ CHOICES: dict[str, Iterable[str]] = {
     "select": SELECTIONS,
     "scoring": SCORINGS,
     "positions": POSITIONS,
-    "stage": STAGES,
 }
 
 
@@ -121,8 +119,7 @@ class RunOptions:
     scheduled_sampling: float = 0.0  # see `ScheduledSampling`
     precision: str = "float32"  # of matrix products, see `TrainingStep`
     select: str = "loss"  # the best epoch: that of the lowest loss, or the best value of a metric
-    stage: str = "cross-entropy"  # or "self-critical", which the next is of
-    self_critical: SelfCritical | None = None
+    self_critical: SelfCritical | None = None  # of the stage self-critical; None: cross-entropy
     schedule: Schedule = field(default_factory=Schedule)
     saving: Saving = field(default_factory=Saving)
     on_nan: OnNaN = field(default_factory=OnNaN)
@@ -164,6 +161,11 @@ class RunOptions:
                 raise ConfigurationError(f"{name} goes with stage cross-entropy alone")
 
     @property
+    def stage(self) -> str:
+        """What is trained: `"cross-entropy"`, or `"self-critical"`."""
+        return "cross-entropy" if self.self_critical is None else "self-critical"
+
+    @property
     def attends(self) -> bool:
         """Whether the model attends to regions, so that the built-in scenes are those of a grid."""
         return issubclass(FAMILIES[self.model], Attends)
@@ -203,9 +205,11 @@ def run_options(
         "clip": clip, "keep": keep, "on_nan": on_nan, "on_nan_limit": on_nan_limit, "stage": stage,
     }  # fmt: skip
     _check({**named, **others})
+    if stage not in _BY_STAGE:
+        raise ConfigurationError(f"stage {stage!r:.40} is unknown; expected {', '.join(_BY_STAGE)}")
     critical = {name: others.pop(name) for name in _SELF_CRITICAL if name in others}
     _refuse_self_critical(stage, critical)
-    others = {**_BY_STAGE.get(stage, {}), **others}
+    others = {**_BY_STAGE[stage], **others}
     if schedule not in ("cosine", "constant"):
         raise ConfigurationError(f"schedule {schedule!r} is unknown; expected cosine or constant")
     cosine = schedule == "cosine"
@@ -213,7 +217,6 @@ def run_options(
         schedule=Schedule(epochs, lr_decay, cosine, clip or None, patience, warmup=warmup),
         saving=Saving(*_saved_every(save_every), keep),
         on_nan=OnNaN(on_nan, on_nan_limit),
-        stage=stage,
         self_critical=SelfCritical(**critical) if stage == "self-critical" else None,
         **others,
     )
@@ -267,6 +270,7 @@ def _named(options: RunOptions) -> dict[str, Any]:
         **{one.name: getattr(options, one.name) for one in fields(options)
            if one.name not in left_out},
         **({} if options.self_critical is None else asdict(options.self_critical)),
+        "stage": options.stage,
         "epochs": schedule.epochs,
         "lr_decay": schedule.lr_decay,
         "schedule": "cosine" if schedule.cosine else "constant",
@@ -312,16 +316,7 @@ def configuration(dataset: Dataset, options: RunOptions, feature_scale: float) -
         model["max_length"] = dataset.max_words + 1  # with `<END>`
     return {
         "model": {"input_dim": dataset.feature_dim, **model, "seed": options.seed},
-        "data": {
-            "shape": list(dataset.feature_shape),
-            "folder": str(dataset.folder.resolve()),
-            "kind": dataset.kind,
-            "name": dataset.description["name"],
-            "features": dataset.description.get("features"),
-            "extractor": dataset.description.get("extractor"),
-            "max_words": dataset.max_words,
-            **digests(dataset.splits),
-        },
+        "data": {**data_configuration(dataset), **digests(dataset.splits)},
         "training": {**training, "feature_scale": feature_scale},
     }
 
@@ -331,7 +326,8 @@ def options_of(path: Path, config: Mapping[str, Any]) -> RunOptions:
     try:
         training = dict(config["training"])
         del training["feature_scale"]
-        training.pop("from_run", None)
+        for name in ("from_run", "stage"):  # the latter, which `self_critical` tells, in older runs
+            training.pop(name, None)
         for name, kind in (("schedule", Schedule), ("saving", Saving), ("on_nan", OnNaN)):
             training[name] = kind(**training[name])
         if training.get("self_critical") is not None:

@@ -54,7 +54,7 @@ class SelfCritical:
     samples: int = 5  # K, captions drawn of each image
     baseline: str = "mean"  # one of `BASELINES`
     entropy: float = 0.0  # beta, weight of the entropy of captions per word
-    cross_entropy: float = 0.0  # the share of the cross entropy of references in the loss
+    cross_entropy: float = 0.0  # the share of the cross entropy of references in the loss, below 1
 
     def __post_init__(self) -> None:
         parse_reward(self.reward)
@@ -64,7 +64,7 @@ class SelfCritical:
             )
         check_counts(2 if self.baseline == "mean" else 1, LARGEST, samples=self.samples)
         check_number("entropy", self.entropy, "[0, inf)")
-        check_number("cross_entropy", self.cross_entropy, "[0, 1]")
+        check_number("cross_entropy", self.cross_entropy, "[0, 1)")
 
 
 def mean_of_others(rewards: numpy.ndarray) -> numpy.ndarray:
@@ -90,7 +90,11 @@ class Drawn(NamedTuple):
 
 
 def lengths_of(captions: numpy.ndarray, end: int | None) -> numpy.ndarray:
-    """Return the number of words `(R,)` of captions `(R, T)`, `<END>` included."""
+    """Return the number of words `(R,)` of drawn captions `(R, T)`, `<END>` included.
+
+    One without it has T words, of which `<NULL>` may be one: unlike those of `samples.count_words`,
+    whose captions may be padded.
+    """
     ended = captions == end
     found: numpy.ndarray = numpy.where(
         ended.any(axis=1), ended.argmax(axis=1) + 1, captions.shape[1]

@@ -79,6 +79,26 @@ def make_extractor(
     return OnnxExtractor(weights, preset.changed({} if changes is None else changes), output, name)
 
 
+def choose_extractor(
+    name: str | None,
+    weights: Path | None = None,
+    output: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Extractor | None:
+    """Return the extractor of a name as `make_extractor` does; by default `default_extractor`'s.
+
+    With `"none"` there is none. A `ConfigurationError` is also raised if `weights` or `changes` are
+    given without a name, or anything with `"none"`.
+    """
+    if name in (None, "none") and (weights or changes or (output and name)):
+        raise ConfigurationError(
+            "weights, output and preprocessing need an extractor (extractor=NAME)"
+        )
+    if name == "none":
+        return None
+    return make_extractor(name or default_extractor(), weights, output, changes)
+
+
 def default_extractor() -> str:
     """Return the name of the network for photographs if it is installed, else the filter bank's."""
     needed = (find_spec("onnx"), find_spec("onnxruntime"), installed_weights())
