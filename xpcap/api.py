@@ -145,7 +145,7 @@ def train(
     data
         A data folder, or `"scenes"` for the built-in set, which is drawn once, and the default.
     out
-        The run folder, a new name; by default `runs/DATA-CELL-NUMBER`.
+        The run folder, a new name; by default `runs/DATA-MODEL-NUMBER`.
     from_run
         A run whose best epoch's model training starts from, or a checkpoint file; its data are
         the default of `data`.

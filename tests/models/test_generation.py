@@ -73,6 +73,12 @@ def test_batches_of_all_sizes_in_turn(kind, backend):
             agrees(model, N=N, seed=seed, max_length=max_length)
 
 
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_no_images(kind, backend, compiled, monkeypatch):
+    monkeypatch.setenv("XPCAP_COMPILED", compiled)
+    assert sampled(build(backend, kind=kind), N=0).shape == (0, 9)
+
+
 @pytest.mark.parametrize(("N", "max_length"), [(6, 9), (1, 9), (6, 1), (1, 1)])
 def test_captions_are_not_overwritten_by_later_ones(kind, backend, N, max_length):
     model = build(backend, kind=kind)

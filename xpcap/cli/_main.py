@@ -105,7 +105,7 @@ def _end(message: str, status: int) -> NoReturn:
 )  # fmt: skip
 @click.version_option(xpcap.__version__, prog_name="xpcap")
 def main() -> None:
-    """Train recurrent networks to caption images, on a CPU or an NVIDIA GPU.
+    """Train networks to caption images, on a CPU or an NVIDIA GPU.
 
     `xpcap train` needs no data: it draws its own images and learns to describe them.
     """

@@ -167,7 +167,7 @@ SHOWN = 8
     "Rounding of the factors of matrix products; tf32 and bf16 need a GPU.",
 )
 @option("--seed", 0, "Random seed of parameters, order, dropout and subsets.", type=NonNegative)
-@path("--out", "Run folder to create.", show_default="runs/DATA-CELL-NUMBER")
+@path("--out", "Run folder to create.", show_default="runs/DATA-MODEL-NUMBER")
 @path(
     "--tensorboard",
     "Also write TensorBoard events, to a folder of DIR named like the run.",
@@ -176,7 +176,7 @@ SHOWN = 8
 @path(
     "--resume",
     "Continue a stopped run with its own options; --epochs, --lr, --patience, --lazy, --save-every,"
-    " --keep, --on-nan, --data, --device and --tensorboard may be changed.",
+    " --keep, --on-nan, --on-nan-limit, --data, --device and --tensorboard may be changed.",
     metavar="RUN",
 )
 @click.option(

@@ -75,7 +75,8 @@ def attention_step(
     (R, A, P), H, sequence = weights.shape, context.shape[1], xp.arange(len(qkv))
     keys[sequence, position], values[sequence, position] = qkv[:, H : 2 * H], qkv[:, 2 * H :]
     query, k, v = (
-        part.reshape(R, -1, A, H // A).swapaxes(1, 2) for part in (qkv[:, :H], keys, values)
+        part.reshape(R, rows, A, H // A).swapaxes(1, 2)
+        for part, rows in ((qkv[:, :H], 1), (keys, P), (values, P))
     )
     mask = (xp.arange(P) <= position[:, None])[:, None, None]
     found = weights[:, :, None]

@@ -368,4 +368,6 @@ class CaptionModel(abc.ABC):
             max_length = int(min(30, self.max_length))
         check_counts(0, self.max_length, max_length=max_length)
         with self.backend.activate():
+            if not len(features):
+                return namespace(features).empty((0, max_length), numpy.int32)
             return greedy(self, features, max_length)
