@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,7 @@ def test_expected(gpu):
 def test_other():
     pytest.skip("too slow")
 """
+TESTS = str(Path(__file__).parent)
 OUTCOMES = {
     "named": "SKIPPED",
     "unnamed": "SKIPPED",
@@ -45,7 +47,7 @@ def outcomes(folder, *options):
     """Run the cases under this suite's conftest.py in a Python of their own."""
     (folder / "test_cases.py").write_text(CASES)
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-v", *options, "test_cases.py"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [TESTS, *sys.path]))}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return dict(re.findall(r"::test_(\S+) ([A-Z]+)", done.stdout)), done.stdout
 
